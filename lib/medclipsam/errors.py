@@ -1,0 +1,49 @@
+"""The one error family: every error a user can cause or mend derives from `MedClipSamError`.
+
+The message is one sentence that names the thing, what was given and what is allowed; the command line prints it
+and exits with 2, the server answers it as a 4xx.
+"""
+
+
+class MedClipSamError(Exception):
+    """Base of all errors of this package; `str(error)` is a sentence fit for the user."""
+
+
+class InputError(MedClipSamError):
+    """What the user gave cannot be used: a text, an image, a file, a range."""
+
+
+class ImageError(InputError):
+    """An image file cannot be read, or holds something that is not an image this package handles."""
+
+
+class TargetError(InputError):
+    """A target or targets file is unknown or malformed."""
+
+
+class OptionError(InputError):
+    """An option is unknown, of the wrong type or out of range.
+
+    Parameters
+    ----------
+    key : str
+        Name of the option as the user wrote it.
+    value : object
+        What was given.
+    allowed : str
+        What is allowed, as the end of a sentence: "one of kmeans, threshold, crf".
+    """
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"Option {key!r} cannot be {value!r}; allowed: {allowed}.")
+        self.key = key
+        self.value = value
+        self.allowed = allowed
+
+
+class WeightsError(MedClipSamError):
+    """Weights are missing, damaged or of another architecture than asked for."""
+
+
+class CancelledError(MedClipSamError):
+    """The caller asked to stop; nothing was written."""
