@@ -169,6 +169,7 @@ _INTEGERS = frozenset(
     {"layer", "steps", "samples", "seed", "num_components", "min_size", "num_points", "negative_points"}
 )
 _BOOLEANS = ("presence", "box_per_component")
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _PLANES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -180,11 +181,10 @@ def _parse(key: str, value: Any) -> Any:
     if key in _BOOLEANS:
         if isinstance(value, bool):
             return value
-        words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
         word = str(value).strip().lower()
-        if word not in words:
+        if word not in _WORDS:
             raise OptionError(key, value, "true or false")
-        return words[word]
+        return _WORDS[word]
     if key in RANGES:
         if isinstance(value, bool):
             raise OptionError(key, value, "a number")
