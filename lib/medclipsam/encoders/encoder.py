@@ -1,0 +1,167 @@
+"""A frozen CLIP: texts and planes to one embedding space, with the vision tower split for saliency."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from medclipsam.encoders.fit import Fit, fit_plane
+from medclipsam.encoders.towers import split_tower
+from medclipsam.errors import InputError
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+# A text feature is a few kB; a thousand texts are nothing beside one activation.
+_TEXT_CACHE = 1024
+
+
+class Encoder:
+    """An open_clip model, frozen, in evaluation mode, with its tokenizer and preprocessing.
+
+    Parameters
+    ----------
+    model : open_clip.CLIP or open_clip.CustomTextCLIP
+        An open_clip model with `visual`, `encode_text` and `logit_scale`.
+    tokenizer : callable
+        list of str -> int64 [B, context].
+    image_size : int
+        Side of the square input in pixels.
+    mean, std : sequence of float
+        Normalisation of the three channels of an input in [0, 1].
+    identity : str
+        sha256 of the weights; part of every cache key and every result.
+    name : str
+        Name of the weights.
+    defaults : mapping, optional
+        What the weights recommend: `saliency` (beta, variance, layer, smooth, clip_percentile, contrast) and
+        `presence_threshold`.
+    count_tokens : callable, optional
+        Text -> number of tokens before any cut, special tokens included; lets a text beyond the context be refused.
+    device : str or torch.device
+        Where the model runs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        identity: str,
+        name: str,
+        defaults: Mapping[str, Any] | None = None,
+        count_tokens: Callable[[str], int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.identity = identity
+        self.name = name
+        self.defaults = dict(defaults or {})
+        self.tower = split_tower(model.visual)
+        self._count_tokens = count_tokens
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+        self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def logit_scale(self) -> float:
+        """The model's own scale of a cosine (CLIP's exp of the learnt temperature)."""
+        return float(self.model.logit_scale.exp())
+
+    def double(self) -> Encoder:
+        """Turn the model to float64 in place (for exact comparisons) and return self."""
+        self.model.double()
+        self._texts.clear()
+        return self
+
+    def preprocess(self, plane: np.ndarray, fit: str = "letterbox") -> tuple[torch.Tensor, Fit]:
+        """Make the tower's input from a plane.
+
+        Parameters
+        ----------
+        plane : numpy.ndarray
+            uint8 [H, W, 3].
+        fit : {"letterbox", "squash", "crop"}
+            See `fit_plane`.
+
+        Returns
+        -------
+        tensor : torch.Tensor
+            Normalised [3, size, size] on the CPU, in the model's dtype.
+        geometry : Fit
+            The way back to the plane.
+        """
+        pixels, geometry = fit_plane(plane, self.image_size, fit)
+        return ((pixels - self._mean) / self._std).to(self.dtype), geometry
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Encode texts; each text is run once and remembered.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            One caption each.
+
+        Returns
+        -------
+        torch.Tensor
+            [len(texts), E], unit length.
+
+        Raises
+        ------
+        InputError
+            If a text is empty or longer than the model's context.
+        """
+        for text in texts:
+            if not text.strip():
+                raise InputError("A text to look for is empty; write what to find, for example 'both lungs'.")
+            self._check_length(text)
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        fresh = {}
+        if new:
+            tokens = self.tokenizer(new).to(self.device)
+            features = F.normalize(self.model.encode_text(tokens), dim=-1)
+            fresh = dict(zip(new, features, strict=True))
+        # Read before the cache is trimmed, so that one large request cannot push out its own texts.
+        result = torch.stack([fresh[text] if text in fresh else self._texts[text] for text in texts])
+        self._texts.update(fresh)
+        while len(self._texts) > _TEXT_CACHE:
+            self._texts.popitem(last=False)
+        return result
+
+    def text_prototype(self, captions: Sequence[str]) -> torch.Tensor:
+        """Encode several captions of one thing, average and normalise them (text ensemble): [E]."""
+        return F.normalize(self.encode_texts(captions).mean(dim=0), dim=-1)
+
+    @torch.no_grad()
+    def encode_images(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Encode preprocessed planes [B, 3, size, size] to unit vectors [B, E]."""
+        last = self.tower.n_blocks - 1
+        tokens = self.tower.prefix(inputs.to(self.device), last)
+        return F.normalize(self.tower.suffix(tokens, last), dim=-1)
+
+    def _check_length(self, text: str) -> None:
+        if self._count_tokens is None:
+            return
+        context = int(getattr(self.model, "context_length", 0) or self.tokenizer(["a"]).shape[-1])
+        used = self._count_tokens(text)
+        if used > context:
+            raise InputError(
+                f"The text {text[:40]!r}... has {used} tokens; the text encoder {self.name!r} reads at most {context}."
+            )
