@@ -1,0 +1,1 @@
+"""The embedded demo: phantoms, and the trainers of the small CLIP and SAM that ship with the package."""
