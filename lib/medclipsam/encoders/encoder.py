@@ -18,6 +18,8 @@ Tokenizer = Callable[[list[str]], torch.Tensor]
 
 # A text feature is a few kB; a thousand texts are nothing beside one activation.
 _TEXT_CACHE = 1024
+# Tokens of a ViT-B plane are 0.6 MB; a second prompt on the same image then skips the first half of the tower.
+_PREFIX_CACHE = 32
 
 
 class Encoder:
@@ -72,6 +74,7 @@ class Encoder:
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._tokens: OrderedDict[tuple[bytes, int], torch.Tensor] = OrderedDict()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,6 +90,7 @@ class Encoder:
         """Turn the model to float64 in place (for exact comparisons) and return self."""
         self.model.double()
         self._texts.clear()
+        self._tokens.clear()
         return self
 
     def preprocess(self, plane: np.ndarray, fit: str = "letterbox") -> tuple[torch.Tensor, Fit]:
@@ -153,13 +157,46 @@ class Encoder:
     def encode_images(self, inputs: torch.Tensor) -> torch.Tensor:
         """Encode preprocessed planes [B, 3, size, size] to unit vectors [B, E]."""
         last = self.tower.n_blocks - 1
-        tokens = self.tower.prefix(inputs.to(self.device), last)
-        return F.normalize(self.tower.suffix(tokens, last), dim=-1)
+        return self.features(self.tower.prefix(inputs.to(self.device), last), last)
+
+    @torch.no_grad()
+    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
+        """Run planes up to and with a vision block; the latest planes are remembered.
+
+        Parameters
+        ----------
+        planes : sequence of (bytes, torch.Tensor)
+            For each plane what identifies its input, and the input [3, size, size].
+        layer : int
+            0-based block.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, 1+P, D], on the device.
+        """
+        keys = [(digest, layer) for digest, _ in planes]
+        new = {key: tensor for key, (_, tensor) in zip(keys, planes, strict=True) if key not in self._tokens}
+        fresh = {}
+        if new:
+            tokens = self.tower.prefix(torch.stack(list(new.values())).to(self.device), layer)
+            fresh = {key: row.clone() for key, row in zip(new, tokens, strict=True)}
+        result = torch.stack([fresh[key] if key in fresh else self._tokens[key] for key in keys])
+        self._tokens.update(fresh)
+        while len(self._tokens) > _PREFIX_CACHE:
+            self._tokens.popitem(last=False)
+        return result
+
+    @torch.no_grad()
+    def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        """Run tokens [B, 1+P, D] of a vision block to the end: unit vectors [B, E]."""
+        return F.normalize(self.tower.suffix(tokens, layer), dim=-1)
 
     def _check_length(self, text: str) -> None:
         if self._count_tokens is None:
             return
-        context = int(getattr(self.model, "context_length", 0) or self.tokenizer(["a"]).shape[-1])
+        # The tokenizer's, not the tower's: a BERT has positions for more than its CLIP was trained with.
+        context = self.tokenizer(["a"]).shape[-1]
         used = self._count_tokens(text)
         if used > context:
             raise InputError(
