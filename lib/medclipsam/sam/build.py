@@ -1,0 +1,171 @@
+"""SAM models from a checkpoint file: the published architectures and small ones described by a dictionary."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from medclipsam.errors import WeightsError
+
+# MedSAM is a vit_b with its own preprocessing.
+SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam")
+PREPROCESSINGS = ("sam", "medsam")
+
+_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_ARCH_KEYS = frozenset(
+    {
+        "image_size",
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "window_size",
+        "global_attn_indexes",
+        "prompt_dim",
+        "mask_in_chans",
+        "decoder_depth",
+        "decoder_mlp_dim",
+        "decoder_num_heads",
+        "iou_head_depth",
+        "iou_head_hidden_dim",
+        "pixel_mean",
+        "pixel_std",
+    }
+)
+
+
+def build_sam(arch: str | Mapping[str, Any]) -> Sam:
+    """Build a SAM with random weights, in eval mode.
+
+    Parameters
+    ----------
+    arch : {"vit_h", "vit_l", "vit_b", "medsam"} or mapping
+        A published architecture, or a description with the keys `image_size` and `patch_size` (pixels), `embed_dim`,
+        `depth`, `num_heads`, `mlp_ratio`, `window_size` (0: all blocks attend globally) and `global_attn_indexes` of
+        the image encoder, `prompt_dim` and `mask_in_chans` of the prompt encoder, `decoder_depth`,
+        `decoder_mlp_dim`, `decoder_num_heads`, `iou_head_depth` and `iou_head_hidden_dim` of the mask decoder,
+        `pixel_mean` and `pixel_std` (three numbers each, on the 0-255 scale).
+
+    Raises
+    ------
+    WeightsError
+        If the name is unknown, or the description lacks a key, has an unknown one, or describes no SAM.
+    """
+    if isinstance(arch, str):
+        if arch not in SAM_NAMES:
+            raise WeightsError(f"There is no SAM architecture {arch!r}; allowed: {', '.join(SAM_NAMES)}.")
+        return sam_model_registry["vit_b" if arch == "medsam" else arch]()
+    if set(arch) != _ARCH_KEYS:
+        missing, unknown = sorted(_ARCH_KEYS - set(arch)), sorted(set(arch) - _ARCH_KEYS)
+        raise WeightsError(
+            f"The SAM architecture lacks the keys {missing or 'none'} and has the unknown keys {unknown or 'none'}."
+        )
+    try:
+        return _build_described(arch)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise WeightsError(f"The SAM architecture {dict(arch)} cannot be built: {error}.") from error
+
+
+def _build_described(arch: Mapping[str, Any]) -> Sam:
+    size, patch, dim = arch["image_size"], arch["patch_size"], arch["prompt_dim"]
+    encoder = ImageEncoderViT(
+        img_size=size,
+        patch_size=patch,
+        embed_dim=arch["embed_dim"],
+        depth=arch["depth"],
+        num_heads=arch["num_heads"],
+        mlp_ratio=arch["mlp_ratio"],
+        out_chans=dim,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=arch["window_size"],
+        global_attn_indexes=tuple(arch["global_attn_indexes"]),
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=dim,
+        image_embedding_size=(size // patch, size // patch),
+        input_image_size=(size, size),
+        mask_in_chans=arch["mask_in_chans"],
+    )
+    decoder = MaskDecoder(
+        transformer_dim=dim,
+        transformer=TwoWayTransformer(
+            depth=arch["decoder_depth"],
+            embedding_dim=dim,
+            mlp_dim=arch["decoder_mlp_dim"],
+            num_heads=arch["decoder_num_heads"],
+        ),
+        iou_head_depth=arch["iou_head_depth"],
+        iou_head_hidden_dim=arch["iou_head_hidden_dim"],
+    )
+    return Sam(encoder, prompt_encoder, decoder, list(arch["pixel_mean"]), list(arch["pixel_std"])).eval()
+
+
+def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam:
+    """Build a SAM with the weights of a file: float32, on the CPU, eval mode, no parameter asking for a gradient.
+
+    Parameters
+    ----------
+    path : Path
+        `.safetensors`, or a PyTorch checkpoint: a state dictionary, or a dictionary that has one under "model" (as
+        MedSAM's training script writes). Nothing in the file is executed.
+    arch : str or mapping
+        As in `build_sam`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, holds something else, or holds another architecture.
+    """
+    state = _read_state(path)
+    # On "meta" no memory is taken and nothing is drawn at random: the file's tensors become the parameters below.
+    with torch.device("meta"):
+        sam = build_sam(arch)
+    _check_state(path, arch, sam, state)
+    sam.load_state_dict(state, assign=True)
+    return sam.float().requires_grad_(False)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"SAM weights {path}: there is no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"SAM weights {path}: the file is damaged or no checkpoint ({reason}).") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"SAM weights {path}: the file holds no state dictionary of tensors.")
+    return content
+
+
+def _check_state(path: Path, arch: str | Mapping[str, Any], sam: Sam, state: dict[str, torch.Tensor]) -> None:
+    expected = sam.state_dict()
+    wrong = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
+    }
+    if not any(wrong.values()):
+        return
+    counts = ", ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in wrong.items() if keys)
+    asked = arch if isinstance(arch, str) else "SAM of the given description"
+    patch_embedding = state.get("image_encoder.patch_embed.proj.weight")
+    found = _WIDTHS.get(len(patch_embedding)) if patch_embedding is not None and patch_embedding.ndim else None
+    hint = f"; the file looks like {found}" if found and "of another shape" in counts else ""
+    raise WeightsError(f"SAM weights {path}: the file is no {asked}: tensors {counts}{hint}.")
