@@ -163,7 +163,9 @@ def test_maps_equal_the_plain_version_at_biomedclip_size(
     assert relative(made[0], reference) < tolerance
 
 
-def run(tower: Tower, images: torch.Tensor, contents: Sequence[bytes], text: torch.Tensor, **extra: int) -> torch.Tensor:
+def run(
+    tower: Tower, images: torch.Tensor, contents: Sequence[bytes], text: torch.Tensor, **extra: int
+) -> torch.Tensor:
     return m2ib_maps(
         tower,
         tower.prefix(images, 2),
