@@ -1,0 +1,26 @@
+"""What can be asked for: the known targets, their captions and labels, and how a request's text becomes targets."""
+
+from medclipsam.targets.prompt import (
+    FINDING_LABELS,
+    MAX_TEXT,
+    TextTarget,
+    assign_labels,
+    label_table,
+    negatives,
+    parse_prompt,
+)
+from medclipsam.targets.target import MAX_LABEL, Target, TargetSet, normalise
+
+__all__ = [
+    "FINDING_LABELS",
+    "MAX_LABEL",
+    "MAX_TEXT",
+    "Target",
+    "TargetSet",
+    "TextTarget",
+    "assign_labels",
+    "label_table",
+    "negatives",
+    "normalise",
+    "parse_prompt",
+]

@@ -1,0 +1,411 @@
+"""Known targets: the structures that have a label, captions and settings of their own, read from YAML files."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medclipsam.errors import TargetError
+from medclipsam.options import PRESETS, RANGES
+
+# Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.
+MAX_LABEL = 200
+
+_FOLDER = Path(__file__).parent
+_BUILT_IN = (_FOLDER / "paper.yaml", _FOLDER / "demo.yaml")
+
+_ARTICLES = frozenset({"a", "an", "the"})
+# One spelling for words that are written in several ways, so that a targets file need not list each.
+_SPELLINGS = {
+    "tumor": "tumour",
+    "tumors": "tumours",
+    "edema": "oedema",
+    "xray": "x ray",
+    "xrays": "x rays",
+}
+_WORD = re.compile(r"[^\W_]+")
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_MODALITY = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
+_RESERVED = re.compile(r"finding \d+|background")
+_SALIENCY_PRESETS = tuple(preset for preset in PRESETS if preset != "auto")
+_SALIENCY_KEYS = ("beta", "variance", "layer")
+_KEYS = (
+    "name",
+    "label",
+    "modality",
+    "meaning",
+    "overlaps",
+    "synonyms",
+    "captions",
+    "absence_captions",
+    "window",
+    "num_components",
+    "box_per_component",
+    "saliency",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One known structure in one or more modalities.
+
+    Parameters
+    ----------
+    name : str
+        Unique name.
+    label : int
+        Stable id in label maps, 1 to `MAX_LABEL`, unique.
+    captions : tuple of str
+        What the picture's caption says where the structure is there; a text ensemble.
+    modality : tuple of str
+        DICOM modalities it is known in; empty for all.
+    meaning : str
+        Slug of the structure; targets that share it are the same structure in different modalities.
+    overlaps : tuple of str
+        Meanings that this structure overlaps or lies in, so that neither is a negative of the other.
+    synonyms : tuple of str
+        Other texts that mean it.
+    absence_captions : tuple of str
+        What the caption says where the structure is not there; empty leaves it to the general bank.
+    window : tuple of float or None
+        CT window (centre, width) in Hounsfield units; None takes the file's own.
+    num_components : int
+        How many largest components of its mask are kept.
+    box_per_component : bool
+        Whether each component has a box of its own.
+    saliency : dict
+        Preset name to {"beta", "variance", "layer"} of M2IB.
+    """
+
+    name: str
+    label: int
+    captions: tuple[str, ...]
+    modality: tuple[str, ...] = ()
+    meaning: str = ""
+    overlaps: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
+    absence_captions: tuple[str, ...] = ()
+    window: tuple[float, float] | None = None
+    num_components: int = 1
+    box_per_component: bool = False
+    saliency: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
+
+    def in_modality(self, modality: str | None) -> bool:
+        """Return whether the target is known in a DICOM modality (None: not known which, so any)."""
+        return modality is None or not self.modality or modality.upper() in self.modality
+
+    def shares_modality(self, other: Target) -> bool:
+        """Return whether there is a modality in which both targets are known."""
+        return not self.modality or not other.modality or bool(set(self.modality) & set(other.modality))
+
+    def overlaps_with(self, other: Target) -> bool:
+        """Return whether both are one structure or may share pixels, whichever of the two says so."""
+        return self.meaning == other.meaning or other.meaning in self.overlaps or self.meaning in other.overlaps
+
+
+class TargetSet:
+    """The known targets, in the order of their files.
+
+    Parameters
+    ----------
+    targets : iterable of Target
+        Targets whose names and labels differ, and whose texts do not mean two targets in one modality.
+
+    Raises
+    ------
+    TargetError
+        If two targets share a name, a label, or a text in a modality that both are known in.
+    """
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self._targets = tuple(targets)
+        self._texts: dict[str, list[Target]] = {}
+        labels: dict[int, Target] = {}
+        names: dict[str, Target] = {}
+        for target in self._targets:
+            key = normalise(target.name)
+            if key in names:
+                raise TargetError(f"Target {target.name!r} has the name of another target; names must be unique.")
+            names[key] = target
+            other = labels.setdefault(target.label, target)
+            if other is not target:
+                raise TargetError(
+                    f"Target {target.name!r} has label {target.label}, which {other.name!r} has already; "
+                    f"labels must be unique."
+                )
+            self._index(target)
+        self._names = names
+
+    @classmethod
+    def load(cls, *extra_files: str | Path) -> TargetSet:
+        """Read the built-in targets and then the user's own files.
+
+        A target of a later file replaces the one of the same name in an earlier file.
+
+        Parameters
+        ----------
+        *extra_files : str or pathlib.Path
+            YAML files in the format of docs/targets.md.
+
+        Raises
+        ------
+        TargetError
+            If a file cannot be read, is malformed, or its targets collide with each other or with earlier ones.
+        """
+        merged: dict[str, Target] = {}
+        for file in (*(file for file in _BUILT_IN if file.is_file()), *(Path(file) for file in extra_files)):
+            merged |= {normalise(target.name): target for target in read_targets(file)}
+        return cls(merged.values())
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def names(self) -> list[str]:
+        """Return the names in the order of the files."""
+        return [target.name for target in self._targets]
+
+    def get(self, name: str) -> Target:
+        """Return the target of a name (case and punctuation do not matter).
+
+        Raises
+        ------
+        TargetError
+            If there is none.
+        """
+        target = self._names.get(normalise(name))
+        if target is None:
+            raise TargetError(f"There is no target {name!r}; known targets: {', '.join(self.names())}.")
+        return target
+
+    def match(self, text: str, modality: str | None = None) -> Target | None:
+        """Find the known target that a text means: its name, a synonym or a caption, and nothing less.
+
+        Case, punctuation, articles and the spellings tumor/tumour, edema/oedema and xray/x-ray do not matter. A text
+        of one modality's target means the target of the same structure in the image's modality.
+
+        Parameters
+        ----------
+        text : str
+            What the user wrote, for one target.
+        modality : str or None
+            DICOM modality of the image; None where it is not known.
+
+        Returns
+        -------
+        Target or None
+            None where no target of this modality is meant, or, without a modality, targets of different meaning are.
+        """
+        meant = self._texts.get(normalise(text), [])
+        found = [target for target in meant if target.in_modality(modality)]
+        if not found:
+            # "lungs CT" asked of an X-ray means the lungs all the same.
+            meanings = {target.meaning for target in meant}
+            found = [target for target in self if target.meaning in meanings and target.in_modality(modality)]
+        return found[0] if len({target.meaning for target in found}) == 1 else None
+
+    def _index(self, target: Target) -> None:
+        for text in (target.name, *target.synonyms, *target.captions):
+            known = self._texts.setdefault(normalise(text), [])
+            if target in known:
+                continue
+            for other in known:
+                if target.shares_modality(other):
+                    raise TargetError(
+                        f"The text {text!r} means the targets {other.name!r} and {target.name!r} in one modality; "
+                        f"names, synonyms and captions must tell targets apart."
+                    )
+            known.append(target)
+
+
+def normalise(text: str) -> str:
+    """Reduce a text to what tells it from others: lower case, no punctuation, no articles, one spelling.
+
+    >>> normalise("A malignant Breast-Tumor.")
+    'malignant breast tumour'
+    """
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("'", "").replace("’", ""))
+    # A last "a" is no article but a name, as in "hepatitis A".
+    kept = [word for place, word in enumerate(words) if word not in _ARTICLES or place == len(words) - 1]
+    return " ".join(_SPELLINGS.get(word, word) for word in kept)
+
+
+def read_targets(file: Path) -> list[Target]:
+    """Read and check one targets file.
+
+    Parameters
+    ----------
+    file : pathlib.Path
+        YAML, in the format of docs/targets.md.
+
+    Raises
+    ------
+    TargetError
+        If the file cannot be read or breaks the format; the sentence names file, target and key.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise TargetError(f"The targets file {file} cannot be read: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise TargetError(f"The targets file {file} is no valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict) or set(content) != {"targets"}:
+        raise TargetError(f"The targets file {file} must hold the one key 'targets'.")
+    entries = content["targets"]
+    if not isinstance(entries, list) or not entries:
+        raise TargetError(f"The targets file {file} must hold a list of at least one target below 'targets'.")
+    targets = [_Entry(file, place, entry).target() for place, entry in enumerate(entries, start=1)]
+    try:
+        TargetSet(targets)
+    except TargetError as error:
+        raise TargetError(f"Targets file {file}: {error}") from None
+    return targets
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader`, except that a key written twice is an error instead of silently losing the first."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        if key is not None:
+            seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+class _Entry:
+    """One entry of a targets file, with what its errors have to name."""
+
+    def __init__(self, file: Path, place: int, entry: object) -> None:
+        self.file = file
+        self.where = f"target {place}"
+        if not isinstance(entry, dict):
+            raise TargetError(f"Targets file {file}, {self.where}: {entry!r} is no mapping of keys to values.")
+        self.entry: Mapping[Any, Any] = entry
+        if isinstance(entry.get("name"), str):
+            self.where = f"target {entry['name']!r}"
+        for key in entry:
+            if key not in _KEYS:
+                raise TargetError(
+                    f"Targets file {file}, {self.where}: the key {key!r} is unknown; allowed: {', '.join(_KEYS)}."
+                )
+        for key in ("name", "label", "captions"):
+            if key not in entry:
+                raise TargetError(f"Targets file {file}, {self.where}: the key {key!r} is missing.")
+
+    def target(self) -> Target:
+        name = self._text("name", self.entry["name"])
+        key = normalise(name)
+        if not key or _RESERVED.fullmatch(key) or any(mark in name for mark in ";|\n"):
+            raise self._bad("name", name, "a text with a word, without ';' and '|', other than 'finding N'")
+        modality = self._texts("modality")
+        for code in modality:
+            if not _MODALITY.fullmatch(code):
+                raise self._bad("modality", code, "a list of DICOM modalities such as [CR, DX]")
+        window = self._window()
+        if window is not None and modality and "CT" not in modality:
+            raise self._bad("window", list(window), "a window only where modality has CT")
+        meaning = self.entry.get("meaning", key.replace(" ", "-"))
+        return Target(
+            name=name,
+            label=self._whole("label", self.entry["label"], 1, MAX_LABEL),
+            captions=self._texts("captions", required=True),
+            modality=modality,
+            meaning=self._slug("meaning", meaning) if "meaning" in self.entry else meaning,
+            overlaps=tuple(self._slug("overlaps", text) for text in self._texts("overlaps")),
+            synonyms=self._texts("synonyms"),
+            absence_captions=self._texts("absence_captions"),
+            window=window,
+            num_components=self._whole(
+                "num_components", self.entry.get("num_components", 1), *map(int, RANGES["num_components"])
+            ),
+            box_per_component=self._truth("box_per_component"),
+            saliency=self._saliency(),
+        )
+
+    def _bad(self, key: str, value: object, allowed: str) -> TargetError:
+        return TargetError(f"Targets file {self.file}, {self.where}: {key} cannot be {value!r}; allowed: {allowed}.")
+
+    def _text(self, key: str, value: object) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self._bad(key, value, "a text that is not empty (in quotes if YAML would read it as a number or yes)")
+        return value.strip()
+
+    def _texts(self, key: str, *, required: bool = False) -> tuple[str, ...]:
+        values = self.entry.get(key, [])
+        if not isinstance(values, list) or (required and not values):
+            raise self._bad(key, values, "a list of texts" + (", at least one" if required else ""))
+        texts = [self._text(key, value) for value in values]
+        for text in texts:
+            if not normalise(text):
+                raise self._bad(key, text, "texts with a word in them")
+            if texts.count(text) > 1:
+                raise self._bad(key, text, "each text once")
+        return tuple(texts)
+
+    def _slug(self, key: str, value: object) -> str:
+        if not isinstance(value, str) or not _SLUG.fullmatch(value):
+            raise self._bad(key, value, "lower-case letters and digits joined by '-', such as lung-nodule")
+        return value
+
+    def _whole(self, key: str, value: object, low: int, high: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._bad(key, value, f"a whole number from {low} to {high}")
+        return value
+
+    def _number(self, key: str, value: object, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self._bad(key, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def _truth(self, key: str) -> bool:
+        value = self.entry.get(key, False)
+        if not isinstance(value, bool):
+            raise self._bad(key, value, "true or false")
+        return value
+
+    def _window(self) -> tuple[float, float] | None:
+        value = self.entry.get("window")
+        if value is None:
+            return None
+        numbers = isinstance(value, list) and all(
+            isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+            for number in value
+        )
+        if not numbers or len(value) != 2 or value[1] <= 0:
+            raise self._bad("window", value, "two numbers [centre, width] in Hounsfield units, width above 0")
+        return float(value[0]), float(value[1])
+
+    def _saliency(self) -> dict[str, dict[str, float]]:
+        presets = self.entry.get("saliency", {})
+        if not isinstance(presets, dict):
+            raise self._bad("saliency", presets, "preset names with beta, variance and layer")
+        settings: dict[str, dict[str, float]] = {}
+        for preset, values in presets.items():
+            if preset not in _SALIENCY_PRESETS:
+                raise self._bad("saliency", preset, "the presets " + ", ".join(_SALIENCY_PRESETS))
+            if not isinstance(values, dict) or set(values) != set(_SALIENCY_KEYS):
+                raise self._bad(f"saliency.{preset}", values, "the keys " + ", ".join(_SALIENCY_KEYS) + ", each once")
+            where = f"saliency.{preset}."
+            settings[preset] = {
+                "beta": self._number(where + "beta", values["beta"], *RANGES["beta"]),
+                "variance": self._number(where + "variance", values["variance"], *RANGES["variance"]),
+                "layer": self._whole(where + "layer", values["layer"], *map(int, RANGES["layer"])),
+            }
+        return settings
