@@ -1,0 +1,83 @@
+"""Studies on a DICOMweb server, read as the DICOM they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.datastore import DefaultLabelTag
+from requests import RequestException
+
+from medclipsam.errors import InputError
+from medclipsam.server.http import UnknownError, UpstreamError
+
+SEARCH_FILTER = {"Modality": "CT,MR,CR,DX,MG,US"}
+
+
+class DicomWebStudies(DICOMWebDatastore):
+    """MONAI Label's DICOMweb datastore whose images are folders of DICOM files.
+
+    The stock one turns each series into NIfTI first, which loses the modality and the windows, and fails on radiographs
+    and on ultrasound.
+    """
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Return the folder that holds the series, fetched at the first call.
+
+        Raises
+        ------
+        UnknownError
+            If the server lists no such series.
+        UpstreamError
+            If the series cannot be fetched.
+        """
+        try:
+            known = image_id in self.list_images()
+        except RequestException as error:
+            raise UpstreamError(f"The DICOMweb server {self.name()} did not list its series: {error}.") from error
+        if not known:
+            raise UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
+
+        folder = Path(self._datastore.image_path(), image_id).resolve()
+        if not folder.is_dir():
+            self._fetch(image_id, folder)
+        if image_id not in self._datastore.objects:
+            # with an empty extension the folder itself is the image's file
+            image = DataModel(info=self._dicom_info(image_id), ext="")
+            self._datastore.objects[image_id] = ImageLabelModel(image=image)
+            self._update_datastore_file()
+        return str(folder)
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Save a label; one tagged `final` also becomes a DICOM SEG series on the server.
+
+        Raises
+        ------
+        InputError
+            If the tool that writes DICOM SEG is not installed.
+        """
+        if label_tag == DefaultLabelTag.FINAL and shutil.which("itkimage2segimage") is None:
+            raise InputError(
+                "A final label becomes DICOM SEG, for which the program itkimage2segimage is needed; "
+                "install it with: pip install dcmqi."
+            )
+        return super().save_label(image_id, label_filename, label_tag, label_info, label_id)
+
+    def _fetch(self, image_id: str, folder: Path) -> None:
+        from monailabel.datastore.utils.dicom import dicom_web_download_series
+
+        # under another name until it is whole, since a folder that exists is taken as fetched
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            dicom_web_download_series(None, image_id, str(partial), self._client, self._fetch_by_frame)
+        except (RequestException, IndexError, KeyError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UpstreamError(f"Series {image_id} could not be fetched from {self.name()}: {error}.") from error
+        os.replace(partial, folder)

@@ -1,0 +1,217 @@
+"""`medclipsam serve`: MONAI Label with settings that do no harm, in a workspace of its own.
+
+Nothing of MONAI Label is imported before its settings stand in the environment: it reads them once, at import, and its
+sub-processes inherit them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medclipsam.errors import InputError, OptionError
+from medclipsam.server.conf import AppConf
+from medclipsam.server.workspace import Workspace, default_workspace
+
+if TYPE_CHECKING:
+    import uvicorn
+
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    studies: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    targets: Sequence[str] = (),
+    weights: str = "demo",
+    workspace: Path | None = None,
+    device: str | None = None,
+    conf: Mapping[str, str] | None = None,
+) -> None:
+    """Serve studies until the process is told to stop.
+
+    Parameters
+    ----------
+    studies : str
+        Folder of images, or URL of a DICOMweb server.
+    host : str
+        Address to listen at.
+    port : int
+        Port to listen at; 0 takes a free one.
+    targets : sequence of str
+        Known targets that get an infer task of their own.
+    weights : str
+        Name of the weights bundle.
+    workspace : Path, optional
+        Where the server writes; one for each studies folder or URL in the user's data folder by default.
+    device : str, optional
+        "cpu", "cuda", ...; the GPU where there is one by default.
+    conf : mapping of str to str, optional
+        Further settings of the app, see `AppConf`.
+
+    Raises
+    ------
+    MedClipSamError
+        Before anything is served: if a setting or target is unknown, the studies cannot be used, the port is taken or
+        the workspace is in use.
+    """
+    settings = dict(conf or {})
+    settings["weights"] = weights
+    if targets:
+        settings["targets"] = ",".join(targets)
+    if device:
+        settings["device"] = device
+    _check_conf(settings)
+    studies = _checked_studies(studies)
+
+    place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
+    with Workspace(place) as space, _listen(host, port) as listener:
+        address = listener.getsockname()[1]
+        _set_environment(space, address)
+        _run(studies, host, address, settings, space, listener)
+
+
+def _check_conf(settings: Mapping[str, str]) -> None:
+    """Raise at start what the app would raise, as a traceback, while it starts."""
+    from medclipsam.targets import TargetSet
+
+    conf = AppConf.from_strings(settings)
+    known = TargetSet.load(*map(Path, conf.targets_files))
+    for name in conf.targets:
+        known.get(name)
+
+
+def _checked_studies(studies: str) -> str:
+    if studies.startswith(("http://", "https://")):
+        _ask_dicomweb(studies)
+        return studies.rstrip("/")
+    folder = Path(studies).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"Studies {studies} is no folder and no http(s) URL of a DICOMweb server.")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise InputError(f"Studies folder {studies} must be readable and writable: labels are kept in it.")
+    return str(folder.resolve())
+
+
+def _ask_dicomweb(url: str) -> None:
+    import requests
+
+    user, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    try:
+        answer = requests.get(
+            f"{url.rstrip('/')}/studies",
+            params={"limit": "1"},
+            headers={"Accept": "application/dicom+json"},
+            auth=(user, password) if user else None,
+            timeout=10,
+        )
+    except requests.RequestException as error:
+        raise InputError(f"No DICOMweb server answers at {url}: {type(error).__name__}.") from error
+    if not answer.ok:
+        raise InputError(f"The DICOMweb server at {url} answers {answer.status_code} {answer.reason} to a search.")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow happens, so that a taken one is told at once."""
+    if not 0 <= port <= 65535:
+        raise OptionError("port", port, "a whole number from 0 to 65535")
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise InputError(f"Host {host!r} is no address of this machine: {error.strerror}.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        # bound alone, a port can be bound a second time under SO_REUSEADDR
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"Port {port} of {host} cannot be used: {error.strerror}; choose another with --port."
+        ) from None
+    return listener
+
+
+def _set_environment(space: Workspace, port: int) -> None:
+    """Set MONAI Label's settings; what the user has set stands."""
+    own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    defaults = {
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1",
+        # unset, it would be every origin, with credentials
+        "MONAI_LABEL_CORS_ORIGINS": json.dumps(own),
+        "MONAI_LABEL_SESSION_PATH": str(space.sessions),
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(space.dicomweb),
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    os.environ["TMPDIR"] = str(space.temporary)
+    tempfile.tempdir = None
+
+
+def _run(
+    studies: str, host: str, port: int, settings: Mapping[str, str], space: Workspace, listener: socket.socket
+) -> None:
+    import uvicorn
+    from monailabel.interfaces.utils.app import app_instance
+    from monailabel.main import Main
+    from monailabel.utils.async_tasks.utils import processes, stop_background_task
+    from monailabel.utils.others.generic import init_log_config
+
+    command = ["start_server", "--app", str(space.app), "--studies", studies, "--host", host, "--port", str(port)]
+    for key, value in settings.items():
+        command += ["--conf", key, value]
+    main = Main(loglevel=logging.WARNING)
+    arguments = main.args_parser().parse_args(command)
+    main.start_server_init_settings(arguments)
+    log_config = init_log_config(None, arguments.app, "app.log", arguments.verbose)
+    config = uvicorn.Config("monailabel.app:app", log_config=log_config, access_log=False)
+    # made before the server answers, so that what is wrong with it is an error and not a failed start
+    app_instance()
+    try:
+        _announcing_server(config, host, port).run(sockets=[listener])
+    finally:
+        for method in ("train", "batch_infer", "scoring"):
+            while processes(method):
+                stop_background_task(method)
+
+
+def _announcing_server(config: uvicorn.Config, host: str, port: int) -> uvicorn.Server:
+    import uvicorn
+
+    class AnnouncingServer(uvicorn.Server):
+        """Says where to go once it answers."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                sys.stdout.write(addresses(host, port))
+                sys.stdout.flush()
+
+    return AnnouncingServer(config)
+
+
+def addresses(host: str, port: int) -> str:
+    """Return the addresses to open, for people."""
+    shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{port}"
+    return (
+        f"\nmedclipsam serves at {base}\n"
+        f"  API, to try out   {base}/\n"
+        f"  API, to read      {base}/docs\n"
+        f"  what is served    {base}/info/\n"
+        f"  OHIF viewer       {base}/ohif/   (for studies on a DICOMweb server)\n"
+        f"  3D Slicer         module MONAILabel, server address {base}\n"
+        "Stop with Ctrl+C. For research use only.\n\n"
+    )

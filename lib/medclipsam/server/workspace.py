@@ -1,0 +1,113 @@
+"""The workspace: a private folder for what one served set of studies writes, used by one server at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from medclipsam.errors import InputError
+
+# What MONAI Label loads as the app; the repository's apps/medclipsam/main.py is the same for the stock start command.
+_MAIN = "from medclipsam.server.app import MedClipSamApp\n\n__all__ = ['MedClipSamApp']\n"
+
+
+class Workspace:
+    """A locked workspace.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there, readable by its owner only.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made, or another server uses it.
+
+    Notes
+    -----
+    The lock is the kernel's (flock): it goes when the server's process goes, however that ends, so that no stale lock
+    file is ever in the way.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o700)
+            self._lock = self._acquire()
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            for part in (self.app, self.temporary, self.sessions, self.dicomweb):
+                part.mkdir(exist_ok=True)
+            (self.app / "main.py").write_text(_MAIN)
+        except OSError as error:
+            raise InputError(f"Workspace {folder} cannot be used: {error.strerror}.") from error
+
+    @property
+    def app(self) -> Path:
+        """The app folder that MONAI Label is given; it writes its logs and empty folders there."""
+        return self.folder / "app"
+
+    @property
+    def temporary(self) -> Path:
+        """Uploads and results on their way; emptied at each start."""
+        return self.folder / "tmp"
+
+    @property
+    def sessions(self) -> Path:
+        """Images of client sessions."""
+        return self.folder / "sessions"
+
+    @property
+    def dicomweb(self) -> Path:
+        """Series fetched from a DICOMweb server."""
+        return self.folder / "dicomweb"
+
+    def release(self) -> None:
+        """Let another server use the workspace."""
+        self._lock.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _acquire(self) -> TextIO:
+        lock = open(self.folder / "lock", "a+")  # noqa: SIM115 (held open as long as the server runs)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise InputError(
+                f"Workspace {self.folder} is in use by {owner}; stop that server or name another with --workspace."
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        return lock
+
+
+def default_workspace(studies: str) -> Path:
+    """Return the workspace of a studies folder or URL: one each, so that nothing of one project is served to another.
+
+    Parameters
+    ----------
+    studies : str
+        Absolute path or URL.
+    """
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", studies.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "studies"
+    digest = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:10]
+    return data / "medclipsam" / "workspaces" / f"{name[:40]}-{digest}"

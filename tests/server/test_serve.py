@@ -1,0 +1,70 @@
+"""What `serve` refuses before it starts anything; the running server is tested in tests/e2e."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medclipsam.errors import MedClipSamError
+from medclipsam.server.serve import addresses, serve
+
+
+@pytest.fixture(autouse=True)
+def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> str:
+    (tmp_path / "studies").mkdir()
+    return str(tmp_path / "studies")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"studies": "/no/such/folder"}, "/no/such/folder is no folder"),
+        ({"studies": "http://127.0.0.1:9"}, "No DICOMweb server answers at http://127.0.0.1:9"),
+        ({"targets": ["left ear"]}, "left ear"),
+        ({"conf": {"colour": "red"}}, "'colour' cannot be 'red'"),
+        ({"conf": {"beta": "much"}}, "'beta' cannot be 'much'"),
+        ({"conf": {"targets_file": "/no/such.yaml"}}, "/no/such.yaml"),
+        ({"device": "gpu"}, "'device' cannot be 'gpu'"),
+        ({"port": 70000}, "'port' cannot be 70000"),
+        ({"host": "nonesuch.invalid"}, "nonesuch.invalid"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(wrong: dict[str, Any], sentence: str, studies: str) -> None:
+    with pytest.raises(MedClipSamError) as error:
+        serve(**{"studies": studies, "port": 0, **wrong})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_no_studies_folder(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii.gz").write_text("")
+    with pytest.raises(MedClipSamError, match="is no folder"):
+        serve(str(tmp_path / "scan.nii.gz"), port=0)
+
+
+def test_a_taken_port_is_told(studies: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(MedClipSamError, match=f"Port {port} of 127.0.0.1 cannot be used"):
+            serve(studies, port=port)
+
+
+def test_a_refused_start_leaves_the_studies_as_they_were(studies: str) -> None:
+    with pytest.raises(MedClipSamError):
+        serve(studies, port=0, conf={"colour": "red"})
+    assert list(Path(studies).iterdir()) == []
+
+
+def test_addresses_are_ones_that_a_browser_can_open() -> None:
+    assert "http://127.0.0.1:8123/ohif/" in addresses("0.0.0.0", 8123)
+    assert "http://[::1]:8000/" in addresses("::1", 8000)
+    assert "http://workstation:8000/docs" in addresses("workstation", 8000)
