@@ -9,7 +9,9 @@ import torch
 # Two cores: more threads only wait for one another.
 torch.set_num_threads(2)
 
-WORDS = "a an the lung lungs both left right tumour breast brain heart of on chest x - ray ct mri ultrasound normal".split()
+WORDS = (
+    "a an the lung lungs both left right tumour breast brain heart of on chest x - ray ct mri ultrasound normal".split()
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,64 @@
+# make demo   the server with the embedded demo at http://127.0.0.1:8000
+# make test   the whole test suite
+# make lint   style, types, order of the rooms
+# make bench  ratios, measured side by side
+# make lock   the lock file anew from pyproject.toml
+.PHONY: demo test lint bench lock clean
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8000
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+UV := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv
+COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --custom-compile-command "make lock"
+
+demo: .venv/.ready .demo/studies/.ready
+	@echo "== Starting the demo server; stop it with Ctrl-C"
+	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --weights demo --port $(PORT) $(ARGS)
+
+test: .venv/.ready-test
+	@echo "== Running the tests"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PYTHONPATH=lib $(BIN)/lint-imports
+
+bench: .venv/.ready
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock: .venv/.uv
+	$(COMPILE) pyproject.toml --extra server --extra test -o requirements.txt
+	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
+
+clean:
+	rm -rf .venv .demo
+
+.venv/.uv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v[:2] != (3, 11) and f"Python 3.11 is needed; {sys.executable} is {v[0]}.{v[1]}. Say make PYTHON=/path/to/python3.11")'
+	@echo "== Making the virtual environment .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.venv/.ready: .venv/.uv requirements.txt pyproject.toml setup.py
+	@echo "== Installing the locked packages (about 8 GB with CUDA; minutes on a first run)"
+	@$(UV) pip install --quiet --require-hashes -r requirements.txt
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.
+.venv/.ready-test: .venv/.ready requirements-crf.txt
+	@command -v g++ >/dev/null || { echo "== Installing g++ for the optional CRF"; apt-get update -qq && apt-get install -y -qq g++; }
+	@echo "== Installing the optional CRF (compiled from source)"
+	@$(UV) pip install --quiet --require-hashes --no-deps -r requirements-crf.txt
+	@touch $@
+
+.demo/studies/.ready: .venv/.ready
+	@echo "== Drawing the demo's studies"
+	@$(BIN)/python -m medclipsam.demo.studies .demo/studies
+	@touch $@

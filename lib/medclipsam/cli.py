@@ -1,0 +1,344 @@
+"""The command `medclipsam`: serve, segment, weights, targets.
+
+Bad input is one line on standard error and exit code 2; an absent target is an empty mask, a sentence and exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medclipsam import __version__
+from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.options import CHOICES, ZeroShotOptions
+
+if TYPE_CHECKING:
+    from medclipsam.zeroshot import ZeroShot
+
+MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
+
+_OPTION_HELP = {
+    "saliency": "saliency method",
+    "preset": "where beta, variance and layer come from",
+    "beta": "M2IB's trade-off",
+    "variance": "M2IB's noise variance",
+    "layer": "vision block of the bottleneck, from 0",
+    "steps": "optimisation steps",
+    "samples": "noise samples a step",
+    "seed": "seed of noise and points",
+    "contrast": "weight of the similarity to negative captions",
+    "fit": "how a plane becomes the encoder's square input",
+    "presence": "true or false: ask first whether the target is there",
+    "presence_threshold": "below it the mask is empty (default: calibrated for the weights)",
+    "postprocess": "saliency map to coarse mask",
+    "threshold": "for postprocess threshold",
+    "num_components": "how many largest components are kept",
+    "min_size": "smallest component in pixels",
+    "visual_prompt": "what SAM is given",
+    "box_per_component": "true or false: a box for each component",
+    "num_points": "points inside the coarse mask",
+    "negative_points": "points outside it",
+    "voting": "how SAM's candidates become one mask",
+    "planes": 'planes of a volume, from 0: "7", "3-9"',
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one line and exit code 2."""
+
+    def error(self, message: str) -> Any:
+        print(f"medclipsam: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        `sys.argv[1:]` by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 2 for bad input.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except MedClipSamError as error:
+        print(f"medclipsam: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medclipsam: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="medclipsam", description="Text-driven segmentation of medical images. Research use only.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    segment = commands.add_parser("segment", help="find what a text asks for in one or more images")
+    segment.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    segment.add_argument("--text", required=True, help='what to find; several targets split by ";"')
+    segment.add_argument("--out", required=True, type=Path, help="mask file; a folder for several images")
+    segment.add_argument("--overlay", type=Path, help="picture of the mask on the image (PNG); a folder for several")
+    segment.add_argument("--report", type=Path, help="evidence as JSON; a folder for several images")
+    segment.add_argument(
+        "--suffix", choices=MASK_SUFFIXES, default=".nii.gz", help="mask format where --out is a folder"
+    )
+    segment.add_argument("--modality", help="DICOM modality of images that do not say (PNG, NIfTI): US, MR, CR, CT ...")
+    _add_model_arguments(segment)
+    group = segment.add_argument_group("options of the pipeline (docs/options.md)")
+    for field in dataclasses.fields(ZeroShotOptions):
+        default = "auto" if field.default is None else field.default
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            choices=CHOICES.get(field.name),
+            metavar=None if field.name in CHOICES else "VALUE",
+            help=f"{_OPTION_HELP[field.name]} (default: {default})",
+        )
+    segment.set_defaults(run=_segment)
+
+    serve = commands.add_parser("serve", help="start the MONAI Label server")
+    serve.add_argument("--studies", required=True, help="folder of images, or a DICOMweb URL")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--targets", action="append", default=[], metavar="NAME[,NAME]", help="get a model each")
+    serve.add_argument("--workspace", type=Path, help="where the server writes (default: one for each studies)")
+    _add_model_arguments(serve)
+    serve.set_defaults(run=_serve)
+
+    weights = commands.add_parser("weights", help="list, fetch and verify model weights")
+    actions = weights.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    actions.add_parser("list", help="what is known and what is here").set_defaults(run=_weights_list)
+    fetch = actions.add_parser("fetch", help="download weights by name")
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    fetch.set_defaults(run=_weights_fetch)
+    verify = actions.add_parser("verify", help="check the hashes of weights")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="all that are here by default")
+    verify.set_defaults(run=_weights_verify)
+
+    targets = commands.add_parser("targets", help="list what can be asked for by name")
+    targets.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    targets.set_defaults(run=_targets)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", default="demo", help="pair of weights (default: %(default)s); see `weights list`")
+    parser.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+
+
+def _segment(given: argparse.Namespace) -> int:
+    # The quick checks come before the imports that take seconds.
+    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(ZeroShotOptions)}
+    options = ZeroShotOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+    for path in given.images:
+        if not path.exists():
+            raise InputError(f"There is no image {path}.")
+    from medclipsam.targets import parse_prompt
+
+    known = _target_set(given.targets_file)
+    parse_prompt(given.text, given.modality, known)
+    jobs = _jobs(given)
+
+    from tqdm import tqdm
+
+    from medclipsam.zeroshot import ZeroShot
+
+    pipeline = ZeroShot.load(given.weights, device=_device(given.device), targets=known)
+    failed = 0
+    with tqdm(jobs, unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+        for source, files in bar:
+            try:
+                sentence = _segment_one(pipeline, source, files, given, options, show=len(jobs) == 1)
+            except MedClipSamError as error:
+                if len(jobs) == 1:
+                    raise
+                failed += 1
+                tqdm.write(f"medclipsam: {error}", file=sys.stderr)
+                continue
+            tqdm.write(sentence if len(jobs) == 1 else f"{source}: {sentence}", file=sys.stdout)
+    if failed:
+        raise InputError(f"{failed} of {len(jobs)} images could not be segmented; the others are done.")
+    return 0
+
+
+def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
+    """Pair each image with the files to write for it, and check these before any work is done."""
+    from medclipsam.imaging import find_images
+
+    found: list[tuple[Path, Path]] = []  # image, and its name below the output folder
+    for path in given.images:
+        if path.is_file():
+            found.append((path, Path(path.name)))
+            continue
+        inside = find_images(path)
+        if not inside:
+            raise InputError(f"The folder {path} holds no image.")
+        found += [(image, image.relative_to(path) if image != path else Path(path.name)) for image in inside]
+    asked = {"overlay": given.overlay, "report": given.report}
+    if len(found) == 1:
+        if not given.out.name.endswith(MASK_SUFFIXES):
+            raise InputError(f"The mask cannot be written as {given.out.name!r}; allowed: {', '.join(MASK_SUFFIXES)}.")
+        if given.overlay and given.overlay.suffix.lower() != ".png":
+            raise InputError(f"The overlay cannot be written as {given.overlay.name!r}; allowed: .png.")
+        files = {"out": given.out, **{key: path for key, path in asked.items() if path}}
+        for path in files.values():
+            if not path.parent.is_dir():
+                raise InputError(f"The folder {path.parent} of {path.name!r} does not exist.")
+            if path.is_dir():
+                raise InputError(f"{path} is a folder; for one image a file is written.")
+        return [(found[0][0], files)]
+    suffixes = {"out": given.suffix, "overlay": ".png", "report": ".json"}
+    folders = {"out": given.out, **{key: path for key, path in asked.items() if path}}
+    for key, folder in folders.items():
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--{key} {folder} is a file; for several images it must be a folder.")
+    if len(set(folders.values())) != len(folders) and given.suffix == ".png":
+        raise InputError("--out and --overlay name the same folder and both write PNG files; name two folders.")
+    jobs: dict[Path, tuple[Path, dict[str, Path]]] = {}
+    for image, name in found:
+        stem = name.parent / _stem(name.name)
+        if stem in jobs:
+            raise InputError(f"{jobs[stem][0]} and {image} would both be written as {stem}; segment them one by one.")
+        jobs[stem] = (image, {key: folder / f"{stem}{suffixes[key]}" for key, folder in folders.items()})
+    return list(jobs.values())
+
+
+def _segment_one(
+    pipeline: ZeroShot,
+    source: Path,
+    files: dict[str, Path],
+    given: argparse.Namespace,
+    options: ZeroShotOptions,
+    *,
+    show: bool,
+) -> str:
+    from tqdm import tqdm
+
+    from medclipsam.imaging import read_image, write_mask, write_overlay
+
+    image = read_image(source, modality=given.modality)
+    with tqdm(total=100, unit="%", leave=False, disable=not (show and image.is_volume and sys.stderr.isatty())) as bar:
+
+        def progress(fraction: float, message: str) -> None:
+            bar.set_description(message)
+            bar.update(round(100 * fraction) - bar.n)
+
+        result = pipeline.segment(image, given.text, options, progress=progress)
+    # All files are made beside their places first: either all of them appear or none.
+    made: list[tuple[Path, Path]] = []
+    folders: list[tempfile.TemporaryDirectory[str]] = []
+    try:
+        for kind, path in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".medclipsam-")
+            folders.append(folder)
+            partial = Path(folder.name) / path.name
+            if kind == "out":
+                write_mask(result.labels, image, partial)
+            elif kind == "overlay":
+                write_overlay(result.labels, image, result.label_names, partial)
+            else:
+                partial.write_text(json.dumps(result.to_dict(), indent=2), encoding="utf-8")
+            made.append((partial, path))
+        for partial, path in made:
+            os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"The result of {source} cannot be written: {error.strerror} ({error.filename}).") from error
+    finally:
+        for folder in folders:
+            folder.cleanup()
+    return result.sentence
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from medclipsam.server.serve import serve
+
+    names = [name.strip() for entry in given.targets for name in entry.split(",") if name.strip()]
+    serve(
+        given.studies,
+        host=given.host,
+        port=given.port,
+        targets=names,
+        weights=given.weights,
+        workspace=given.workspace,
+        device=given.device,
+        conf={"targets_file": ",".join(map(str, given.targets_file))} if given.targets_file else {},
+    )
+    return 0
+
+
+def _weights_list(given: argparse.Namespace) -> int:
+    from medclipsam.weights import available, format_table, weights_home
+
+    print(format_table(available()))
+    print(f"\nFolder: {weights_home()} (MEDCLIPSAM_WEIGHTS names another)")
+    return 0
+
+
+def _weights_fetch(given: argparse.Namespace) -> int:
+    from medclipsam.weights import fetch
+
+    for name in given.names:
+        print(f"{name}: {fetch(name)}")
+    return 0
+
+
+def _weights_verify(given: argparse.Namespace) -> int:
+    from medclipsam.weights import available, verify
+
+    for name in given.names or [row.name for row in available() if row.present]:
+        print(f"{name}: {verify(name)}")
+    return 0
+
+
+def _targets(given: argparse.Namespace) -> int:
+    known = _target_set(given.targets_file)
+    for name in known.names():
+        target = known.get(name)
+        print(f"{target.label:>4}  {name:<24} {'/'.join(target.modality) or 'any':<10} {target.captions[0]}")
+    return 0
+
+
+def _target_set(files: Iterable[Path]) -> Any:
+    from medclipsam.targets import TargetSet
+
+    return TargetSet.load(*files)
+
+
+def _device(asked: str | None) -> str:
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError):
+        raise InputError(
+            f"The device {asked!r} cannot be used here; allowed: cpu, or cuda where torch sees a GPU."
+        ) from None
+    return asked
+
+
+def _stem(name: str) -> str:
+    for suffix in (".nii.gz", *{Path(name).suffix}):
+        if suffix and name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

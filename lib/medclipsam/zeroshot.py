@@ -1,0 +1,686 @@
+"""The composition: an image and a text in, a label map and its evidence out.
+
+For each group of planes: vision prefix -> presence -> saliency -> coarse mask -> visual prompt -> SAM. The prefix and
+SAM's embedding are shared by all targets of a plane; a target that is not there costs no more than the question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from medclipsam import __version__
+from medclipsam.encoders import Encoder, Fit
+from medclipsam.errors import CancelledError, OptionError, WeightsError
+from medclipsam.imaging import MedicalImage, Window
+from medclipsam.options import ZeroShotOptions, parse_planes
+from medclipsam.presence import (
+    DEFAULT_THRESHOLD,
+    PresenceReference,
+    presence_reference,
+    presence_scores,
+    smooth_over_planes,
+    steady_planes,
+)
+from medclipsam.prompting import coarse_mask, largest_components, visual_prompt
+from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
+from medclipsam.sam import SamModel
+from medclipsam.targets import TargetSet, TextTarget, assign_labels, negatives, parse_prompt
+from medclipsam.weights import ResolvedWeights, resolve_pair
+
+Progress = Callable[[float, str], None]
+Cancelled = Callable[[], bool]
+
+# The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
+_FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
+_PRINTED_DEPTH = 12
+
+
+@dataclass
+class PlaneEvidence:
+    """What one target's mask on one plane rests on."""
+
+    plane: int
+    presence: float
+    prompt: dict[str, Any] = field(default_factory=dict)
+    sam_score: float | None = None
+
+
+@dataclass
+class TargetEvidence:
+    """What one target's part of the result rests on.
+
+    Attributes
+    ----------
+    name, label : str, int
+        Name and id in the label map.
+    captions : list of str
+        Texts that were encoded for it.
+    known : bool
+        Whether it is a target of the targets files rather than free text.
+    found : bool
+        Whether its mask has any pixel.
+    reason : str
+        One sentence: why the mask is empty, or how it was found.
+    presence_score, presence_threshold : float
+        Greatest (smoothed) score over the planes looked at, and the threshold it was held against (None: not asked).
+    planes : list of PlaneEvidence
+        For each plane that held it: presence, boxes and points given to SAM (pixels, (x, y)), SAM's score.
+    sam_score : float or None
+        Mean over those planes.
+    area_pixels : int
+        Pixels (voxels) of its label.
+    area_mm2, volume_mm3 : float or None
+        Only where spacings are known; the area is that of all planes together.
+    settings : dict
+        The saliency settings that were used, and where they came from.
+    seconds : dict
+        Seconds by stage; the joint stages are shared out evenly.
+    """
+
+    name: str
+    label: int
+    captions: list[str]
+    known: bool
+    presence_score: float | None = None
+    presence_threshold: float | None = None
+    found: bool = False
+    reason: str = ""
+    planes: list[PlaneEvidence] = field(default_factory=list)
+    sam_score: float | None = None
+    area_pixels: int = 0
+    area_mm2: float | None = None
+    volume_mm3: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ZeroShotResult:
+    """A label map in display orientation, and how it came about.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        uint8 [N, H, W], planes in display orientation; 0 is background.
+    label_names : dict
+        {name: id}, ids as in `labels`.
+    targets : list of TargetEvidence
+        One for each target asked for.
+    """
+
+    labels: np.ndarray
+    label_names: dict[str, int]
+    targets: list[TargetEvidence]
+    text: str
+    options: dict[str, Any]
+    weights: dict[str, Any]
+    image: dict[str, Any]
+    seconds: dict[str, float]
+    version: str = __version__
+
+    @property
+    def sentence(self) -> str:
+        """What was found and what was not, in one line for people."""
+        return " ".join(target.reason for target in self.targets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the label map, JSON-able."""
+        return {
+            "sentence": self.sentence,
+            "text": self.text,
+            "label_names": self.label_names,
+            "targets": [{**vars(t), "planes": [vars(p) for p in t.planes]} for t in self.targets],
+            "options": self.options,
+            "seed": self.options["seed"],
+            "weights": self.weights,
+            "image": self.image,
+            "seconds": self.seconds,
+            "version": self.version,
+        }
+
+
+@dataclass
+class _Job:
+    """One target while it is being worked on."""
+
+    text: TextTarget
+    evidence: TargetEvidence
+    positive: torch.Tensor
+    negatives: torch.Tensor | None
+    reference: PresenceReference | None
+    settings: SaliencySettings
+    beta: float
+    window: Window | None
+    num_components: int
+    box_per_component: bool
+    mask: np.ndarray
+    scores: np.ndarray
+
+
+class ZeroShot:
+    """The zero-shot pipeline with its two models loaded.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The frozen CLIP.
+    sam : SamModel
+        The frozen SAM.
+    targets : TargetSet
+        What can be asked for by name.
+    weights : dict, optional
+        Identity of both weights for the results.
+    batch_planes : int
+        Planes that are worked on side by side; bounds the memory, changes no result.
+
+    Notes
+    -----
+    One request at a time: the object is not safe to be used from several threads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        sam: SamModel,
+        targets: TargetSet,
+        *,
+        weights: dict[str, Any] | None = None,
+        batch_planes: int = 8,
+    ) -> None:
+        self.encoder = encoder
+        self.sam = sam
+        self.targets = targets
+        self.weights = weights or {"clip": {"name": encoder.name, "sha256": encoder.identity}}
+        self.batch_planes = batch_planes
+
+    @classmethod
+    def load(
+        cls,
+        weights: str = "demo",
+        *,
+        device: str | torch.device = "cpu",
+        targets: TargetSet | None = None,
+        batch_planes: int = 8,
+    ) -> ZeroShot:
+        """Load a pair of weights by name.
+
+        Parameters
+        ----------
+        weights : str
+            "demo", "biomedclip" (with sam_vit_h), or an explicit pair such as "biomedclip+medsam".
+        device : str or torch.device
+            Where to run.
+        targets : TargetSet, optional
+            The known targets; those of the package by default.
+        batch_planes : int
+            See the class.
+
+        Raises
+        ------
+        WeightsError
+            If weights are unknown, missing or damaged; the sentence tells how to bring them.
+        """
+        clip, sam = resolve_pair(weights)
+        return cls(
+            load_encoder(clip, device=device),
+            SamModel.from_weights(sam, device=device),
+            targets or TargetSet.load(),
+            weights={
+                "pair": weights,
+                "clip": {"name": clip.name, "sha256": clip.sha256},
+                "sam": {"name": sam.name, "sha256": sam.sha256},
+            },
+            batch_planes=batch_planes,
+        )
+
+    def segment(
+        self,
+        image: MedicalImage,
+        text: str,
+        options: ZeroShotOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> ZeroShotResult:
+        """Find what a text asks for in an image.
+
+        Parameters
+        ----------
+        image : MedicalImage
+            A plane or a stack of planes.
+        text : str
+            One target, or several split by ";".
+        options : ZeroShotOptions, optional
+            Defaults where not given.
+        progress : callable, optional
+            Called with a fraction in [0, 1] and what is being done.
+        cancelled : callable, optional
+            Asked between steps; True stops the work.
+
+        Returns
+        -------
+        ZeroShotResult
+            Its masks are empty where the target is absent; the evidence says why.
+
+        Raises
+        ------
+        InputError
+            If the text is empty or too long, or an option does not fit the image or the weights.
+        CancelledError
+            If the caller asked to stop.
+        """
+        options = options or ZeroShotOptions()
+        clock = _Clock(progress, cancelled)
+        indices = parse_planes(options.planes, image.n_planes)
+        asked = parse_prompt(text, image.modality, self.targets)
+        label_names = assign_labels(asked)
+        with clock.stage("text"):
+            jobs = [self._job(target, label_names[target.name], image, options) for target in asked]
+        shared: dict[Window | None, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            shared[job.window].append(job)
+        for part, (window, group) in enumerate(shared.items()):
+            clock.span(part / len(shared), (part + 1) / len(shared))
+            self._run(image, window, group, indices, options, clock)
+        labels = _merge(jobs, image)
+        for job in jobs:
+            _conclude(job, labels, image, options)
+            job.evidence.seconds = {
+                stage: round(clock.seconds[stage] / len(jobs), 4) for stage in clock.seconds if clock.seconds[stage]
+            }
+        return ZeroShotResult(
+            labels=labels,
+            label_names=label_names,
+            targets=[job.evidence for job in jobs],
+            text=text,
+            options=options.to_dict(),
+            weights=self.weights,
+            image=image.describe(),
+            seconds={**{k: round(v, 4) for k, v in clock.seconds.items()}, "total": round(clock.total(), 4)},
+        )
+
+    def _job(self, text: TextTarget, label: int, image: MedicalImage, options: ZeroShotOptions) -> _Job:
+        known = text.target
+        settings, beta, source = self._saliency_settings(text, options)
+        against = None
+        if settings.contrast:
+            others = negatives(known, self.targets, image.modality)
+            if others:
+                against = torch.stack([self.encoder.text_prototype(other.captions) for other in others])
+        threshold = options.presence_threshold
+        if threshold is None:
+            threshold = float(self.encoder.defaults.get("presence_threshold", DEFAULT_THRESHOLD))
+            if known is None:
+                threshold = float(self.encoder.defaults.get("free_text_threshold", threshold))
+        window = Window(*known.window) if known and known.window and image.modality == "CT" else None
+        # A target found by one of its own words is looked for by all its captions; free text by itself alone.
+        captions = list(text.captions)
+        evidence = TargetEvidence(text.name, label, captions, known is not None)
+        evidence.presence_threshold = threshold if options.presence else None
+        evidence.settings = {"source": source, "beta": beta, **vars(settings)}
+        reference = (
+            presence_reference(self.encoder, captions, known, self.targets, image.modality)
+            if options.presence
+            else None
+        )
+        chosen = options.num_components or (known.num_components if known else 1)
+        per_component = options.box_per_component
+        if per_component is None:
+            per_component = known.box_per_component if known else False
+        shape = (image.n_planes, *image.plane_shape)
+        return _Job(
+            text=text,
+            evidence=evidence,
+            positive=self.encoder.text_prototype(captions),
+            negatives=against,
+            reference=reference,
+            settings=settings,
+            beta=beta,
+            window=window,
+            num_components=chosen,
+            box_per_component=per_component,
+            mask=np.zeros(shape, dtype=bool),
+            scores=np.full(image.n_planes, -np.inf),
+        )
+
+    def _saliency_settings(self, text: TextTarget, options: ZeroShotOptions) -> tuple[SaliencySettings, float, str]:
+        """Decide beta, variance and layer: the option, else the preset's, else the weights' or the printed value."""
+        own = self.encoder.defaults.get("saliency")
+        preset = options.preset
+        if preset == "auto":
+            preset = "demo" if own else "published"
+        if preset == "demo" and not own:
+            raise OptionError(
+                "preset", "demo", f"published or paper, since {self.encoder.name!r} has no settings of its own"
+            )
+        values: dict[str, Any]
+        if preset == "demo":
+            values = dict(own or {})
+        else:
+            printed = dict(text.target.saliency.get("paper", _FREE_TEXT)) if text.target else dict(_FREE_TEXT)
+            # Printed for a tower of 12 blocks; the same relative depth in others.
+            depth = self.encoder.tower.n_blocks
+            printed["layer"] = min(depth - 1, round(printed["layer"] * depth / _PRINTED_DEPTH))
+            if preset == "published":
+                printed["variance"] = 1.0  # the published scripts' variance has no effect: they act as with 1
+            values = printed
+        for key in ("beta", "variance", "layer", "contrast"):
+            given = getattr(options, key)
+            if given is not None:
+                values[key] = given
+        depth = self.encoder.tower.n_blocks
+        if values["layer"] >= depth:
+            raise OptionError("layer", values["layer"], f"a block of {self.encoder.name!r}, 0 to {depth - 1}")
+        settings = SaliencySettings(
+            method=options.saliency,
+            variance=float(values["variance"]),
+            layer=int(values["layer"]),
+            steps=options.steps,
+            samples=options.samples,
+            seed=options.seed,
+            contrast=float(values.get("contrast") or 0.0),
+            smooth=int(values.get("smooth", 1)),
+            clip_percentile=float(values.get("clip_percentile", 100.0)),
+        )
+        return settings, float(values["beta"]), preset
+
+    def _run(
+        self,
+        image: MedicalImage,
+        window: Window | None,
+        jobs: list[_Job],
+        indices: list[int],
+        options: ZeroShotOptions,
+        clock: _Clock,
+    ) -> None:
+        """Work on all targets that look at the planes through the same window."""
+        scanned = [job for job in jobs if job.reference is not None]
+        if scanned:
+            self._scan(image, window, scanned, indices, options, clock)
+        wanted: dict[int, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            for plane in self._planes_of(job, indices, image):
+                wanted[plane].append(job)
+        planes = sorted(wanted)
+        for start in range(0, len(planes), self.batch_planes):
+            batch = planes[start : start + self.batch_planes]
+            clock.tick(0.2 + 0.8 * start / len(planes), f"masks of plane {batch[0] + 1} of {image.n_planes}")
+            self._masks(image, window, batch, wanted, options, clock)
+        if image.n_planes > 1:
+            for job in jobs:
+                self._make_steady(image, window, job, indices, options, clock)
+
+    def _scan(
+        self,
+        image: MedicalImage,
+        window: Window | None,
+        jobs: list[_Job],
+        indices: list[int],
+        options: ZeroShotOptions,
+        clock: _Clock,
+    ) -> None:
+        for start in range(0, len(indices), self.batch_planes):
+            batch = indices[start : start + self.batch_planes]
+            clock.tick(0.2 * start / len(indices), f"presence in plane {batch[0] + 1} of {image.n_planes}")
+            with clock.stage("presence"):
+                made = [self._input(image, plane, window, options) for plane in batch]
+                layer = jobs[0].settings.layer
+                tokens = self.encoder.prefix_tokens([(digest, tensor) for tensor, _, digest in made], layer)
+                features = self.encoder.features(tokens, layer)
+                for job in jobs:
+                    assert job.reference is not None
+                    found = presence_scores(features, job.reference, self.encoder.logit_scale)
+                    job.scores[batch] = found.score
+        for job in jobs:
+            job.scores[indices] = smooth_over_planes(job.scores[indices], indices)
+            job.evidence.presence_score = float(job.scores[indices].max())
+
+    def _planes_of(self, job: _Job, indices: list[int], image: MedicalImage) -> list[int]:
+        threshold = job.evidence.presence_threshold
+        if threshold is None:
+            return indices
+        present = job.scores[indices] >= threshold
+        if image.n_planes > 1:
+            present = steady_planes(present, indices)
+        return [plane for plane, here in zip(indices, present, strict=True) if here]
+
+    def _masks(
+        self,
+        image: MedicalImage,
+        window: Window | None,
+        batch: list[int],
+        wanted: dict[int, list[_Job]],
+        options: ZeroShotOptions,
+        clock: _Clock,
+    ) -> None:
+        with clock.stage("prefix"):
+            made = [self._input(image, plane, window, options) for plane in batch]
+            fits = [fit for _, fit, _ in made]
+            contents = [digest for _, _, digest in made]
+            layers = {job.settings.layer for plane in batch for job in wanted[plane]}
+            inputs = [(digest, tensor) for tensor, _, digest in made]
+            tokens = {layer: self.encoder.prefix_tokens(inputs, layer) for layer in layers}
+        pairs = [(row, job) for row, plane in enumerate(batch) for job in wanted[plane]]
+        groups: dict[SaliencySettings, list[tuple[int, _Job]]] = defaultdict(list)
+        for row, job in pairs:
+            groups[job.settings].append((row, job))
+        for settings, members in groups.items():
+            with clock.stage("saliency"):
+                maps = saliency_maps(
+                    self.encoder,
+                    tokens[settings.layer],
+                    fits,
+                    contents,
+                    [SaliencyRequest(row, job.positive, job.negatives, job.beta) for row, job in members],
+                    settings,
+                    on_step=clock.check,
+                )
+            for (row, job), saliency in zip(members, maps, strict=True):
+                self._draw(image, window, batch[row], job, saliency.numpy(), fits[row], options, clock)
+
+    def _draw(
+        self,
+        image: MedicalImage,
+        window: Window | None,
+        plane: int,
+        job: _Job,
+        saliency: np.ndarray,
+        fit: Fit,
+        options: ZeroShotOptions,
+        clock: _Clock,
+    ) -> None:
+        """Turn one saliency map into one mask."""
+        clock.check()
+        pixels = image.plane(plane, window)
+        region = image.valid_region(plane)
+        valid = fit.shown() if region is None else fit.shown() & region
+        with clock.stage("coarse"):
+            coarse = coarse_mask(saliency, options.postprocess, threshold=options.threshold, valid=valid, plane=pixels)
+            coarse = largest_components(coarse, job.num_components, options.min_size)
+            prompt = visual_prompt(
+                coarse,
+                options.visual_prompt,
+                box_per_component=job.box_per_component,
+                num_points=options.num_points,
+                negative_points=options.negative_points,
+                seed=options.seed,
+                valid=valid,
+            )
+        if prompt is None:
+            return
+        evidence = PlaneEvidence(plane, _finite(job.scores[plane]), prompt.to_dict())
+        with clock.stage("sam_embed"):
+            embedding = self.sam.embed(pixels)
+        with clock.stage("sam_decode"):
+            answer = self.sam.decode(embedding, prompt.boxes, prompt.points, prompt.point_labels, voting=options.voting)
+            mask = answer.mask if region is None else answer.mask & region
+            job.mask[plane] = largest_components(mask, job.num_components, options.min_size)
+        evidence.sam_score = float(answer.score)
+        job.evidence.planes.append(evidence)
+
+    def _make_steady(
+        self,
+        image: MedicalImage,
+        window: Window | None,
+        job: _Job,
+        indices: list[int],
+        options: ZeroShotOptions,
+        clock: _Clock,
+    ) -> None:
+        """Keep the largest components in 3-D, then fill planes that were lost between two that hold the target."""
+        with clock.stage("steady"):
+            job.mask = _without_single_planes(
+                largest_components(job.mask, job.num_components, options.min_size),
+                {p.plane for p in job.evidence.planes},
+            )
+            for plane in range(1, image.n_planes - 1):
+                below, above = job.mask[plane - 1], job.mask[plane + 1]
+                if job.mask[plane].any() or not (below.any() and above.any()):
+                    continue
+                clock.check()
+                box = (_box(below) + _box(above)) / 2
+                answer = self.sam.decode(self.sam.embed(image.plane(plane, window)), box[None], voting=options.voting)
+                job.mask[plane] = answer.mask
+                job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
+                job.evidence.planes.append(
+                    PlaneEvidence(plane, _finite(job.scores[plane]), {"boxes": box[None].tolist()}, float(answer.score))
+                )
+            job.evidence.planes = sorted(
+                (seen for seen in job.evidence.planes if job.mask[seen.plane].any()), key=lambda seen: seen.plane
+            )
+
+    def _input(
+        self, image: MedicalImage, plane: int, window: Window | None, options: ZeroShotOptions
+    ) -> tuple[torch.Tensor, Fit, bytes]:
+        pixels = image.plane(plane, window)
+        region = image.valid_region(plane)
+        if region is not None:  # burned-in text beside an ultrasound sector is no anatomy
+            pixels = np.where(region[..., None], pixels, 0).astype(np.uint8)
+        tensor, fit = self.encoder.preprocess(pixels, options.fit)
+        digest = hashlib.sha256(
+            f"{pixels.shape} {options.fit}".encode() + np.ascontiguousarray(pixels).tobytes()
+        ).digest()
+        return tensor, fit, digest
+
+
+def load_encoder(weights: ResolvedWeights, *, device: str | torch.device = "cpu") -> Encoder:
+    """Load resolved CLIP weights.
+
+    Raises
+    ------
+    WeightsError
+        If they are of another kind, or do not load.
+    """
+    from medclipsam.encoders import load_demo, load_folder, load_open_clip
+
+    if weights.kind != "clip":
+        raise WeightsError(f"Weights {weights.name!r} are of kind {weights.kind!r}; an encoder needs kind 'clip'.")
+    common: dict[str, Any] = {"name": weights.name, "identity": weights.sha256, "device": device}
+    if weights.arch == "demo":
+        return load_demo(weights.path, weights.path.with_suffix(".json"), **common)
+    if weights.path.is_dir():
+        return load_folder(weights.path, **common)
+    return load_open_clip(str(weights.arch), weights.path, **common)
+
+
+class _Clock:
+    """Seconds by stage, progress within the present span, and the question whether to stop."""
+
+    def __init__(self, progress: Progress | None, cancelled: Cancelled | None) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._progress = progress
+        self._cancelled = cancelled
+        self._span = (0.0, 1.0)
+        self._start = time.perf_counter()
+
+    def span(self, low: float, high: float) -> None:
+        self._span = (low, high)
+
+    def tick(self, fraction: float, message: str) -> None:
+        self.check()
+        if self._progress is not None:
+            low, high = self._span
+            self._progress(low + (high - low) * fraction, message)
+
+    def check(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise CancelledError("The request was cancelled.")
+
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def _finite(score: float) -> float | None:
+    return float(score) if np.isfinite(score) else None
+
+
+def _box(mask: np.ndarray) -> np.ndarray:
+    rows, cols = np.nonzero(mask)
+    return np.asarray([cols.min(), rows.min(), cols.max(), rows.max()], dtype=np.float32)
+
+
+def _without_single_planes(mask: np.ndarray) -> np.ndarray:
+    """Drop 3-D components that lie in one plane only."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
+    kept = mask.copy()
+    for index, place in enumerate(ndimage.find_objects(labels), start=1):
+        if place[0].stop - place[0].start == 1:
+            kept[place] &= labels[place] != index
+    return kept
+
+
+def _merge(jobs: Sequence[_Job], image: MedicalImage) -> np.ndarray:
+    """Make one label map; where masks overlap the one with the higher SAM score on that plane wins."""
+    labels = np.zeros((image.n_planes, *image.plane_shape), dtype=np.uint8)
+    scored = {(id(job), seen.plane): seen.sam_score or 0.0 for job in jobs for seen in job.evidence.planes}
+    for plane in range(image.n_planes):
+        here = [job for job in jobs if job.mask[plane].any()]
+        for job in sorted(here, key=lambda job: scored.get((id(job), plane), 0.0)):
+            labels[plane][job.mask[plane]] = job.evidence.label
+    return labels
+
+
+def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage, options: ZeroShotOptions) -> None:
+    evidence = job.evidence
+    area = int((labels == evidence.label).sum())
+    evidence.area_pixels, evidence.found = area, area > 0
+    if image.pixel_spacing is not None:
+        evidence.area_mm2 = area * image.pixel_spacing[0] * image.pixel_spacing[1]
+        if image.plane_spacing is not None:
+            evidence.volume_mm3 = evidence.area_mm2 * image.plane_spacing
+    scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
+    evidence.sam_score = float(np.mean(scores)) if scores else None
+    evidence.reason = _reason(job, options, image)
+
+
+def _reason(job: _Job, options: ZeroShotOptions, image: MedicalImage) -> str:
+    evidence = job.evidence
+    name = evidence.name
+    score, threshold = evidence.presence_score, evidence.presence_threshold
+    judged = "" if score is None else f" (presence {score:.2f}, threshold {threshold:.2f})"
+    if evidence.found:
+        where = f" on {len(evidence.planes)} of {image.n_planes} planes" if image.n_planes > 1 else ""
+        return f"{name}: found{where}, {evidence.area_pixels} pixels{judged}."
+    if score is not None and threshold is not None and score < threshold:
+        return f"{name}: not found, the mask is empty: the image does not look as if it were there{judged}."
+    if job.mask.any():
+        return f"{name}: its mask lies wholly under another target's with a higher SAM score{judged}."
+    return f"{name}: not found, the mask is empty: the saliency map or the masks left nothing to keep{judged}."
