@@ -1,0 +1,260 @@
+"""The image every other room works with: display planes made one at a time from the stored volume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+from medclipsam.errors import InputError
+from medclipsam.imaging.geometry import Grid
+from medclipsam.imaging.orientation import Layout
+from medclipsam.imaging.windows import (
+    SOFT_TISSUE,
+    Window,
+    apply_file_lut,
+    apply_file_window,
+    apply_window,
+    foreground_range,
+    has_modality_transform,
+    stretch,
+)
+
+# Percentiles look at no more values than this, taken evenly from all planes, so that they cost no second volume.
+_MAX_SAMPLES = 1 << 22
+
+
+class MedicalImage:
+    """Planes of one image or volume in display orientation, and the way back to its own grid.
+
+    Made by `read_image`. The volume is kept once, in the file's own data type; planes are computed when asked for.
+
+    Parameters
+    ----------
+    source : Path
+        File or folder it was read from.
+    stored : ndarray, shape (k, j, i) or (k, j, i, 3)
+        Voxels in the file's own order and type; four axes are RGB.
+    grid : Grid
+        The voxel grid as ITK reads it; masks are written on it.
+    layout : Layout
+        How stored voxels become display planes.
+    modality : str or None
+        DICOM modality.
+    known_spacing : tuple of float or None
+        Millimetres along k, j, i where really known; an entry may be None.
+    luts : sequence of pydicom Dataset
+        One for each stored plane (or one for all): the elements that turn stored values into grey or colour values.
+    region : ndarray of bool, shape (j, i), or None
+        Part of the picture that holds image rather than frame and text, in stored order.
+    nifti : nibabel header or None
+        Header of a NIfTI source, kept so that a mask gets the same one.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Path,
+        stored: np.ndarray,
+        grid: Grid,
+        layout: Layout,
+        modality: str | None = None,
+        known_spacing: tuple[float | None, float | None, float | None] = (None, None, None),
+        luts: Sequence[Dataset] = (),
+        region: np.ndarray | None = None,
+        nifti: Any = None,
+    ) -> None:
+        self.source = source
+        self.modality = modality
+        self.grid = grid
+        self.layout = layout
+        self.nifti = nifti
+        self._stored = stored
+        self._luts = tuple(luts)
+        self._region = region
+        self._known_spacing = known_spacing
+        self._range: tuple[float, float] | None = None
+
+    @property
+    def n_planes(self) -> int:
+        """Number of display planes."""
+        return len(self.layout.plane_order)
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        """(H, W) of a display plane."""
+        return self._stored.shape[self.layout.axes[1]], self._stored.shape[self.layout.axes[2]]
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether there is more than one plane."""
+        return self.n_planes > 1
+
+    @property
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """(row, column) millimetres between display pixels, None where not really known."""
+        rows, columns = (self._known_spacing[axis] for axis in self.layout.axes[1:])
+        return None if rows is None or columns is None else (rows, columns)
+
+    @property
+    def plane_spacing(self) -> float | None:
+        """Millimetres between planes; None for a single plane, a time stack, or where not known."""
+        return self._known_spacing[self.layout.axes[0]] if self.is_volume else None
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether the file holds colour."""
+        return self._stored.ndim == 4 or self._palette is not None
+
+    def plane(self, index: int, window: Window | None = None) -> np.ndarray:
+        """Return one plane as a radiologist sees it.
+
+        Parameters
+        ----------
+        index : int
+            0-based plane.
+        window : Window, optional
+            Grey window in the modality's units. It is ignored for colour and for 8-bit grey pictures without a
+            modality transform, whose values already are display values. Without it: CT takes the file's window,
+            else soft tissue 40/400; MR percentiles 0.5 to 99.5 of the volume's foreground; other DICOM the file's
+            VOI LUT; what is left is taken as is if it has 8 bits, else by the percentiles.
+
+        Returns
+        -------
+        ndarray of uint8, shape (H, W, 3)
+            RGB, patient right at image left, anterior or head up.
+
+        Raises
+        ------
+        InputError
+            If there is no such plane.
+        """
+        self._check_index(index)
+        stored = self.layout.plane(self._stored, index)
+        if stored.ndim == 3:
+            return np.ascontiguousarray(self._colour(stored))
+        palette = self._palette
+        if palette is not None:
+            return np.ascontiguousarray(self._colour(apply_color_lut(np.ascontiguousarray(stored), palette)[..., :3]))
+        grey = self._grey(stored, self._lut(index), window)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+
+    def valid_region(self, index: int) -> np.ndarray | None:
+        """Return the part of plane `index` that holds image (bool [H, W]); None means all of it."""
+        self._check_index(index)
+        if self._region is None:
+            return None
+        return np.ascontiguousarray(self.layout.plane(self._region[None], 0))
+
+    def content_hash(self, index: int, window: Window | None = None) -> str:
+        """Return the SHA-256 of the display plane's pixels and shape, an identity for caches."""
+        plane = self.plane(index, window)
+        digest = hashlib.sha256(repr(plane.shape).encode())
+        digest.update(plane.tobytes())
+        return digest.hexdigest()
+
+    def to_native(self, labels: np.ndarray) -> np.ndarray:
+        """Bring a label map from display orientation to the file's own order.
+
+        Parameters
+        ----------
+        labels : ndarray of uint8 or bool, shape (n_planes, H, W), or (H, W) of a single plane
+
+        Returns
+        -------
+        ndarray, shape (k, j, i), or (j, i) of a 2-D file
+            In the order of `SimpleITK.GetArrayFromImage` of the source; transposed it is nibabel's.
+
+        Raises
+        ------
+        InputError
+            If the shape is not that of the image's planes.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim == 2:
+            labels = labels[None]
+        expected = (self.n_planes, *self.plane_shape)
+        if labels.shape != expected:
+            raise InputError(
+                f"A label map of shape {labels.shape} does not fit {self.source.name}; allowed is {expected}."
+            )
+        native = self.layout.to_stored(labels)
+        return native[0] if self.grid.ndim == 2 else native
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the image is as a JSON-able dictionary; it holds nothing about the patient."""
+        return {
+            "modality": self.modality,
+            "planes": self.n_planes,
+            "plane_shape": list(self.plane_shape),
+            "pixel_spacing_mm": None if self.pixel_spacing is None else list(self.pixel_spacing),
+            "plane_spacing_mm": self.plane_spacing,
+            "orientation": self.layout.name,
+            "colour": self.is_colour,
+            "dtype": str(self._stored.dtype),
+        }
+
+    @property
+    def _palette(self) -> Dataset | None:
+        lut = self._luts[0] if self._luts else None
+        return lut if lut is not None and lut.get("PhotometricInterpretation") == "PALETTE COLOR" else None
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self.n_planes:
+            raise InputError(f"{self.source.name} has no plane {index}; allowed are 0 to {self.n_planes - 1}.")
+
+    def _lut(self, index: int) -> Dataset | None:
+        if not self._luts:
+            return None
+        return self._luts[0] if len(self._luts) == 1 else self._luts[self.layout.plane_order[index]]
+
+    def _colour(self, plane: np.ndarray) -> np.ndarray:
+        if plane.dtype == np.uint8:
+            return plane
+        bits = 8 * plane.dtype.itemsize
+        if self._luts and self._palette is None:
+            bits = int(self._luts[0].get("BitsStored", bits))
+        return stretch(plane, 0.0, float(2**bits - 1))
+
+    def _values(self, stored: np.ndarray, lut: Dataset | None) -> np.ndarray:
+        """Return stored values in the modality's units."""
+        if lut is None or not has_modality_transform(lut):
+            return stored
+        return apply_modality_lut(stored, lut)
+
+    def _grey(self, stored: np.ndarray, lut: Dataset | None, window: Window | None) -> np.ndarray:
+        values = self._values(stored, lut)
+        as_is = values.dtype == np.uint8
+        if window is not None and not as_is:
+            grey = apply_window(values, window)
+        elif lut is not None and "VOILUTSequence" in lut and self.modality not in ("CT", "MR"):
+            grey = apply_file_lut(values, lut)
+        elif lut is not None and "WindowWidth" in lut and self.modality != "MR":
+            grey = apply_file_window(values, lut)
+        elif as_is:
+            grey = values
+        elif self.modality == "CT":
+            grey = apply_window(values, SOFT_TISSUE)
+        else:
+            if self._range is None:
+                self._range = foreground_range(self._samples())
+            grey = stretch(values, *self._range)
+        return 255 - grey if lut is not None and lut.get("PhotometricInterpretation") == "MONOCHROME1" else grey
+
+    def _samples(self) -> Iterator[np.ndarray]:
+        """Yield values in modality units, evenly from all planes, without padding and what lies outside the region."""
+        step = -(-self.n_planes * self.plane_shape[0] * self.plane_shape[1] // _MAX_SAMPLES)
+        for index in range(self.n_planes):
+            stored, lut = self.layout.plane(self._stored, index), self._lut(index)
+            keep = np.ones(stored.shape, dtype=bool)
+            region = self.valid_region(index)
+            if region is not None:
+                keep &= region
+            if lut is not None and "PixelPaddingValue" in lut:
+                keep &= stored != lut.PixelPaddingValue
+            yield self._values(stored, lut)[keep][index % step :: step]

@@ -1,0 +1,193 @@
+"""A picture of the result: planes with coloured masks, their outlines and a legend (Pillow only)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from medclipsam.errors import InputError
+from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.windows import Window
+from medclipsam.imaging.write import replace_file
+
+# Bright colours that stay apart on grey for colour-blind readers too (after Okabe and Ito, 2008).
+COLOURS = (
+    (255, 176, 0),
+    (64, 196, 255),
+    (0, 214, 143),
+    (255, 94, 122),
+    (240, 228, 66),
+    (196, 140, 255),
+    (255, 128, 64),
+    (140, 220, 220),
+)
+_FILL = 0.32
+_BACKGROUND = (18, 20, 24)
+_TEXT = (235, 237, 240)
+_FAINT = (150, 155, 162)
+_SINGLE_SIDE = 768
+_TILE_SIDE = 400
+_MAX_TILES = 6
+_GAP = 8
+
+
+def write_overlay(
+    labels: np.ndarray,
+    image: MedicalImage,
+    names: Mapping[str, int],
+    path: str | os.PathLike[str],
+    plane: int | None = None,
+    window: Window | None = None,
+) -> Path:
+    """Write a PNG of the image with its masks: translucent fill, outline and a legend.
+
+    Small images are enlarged, large ones reduced, and pixels that are not square are shown with their true aspect.
+    Of a volume, up to six planes that hold a mask are shown side by side, the one with most of it among them; without
+    any mask, the middle plane.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8 or bool, shape (n_planes, H, W), or (H, W) of a single plane
+        Label map in display orientation.
+    image : MedicalImage
+        The image the labels belong to.
+    names : mapping of str to int
+        Name of each target and its label; a name without a pixel is listed as not found.
+    path : str or path-like
+        PNG file to write; it appears only when complete.
+    plane : int, optional
+        Show this plane alone.
+    window : Window, optional
+        Grey window, see `MedicalImage.plane`.
+
+    Raises
+    ------
+    InputError
+        If the labels do not fit the image, there is no such plane, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"An overlay cannot be written to {path.name}; allowed is .png.")
+    labels = np.asarray(labels, dtype=np.uint8)
+    labels = labels[None] if labels.ndim == 2 else labels
+    if labels.shape != (image.n_planes, *image.plane_shape):
+        raise InputError(
+            f"A label map of shape {labels.shape} does not fit {image.source.name}; allowed is "
+            f"{(image.n_planes, *image.plane_shape)}."
+        )
+    shown = [plane] if plane is not None else _planes_to_show(labels)
+    colours = _colours(labels, names)
+    side = _SINGLE_SIDE if len(shown) == 1 else _TILE_SIDE
+    tiles = [_tile(image.plane(n, window), labels[n], colours, _size(image, side)) for n in shown]
+    if image.is_volume:
+        for tile, n in zip(tiles, shown, strict=True):
+            _caption(tile, f"plane {n} of {image.n_planes}")
+    sheet = _sheet(tiles)
+    present = {int(v) for v in np.unique(labels)}
+    picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in names.items()])
+    replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
+    return path
+
+
+def _planes_to_show(labels: np.ndarray) -> list[int]:
+    counts = np.count_nonzero(labels.reshape(len(labels), -1), axis=1)
+    holding = np.flatnonzero(counts)
+    if not len(holding):
+        return [len(labels) // 2]
+    if len(holding) <= _MAX_TILES:
+        return [int(n) for n in holding]
+    fullest = int(np.argmax(counts))
+    # Evenly spaced over the extent of the mask, ends a little inside; the nearest one gives way to the fullest.
+    spread = holding[np.linspace(0, len(holding) - 1, 2 * _MAX_TILES + 1).round().astype(int)[1::2]]
+    spread[np.argmin(np.abs(spread - fullest))] = fullest
+    return sorted({int(n) for n in spread})
+
+
+def _colours(labels: np.ndarray, names: Mapping[str, int]) -> dict[int, tuple[int, int, int]]:
+    """Return a colour for each label: those with a name in their order, then any others."""
+    order = list(dict.fromkeys([*(int(v) for v in names.values()), *(int(v) for v in np.unique(labels) if v)]))
+    return {label: COLOURS[n % len(COLOURS)] for n, label in enumerate(order)}
+
+
+def _size(image: MedicalImage, side: int) -> tuple[int, int]:
+    """Return (width, height) in screen pixels: the longer side `side`, square on the patient."""
+    height, width = image.plane_shape
+    row_mm, column_mm = image.pixel_spacing or (1.0, 1.0)
+    tall, wide = height * row_mm, width * column_mm
+    scale = side / max(tall, wide)
+    return max(round(wide * scale), 1), max(round(tall * scale), 1)
+
+
+def _tile(
+    plane: np.ndarray, labels: np.ndarray, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int]
+) -> Image.Image:
+    enlarged = size[0] >= plane.shape[1]
+    how = Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS
+    canvas = np.asarray(Image.fromarray(plane).resize(size, how), dtype=np.float32)
+    width = max(2, round(max(size) / 320))
+    for label, colour in colours.items():
+        mask = labels == label
+        if not mask.any():
+            continue
+        # Resized as a smooth field, so that an enlarged outline is a curve instead of a staircase.
+        field = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+        inside = np.asarray(field) >= 0.5
+        rim = inside & (ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] <= width)
+        halo = ~inside & (ndimage.distance_transform_edt(~inside) <= 1.5) if inside.any() else rim
+        canvas = np.where(inside[..., None], (1 - _FILL) * canvas + _FILL * np.asarray(colour), canvas)
+        canvas = np.where(halo[..., None], 0.45 * canvas, canvas)
+        canvas = np.where(rim[..., None], np.asarray(colour, dtype=np.float32), canvas)
+    return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+
+
+def _sheet(tiles: Sequence[Image.Image]) -> Image.Image:
+    if len(tiles) == 1:
+        return tiles[0]
+    columns = 3 if len(tiles) > 4 else 2
+    rows = -(-len(tiles) // columns)
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (columns * width + (columns - 1) * _GAP, rows * height + (rows - 1) * _GAP), _BACKGROUND)
+    for n, tile in enumerate(tiles):
+        sheet.paste(tile, ((n % columns) * (width + _GAP), (n // columns) * (height + _GAP)))
+    return sheet
+
+
+def _caption(tile: Image.Image, text: str) -> None:
+    draw = ImageDraw.Draw(tile)
+    font = ImageFont.load_default(13)
+    draw.text((8, 6), text, font=font, fill=_TEXT, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _with_legend(sheet: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int] | None, bool]]) -> Image.Image:
+    if not entries:
+        return sheet
+    font = ImageFont.load_default(17)
+    swatch, pad, line = 16, 14, 28
+    measure = ImageDraw.Draw(sheet)
+    texts = [name if found else f"{name}: not found" for name, _, found in entries]
+    widths = [swatch + 8 + measure.textlength(text, font=font) + 22 for text in texts]
+    width = max(sheet.width, int(max(widths)) + 2 * pad - 22)
+    places, x, y = [], float(pad), 0
+    for entry_width in widths:
+        if x > pad and x + entry_width - 22 > width - pad:
+            x, y = float(pad), y + 1
+        places.append((x, y))
+        x += entry_width
+    top = sheet.height
+    picture = Image.new("RGB", (width, top + (y + 1) * line + 2 * 10), _BACKGROUND)
+    picture.paste(sheet, ((width - sheet.width) // 2, 0))
+    draw = ImageDraw.Draw(picture)
+    for (_, colour, found), text, (left, row) in zip(entries, texts, places, strict=True):
+        middle = top + 10 + row * line + line // 2
+        box = (left, middle - swatch // 2, left + swatch, middle + swatch // 2)
+        if found:
+            draw.rounded_rectangle(box, radius=4, fill=colour)
+        else:
+            draw.rounded_rectangle(box, radius=4, outline=_FAINT, width=2)
+        draw.text((left + swatch + 8, middle), text, font=font, fill=_TEXT if found else _FAINT, anchor="lm")
+    return picture

@@ -1,0 +1,104 @@
+"""Which reader a path goes to, and which images a folder holds."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from medclipsam.errors import ImageError
+from medclipsam.imaging.dicom import is_slice, looks_like_dicom, read_dicom, read_header, read_series
+from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.pictures import read_picture
+from medclipsam.imaging.volumes import read_nifti, read_nrrd
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> MedicalImage:
+    """Read an image file or a DICOM series folder.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A DICOM file (recognised by its content), a folder that holds one DICOM series, NIfTI (.nii, .nii.gz), NRRD
+        (.nrrd, .nhdr), PNG, JPEG, TIFF or BMP.
+    modality : str, optional
+        DICOM modality ("CT", "MR", ...) where the file does not say it; it overrides the file's.
+
+    Returns
+    -------
+    MedicalImage
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, it is no image, is damaged, or holds what this package does not handle (several
+        series, time points, complex, NaN or infinite values).
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [file for file in _files(path) if looks_like_dicom(file)]
+        if not files:
+            raise ImageError(f"{path} is a folder without DICOM files; give an image file or a DICOM series folder.")
+        return read_series(path, files, modality)
+    if not path.is_file():
+        raise ImageError(f"{path} does not exist.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty.")
+    name = path.name.lower()
+    if name.endswith(NIFTI_SUFFIXES):
+        return read_nifti(path, modality)
+    if name.endswith(NRRD_SUFFIXES):
+        return read_nrrd(path, modality)
+    if looks_like_dicom(path) or name.endswith((".dcm", ".dicom", ".ima")):
+        return read_dicom(path, modality)
+    return read_picture(path, modality)
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the images of a folder and its sub-folders, sorted.
+
+    A folder whose DICOM slices form a volume counts as one image, itself; every other DICOM image (radiographs, multi-
+    frame files, single slices), NIfTI, NRRD or picture file counts as one. DICOM is recognised by content. Hidden
+    files and folders are left out. A folder in which slices of a volume are mixed with other series is listed as
+    well: `read_image` names its series.
+
+    Raises
+    ------
+    ImageError
+        If it is not a folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(f"{root} is not a folder.")
+    found: list[Path] = []
+    for current, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.extend(_images_in(Path(current)))
+    return sorted(found)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be read: {error.strerror or error}.") from error
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images: list[Path] = []
+    series: dict[str, list[Path]] = defaultdict(list)
+    for file in _files(folder):
+        if file.name.lower().endswith((*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *PICTURE_SUFFIXES)):
+            images.append(file)
+        elif looks_like_dicom(file) and (header := read_header(file)) is not None:
+            if is_slice(header):
+                series[str(header.get("SeriesInstanceUID", ""))].append(file)
+            else:
+                images.append(file)
+    for files in series.values():
+        images.append(files[0] if len(files) == 1 else folder)
+    return list(dict.fromkeys(images))

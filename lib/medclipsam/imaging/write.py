@@ -1,0 +1,139 @@
+"""Masks on the image's own grid, as NIfTI, NRRD or PNG."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from medclipsam.errors import InputError
+from medclipsam.imaging.image import MedicalImage
+
+MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
+
+
+def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[str]) -> Path:
+    """Write a label map so that it lies voxel for voxel on the image it was made from.
+
+    The file has the size, spacing, origin and direction that ITK (SimpleITK, 3D Slicer) reads from the image; for a
+    NIfTI image it has the image's own header geometry, so nibabel agrees too. It appears under its name only when
+    complete.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8 or bool, shape (n_planes, H, W), or (H, W) of a single plane
+        Label map in display orientation.
+    image : MedicalImage
+        The image the labels belong to.
+    path : str or path-like
+        Ends in .nii.gz, .nii or .nrrd, or in .png for an image of one plane.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        If the suffix, shape or type is not allowed, or the grid cannot be written in that format.
+    """
+    path = Path(path)
+    suffix = next((s for s in MASK_SUFFIXES if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise InputError(f"A mask cannot be written to {path.name}; allowed are {', '.join(MASK_SUFFIXES)}.")
+    labels = np.asarray(labels)
+    if labels.dtype == np.bool_:
+        labels = labels.astype(np.uint8)
+    if labels.dtype != np.uint8:
+        raise InputError(f"A label map of type {labels.dtype} cannot be written; uint8 is allowed.")
+    native = image.to_native(labels)
+    if suffix == ".png":
+        if image.is_volume:
+            raise InputError(
+                f"{path.name} cannot hold the {image.n_planes} planes of {image.source.name}; give .nii.gz or .nrrd."
+            )
+        picture = Image.fromarray(native.reshape(native.shape[-2:]))
+        replace_file(path, suffix, lambda temporary: picture.save(temporary, format="PNG"))
+    elif suffix == ".nrrd":
+        _write_nrrd(native, image, path)
+    else:
+        nifti = _nifti(native, image)
+        replace_file(path, suffix, lambda temporary: nib.save(nifti, temporary))
+    return path
+
+
+def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary name in the same folder (ending in `suffix`) and move the file to `path`.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing or cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes files private; give the rights a newly created file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _nifti(native: np.ndarray, image: MedicalImage) -> nib.Nifti1Image:
+    voxels = native.T
+    if image.nifti is None:
+        affine = image.grid.affine_ras()
+        result = nib.Nifti1Image(voxels, affine, dtype=np.uint8)
+        result.set_qform(affine, code=1)
+        result.set_sform(affine, code=1)
+        result.header.set_xyzt_units("mm")
+        return result
+    source = image.nifti
+    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+    # A fresh header with the geometry fields only: free text and extensions of the source may name the patient.
+    header = type(source)(endianness=source.endianness)
+    header.set_data_shape(source.get_data_shape())
+    header.set_data_dtype(np.uint8)
+    for field in _NIFTI_GEOMETRY:
+        header[field] = source[field]
+    return kind(voxels.reshape(source.get_data_shape(), order="F"), source.get_best_affine(), header)
+
+
+_NIFTI_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+def _write_nrrd(native: np.ndarray, image: MedicalImage, path: Path) -> None:
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        raise InputError(f"{path.name} needs SimpleITK: pip install SimpleITK, or write .nii.gz.") from None
+    grid = image.grid
+    if not grid.is_orthonormal:
+        raise InputError(
+            f"{image.source.name} has axes that are not at right angles, which NRRD through ITK cannot hold; "
+            "write .nii.gz."
+        )
+    result = sitk.GetImageFromArray(native)
+    result.SetSpacing(grid.spacing)
+    result.SetOrigin(grid.origin)
+    result.SetDirection(grid.direction.ravel().tolist())
+    replace_file(path, ".nrrd", lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=True))
