@@ -31,7 +31,7 @@ from medclipsam.presence import (
     smooth_over_planes,
     steady_planes,
 )
-from medclipsam.prompting import coarse_mask, largest_components, visual_prompt
+from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 from medclipsam.sam import SamModel
 from medclipsam.targets import TargetSet, TextTarget, assign_labels, negatives, parse_prompt
@@ -50,7 +50,7 @@ class PlaneEvidence:
     """What one target's mask on one plane rests on."""
 
     plane: int
-    presence: float
+    presence: float | None
     prompt: dict[str, Any] = field(default_factory=dict)
     sam_score: float | None = None
 
@@ -291,10 +291,10 @@ class ZeroShot:
             shared[job.window].append(job)
         for part, (window, group) in enumerate(shared.items()):
             clock.span(part / len(shared), (part + 1) / len(shared))
-            self._run(image, window, group, indices, options, clock)
+            _Pass(self, image, window, group, indices, options, clock).run()
         labels = _merge(jobs, image)
         for job in jobs:
-            _conclude(job, labels, image, options)
+            _conclude(job, labels, image)
             job.evidence.seconds = {
                 stage: round(clock.seconds[stage] / len(jobs), 4) for stage in clock.seconds if clock.seconds[stage]
             }
@@ -394,34 +394,13 @@ class ZeroShot:
         )
         return settings, float(values["beta"]), preset
 
-    def _run(
-        self,
-        image: MedicalImage,
-        window: Window | None,
-        jobs: list[_Job],
-        indices: list[int],
-        options: ZeroShotOptions,
-        clock: _Clock,
-    ) -> None:
-        """Work on all targets that look at the planes through the same window."""
-        scanned = [job for job in jobs if job.reference is not None]
-        if scanned:
-            self._scan(image, window, scanned, indices, options, clock)
-        wanted: dict[int, list[_Job]] = defaultdict(list)
-        for job in jobs:
-            for plane in self._planes_of(job, indices, image):
-                wanted[plane].append(job)
-        planes = sorted(wanted)
-        for start in range(0, len(planes), self.batch_planes):
-            batch = planes[start : start + self.batch_planes]
-            clock.tick(0.2 + 0.8 * start / len(planes), f"masks of plane {batch[0] + 1} of {image.n_planes}")
-            self._masks(image, window, batch, wanted, options, clock)
-        if image.n_planes > 1:
-            for job in jobs:
-                self._make_steady(image, window, job, indices, options, clock)
 
-    def _scan(
+class _Pass:
+    """One pass over an image: all targets of a request that look at its planes through the same window."""
+
+    def __init__(
         self,
+        pipeline: ZeroShot,
         image: MedicalImage,
         window: Window | None,
         jobs: list[_Job],
@@ -429,82 +408,92 @@ class ZeroShot:
         options: ZeroShotOptions,
         clock: _Clock,
     ) -> None:
-        for start in range(0, len(indices), self.batch_planes):
-            batch = indices[start : start + self.batch_planes]
-            clock.tick(0.2 * start / len(indices), f"presence in plane {batch[0] + 1} of {image.n_planes}")
-            with clock.stage("presence"):
-                made = [self._input(image, plane, window, options) for plane in batch]
-                layer = jobs[0].settings.layer
-                tokens = self.encoder.prefix_tokens([(digest, tensor) for tensor, _, digest in made], layer)
+        self.encoder = pipeline.encoder
+        self.sam = pipeline.sam
+        self.batch_planes = pipeline.batch_planes
+        self.image = image
+        self.window = window
+        self.jobs = jobs
+        self.indices = indices
+        self.options = options
+        self.clock = clock
+
+    def run(self) -> None:
+        """Ask for presence in all planes, then draw masks in those that hold a target."""
+        self._scan([job for job in self.jobs if job.reference is not None])
+        wanted: dict[int, list[_Job]] = defaultdict(list)
+        for job in self.jobs:
+            for plane in self._planes_of(job):
+                wanted[plane].append(job)
+        for fraction, batch in self._batches(sorted(wanted)):
+            self.clock.tick(0.2 + 0.8 * fraction, f"masks, plane {batch[0] + 1} of {self.image.n_planes}")
+            self._masks(batch, wanted)
+        if self.image.is_volume:
+            for job in self.jobs:
+                with self.clock.stage("steady"):
+                    self._make_steady(job)
+
+    def _batches(self, planes: list[int]) -> Iterator[tuple[float, list[int]]]:
+        for start in range(0, len(planes), self.batch_planes):
+            yield start / len(planes), planes[start : start + self.batch_planes]
+
+    def _scan(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        layer = jobs[0].settings.layer
+        for fraction, batch in self._batches(self.indices):
+            self.clock.tick(0.2 * fraction, f"presence, plane {batch[0] + 1} of {self.image.n_planes}")
+            with self.clock.stage("presence"):
+                inputs = [self._input(plane) for plane in batch]
+                tokens = self.encoder.prefix_tokens([(made.digest, made.tensor) for made in inputs], layer)
                 features = self.encoder.features(tokens, layer)
                 for job in jobs:
                     assert job.reference is not None
-                    found = presence_scores(features, job.reference, self.encoder.logit_scale)
-                    job.scores[batch] = found.score
+                    job.scores[batch] = presence_scores(features, job.reference, self.encoder.logit_scale).score
         for job in jobs:
-            job.scores[indices] = smooth_over_planes(job.scores[indices], indices)
-            job.evidence.presence_score = float(job.scores[indices].max())
+            job.scores[self.indices] = smooth_over_planes(job.scores[self.indices], self.indices)
+            job.evidence.presence_score = float(job.scores[self.indices].max())
 
-    def _planes_of(self, job: _Job, indices: list[int], image: MedicalImage) -> list[int]:
+    def _planes_of(self, job: _Job) -> list[int]:
         threshold = job.evidence.presence_threshold
         if threshold is None:
-            return indices
-        present = job.scores[indices] >= threshold
-        if image.n_planes > 1:
-            present = steady_planes(present, indices)
-        return [plane for plane, here in zip(indices, present, strict=True) if here]
+            return self.indices
+        present = job.scores[self.indices] >= threshold
+        if self.image.is_volume:
+            present = steady_planes(present, self.indices)
+        return [plane for plane, here in zip(self.indices, present, strict=True) if here]
 
-    def _masks(
-        self,
-        image: MedicalImage,
-        window: Window | None,
-        batch: list[int],
-        wanted: dict[int, list[_Job]],
-        options: ZeroShotOptions,
-        clock: _Clock,
-    ) -> None:
-        with clock.stage("prefix"):
-            made = [self._input(image, plane, window, options) for plane in batch]
-            fits = [fit for _, fit, _ in made]
-            contents = [digest for _, _, digest in made]
-            layers = {job.settings.layer for plane in batch for job in wanted[plane]}
-            inputs = [(digest, tensor) for tensor, _, digest in made]
-            tokens = {layer: self.encoder.prefix_tokens(inputs, layer) for layer in layers}
+    def _masks(self, batch: list[int], wanted: dict[int, list[_Job]]) -> None:
         pairs = [(row, job) for row, plane in enumerate(batch) for job in wanted[plane]]
+        with self.clock.stage("prefix"):
+            inputs = [self._input(plane) for plane in batch]
+            named = [(made.digest, made.tensor) for made in inputs]
+            tokens = {layer: self.encoder.prefix_tokens(named, layer) for layer in {j.settings.layer for _, j in pairs}}
         groups: dict[SaliencySettings, list[tuple[int, _Job]]] = defaultdict(list)
         for row, job in pairs:
             groups[job.settings].append((row, job))
         for settings, members in groups.items():
-            with clock.stage("saliency"):
+            with self.clock.stage("saliency"):
                 maps = saliency_maps(
                     self.encoder,
                     tokens[settings.layer],
-                    fits,
-                    contents,
+                    [made.fit for made in inputs],
+                    [made.digest for made in inputs],
                     [SaliencyRequest(row, job.positive, job.negatives, job.beta) for row, job in members],
                     settings,
-                    on_step=clock.check,
+                    on_step=self.clock.check,
                 )
             for (row, job), saliency in zip(members, maps, strict=True):
-                self._draw(image, window, batch[row], job, saliency.numpy(), fits[row], options, clock)
+                self._draw(job, batch[row], saliency.numpy(), inputs[row].fit)
 
-    def _draw(
-        self,
-        image: MedicalImage,
-        window: Window | None,
-        plane: int,
-        job: _Job,
-        saliency: np.ndarray,
-        fit: Fit,
-        options: ZeroShotOptions,
-        clock: _Clock,
-    ) -> None:
+    def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit) -> None:
         """Turn one saliency map into one mask."""
-        clock.check()
-        pixels = image.plane(plane, window)
-        region = image.valid_region(plane)
+        self.clock.check()
+        options = self.options
+        pixels = self.image.plane(plane, self.window)
+        region = self.image.valid_region(plane)
         valid = fit.shown() if region is None else fit.shown() & region
-        with clock.stage("coarse"):
+        with self.clock.stage("coarse"):
             coarse = coarse_mask(saliency, options.postprocess, threshold=options.threshold, valid=valid, plane=pixels)
             coarse = largest_components(coarse, job.num_components, options.min_size)
             prompt = visual_prompt(
@@ -516,61 +505,59 @@ class ZeroShot:
                 seed=options.seed,
                 valid=valid,
             )
-        if prompt is None:
-            return
-        evidence = PlaneEvidence(plane, _finite(job.scores[plane]), prompt.to_dict())
-        with clock.stage("sam_embed"):
+        if prompt is not None:
+            job.mask[plane] = largest_components(
+                self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size
+            )
+
+    def _ask_sam(self, job: _Job, plane: int, pixels: np.ndarray, prompt: VisualPrompt) -> np.ndarray:
+        """Return SAM's mask for a prompt, and note the evidence."""
+        with self.clock.stage("sam_embed"):
             embedding = self.sam.embed(pixels)
-        with clock.stage("sam_decode"):
-            answer = self.sam.decode(embedding, prompt.boxes, prompt.points, prompt.point_labels, voting=options.voting)
-            mask = answer.mask if region is None else answer.mask & region
-            job.mask[plane] = largest_components(mask, job.num_components, options.min_size)
-        evidence.sam_score = float(answer.score)
-        job.evidence.planes.append(evidence)
+        with self.clock.stage("sam_decode"):
+            answer = self.sam.decode(
+                embedding, prompt.boxes, prompt.points, prompt.point_labels, voting=self.options.voting
+            )
+        asked = None if job.reference is None else float(job.scores[plane])
+        job.evidence.planes.append(PlaneEvidence(plane, asked, prompt.to_dict(), float(answer.score)))
+        region = self.image.valid_region(plane)
+        return answer.mask if region is None else answer.mask & region
 
-    def _make_steady(
-        self,
-        image: MedicalImage,
-        window: Window | None,
-        job: _Job,
-        indices: list[int],
-        options: ZeroShotOptions,
-        clock: _Clock,
-    ) -> None:
+    def _make_steady(self, job: _Job) -> None:
         """Keep the largest components in 3-D, then fill planes that were lost between two that hold the target."""
-        with clock.stage("steady"):
-            job.mask = _without_single_planes(
-                largest_components(job.mask, job.num_components, options.min_size),
-                {p.plane for p in job.evidence.planes},
-            )
-            for plane in range(1, image.n_planes - 1):
-                below, above = job.mask[plane - 1], job.mask[plane + 1]
-                if job.mask[plane].any() or not (below.any() and above.any()):
-                    continue
-                clock.check()
-                box = (_box(below) + _box(above)) / 2
-                answer = self.sam.decode(self.sam.embed(image.plane(plane, window)), box[None], voting=options.voting)
-                job.mask[plane] = answer.mask
-                job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
-                job.evidence.planes.append(
-                    PlaneEvidence(plane, _finite(job.scores[plane]), {"boxes": box[None].tolist()}, float(answer.score))
-                )
-            job.evidence.planes = sorted(
-                (seen for seen in job.evidence.planes if job.mask[seen.plane].any()), key=lambda seen: seen.plane
-            )
+        job.mask = largest_components(job.mask, job.num_components, self.options.min_size)
+        if len(job.evidence.planes) > 1:
+            job.mask = _without_single_planes(job.mask)
+        for plane in self.indices:
+            if plane in (0, self.image.n_planes - 1) or job.mask[plane].any():
+                continue
+            below, above = job.mask[plane - 1], job.mask[plane + 1]
+            if not (below.any() and above.any()):
+                continue
+            self.clock.check()
+            job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
+            between = VisualPrompt(boxes=(boxes_of(below) + boxes_of(above)) / 2)
+            job.mask[plane] = self._ask_sam(job, plane, self.image.plane(plane, self.window), between)
+        kept = [seen for seen in job.evidence.planes if job.mask[seen.plane].any()]
+        job.evidence.planes = sorted(kept, key=lambda seen: seen.plane)
 
-    def _input(
-        self, image: MedicalImage, plane: int, window: Window | None, options: ZeroShotOptions
-    ) -> tuple[torch.Tensor, Fit, bytes]:
-        pixels = image.plane(plane, window)
-        region = image.valid_region(plane)
+    def _input(self, plane: int) -> _Input:
+        pixels = self.image.plane(plane, self.window)
+        region = self.image.valid_region(plane)
         if region is not None:  # burned-in text beside an ultrasound sector is no anatomy
             pixels = np.where(region[..., None], pixels, 0).astype(np.uint8)
-        tensor, fit = self.encoder.preprocess(pixels, options.fit)
-        digest = hashlib.sha256(
-            f"{pixels.shape} {options.fit}".encode() + np.ascontiguousarray(pixels).tobytes()
-        ).digest()
-        return tensor, fit, digest
+        tensor, fit = self.encoder.preprocess(pixels, self.options.fit)
+        content = f"{pixels.shape} {self.options.fit}".encode() + np.ascontiguousarray(pixels).tobytes()
+        return _Input(tensor, fit, hashlib.sha256(content).digest())
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A plane as the encoder sees it, the way back, and what identifies it."""
+
+    tensor: torch.Tensor
+    fit: Fit
+    digest: bytes
 
 
 def load_encoder(weights: ResolvedWeights, *, device: str | torch.device = "cpu") -> Encoder:
@@ -628,15 +615,6 @@ class _Clock:
             self.seconds[name] += time.perf_counter() - start
 
 
-def _finite(score: float) -> float | None:
-    return float(score) if np.isfinite(score) else None
-
-
-def _box(mask: np.ndarray) -> np.ndarray:
-    rows, cols = np.nonzero(mask)
-    return np.asarray([cols.min(), rows.min(), cols.max(), rows.max()], dtype=np.float32)
-
-
 def _without_single_planes(mask: np.ndarray) -> np.ndarray:
     """Drop 3-D components that lie in one plane only."""
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
@@ -658,7 +636,7 @@ def _merge(jobs: Sequence[_Job], image: MedicalImage) -> np.ndarray:
     return labels
 
 
-def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage, options: ZeroShotOptions) -> None:
+def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
     evidence = job.evidence
     area = int((labels == evidence.label).sum())
     evidence.area_pixels, evidence.found = area, area > 0
@@ -668,10 +646,10 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage, options: ZeroS
             evidence.volume_mm3 = evidence.area_mm2 * image.plane_spacing
     scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
     evidence.sam_score = float(np.mean(scores)) if scores else None
-    evidence.reason = _reason(job, options, image)
+    evidence.reason = _reason(job, image)
 
 
-def _reason(job: _Job, options: ZeroShotOptions, image: MedicalImage) -> str:
+def _reason(job: _Job, image: MedicalImage) -> str:
     evidence = job.evidence
     name = evidence.name
     score, threshold = evidence.presence_score, evidence.presence_threshold
