@@ -525,21 +525,28 @@ class _Pass:
 
     def _make_steady(self, job: _Job) -> None:
         """Keep the largest components in 3-D, then fill planes that were lost between two that hold the target."""
-        job.mask = largest_components(job.mask, job.num_components, self.options.min_size)
+        lost = self._lost_planes(job.mask)
+        # A lost plane must not cut a structure in two: for the count of components it is bridged.
+        linked = job.mask.copy()
+        for plane in lost:
+            linked[plane] = linked[plane - 1] | linked[plane + 1]
+        kept = largest_components(linked, job.num_components, self.options.min_size)
         if len(job.evidence.planes) > 1:
-            job.mask = _without_single_planes(job.mask)
-        for plane in self.indices:
-            if plane in (0, self.image.n_planes - 1) or job.mask[plane].any():
-                continue
+            kept = _without_single_planes(kept)
+        job.mask &= kept
+        for plane in self._lost_planes(job.mask):
             below, above = job.mask[plane - 1], job.mask[plane + 1]
-            if not (below.any() and above.any()):
-                continue
             self.clock.check()
             job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
             between = VisualPrompt(boxes=(boxes_of(below) + boxes_of(above)) / 2)
             job.mask[plane] = self._ask_sam(job, plane, self.image.plane(plane, self.window), between)
-        kept = [seen for seen in job.evidence.planes if job.mask[seen.plane].any()]
-        job.evidence.planes = sorted(kept, key=lambda seen: seen.plane)
+        seen = [seen for seen in job.evidence.planes if job.mask[seen.plane].any()]
+        job.evidence.planes = sorted(seen, key=lambda seen: seen.plane)
+
+    def _lost_planes(self, mask: np.ndarray) -> list[int]:
+        """Planes without a mask between two that have one."""
+        held = mask.any(axis=(1, 2))
+        return [p for p in self.indices if 0 < p < len(held) - 1 and not held[p] and held[p - 1] and held[p + 1]]
 
     def _input(self, plane: int) -> _Input:
         pixels = self.image.plane(plane, self.window)

@@ -1,0 +1,288 @@
+"""The composition, on models that can be reckoned by hand: text "bright ..." is where the plane is bright."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from medclipsam.encoders import Fit, fit_plane
+from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
+from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.options import ZeroShotOptions
+from medclipsam.sam import MaskResult
+from medclipsam.targets import TargetSet
+from medclipsam.zeroshot import ZeroShot
+
+
+class BrightTower:
+    """Tokens are patch brightness, the class token their maximum; features turn from (0, 1) to (1, 0) with it."""
+
+    n_blocks, n_prefix_tokens, grid = 4, 1, (16, 16)
+
+    def prefix(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        patches = F.avg_pool2d(x.mean(dim=1, keepdim=True), 4).flatten(1)
+        return torch.cat([patches.amax(dim=1, keepdim=True), patches], dim=1)[..., None]
+
+    def suffix(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self._feature(tokens[:, 0])
+
+    def patch_features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self._feature(tokens[:, 1:])
+
+    def _feature(self, brightness: torch.Tensor) -> torch.Tensor:
+        b = brightness.clamp(0, 1)
+        return torch.cat([b, (1 - b.square()).sqrt()], dim=-1)
+
+
+class BrightEncoder:
+    """What `ZeroShot` needs of an encoder."""
+
+    name, identity, logit_scale, defaults = "bright", "0" * 64, 20.0, {}  # type: ignore[var-annotated]
+    tower = BrightTower()
+
+    def __init__(self) -> None:
+        self.planes_seen = 0
+
+    def preprocess(self, plane: np.ndarray, fit: str) -> tuple[torch.Tensor, Fit]:
+        return fit_plane(plane, 64, fit)
+
+    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
+        self.planes_seen = max(self.planes_seen, len(planes))
+        return self.tower.prefix(torch.stack([tensor for _, tensor in planes]), layer)
+
+    def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self.tower.suffix(tokens, layer)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([torch.tensor([1.0, 0.0] if "bright" in t else [0.5, 0.75**0.5]) for t in texts])
+
+    def text_prototype(self, captions: Sequence[str]) -> torch.Tensor:
+        return F.normalize(self.encode_texts(captions).mean(dim=0), dim=0)
+
+
+class BoxSam:
+    """SAM that takes what is brighter than `level` in the box."""
+
+    def __init__(self) -> None:
+        self.boxes: list[Any] = []
+        self.scores: list[float] = []
+        self.blind: set[int] = set()
+
+    def embed(self, plane: np.ndarray) -> np.ndarray:
+        return plane
+
+    def decode(
+        self, embedding: np.ndarray, boxes: Any = None, points: Any = None, *rest: Any, **more: Any
+    ) -> MaskResult:
+        mask = np.zeros(embedding.shape[:2], bool)
+        self.boxes.append(boxes)
+        for x0, y0, x1, y1 in np.asarray(boxes, int):
+            mask[y0 : y1 + 1, x0 : x1 + 1] = True
+        if len(self.boxes) in self.blind:
+            mask[:] = False
+        score = self.scores.pop(0) if self.scores else 0.9
+        return MaskResult(mask & (embedding[..., 0] > 100), score, mask.astype(np.float32))
+
+
+def disc(shape: tuple[int, int], row: int, col: int, radius: int = 9) -> np.ndarray:
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    return (rows - row) ** 2 + (cols - col) ** 2 <= radius**2
+
+
+def picture(folder: Path, array: np.ndarray, name: str = "image.png") -> MedicalImage:
+    Image.fromarray(array.astype(np.uint8)).save(folder / name)
+    return read_image(folder / name)
+
+
+def volume(folder: Path, planes: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 3.0)) -> MedicalImage:
+    """An axial uint8 volume whose display planes are `planes` [N, H, W], first plane lowest."""
+    stored = planes[:, ::-1, ::-1].transpose(2, 1, 0)  # x grows to the left, y to the back in LPS; RAS here
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(stored), np.diag([*spacing, 1.0])), folder / "volume.nii.gz")
+    return read_image(folder / "volume.nii.gz")
+
+
+@pytest.fixture
+def pipeline() -> ZeroShot:
+    return ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=3)  # type: ignore[arg-type]
+
+
+OPTIONS = ZeroShotOptions(saliency="patch_text")
+
+
+def test_one_target_on_one_plane(pipeline: ZeroShot, tmp_path: Path) -> None:
+    truth = disc((80, 120), 30, 90)
+    result = pipeline.segment(picture(tmp_path, truth * 255), "something bright", OPTIONS)
+    assert result.labels.shape == (1, 80, 120)
+    assert result.labels.dtype == np.uint8
+    np.testing.assert_array_equal(result.labels[0] > 0, truth)
+    assert result.label_names == {"something bright": 201}
+    (evidence,) = result.targets
+    assert evidence.found
+    assert evidence.area_pixels == truth.sum()
+    assert evidence.area_mm2 is None  # a PNG knows no millimetres
+    assert evidence.sam_score == pytest.approx(0.9)
+    x0, y0, x1, y1 = evidence.planes[0].prompt["boxes"][0]
+    assert x0 <= 81 <= 99 <= x1
+    assert y0 <= 21 <= 39 <= y1
+
+
+def test_an_absent_target_is_an_empty_mask_with_its_reason(pipeline: ZeroShot, tmp_path: Path) -> None:
+    result = pipeline.segment(picture(tmp_path, np.full((60, 60), 20)), "something bright", OPTIONS)
+    assert not result.labels.any()
+    (evidence,) = result.targets
+    assert not evidence.found
+    assert evidence.presence_score < evidence.presence_threshold
+    assert "not found" in result.sentence
+    assert f"{evidence.presence_score:.2f}" in result.sentence
+    assert pipeline.sam.boxes == []  # no work was done for it
+
+
+def test_presence_can_be_switched_off(pipeline: ZeroShot, tmp_path: Path) -> None:
+    """A dim disc lies below the threshold, but its map has a maximum all the same."""
+    dim = picture(tmp_path, disc((60, 60), 30, 30) * 110)
+    assert not pipeline.segment(dim, "something bright", OPTIONS).labels.any()
+    off = pipeline.segment(dim, "something bright", ZeroShotOptions(saliency="patch_text", presence=False))
+    assert off.labels.any()
+    assert off.targets[0].presence_score is None
+
+
+def test_an_empty_text_and_unknown_planes_are_refused(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = picture(tmp_path, np.zeros((20, 20)))
+    with pytest.raises(InputError):
+        pipeline.segment(image, " ; ", OPTIONS)
+    with pytest.raises(OptionError, match="planes"):
+        pipeline.segment(image, "bright", ZeroShotOptions(planes="3"))
+    with pytest.raises(OptionError, match="layer"):
+        pipeline.segment(image, "bright", ZeroShotOptions(layer=4))
+    with pytest.raises(OptionError, match="preset"):
+        pipeline.segment(image, "bright", ZeroShotOptions(preset="demo"))
+    with pytest.raises(TargetError):
+        pipeline.segment(image, ";".join(f"bright {n}" for n in range(9)), OPTIONS)
+
+
+def test_overlaps_go_to_the_higher_sam_score(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    pipeline.sam.scores = [0.6, 0.8]
+    result = pipeline.segment(image, "bright one; bright two", OPTIONS)
+    assert set(np.unique(result.labels)) == {0, result.label_names["bright two"]}
+    first, second = result.targets
+    assert "another target" in first.reason
+    assert not first.found
+    assert second.area_pixels == (result.labels > 0).sum()
+    pipeline.sam.scores = [0.8, 0.6]
+    again = pipeline.segment(image, "bright one; bright two", OPTIONS)
+    assert set(np.unique(again.labels)) == {0, again.label_names["bright one"]}
+
+
+def moving_disc(n_planes: int, held: Sequence[int]) -> np.ndarray:
+    planes = np.zeros((n_planes, 48, 64), np.uint8)
+    for plane in held:
+        planes[plane][disc((48, 64), 24, 28 + plane)] = 255
+    return planes
+
+
+def test_only_planes_that_hold_the_target_get_a_mask(pipeline: ZeroShot, tmp_path: Path) -> None:
+    planes = moving_disc(12, range(3, 9))
+    image = volume(tmp_path, planes)
+    result = pipeline.segment(image, "something bright", OPTIONS)
+    mask, truth = result.labels > 0, planes > 0
+    np.testing.assert_array_equal(mask.any(axis=(1, 2)), truth.any(axis=(1, 2)))
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.98  # boxes of a coarse map cut a pixel or two
+    (evidence,) = result.targets
+    assert [seen.plane for seen in evidence.planes] == list(range(3, 9))
+    assert evidence.volume_mm3 == pytest.approx(mask.sum() * 3.0)
+    assert pipeline.encoder.planes_seen <= 3  # memory: never more than a batch of planes at once
+
+
+def test_single_planes_do_not_flicker(pipeline: ZeroShot, tmp_path: Path) -> None:
+    """One plane that lights up alone is dropped; one that goes out among its neighbours is filled."""
+    planes = moving_disc(14, [1, 5, 6, 7, 8, 9, 10])
+    truth = planes > 0
+    pipeline.sam.blind = {3}  # SAM finds nothing on the third plane it is asked about
+    result = pipeline.segment(volume(tmp_path, planes), "something bright", OPTIONS)
+    assert not result.labels[1].any()
+    held = np.flatnonzero(result.labels.any(axis=(1, 2)))
+    np.testing.assert_array_equal(held, np.arange(5, 11))
+    filled = result.labels[7] > 0
+    assert 2 * (filled & truth[7]).sum() / (filled.sum() + truth[7].sum()) > 0.95
+
+
+def test_the_largest_component_is_chosen_in_3d(pipeline: ZeroShot, tmp_path: Path) -> None:
+    """On plane 4 a larger spot lies elsewhere; the target's column through the volume is kept all the same."""
+    planes = moving_disc(9, range(2, 8))
+    planes[4] = 0
+    planes[4][disc((48, 64), 24, 32)] = 255
+    planes[3:5][:, disc((48, 64), 10, 8, 6)] = 255
+    options = ZeroShotOptions(saliency="patch_text", num_components=1)
+    result = pipeline.segment(volume(tmp_path, planes), "something bright", options)
+    assert not result.labels[3:5, :20, :16].any()
+    assert all(result.labels[plane].any() for plane in range(2, 8))
+
+
+def test_a_range_of_planes_can_be_asked_for(pipeline: ZeroShot, tmp_path: Path) -> None:
+    planes = moving_disc(10, range(1, 9))
+    options = ZeroShotOptions(saliency="patch_text", planes="4-6")
+    result = pipeline.segment(volume(tmp_path, planes), "something bright", options)
+    np.testing.assert_array_equal(np.flatnonzero(result.labels.any(axis=(1, 2))), [4, 5, 6])
+
+
+def test_batches_of_planes_change_nothing(tmp_path: Path) -> None:
+    image = volume(tmp_path, moving_disc(10, range(1, 9)))
+    made = [
+        ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=size).segment(image, "bright", OPTIONS)  # type: ignore[arg-type]
+        for size in (1, 4, 100)
+    ]
+    for other in made[1:]:
+        np.testing.assert_array_equal(made[0].labels, other.labels)
+
+
+def test_progress_only_grows_and_the_work_can_be_cancelled(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = volume(tmp_path, moving_disc(10, range(1, 9)))
+    seen: list[float] = []
+    pipeline.segment(image, "bright", OPTIONS, progress=lambda fraction, message: seen.append(fraction))
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] < seen[-1] <= 1
+    calls = SimpleNamespace(n=0)
+
+    def cancelled() -> bool:
+        calls.n += 1
+        return calls.n > 5
+
+    with pytest.raises(CancelledError):
+        pipeline.segment(image, "bright", OPTIONS, cancelled=cancelled)
+
+
+def test_the_result_says_what_made_it_and_is_json(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    read = json.loads(
+        json.dumps(pipeline.segment(image, "bright", ZeroShotOptions(saliency="patch_text", seed=5)).to_dict())
+    )
+    assert read["seed"] == 5
+    assert read["weights"]["clip"]["sha256"] == "0" * 64
+    assert read["options"]["saliency"] == "patch_text"
+    assert read["version"]
+    assert read["label_names"] == {"bright": 201}
+    (target,) = read["targets"]
+    assert {"presence", "saliency", "sam_decode"} <= set(target["seconds"])
+    assert target["settings"]["source"] == "published"
+
+
+def test_printed_settings_follow_the_depth_of_the_tower(pipeline: ZeroShot, tmp_path: Path) -> None:
+    """Brain tumour: printed beta 2.0, variance 0.3, block 9 of 12: three quarters of this tower's four blocks."""
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    for preset, variance in (("paper", 0.3), ("published", 1.0)):
+        options = ZeroShotOptions(saliency="patch_text", preset=preset, presence=False)
+        settings = pipeline.segment(image, "brain tumour", options).targets[0].settings
+        assert (settings["beta"], settings["variance"], settings["layer"]) == (2.0, variance, 3)
+        assert settings["source"] == preset
+    mine = ZeroShotOptions(saliency="patch_text", preset="paper", presence=False, variance=0.7, beta=0.4, layer=1)
+    settings = pipeline.segment(image, "brain tumour", mine).targets[0].settings
+    assert (settings["beta"], settings["variance"], settings["layer"]) == (0.4, 0.7, 1)
