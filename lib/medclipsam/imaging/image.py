@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from medclipsam.errors import InputError
+from medclipsam.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.orientation import Layout
 from medclipsam.imaging.windows import (
@@ -133,23 +133,23 @@ class MedicalImage:
         ------
         InputError
             If there is no such plane.
+        ImageError
+            If the file's look-up tables are broken.
         """
         self._check_index(index)
-        stored = self.layout.plane(self._stored, index)
-        if stored.ndim == 3:
-            return np.ascontiguousarray(self._colour(stored))
-        palette = self._palette
-        if palette is not None:
-            return np.ascontiguousarray(self._colour(apply_color_lut(np.ascontiguousarray(stored), palette)[..., :3]))
-        grey = self._grey(stored, self._lut(index), window)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        try:
+            return self._render(self.layout.plane(self._stored, index), index, window)
+        except MedClipSamError:
+            raise
+        except Exception as error:
+            raise ImageError(f"{self.source} has look-up tables that cannot be applied: {error}.") from error
 
     def valid_region(self, index: int) -> np.ndarray | None:
         """Return the part of plane `index` that holds image (bool [H, W]); None means all of it."""
         self._check_index(index)
         if self._region is None:
             return None
-        return np.ascontiguousarray(self.layout.plane(self._region[None], 0))
+        return np.ascontiguousarray(self.layout.plane(np.broadcast_to(self._region, self._stored.shape[:3]), index))
 
     def content_hash(self, index: int, window: Window | None = None) -> str:
         """Return the SHA-256 of the display plane's pixels and shape, an identity for caches."""
@@ -220,6 +220,15 @@ class MedicalImage:
         if self._luts and self._palette is None:
             bits = int(self._luts[0].get("BitsStored", bits))
         return stretch(plane, 0.0, float(2**bits - 1))
+
+    def _render(self, stored: np.ndarray, index: int, window: Window | None) -> np.ndarray:
+        if stored.ndim == 3:
+            return np.ascontiguousarray(self._colour(stored))
+        palette = self._palette
+        if palette is not None:
+            return np.ascontiguousarray(self._colour(apply_color_lut(np.ascontiguousarray(stored), palette)[..., :3]))
+        grey = self._grey(stored, self._lut(index), window)
+        return np.repeat(grey[:, :, None], 3, axis=2)
 
     def _values(self, stored: np.ndarray, lut: Dataset | None) -> np.ndarray:
         """Return stored values in the modality's units."""

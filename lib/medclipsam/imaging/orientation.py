@@ -6,6 +6,7 @@ Stored volumes are numpy arrays [k, j, i]; display planes are views [row, column
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ class Layout:
 
 
 def layout_for(
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     spacing: tuple[float, float, float],
     directions: np.ndarray | None,
     *,
@@ -85,7 +86,7 @@ def layout_for(
 
     Parameters
     ----------
-    shape : tuple of int
+    shape : sequence of int
         Size of the stored array [k, j, i].
     spacing : tuple of float
         Spacing along k, j, i.
@@ -144,7 +145,7 @@ def _closest_axes(directions: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _acquisition_axis(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], world: list[tuple[int, int]] | None
+    shape: Sequence[int], spacing: tuple[float, float, float], world: list[tuple[int, int]] | None
 ) -> int:
     single = [a for a in range(3) if shape[a] == 1]
     if len(single) == 1:

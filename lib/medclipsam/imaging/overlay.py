@@ -86,7 +86,7 @@ def write_overlay(
     tiles = [_tile(image.plane(n, window), labels[n], colours, _size(image, side)) for n in shown]
     if image.is_volume:
         for tile, n in zip(tiles, shown, strict=True):
-            _caption(tile, f"plane {n} of {image.n_planes}")
+            _caption(tile, f"plane {n} of 0-{image.n_planes - 1}")
     sheet = _sheet(tiles)
     present = {int(v) for v in np.unique(labels)}
     picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in names.items()])
@@ -129,20 +129,29 @@ def _tile(
     enlarged = size[0] >= plane.shape[1]
     how = Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS
     canvas = np.asarray(Image.fromarray(plane).resize(size, how), dtype=np.float32)
-    width = max(2, round(max(size) / 320))
+    width = max(2, round(max(size) / 256))
     for label, colour in colours.items():
         mask = labels == label
         if not mask.any():
             continue
-        # Resized as a smooth field, so that an enlarged outline is a curve instead of a staircase.
-        field = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-        inside = np.asarray(field) >= 0.5
+        inside = _resize(mask, size)
         rim = inside & (ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] <= width)
         halo = ~inside & (ndimage.distance_transform_edt(~inside) <= 1.5) if inside.any() else rim
         canvas = np.where(inside[..., None], (1 - _FILL) * canvas + _FILL * np.asarray(colour), canvas)
         canvas = np.where(halo[..., None], 0.45 * canvas, canvas)
         canvas = np.where(rim[..., None], np.asarray(colour, dtype=np.float32), canvas)
     return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+
+
+def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask at screen size, resized as a smooth field so that its outline is a curve and not a staircase."""
+    field = ndimage.gaussian_filter(mask.astype(np.float32), 0.7)
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    # Smoothing must not make specks of a pixel or two vanish.
+    peaks = ndimage.maximum(field, parts, index=np.arange(1, count + 1))
+    field = np.where(np.isin(parts, 1 + np.flatnonzero(np.asarray(peaks) < 0.6)), 1.0, field).astype(np.float32)
+    inside = np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BICUBIC)) >= 0.5
+    return inside if inside.any() else np.asarray(Image.fromarray(mask).resize(size))
 
 
 def _sheet(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from medclipsam.errors import ImageError
 from medclipsam.imaging.geometry import plain_grid
@@ -25,8 +26,8 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
     """
     try:
         with Image.open(path) as picture:
-            if picture.format == "TIFF":
-                if getattr(picture, "n_frames", 1) > 1:
+            if isinstance(picture, TiffImageFile):
+                if picture.n_frames > 1:
                     raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
                 if picture.tag_v2.get(_TIFF_ORIENTATION, 1) != 1:
                     raise ImageError(f"{path} is a rotated TIFF (Orientation is not 1); save it upright.")
@@ -62,14 +63,13 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 
 def _itk_spacing(picture: Image.Image) -> tuple[float, float] | None:
     """Return the (x, y) spacing that ITK derives from the file's density, None where it takes 1."""
-    if picture.format == "TIFF":
-        unit = {2: 25.4, 3: 10.0}.get(picture.tag_v2.get(_TIFF_UNIT, 2))
+    if isinstance(picture, TiffImageFile):
+        unit = {2: 25.4, 3: 10.0}.get(int(picture.tag_v2.get(_TIFF_UNIT, 2)))
         density = (picture.tag_v2.get(_TIFF_X), picture.tag_v2.get(_TIFF_Y))
     elif picture.format == "JPEG":
         unit = {1: 25.4, 2: 10.0}.get(picture.info.get("jfif_unit", 0))
         density = picture.info.get("jfif_density", (None, None))
     else:
         return None
-    if unit is None or not all(density):
-        return None
-    return unit / float(density[0]), unit / float(density[1])
+    x, y = density
+    return (unit / float(x), unit / float(y)) if unit and x and y else None

@@ -6,8 +6,9 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from medclipsam.errors import ImageError
-from medclipsam.imaging.dicom import is_slice, looks_like_dicom, read_dicom, read_header, read_series
+from medclipsam.errors import ImageError, MedClipSamError
+from medclipsam.imaging.dicom import looks_like_dicom, read_dicom, read_header, read_series
+from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_picture
 from medclipsam.imaging.volumes import read_nifti, read_nrrd
@@ -39,6 +40,17 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
         series, time points, complex, NaN or infinite values).
     """
     path = Path(path)
+    try:
+        return _read(path, modality)
+    except MedClipSamError:
+        raise
+    except Exception as error:
+        # Files break in more ways than the readers foresee; the user gets a sentence, the log the cause.
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(f"{path} cannot be read: {reason}.") from error
+
+
+def _read(path: Path, modality: str | None) -> MedicalImage:
     if path.is_dir():
         files = [file for file in _files(path) if looks_like_dicom(file)]
         if not files:

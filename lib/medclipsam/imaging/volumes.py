@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ def read_nifti(path: Path, modality: str | None = None) -> MedicalImage:
     """Read a .nii or .nii.gz file; see `read_image`."""
     try:
         # No memory map: the file may be replaced while the image is in use.
-        file = nib.load(path, mmap=False)
+        file: Any = nib.load(path, mmap=False)
         header = file.header
         array = file.dataobj.get_unscaled()
     except Exception as error:
@@ -152,7 +153,7 @@ def _spatial_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3]
 
 
-def _rescale(file: nib.Nifti1Image) -> list[Dataset]:
+def _rescale(file: Any) -> list[Dataset]:
     slope, intercept = float(file.dataobj.slope), float(file.dataobj.inter)
     if (slope, intercept) == (1.0, 0.0):
         return []
@@ -163,7 +164,7 @@ def _rescale(file: nib.Nifti1Image) -> list[Dataset]:
 
 def _nrrd_fields(path: Path) -> set[str]:
     """Return the names of the header's fields, which tell a given spacing from ITK's default of 1."""
-    names = set()
+    names: set[str] = set()
     try:
         with path.open("rb") as file:
             for line in file:
