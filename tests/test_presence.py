@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medclipsam.encoders import Encoder, load_open_clip
+from medclipsam.presence import (
+    PresenceReference,
+    family,
+    presence_reference,
+    presence_scores,
+    smooth_over_planes,
+    steady_planes,
+)
+from medclipsam.targets import TargetSet
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_open_clip("ViT-B-32", seed=0)
+
+
+def test_the_score_is_the_sigmoid_of_the_scaled_margin() -> None:
+    features = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    positive, first, second = F.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    scores = presence_scores(features, PresenceReference(positive, torch.stack([first, second])), 25.0)
+    for row, feature in enumerate(features.double().numpy()):
+        plus = feature @ positive.double().numpy()
+        minus = max(feature @ first.double().numpy(), feature @ second.double().numpy())
+        assert scores.score[row] == pytest.approx(1 / (1 + np.exp(-25 * (plus - minus))), abs=1e-6)
+        assert scores.positive[row] == pytest.approx(plus)
+        assert scores.negative[row] == pytest.approx(minus)
+
+
+def test_a_known_target_is_judged_against_its_absence_captions_and_other_modalities(encoder: Encoder) -> None:
+    targets = TargetSet.load()
+    tumour = targets.get("breast tumour")
+    reference = presence_reference(encoder, tumour.captions, tumour, targets, "US")
+    torch.testing.assert_close(reference.positive, encoder.text_prototype(tumour.captions))
+
+    def has(captions: tuple[str, ...]) -> bool:
+        wanted = encoder.text_prototype(captions)
+        return bool(torch.isclose(reference.negatives, wanted, atol=1e-6).all(dim=1).any())
+
+    assert has(tumour.absence_captions)
+    assert has(targets.get("brain tumour").captions)
+    assert not has(tumour.captions)
+
+
+def test_what_may_stand_beside_free_text_in_the_same_modality_is_no_negative(encoder: Encoder) -> None:
+    targets = TargetSet.load()
+    lungs = encoder.text_prototype(targets.get("lungs x-ray").captions)
+    for modality, expected in (("DX", False), ("US", True), (None, False)):
+        reference = presence_reference(encoder, ["a pneumothorax"], None, targets, modality)
+        found = torch.isclose(reference.negatives, lungs, atol=1e-6).all(dim=1).any()
+        assert bool(found) is expected
+
+
+@pytest.mark.parametrize(("code", "expected"), [("CR", "XR"), ("DX", "XR"), ("US", "US"), ("PT", None), (None, None)])
+def test_modalities_fall_into_families(code: str | None, expected: str | None) -> None:
+    assert family(code) == expected
+
+
+def test_smoothing_weighs_neighbours_once_and_itself_twice() -> None:
+    scores = np.random.default_rng(0).random(6)
+    planes = [2, 3, 4, 8, 9, 11]
+    smoothed = smooth_over_planes(scores, planes)
+    by_plane = dict(zip(planes, scores, strict=True))
+    for plane, value in zip(planes, smoothed, strict=True):
+        weights = {plane + step: weight for step, weight in ((-1, 1), (0, 2), (1, 1)) if plane + step in by_plane}
+        expected = sum(weight * by_plane[other] for other, weight in weights.items()) / sum(weights.values())
+        assert value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("present", "steady"),
+    [
+        ("0010000", "0000000"),
+        ("0110110", "0111110"),
+        ("1000000", "0000000"),
+        ("1100001", "1100000"),
+        ("1010100", "1111100"),
+        ("0000000", "0000000"),
+        ("1111111", "1111111"),
+    ],
+)
+def test_what_lasts_one_plane_only_is_removed(present: str, steady: str) -> None:
+    given = np.array([character == "1" for character in present])
+    made = steady_planes(given, range(len(present)))
+    assert "".join("1" if here else "0" for here in made) == steady
+
+
+def test_a_plane_without_a_looked_at_neighbour_is_left_as_it_is() -> None:
+    assert steady_planes(np.array([True, False, True]), [0, 5, 9]).tolist() == [True, False, True]
