@@ -1,17 +1,24 @@
 """Fixtures that several rooms share."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+
+from medclipsam.encoders import Fit, fit_plane
+from medclipsam.sam import MaskResult
+from medclipsam.targets import TargetSet
+from medclipsam.zeroshot import ZeroShot
 
 # Two cores: more threads only wait for one another.
 torch.set_num_threads(2)
 
-WORDS = (
-    "a an the lung lungs both left right tumour breast brain heart of on chest x - ray ct mri ultrasound normal".split()
-)
+WORDS = tuple("a an the lung lungs both left right tumour breast brain heart of on chest x - ray ct mri normal".split())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,3 +80,79 @@ def biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = open_clip.CustomTextCLIP(**architecture)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
+
+
+class BrightTower:
+    """Tokens are patch brightness, the class token their maximum; features turn from (0, 1) to (1, 0) with it."""
+
+    n_blocks, n_prefix_tokens, grid = 4, 1, (16, 16)
+
+    def prefix(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        patches = F.avg_pool2d(x.mean(dim=1, keepdim=True), 4).flatten(1)
+        return torch.cat([patches.amax(dim=1, keepdim=True), patches], dim=1)[..., None]
+
+    def suffix(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self._feature(tokens[:, 0])
+
+    def patch_features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self._feature(tokens[:, 1:])
+
+    def _feature(self, brightness: torch.Tensor) -> torch.Tensor:
+        b = brightness.clamp(0, 1)
+        return torch.cat([b, (1 - b.square()).sqrt()], dim=-1)
+
+
+class BrightEncoder:
+    """What `ZeroShot` needs of an encoder."""
+
+    name, identity, logit_scale, defaults = "bright", "0" * 64, 20.0, {}  # type: ignore[var-annotated]
+    tower = BrightTower()
+
+    def __init__(self) -> None:
+        self.planes_seen = 0
+
+    def preprocess(self, plane: np.ndarray, fit: str) -> tuple[torch.Tensor, Fit]:
+        return fit_plane(plane, 64, fit)
+
+    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
+        self.planes_seen = max(self.planes_seen, len(planes))
+        return self.tower.prefix(torch.stack([tensor for _, tensor in planes]), layer)
+
+    def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        return self.tower.suffix(tokens, layer)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([torch.tensor([1.0, 0.0] if "bright" in t else [0.5, 0.75**0.5]) for t in texts])
+
+    def text_prototype(self, captions: Sequence[str]) -> torch.Tensor:
+        return F.normalize(self.encode_texts(captions).mean(dim=0), dim=0)
+
+
+class BoxSam:
+    """SAM that takes what is brighter than `level` in the box."""
+
+    def __init__(self) -> None:
+        self.boxes: list[Any] = []
+        self.scores: list[float] = []
+        self.blind: set[int] = set()
+
+    def embed(self, plane: np.ndarray) -> np.ndarray:
+        return plane
+
+    def decode(
+        self, embedding: np.ndarray, boxes: Any = None, points: Any = None, *rest: Any, **more: Any
+    ) -> MaskResult:
+        mask = np.zeros(embedding.shape[:2], bool)
+        self.boxes.append(boxes)
+        for x0, y0, x1, y1 in np.asarray(boxes, int):
+            mask[y0 : y1 + 1, x0 : x1 + 1] = True
+        if len(self.boxes) in self.blind:
+            mask[:] = False
+        score = self.scores.pop(0) if self.scores else 0.9
+        return MaskResult(mask & (embedding[..., 0] > 100), score, mask.astype(np.float32))
+
+
+@pytest.fixture
+def pipeline() -> ZeroShot:
+    """A pipeline that can be reckoned by hand: text "bright ..." is where the plane is bright."""
+    return ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=3)  # type: ignore[arg-type]

@@ -4,92 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from medclipsam.encoders import Fit, fit_plane
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.sam import MaskResult
-from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
-
-
-class BrightTower:
-    """Tokens are patch brightness, the class token their maximum; features turn from (0, 1) to (1, 0) with it."""
-
-    n_blocks, n_prefix_tokens, grid = 4, 1, (16, 16)
-
-    def prefix(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        patches = F.avg_pool2d(x.mean(dim=1, keepdim=True), 4).flatten(1)
-        return torch.cat([patches.amax(dim=1, keepdim=True), patches], dim=1)[..., None]
-
-    def suffix(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-        return self._feature(tokens[:, 0])
-
-    def patch_features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-        return self._feature(tokens[:, 1:])
-
-    def _feature(self, brightness: torch.Tensor) -> torch.Tensor:
-        b = brightness.clamp(0, 1)
-        return torch.cat([b, (1 - b.square()).sqrt()], dim=-1)
-
-
-class BrightEncoder:
-    """What `ZeroShot` needs of an encoder."""
-
-    name, identity, logit_scale, defaults = "bright", "0" * 64, 20.0, {}  # type: ignore[var-annotated]
-    tower = BrightTower()
-
-    def __init__(self) -> None:
-        self.planes_seen = 0
-
-    def preprocess(self, plane: np.ndarray, fit: str) -> tuple[torch.Tensor, Fit]:
-        return fit_plane(plane, 64, fit)
-
-    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
-        self.planes_seen = max(self.planes_seen, len(planes))
-        return self.tower.prefix(torch.stack([tensor for _, tensor in planes]), layer)
-
-    def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-        return self.tower.suffix(tokens, layer)
-
-    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return torch.stack([torch.tensor([1.0, 0.0] if "bright" in t else [0.5, 0.75**0.5]) for t in texts])
-
-    def text_prototype(self, captions: Sequence[str]) -> torch.Tensor:
-        return F.normalize(self.encode_texts(captions).mean(dim=0), dim=0)
-
-
-class BoxSam:
-    """SAM that takes what is brighter than `level` in the box."""
-
-    def __init__(self) -> None:
-        self.boxes: list[Any] = []
-        self.scores: list[float] = []
-        self.blind: set[int] = set()
-
-    def embed(self, plane: np.ndarray) -> np.ndarray:
-        return plane
-
-    def decode(
-        self, embedding: np.ndarray, boxes: Any = None, points: Any = None, *rest: Any, **more: Any
-    ) -> MaskResult:
-        mask = np.zeros(embedding.shape[:2], bool)
-        self.boxes.append(boxes)
-        for x0, y0, x1, y1 in np.asarray(boxes, int):
-            mask[y0 : y1 + 1, x0 : x1 + 1] = True
-        if len(self.boxes) in self.blind:
-            mask[:] = False
-        score = self.scores.pop(0) if self.scores else 0.9
-        return MaskResult(mask & (embedding[..., 0] > 100), score, mask.astype(np.float32))
 
 
 def disc(shape: tuple[int, int], row: int, col: int, radius: int = 9) -> np.ndarray:
@@ -107,11 +31,6 @@ def volume(folder: Path, planes: np.ndarray, spacing: tuple[float, float, float]
     stored = planes[:, ::-1, ::-1].transpose(2, 1, 0)  # x grows to the left, y to the back in LPS; RAS here
     nib.save(nib.Nifti1Image(np.ascontiguousarray(stored), np.diag([*spacing, 1.0])), folder / "volume.nii.gz")
     return read_image(folder / "volume.nii.gz")
-
-
-@pytest.fixture
-def pipeline() -> ZeroShot:
-    return ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=3)  # type: ignore[arg-type]
 
 
 OPTIONS = ZeroShotOptions(saliency="patch_text")
@@ -234,12 +153,12 @@ def test_a_range_of_planes_can_be_asked_for(pipeline: ZeroShot, tmp_path: Path) 
     np.testing.assert_array_equal(np.flatnonzero(result.labels.any(axis=(1, 2))), [4, 5, 6])
 
 
-def test_batches_of_planes_change_nothing(tmp_path: Path) -> None:
+def test_batches_of_planes_change_nothing(pipeline: ZeroShot, tmp_path: Path) -> None:
     image = volume(tmp_path, moving_disc(10, range(1, 9)))
-    made = [
-        ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=size).segment(image, "bright", OPTIONS)  # type: ignore[arg-type]
-        for size in (1, 4, 100)
-    ]
+    made = []
+    for size in (1, 4, 100):
+        pipeline.batch_planes = size
+        made.append(pipeline.segment(image, "bright", OPTIONS))
     for other in made[1:]:
         np.testing.assert_array_equal(made[0].labels, other.labels)
 

@@ -1,0 +1,166 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from medclipsam.cli import main
+from medclipsam.zeroshot import ZeroShot
+
+FAST = ["--saliency", "patch_text"]
+
+
+@pytest.fixture(autouse=True)
+def hand_reckoned(pipeline: ZeroShot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ZeroShot, "load", classmethod(lambda cls, *args, **kwargs: pipeline))
+
+
+def picture(path: Path, bright: bool = True) -> Path:
+    array = np.zeros((50, 70), np.uint8)
+    if bright:
+        array[20:32, 40:56] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_image_gives_mask_overlay_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(tmp_path / "image.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = ["--overlay", str(out / "overlay.png"), "--report", str(out / "report.json"), *FAST]
+    assert main(["segment", str(image), "--text", "bright spot", "--out", str(out / "mask.nii.gz"), *arguments]) == 0
+    assert left_in(out) == ["mask.nii.gz", "overlay.png", "report.json"]
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "mask.nii.gz")))
+    np.testing.assert_array_equal(mask > 0, np.asarray(Image.open(image)) > 0)
+    report = json.loads((out / "report.json").read_text())
+    assert report["label_names"] == {"bright spot": 201}
+    assert set(np.unique(mask)) == {0, 201}
+    assert "bright spot: found" in capsys.readouterr().out
+    with Image.open(out / "overlay.png") as overlay:
+        assert overlay.width >= 70
+
+
+def test_an_absent_target_is_an_empty_mask_a_sentence_and_exit_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "image.png", bright=False)
+    assert main(["segment", str(image), "--text", "bright spot", "--out", str(tmp_path / "mask.nrrd"), *FAST]) == 0
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nrrd"))).any()
+    assert "not found" in capsys.readouterr().out
+
+
+def test_a_folder_becomes_a_folder_of_masks(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/b.png", "sub/c.png"):
+        picture(tmp_path / "images" / name)
+    out = tmp_path / "masks"
+    assert main(["segment", str(tmp_path / "images"), "--text", "bright", "--out", str(out), *FAST]) == 0
+    assert left_in(out) == ["a.nii.gz", "sub/b.nii.gz", "sub/c.nii.gz"]
+
+
+def test_a_bad_image_among_good_ones_is_named_and_the_others_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = picture(tmp_path / "good.png"), tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    out = tmp_path / "masks"
+    assert main(["segment", str(bad), str(good), "--text", "bright", "--out", str(out), *FAST]) == 2
+    assert left_in(out) == ["good.nii.gz"]
+    errors = capsys.readouterr().err
+    assert "bad.png" in errors
+    assert "1 of 2" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["missing.png", "--text", "bright", "--out", "mask.nii.gz"], "missing.png"),
+        (["image.png", "--text", " ", "--out", "mask.nii.gz"], "text"),
+        (["image.png", "--text", "bright", "--out", "mask.jpg"], "mask.jpg"),
+        (["image.png", "--text", "bright", "--out", "no/such/mask.nii.gz"], "no/such"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--overlay", "picture.gif"], "picture.gif"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--beta", "much"], "beta"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--saliency", "gradcam"], "gradcam"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--planes", "4"], "planes"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--targets-file", "none.yaml"], "none.yaml"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--device", "abacus"], "abacus"),
+        (["text.png", "--text", "bright", "--out", "mask.nii.gz"], "text.png"),
+        (["empty", "--text", "bright", "--out", "mask.nii.gz"], "empty"),
+        (["image.png", "image.png", "--text", "bright", "--out", "masks"], "image"),
+        (["image.png", "--out", "mask.nii.gz"], "--text"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_leaves_no_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "image.png")
+    (tmp_path / "text.png").write_text("words")
+    (tmp_path / "empty").mkdir()
+    before = left_in(tmp_path)
+    try:
+        code = main(["segment", *arguments, *([] if "--saliency" in arguments else FAST)])
+    except SystemExit as exit_:  # argparse's own way out
+        code = exit_.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("medclipsam: ")
+    assert named in line
+    assert left_in(tmp_path) == before
+
+
+def test_when_one_output_cannot_be_made_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "image.png")
+
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device", "overlay.png")
+
+    monkeypatch.setattr("medclipsam.imaging.write_overlay", no_space)
+    out = ["--out", str(tmp_path / "mask.nii.gz"), "--overlay", str(tmp_path / "overlay.png")]
+    assert main(["segment", str(image), "--text", "bright", *out, *FAST]) == 2
+    assert left_in(tmp_path) == ["image.png"]
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_weights_can_be_listed_and_missing_ones_are_told_how_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(tmp_path))
+    assert main(["weights", "list"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("biomedclip", "sam_vit_h", "sam_vit_l", "sam_vit_b", "medsam", "demo", str(tmp_path)):
+        assert name in listed
+    assert main(["weights", "verify", "sam_vit_b"]) == 2
+    told = capsys.readouterr().err
+    assert "medclipsam weights fetch sam_vit_b" in told
+    assert "sam_vit_b_01ec64.pth" in told
+    assert main(["weights", "verify", "demo_clip", "demo_sam"]) == 0
+
+
+def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets"]) == 0
+    assert "breast tumour" in capsys.readouterr().out
+
+
+def test_the_quick_checks_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from medclipsam.cli import main; main(['segment', 'none.png', '--text', 'x', '--out', 'm.nrrd'])"
+    )
+    probe = f"{code}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert "none.png" in done.stderr
