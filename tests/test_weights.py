@@ -630,13 +630,6 @@ def test_demo_weights_missing_or_without_a_sound_description_are_refused(monkeyp
         resolve(str(folder / "sam.safetensors"))
 
 
-def test_the_packages_own_demo_weights_resolve():
-    if not (weights._DEMO_FOLDER / "clip.safetensors").is_file():
-        pytest.skip("this tree holds no demo weights yet")
-    clip, sam = resolve_pair("demo")
-    assert (clip.kind, sam.kind, clip.arch) == ("clip", "sam", "demo")
-
-
 # The list
 
 

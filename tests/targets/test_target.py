@@ -55,9 +55,8 @@ def test_built_in_labels_are_unique_and_below_the_findings(known):
     assert all(1 <= label <= MAX_LABEL for label in labels)
 
 
-def test_every_built_in_target_has_captions_of_both_kinds_and_no_negation(known):
+def test_no_built_in_caption_is_a_negation(known):
     for target in known:
-        assert target.captions, target.name
         for caption in itertools.chain(target.captions, target.absence_captions):
             words = set(normalise(caption).split())
             assert not words & {"no", "not", "without", "absent"}, f"CLIP reads {caption!r} as presence"
@@ -94,7 +93,7 @@ def test_a_text_that_means_a_target_finds_it(known, text, modality, name):
         ("heart of the lungs", "CR"),
         ("no lungs", "CR"),
         ("lungs without disease", "CT"),
-        ("a lung cancer", "CT"),
+        ("a lung transplant", "CT"),
         ("tumour", "US"),
         ("normal breast tissue on ultrasound", "US"),
         ("brain tumour", "US"),
@@ -251,3 +250,11 @@ def test_a_synonym_of_another_target_of_the_modality_is_refused(tmp_path):
     with pytest.raises(TargetError, match=r"'Both Lungs' means the targets 'lungs CT' and 'kidney' in one modality"):
         TargetSet.load(write(tmp_path, entry(synonyms="[Both Lungs]")))
     TargetSet.load(write(tmp_path, entry(modality="[US]", synonyms="[Both Lungs]")))
+
+
+def test_the_worked_example_of_the_documentation_is_sound(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "targets.md"
+    example = page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    targets = TargetSet.load(write(tmp_path, example))
+    assert targets.match("The left kidney", "CT").label == 120
+    assert targets.get("left kidney").saliency["paper"]["layer"] == 9
