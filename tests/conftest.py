@@ -18,7 +18,22 @@ from medclipsam.zeroshot import ZeroShot
 # Two cores: more threads only wait for one another.
 torch.set_num_threads(2)
 
-WORDS = tuple("a an the lung lungs both left right tumour breast brain heart of on chest x - ray ct mri normal".split())
+WORDS = (
+    "a",
+    "an",
+    "the",
+    "lung",
+    "lungs",
+    "both",
+    "left",
+    "right",
+    "tumour",
+    "breast",
+    "brain",
+    "heart",
+    "on",
+    "normal",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -293,15 +293,17 @@ def _weights_fetch(given: argparse.Namespace) -> int:
     from medclipsam.weights import fetch
 
     for name in given.names:
-        print(f"{name}: {fetch(name)}")
+        for folder in fetch(name):
+            print(f"{name}: {folder}")
     return 0
 
 
 def _weights_verify(given: argparse.Namespace) -> int:
     from medclipsam.weights import available, verify
 
-    for name in given.names or [row.name for row in available() if row.present]:
-        print(f"{name}: {verify(name)}")
+    for name in given.names or [row.name for row in available() if row.state in ("in package", "present")]:
+        for file in verify(name):
+            print(f"{name}: {file.path} {file.sha256} ({file.against})")
     return 0
 
 
