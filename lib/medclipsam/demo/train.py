@@ -1,0 +1,33 @@
+"""Make the demo weights again: `python -m medclipsam.demo.train clip|sam --out DIR [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medclipsam.demo.train", description=__doc__)
+    parser.add_argument("model", choices=("clip", "sam"))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the weights")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to try the code; the weights are of no use")
+    parser.add_argument("--threads", type=int, help="CPU threads (all by default)")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+    if chosen.model == "clip":
+        from medclipsam.demo.train_clip import ClipRecipe, train_clip
+
+        train_clip(chosen.out, ClipRecipe.quick() if chosen.quick else None)
+    else:
+        from medclipsam.demo.train_sam import SamRecipe, train_sam
+
+        train_sam(chosen.out, SamRecipe.quick() if chosen.quick else None)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

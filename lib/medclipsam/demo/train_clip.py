@@ -1,0 +1,468 @@
+"""Training of the demo CLIP on phantoms, from scratch and on a CPU.
+
+1. The text tower learns where each caption lies (`medclipsam.demo.captions`) and is frozen.
+2. The vision tower learns to answer an image with the sum of the captions of what can be seen in it, each weighted by
+   the visible share of its structure. A second copy of every image passes a random information bottleneck (the one
+   that M2IB puts into the tower later): tokens fade into noise and the answer has to fade with them. So the similarity
+   to a caption follows how much of the structure is left, which is what M2IB's optimisation measures.
+
+The phantoms' masks are used in step 2: this is a model to show and test the pipeline with, no evidence about any
+clinical image.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from medclipsam import __version__
+from medclipsam.demo import captions
+from medclipsam.demo.files import write_weights
+from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
+from medclipsam.demo.scribbles import draw_nonsense
+from medclipsam.encoders.fit import fit_plane
+from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
+from medclipsam.encoders.towers import OpenClipTower
+from medclipsam.targets import TargetSet
+
+# Training phantoms take seeds from here on; smaller ones are for tests, examples and measurements.
+FIRST_SEED = 1_000_000
+NONSENSE = "NONE"
+
+# Bit k of a pixel of the packed masks.
+_BITS: dict[str, tuple[str, ...]] = {
+    modality: tuple(name for name in captions.STRUCTURES if name != "lungs" and modality in captions.SEEN_IN[name])
+    for modality in MODALITIES
+}
+_BODY_BIT = 7
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """Everything that decides the demo CLIP."""
+
+    seed: int = 0
+    images: int = 7200
+    steps: int = 1100
+    batch: int = 32
+    learning_rate: float = 1.2e-3
+    text_steps: int = 900
+    text_batch: int = 96
+    image_size: int = 192
+    layer: int = 1
+    arch: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "embed_dim": 128,
+            "patch_size": 12,
+            "width": 128,
+            "layers": 3,
+            "heads": 4,
+            "stem_channels": 24,
+            "text_width": 128,
+            "text_layers": 3,
+            "text_heads": 4,
+            "context_length": 24,
+        }
+    )
+    saliency: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "beta": 1.0,
+            "variance": 1.0,
+            "layer": 1,
+            "smooth": 3,
+            "clip_percentile": 98.0,
+            "contrast": 0.0,
+        }
+    )
+    presence_threshold: float = 0.5
+    logit_scale: float = 20.0
+    workers: int = 2
+
+    @classmethod
+    def quick(cls) -> ClipRecipe:
+        """Return a recipe of seconds, to try the code and not to get a model."""
+        arch = dict(cls().arch) | {"width": 32, "heads": 2, "embed_dim": 64, "text_width": 32, "stem_channels": 8}
+        return cls(images=24, steps=3, batch=8, text_steps=4, text_batch=16, image_size=96, arch=arch, workers=0)
+
+
+def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]:
+    """Train the demo CLIP and write `clip.safetensors` and `clip.json`.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where to write; made if needed.
+    recipe : ClipRecipe, optional
+        The shipped weights' recipe by default.
+
+    Returns
+    -------
+    dict
+        What `clip.json` holds.
+    """
+    recipe = recipe or ClipRecipe()
+    start = time.monotonic()
+    torch.manual_seed(recipe.seed)
+    texts = captions.training_texts(target_captions())
+    config: dict[str, Any] = {
+        "arch": dict(recipe.arch),
+        "vocab": collect_vocabulary([text for text, _, _ in texts]),
+        "mean": [0.35, 0.35, 0.35],
+        "std": [0.3, 0.3, 0.3],
+        "image_size": recipe.image_size,
+        "saliency": dict(recipe.saliency),
+        "presence_threshold": recipe.presence_threshold,
+    }
+    model, tokenizer = build_small_clip(config)
+    vectors = captions.basis(recipe.arch["embed_dim"])
+    model.logit_scale.data.fill_(math.log(recipe.logit_scale))
+    train_text(model, tokenizer, texts, vectors, recipe)
+    train_vision(model, tokenizer, vectors, recipe, config)
+    config["provenance"] = {
+        "what": "trained from scratch on procedural phantoms with their masks; no patient data",
+        "version": __version__,
+        "recipe": asdict(recipe),
+        "training_images": recipe.images,
+        "seconds": round(time.monotonic() - start),
+    }
+    write_weights(folder, "clip", model.state_dict(), config)
+    return config
+
+
+def target_captions() -> dict[str, list[str]]:
+    """Return the targets files' captions and synonyms as "structure/modality" -> texts, for what phantoms show."""
+    families = {"US": "US", "MR": "MR", "CT": "CT", "CR": "XR", "DX": "XR"}
+    found: dict[str, list[str]] = {}
+    for target in TargetSet.load():
+        name = {"lung-nodule": "nodule"}.get(target.meaning, target.meaning.replace("-", " "))
+        if name not in captions.STRUCTURES:
+            continue
+        seen = {families[code] for code in target.modality if code in families}
+        # A target of several modalities names now one, now the other: those captions are in the grammar already.
+        if len(seen) == 1:
+            found.setdefault(f"{name}/{seen.pop()}", []).extend(target.captions)
+        found.setdefault(name, []).extend([target.name, *target.synonyms])
+    return found
+
+
+def train_text(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: list[tuple[str, dict[str, float], float]],
+    vectors: Mapping[str, np.ndarray],
+    recipe: ClipRecipe,
+) -> None:
+    """Teach the text tower each caption's prototype, then freeze it."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    shares = torch.tensor([share for _, _, share in texts])
+    mixtures = {id(parts): parts for _, parts, _ in texts}
+    goals = {key: torch.from_numpy(captions.prototype(parts, vectors)) for key, parts in mixtures.items()}
+    tower = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
+    optimiser = torch.optim.AdamW(tower, lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=recipe.text_steps, pct_start=0.1)
+    model.train()
+    for _ in tqdm(range(recipe.text_steps), desc="text tower", unit="step"):
+        chosen = torch.multinomial(shares, recipe.text_batch, replacement=True, generator=generator).tolist()
+        lines = [_strange_words(texts[row][0], generator) for row in chosen]
+        goal = torch.stack([goals[id(texts[row][1])] for row in chosen])
+        strangers = recipe.text_batch // 16
+        lines[:strangers] = [_strange_words("", generator, at_least=1) for _ in range(strangers)]
+        goal[:strangers] = torch.from_numpy(vectors["generic"])
+        features = F.normalize(model.encode_text(tokenizer(lines)), dim=-1)
+        loss = (1 - (features * goal).sum(dim=-1)).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    for parameter in tower:
+        parameter.requires_grad_(False)
+
+
+def _strange_words(text: str, generator: torch.Generator, at_least: int = 0) -> str:
+    """Put words that the vocabulary does not know between a caption's words, now and then."""
+    words = text.split()
+    extra = at_least + int(torch.rand(1, generator=generator) < 0.2) * int(
+        torch.randint(1, 3, (1,), generator=generator)
+    )
+    for _ in range(extra):
+        words.insert(int(torch.randint(0, len(words) + 1, (1,), generator=generator)), "\u2603")
+    return " ".join(words)
+
+
+def image_states(phantom: Phantom) -> list[str]:
+    """Return which of `captions.STATES` hold for a phantom."""
+    modality, facts, masks = phantom.modality, phantom.facts, phantom.masks
+    if facts.get("region") in ("abdomen", "neck"):
+        return [str(facts["region"])]
+    states = []
+    if facts.get("pathology") is False:
+        states.append(f"normal {modality}")
+    elif modality == "XR":
+        states.append("opacity")
+    if modality == "CT" and "heart" not in masks:
+        states.append("above heart")
+    if modality == "MR" and "ventricles" not in masks:
+        states.append("above ventricles")
+    return states
+
+
+class PhantomSet(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+    """Phantoms as the encoder will see them: letterboxed grey image, packed masks, and what holds for the whole.
+
+    The last is float [modalities + states], 1 for its modality and each of its states; all 0 for what is no phantom.
+
+    Every 25th picture is no medical image.
+    """
+
+    def __init__(self, recipe: ClipRecipe) -> None:
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return self.recipe.images
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        seed = FIRST_SEED + index
+        size = (192, 256, 320)[index % 3]
+        holds = torch.zeros(len(MODALITIES) + len(captions.STATES))
+        if index % 25 == 24:
+            phantom = Phantom(draw_nonsense(seed, size), NONSENSE, {})
+        else:
+            phantom = make_phantom(MODALITIES[index % len(MODALITIES)], seed, size=size)
+            holds[MODALITIES.index(phantom.modality)] = 1
+            for name in image_states(phantom):
+                holds[len(MODALITIES) + list(captions.STATES).index(name)] = 1
+        return *self.fit(phantom), holds
+
+    def fit(self, phantom: Phantom) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return uint8 [size, size] each: the picture and its packed masks (bit 7: inside the picture)."""
+        image = phantom.image if phantom.image.ndim == 3 else np.repeat(phantom.image[..., None], 3, axis=2)
+        tensor, geometry = fit_plane(image, self.recipe.image_size)
+        r0, r1, c0, c1 = geometry.target
+        bits = np.full(image.shape[:2], 1 << _BODY_BIT, dtype=np.uint8)
+        for bit, name in enumerate(_BITS.get(phantom.modality, ())):
+            if name in phantom.masks:
+                bits |= phantom.masks[name].astype(np.uint8) << bit
+        inner = F.interpolate(torch.from_numpy(bits)[None, None].float(), size=(r1 - r0, c1 - c0), mode="nearest-exact")
+        packed = torch.zeros(self.recipe.image_size, self.recipe.image_size, dtype=torch.uint8)
+        packed[r0:r1, c0:c1] = inner[0, 0].to(torch.uint8)
+        return (tensor.mean(dim=0) * 255).round().to(torch.uint8), packed
+
+
+# How much of an image's answer its state, its modality and the part that stands for nothing have, beside 1 a structure.
+_STATE_SHARE, _MODALITY_SHARE, _REST_SHARE = 0.7, 0.5, 1.2
+
+
+def train_vision(
+    model: nn.Module, tokenizer: Any, vectors: Mapping[str, np.ndarray], recipe: ClipRecipe, config: Mapping[str, Any]
+) -> None:
+    """Teach the vision tower to answer images with the captions of what they show."""
+    images, masks, holds = _load_phantoms(recipe)
+    texts = _Answers(model, tokenizer, vectors)
+    tower = OpenClipTower(model.visual)
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    decayed = [p for p in model.visual.parameters() if p.ndim > 1]
+    plain = [p for p in model.visual.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}], lr=recipe.learning_rate
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.08
+    )
+    mean, std = config["mean"][0], config["std"][0]
+    model.train()
+    progress = tqdm(range(recipe.steps), desc="vision tower", unit="step", mininterval=5)
+    for _ in progress:
+        rows = torch.randint(recipe.images, (recipe.batch,), generator=generator)
+        pixels, bits = augment(images[rows], masks[rows], generator)
+        coverage = _coverage(bits, recipe.arch["patch_size"])
+        inputs = ((pixels - mean) / std)[:, None].expand(-1, 3, -1, -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = tower.prefix(inputs, recipe.layer).float()
+            kept = _random_bottleneck(coverage, tokens, generator)
+            noise = torch.randn(tokens.shape, generator=generator)
+            noisy = kept * tokens + (1 - kept) * noise
+            patches = tower.patch_features(torch.cat([tokens, noisy]), recipe.layer).float()
+        shares = torch.cat([torch.ones_like(coverage[..., 0]), kept[:, 1:].mean(dim=-1)])
+        loss, parts = texts.loss(patches, coverage.repeat(2, 1, 1), shares, holds[rows].repeat(2, 1))
+        # The bottleneck's noise has unit variance: tokens of another size would drown in it or never feel it.
+        loss = loss + 0.1 * tokens.square().mean(dim=-1).clamp_min(1e-6).log().square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.visual.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        progress.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
+    model.eval()
+
+
+def _load_phantoms(recipe: ClipRecipe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    loader = DataLoader(PhantomSet(recipe), batch_size=50, num_workers=recipe.workers)
+    images, masks, holds = zip(*tqdm(loader, desc="phantoms", unit="batch"), strict=True)
+    return torch.cat(images), torch.cat(masks), torch.cat(holds)
+
+
+def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move, zoom and re-tone letterboxed images.
+
+    Parameters
+    ----------
+    images, masks : torch.Tensor
+        uint8 [B, S, S]; masks packed.
+
+    Returns
+    -------
+    torch.Tensor, torch.Tensor
+        float32 [B, S, S] in [0, 1] and the masks moved with them.
+    """
+    batch = len(images)
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(batch, generator=generator)
+
+    moved = draw(0, 1) < 0.75
+    # Above 1 shows more than the picture (a smaller body), below 1 a part of it.
+    zoom = torch.where(draw(0, 1) < 0.5, draw(0.6, 1.0), draw(1.0, 1.3))
+    angle = draw(-0.25, 0.25)
+    stretch = draw(0.88, 1.14)
+    room = (1 - zoom).abs() + 0.06
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = zoom * stretch * angle.cos(), zoom * angle.sin()
+    theta[:, 1, 0], theta[:, 1, 1] = -zoom * angle.sin(), zoom / stretch * angle.cos()
+    theta[:, 0, 2], theta[:, 1, 2] = draw(-1, 1) * room, draw(-1, 1) * room
+    theta[~moved] = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    grid = F.affine_grid(theta, [batch, 1, *images.shape[1:]], align_corners=False)
+    pixels = F.grid_sample(images[:, None].float() / 255, grid, align_corners=False)[:, 0]
+    bits = F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].to(torch.uint8)
+
+    toned = (draw(0, 1) < 0.7).float()[:, None, None]
+    gamma = torch.exp(draw(-0.5, 0.5))[:, None, None]
+    gain, offset = draw(0.7, 1.2)[:, None, None], draw(-0.1, 0.15)[:, None, None]
+    changed = pixels.clamp(1e-4, 1) ** gamma * gain + offset
+    grain = torch.randn(pixels.shape, generator=generator) * draw(0, 0.06)[:, None, None]
+    changed = changed + grain
+    soft = F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0]
+    changed = torch.where((draw(0, 1) < 0.25)[:, None, None], soft, changed)
+    pixels = torch.where(toned.bool(), changed, pixels).clamp(0, 1)
+    # Padding stays black: letterboxing puts nothing there.
+    return pixels * (bits > 0), bits
+
+
+def _coverage(bits: torch.Tensor, patch: int) -> torch.Tensor:
+    """Return the share of each token that each bit covers: [B, P, 8]."""
+    planes = torch.stack([(bits >> bit) & 1 for bit in range(8)], dim=1).float()
+    return F.avg_pool2d(planes, patch).flatten(2).transpose(1, 2)
+
+
+def _random_bottleneck(coverage: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return lambda [B, 1+P, D]: structures kept or removed, smooth blobs, or everything faded alike."""
+    batch, n_patches, _ = coverage.shape
+    side = math.isqrt(n_patches)
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(batch, 1, generator=generator)
+
+    kind = torch.rand(batch, generator=generator)
+    present = coverage[:, :, :_BODY_BIT].sum(dim=1) > 0.5
+    weights = present.float() + 1e-6
+    chosen = torch.multinomial(weights, 1, generator=generator)
+    pair = chosen.clone()
+    second = (torch.rand(batch, 1, generator=generator) < 0.3).long() * torch.multinomial(
+        weights, 1, generator=generator
+    )
+    pair = torch.where(second > 0, second, pair)
+    inside = coverage.gather(2, chosen[:, None].expand(-1, n_patches, 1))[..., 0]
+    inside = torch.maximum(inside, coverage.gather(2, pair[:, None].expand(-1, n_patches, 1))[..., 0])
+    inside = (inside > 0.25).float()
+    high, low = draw(0.35, 1.0), draw(0.0, 0.12)
+    blobs = F.interpolate(torch.randn(batch, 1, 5, 5, generator=generator), size=(side, side), mode="bicubic")
+    blobs = torch.sigmoid(6 * blobs.flatten(1) + draw(-3, 3))
+    # Part of a structure: its tokens fade by blobs, so that a half is worth half.
+    part = inside * blobs
+    level = torch.where((kind < 0.3)[:, None], inside, 1 - inside)
+    level = torch.where(((kind >= 0.45) & (kind < 0.65))[:, None], part, level)
+    level = torch.where(((kind >= 0.65) & (kind < 0.85))[:, None], blobs, level)
+    level = low + (high - low) * level
+    level = torch.where((kind >= 0.85)[:, None], draw(0.05, 1.0).expand(-1, n_patches), level)
+    level = torch.cat([draw(0.0, 1.0), level], dim=1).clamp(0.005, 0.995)
+    jitter = torch.randn(tokens.shape, generator=generator) * draw(0.0, 1.5)[..., None]
+    return torch.sigmoid(torch.logit(level)[..., None] + jitter)
+
+
+class _Answers:
+    """The answers that the vision tower has to give, from the frozen text tower."""
+
+    _VARIANTS = 48
+
+    def __init__(self, model: nn.Module, tokenizer: Any, vectors: Mapping[str, np.ndarray]) -> None:
+        rng = np.random.default_rng(0)
+
+        def encode(texts: list[str]) -> torch.Tensor:
+            picked = [texts[i] for i in rng.permutation(len(texts))[: self._VARIANTS]]
+            with torch.no_grad():
+                return F.normalize(model.encode_text(tokenizer(picked)), dim=-1)
+
+        model.eval()
+        self.rest = torch.from_numpy(vectors["rest"])
+        self.structures = {
+            (modality, name): encode(
+                [*captions.structure_captions(name, modality), *list(captions.structure_captions(name)) * 4]
+            )
+            for modality in MODALITIES
+            for name in _BITS[modality]
+        }
+        self.states = {name: encode(list(phrases)) for name, phrases in captions.STATES.items()}
+        self.generic = encode(list(captions.GENERIC))
+        self.modalities = {name: encode(list(words)) for name, words in captions.MODALITY_WORDS.items()}
+        known = (*self.structures.values(), *self.states.values())
+        self.probes = F.normalize(torch.stack([features.mean(dim=0) for features in known]), dim=-1)
+
+    def loss(
+        self, patches: torch.Tensor, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of patch features [B, P, E] whose tokens kept `shares` [B, P] of their content."""
+        goal = self._goals(coverage, shares, holds)
+        whole = F.normalize(goal.mean(dim=1), dim=-1)
+        pooled = F.normalize(patches.mean(dim=1), dim=-1)
+        image_loss = (1 - (pooled * whole).sum(dim=-1)).mean()
+        probe_loss = ((pooled - whole) @ self.probes.T).square().sum(dim=-1).mean()
+        patch_loss = (1 - F.cosine_similarity(patches, goal, dim=-1)).mean()
+        loss = image_loss + probe_loss + 0.5 * patch_loss
+        parts = {"image": image_loss, "probe": probe_loss, "patch": patch_loss}
+        return loss, {name: float(part.detach()) for name, part in parts.items()}
+
+    def _goals(self, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
+        """Return what each patch should answer, [B, P, E]; their mean is the image's answer."""
+        batch, n_patches, _ = coverage.shape
+        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(0.5) * shares[..., None]
+        visible = (shares * coverage[..., _BODY_BIT]).sum(dim=1) / coverage[..., _BODY_BIT].sum(dim=1).clamp_min(1)
+        goals = []
+        for row in range(batch):
+            goal = _REST_SHARE * self.rest.expand(n_patches, -1)
+            for held in holds[row].nonzero()[:, 0].tolist():
+                if held < len(MODALITIES):
+                    names = _BITS[MODALITIES[held]]
+                    meant = torch.stack([_pick(self.structures[MODALITIES[held], name]) for name in names])
+                    goal = goal + amount[row, :, : len(names)] @ meant
+                    goal = goal + _MODALITY_SHARE * _pick(self.modalities[MODALITIES[held]])
+                else:
+                    state = list(captions.STATES)[held - len(MODALITIES)]
+                    goal = goal + _STATE_SHARE * visible[row] * _pick(self.states[state])
+            if not holds[row].any():
+                goal = goal + _pick(self.generic)
+            goals.append(goal)
+        return torch.stack(goals)
+
+
+def _pick(features: torch.Tensor) -> torch.Tensor:
+    return features[int(torch.randint(len(features), (1,)))]
