@@ -11,6 +11,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from requests import RequestException
+from retrying import RetryError
 
 from medclipsam.errors import InputError
 from medclipsam.server.http import UnknownError, UpstreamError
@@ -37,7 +38,7 @@ class DicomWebStudies(DICOMWebDatastore):
         """
         try:
             known = image_id in self.list_images()
-        except RequestException as error:
+        except (RequestException, RetryError) as error:
             raise UpstreamError(f"The DICOMweb server {self.name()} did not list its series: {error}.") from error
         if not known:
             raise UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
@@ -77,7 +78,7 @@ class DicomWebStudies(DICOMWebDatastore):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             dicom_web_download_series(None, image_id, str(partial), self._client, self._fetch_by_frame)
-        except (RequestException, IndexError, KeyError) as error:
+        except (RequestException, RetryError, IndexError, KeyError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UpstreamError(f"Series {image_id} could not be fetched from {self.name()}: {error}.") from error
         os.replace(partial, folder)

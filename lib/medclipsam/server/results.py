@@ -52,11 +52,11 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
 def _recast_nifti(name: str, dtype: str) -> None:
     import nibabel
 
-    mask = nibabel.Nifti1Image.from_filename(name)
+    mask: Any = nibabel.load(name)  # NIfTI-1 or NIfTI-2, as the source was
     voxels = np.asarray(mask.dataobj).astype(dtype)
     header = mask.header.copy()
     header.set_data_dtype(voxels.dtype)
-    nibabel.save(nibabel.Nifti1Image(voxels, mask.affine, header), name)
+    nibabel.save(type(mask)(voxels, mask.affine, header), name)
 
 
 def _rewrite_nrrd(name: str, dtype: str, compress: bool) -> None:

@@ -6,7 +6,6 @@ sub-processes inherit them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -76,18 +75,31 @@ def serve(
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
     with Workspace(place) as space, _listen(host, port) as listener:
         address = listener.getsockname()[1]
-        _set_environment(space, address)
+        _set_environment(space)
         _run(studies, host, address, settings, space, listener)
 
 
 def _check_conf(settings: Mapping[str, str]) -> None:
-    """Raise at start what the app would raise, as a traceback, while it starts."""
+    """Raise at once what the app would raise later: as a traceback while it starts, or at the first request."""
     from medclipsam.targets import TargetSet
+    from medclipsam.weights import resolve_pair
 
     conf = AppConf.from_strings(settings)
     known = TargetSet.load(*map(Path, conf.targets_files))
     for name in conf.targets:
         known.get(name)
+    resolve_pair(conf.weights)
+    if conf.device not in (None, "cpu"):
+        _check_device(conf.device)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise OptionError("device", device, "auto, cpu, or a GPU that torch sees on this machine") from None
 
 
 def _checked_studies(studies: str) -> str:
@@ -142,15 +154,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _set_environment(space: Workspace, port: int) -> None:
+def _set_environment(space: Workspace) -> None:
     """Set MONAI Label's settings; what the user has set stands."""
-    own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
     defaults = {
         "MONAI_LABEL_TRACKING_ENABLED": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1",
-        # unset, it would be every origin, with credentials
-        "MONAI_LABEL_CORS_ORIGINS": json.dumps(own),
         "MONAI_LABEL_SESSION_PATH": str(space.sessions),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(space.dicomweb),
     }
@@ -161,20 +170,27 @@ def _set_environment(space: Workspace, port: int) -> None:
 
 
 def _run(
-    studies: str, host: str, port: int, settings: Mapping[str, str], space: Workspace, listener: socket.socket
+    studies: str, host: str, port: int, conf: Mapping[str, str], space: Workspace, listener: socket.socket
 ) -> None:
     import uvicorn
+    from monailabel.config import settings
     from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
     from monailabel.utils.async_tasks.utils import processes, stop_background_task
     from monailabel.utils.others.generic import init_log_config
 
     command = ["start_server", "--app", str(space.app), "--studies", studies, "--host", host, "--port", str(port)]
-    for key, value in settings.items():
+    for key, value in conf.items():
         command += ["--conf", key, value]
     main = Main(loglevel=logging.WARNING)
     arguments = main.args_parser().parse_args(command)
+    # MONAI Label cannot export origins: it fails to write them, and its sub-processes fail to read them. Without any
+    # it would let in every origin, with credentials.
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+    settings.MONAI_LABEL_CORS_ORIGINS = []
     main.start_server_init_settings(arguments)
+    own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    settings.MONAI_LABEL_CORS_ORIGINS = origins or own
     log_config = init_log_config(None, arguments.app, "app.log", arguments.verbose)
     config = uvicorn.Config("monailabel.app:app", log_config=log_config, access_log=False)
     # made before the server answers, so that what is wrong with it is an error and not a failed start

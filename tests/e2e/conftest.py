@@ -1,0 +1,206 @@
+"""Servers as real processes, and a small folder of phantom studies for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@dataclass
+class Server:
+    """A server process and what is known about it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    studies: Path
+    masks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def infer(self, model: str, image: str, *, output: str = "all", **params: Any) -> requests.Response:
+        where = f"{self.url}/infer/{model}"
+        return requests.post(
+            where, params={"image": image, "output": output}, data={"params": json.dumps(params)}, timeout=120
+        )
+
+    def stop(self) -> int:
+        """Ask the server to end, and see to it that it and all its children do; returns its exit code."""
+        try:
+            self.process.send_signal(signal.SIGTERM)
+            return self.process.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Phantoms:
+    """A folder of studies and the true masks: image id -> structure -> bool [n_planes, H, W] in file order."""
+
+    folder: Path
+    masks: dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Phantoms:
+    import SimpleITK
+    from PIL import Image
+    from pydicom.data import get_testdata_file
+
+    from medclipsam.demo.phantoms import make_phantom, make_volume
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    film, breast = make_phantom("XR", 7, size=192), make_phantom("US", 7, size=192, pathology=True)
+    Image.fromarray(film.image).save(folder / "film.png")
+    Image.fromarray(breast.image).save(folder / "breast.jpg", quality=95)
+    write_radiograph(film.image, folder / "radiograph.dcm")
+    hounsfield, cuts = make_volume("CT", 3, 6, size=128, raw=True)
+    volume = SimpleITK.GetImageFromArray(hounsfield)
+    volume.SetSpacing((2.5, 2.5, 30.0))
+    volume.SetOrigin((-160.0, -140.0, -90.0))
+    SimpleITK.WriteImage(volume, folder / "chest_ct.nii.gz")
+    small = get_testdata_file("CT_small.dcm", download=False)
+    assert isinstance(small, str)
+    shutil.copy(small, folder / "small.dcm")
+    flat = {name: mask[None] for name, mask in film.masks.items()}
+    return Phantoms(
+        folder,
+        {
+            "film": flat,
+            "radiograph": flat,
+            "breast": {name: mask[None] for name, mask in breast.masks.items()},
+            "chest_ct": cuts,
+        },
+    )
+
+
+def write_radiograph(pixels: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W] as a DX DICOM file with a pixel spacing."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    grey = np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., 0], dtype=np.uint8)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
+    data.StudyInstanceUID = generate_uid(entropy_srcs=[path.name, "study"])
+    data.Modality = "DX"
+    data.PatientID = data.PatientName = "PHANTOM"
+    data.PatientOrientation = ["L", "F"]
+    data.PixelSpacing = data.ImagerPixelSpacing = [1.5, 1.5]
+    data.PixelSpacingCalibrationType = "GEOMETRY"
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.Rows, data.Columns = grey.shape
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    data.WindowCenter, data.WindowWidth = 128, 256
+    data.PixelData = grey.tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Iterator[Callable[..., Server]]:
+    """Start servers on copies of the phantoms; they end with the module, however its tests end."""
+    servers: list[Server] = []
+
+    def run(command: Callable[[Path, int], Sequence[str]], **environment: str) -> Server:
+        place = tmp_path_factory.mktemp("server")
+        studies = place / "studies"
+        shutil.copytree(phantoms.folder, studies)
+        port = free_port()
+        log = place / "output.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                list(command(studies, port)),
+                cwd=place,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "XDG_DATA_HOME": str(place / "data"), "OMP_NUM_THREADS": "2", **environment},
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, log, studies, phantoms.masks)
+        servers.append(server)
+        _wait(server)
+        return server
+
+    try:
+        yield run
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.stop()
+
+
+def _wait(server: Server) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            pytest.fail(f"The server ended with {server.process.returncode}:\n{server.output()}")
+        try:
+            if requests.get(f"{server.url}/info/", timeout=10).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.3)
+    pytest.fail(f"The server did not answer within {START_SECONDS} s:\n{server.output()}")
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server]) -> Server:
+    """`medclipsam serve` with two targets."""
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        options = ["--studies", str(studies), "--port", str(port), "--targets", "lungs x-ray,breast tumour"]
+        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+
+    return start(command)
+
+
+@pytest.fixture(scope="module")
+def stock_server(start: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """MONAI Label's own start command on a copy of the app's folder, since it makes folders there."""
+    place = tmp_path_factory.mktemp("stock")
+    shutil.copytree(ROOT / "apps" / "medclipsam", place / "medclipsam", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        options = ["--app", str(place / "medclipsam"), "--studies", str(studies), "--port", str(port)]
+        conf = ["--host", "127.0.0.1", "--conf", "targets", "lungs x-ray"]
+        return [sys.executable, "-m", "monailabel.main", "start_server", *options, *conf]
+
+    return start(command, MONAI_LABEL_SESSION_PATH=str(place / "sessions"))

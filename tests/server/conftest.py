@@ -1,0 +1,113 @@
+"""A stand-in for the pipeline, so that the server's own work is tested in milliseconds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medclipsam.errors import InputError
+from medclipsam.options import ZeroShotOptions
+from medclipsam.targets import TargetSet, assign_labels, parse_prompt
+from medclipsam.zeroshot import ZeroShot, ZeroShotResult
+
+
+class BrightPixels:
+    """Finds every target where the image is bright; refuses what the real pipeline refuses."""
+
+    def __init__(self, targets: TargetSet) -> None:
+        self.targets = targets
+        self.asked: list[tuple[str, ZeroShotOptions]] = []
+
+    def segment(self, image: Any, text: str, options: ZeroShotOptions) -> ZeroShotResult:
+        self.asked.append((text, options))
+        if text == "explode":
+            raise InputError("The text 'explode' is refused.")
+        names = assign_labels(parse_prompt(text, image.modality, self.targets))
+        planes = np.stack([image.plane(index)[..., 0] for index in range(image.n_planes)])
+        labels = np.where(planes > 128, next(iter(names.values())), 0).astype(np.uint8)
+        return ZeroShotResult(
+            labels=labels,
+            label_names=names,
+            targets=[],
+            text=text,
+            options=options.to_dict(),
+            weights={"score": float("nan"), "size": np.int64(3)},
+            image=image.describe(),
+            seconds={"total": 0.0},
+        )
+
+
+class Loaded(list[BrightPixels]):
+    """The pipelines that were loaded, and with what."""
+
+    arguments: list[dict[str, Any]]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """Replace `ZeroShot.load`; returns the pipelines that were loaded since."""
+    pipelines = Loaded()
+    pipelines.arguments = []
+
+    def load(weights: str = "demo", *, device: Any = "cpu", targets: TargetSet | None = None) -> BrightPixels:
+        pipelines.arguments.append({"weights": weights, "device": device})
+        pipelines.append(BrightPixels(targets or TargetSet.load()))
+        return pipelines[-1]
+
+    monkeypatch.setattr(ZeroShot, "load", load)
+    return pipelines
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """uint8 [40, 60] with a bright box in rows 10..19 and columns 30..49."""
+    pixels = np.full((40, 60), 20, dtype=np.uint8)
+    pixels[10:20, 30:50] = 220
+    return pixels
+
+
+@pytest.fixture
+def studies(tmp_path: Path, picture: np.ndarray) -> Path:
+    """A folder with a PNG, a NIfTI volume, a DICOM radiograph and a file that is no image."""
+    import SimpleITK
+    from PIL import Image
+
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    Image.fromarray(picture).save(folder / "chest.png")
+    volume = SimpleITK.GetImageFromArray(np.stack([picture, picture[::-1], picture]))
+    volume.SetSpacing((0.7, 0.8, 2.5))
+    volume.SetOrigin((-10.0, 20.0, 5.0))
+    SimpleITK.WriteImage(volume, folder / "stack.nii.gz")
+    write_radiograph(picture, folder / "film.dcm")
+    (folder / "broken.nii.gz").write_bytes(b"no image")
+    return folder
+
+
+def write_radiograph(pixels: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W] as a DX DICOM file."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
+    data.StudyInstanceUID = generate_uid(entropy_srcs=[path.name, "study"])
+    data.Modality = "DX"
+    data.PatientID = data.PatientName = "PHANTOM"
+    data.PatientOrientation = ["L", "F"]
+    data.PixelSpacing = data.ImagerPixelSpacing = [0.5, 0.5]
+    data.PixelSpacingCalibrationType = "GEOMETRY"
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.SamplesPerPixel = 1
+    data.PixelRepresentation = 0
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    data.WindowCenter, data.WindowWidth = 128, 256
+    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
+    data.save_as(path, enforce_file_format=True)
