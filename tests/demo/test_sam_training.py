@@ -1,0 +1,148 @@
+"""The demo SAM's training: examples, prompts, loss, and a run of seconds from end to end."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medclipsam.demo.phantoms import make_phantom
+from medclipsam.demo.sam_examples import (
+    SIZE,
+    coarse_mask,
+    draw_box,
+    draw_example,
+    draw_shapes,
+    jitter_box,
+    true_box,
+)
+from medclipsam.demo.train_sam import FIRST_SEED, SamRecipe, mask_loss, train_sam
+from medclipsam.sam import load_sam
+
+WEIGHTS = Path(__file__).parents[2] / "lib" / "medclipsam" / "demo" / "weights"
+
+
+def disc(row: int, column: int, radius: int) -> np.ndarray:
+    rows, columns = np.mgrid[:200, :SIZE]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+def test_examples_hold_prompts_that_fit_their_image() -> None:
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for index in range(40):
+        example = draw_example(rng, itertools.count(FIRST_SEED + index), prompts=3, shapes=0.3)
+        height, width = example.image.shape
+        kinds.add((example.boxes is not None, example.points is not None))
+        assert max(height, width) == SIZE
+        assert example.image.dtype == np.uint8
+        assert example.masks.shape == (3, height, width)
+        assert (example.masks.sum(axis=(1, 2)) >= 20).all()
+        if example.boxes is not None:
+            x0, y0, x1, y1 = example.boxes.T
+            assert ((x0 >= 0) & (x0 <= x1) & (x1 <= width - 1) & (y0 >= 0) & (y0 <= y1) & (y1 <= height - 1)).all()
+        if example.points is not None and example.labels is not None:
+            assert example.labels.shape == example.points.shape[:2]
+            assert (example.points >= 0).all()
+            assert (example.points <= (width - 1, height - 1)).all()
+    assert kinds == {(True, False), (False, True), (True, True)}
+
+
+def test_examples_follow_from_the_seed() -> None:
+    first, again = (draw_example(np.random.default_rng(7), itertools.count(FIRST_SEED), 2, 0.0) for _ in range(2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.masks, again.masks)
+
+
+def test_the_visible_parts_of_random_shapes_do_not_overlap() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        image, masks = draw_shapes(rng)
+        assert masks.shape[1:] == image.shape
+        assert masks.sum(axis=0).max(initial=0) <= 1
+
+
+def test_the_true_box_is_inclusive() -> None:
+    np.testing.assert_array_equal(true_box(disc(50, 70, 20)), [50, 30, 90, 70])
+
+
+def test_jittered_boxes_keep_to_their_limits() -> None:
+    mask, rng = disc(100, 120, 20), np.random.default_rng(0)
+    boxes = np.stack([jitter_box(rng, mask, 0.85, 1.4, 0.12) for _ in range(200)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    centres = (boxes[:, 2:] + boxes[:, :2]) / 2
+    assert sides.min() >= 0.85 * 41
+    assert sides.max() <= 1.4 * 41
+    assert sides.max() - sides.min() > 15
+    assert np.abs(centres - [120, 100]).max() <= 0.12 * 41
+
+
+@pytest.mark.parametrize("mask", [disc(5, 5, 4), disc(199, 255, 6), disc(100, 128, 3), disc(100, 128, 250)])
+def test_drawn_boxes_stay_in_the_plane(mask: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        x0, y0, x1, y1 = draw_box(rng, mask)
+        assert 0 <= x0 <= x1 <= SIZE - 1
+        assert 0 <= y0 <= y1 <= 199
+
+
+def test_a_coarse_mask_covers_a_small_structure_with_whole_cells() -> None:
+    mask, rng = disc(100, 120, 5), np.random.default_rng(0)
+    for _ in range(20):
+        coarse = coarse_mask(rng, mask)
+        assert (coarse & mask).any()
+        assert coarse.sum() >= 18 * 18
+
+
+def test_the_loss_is_that_of_the_single_mask_and_the_best_candidate() -> None:
+    truth = torch.zeros(1, 1, 16, 16)
+    truth[..., 4:12, 4:12] = 1
+    right = (truth * 2 - 1) * 30
+    perfect, nothing = right[0, 0], torch.full((16, 16), -30.0)
+    overlaps = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    logits = torch.stack([perfect, nothing, perfect, nothing])[None]
+
+    # Two of three candidates miss every pixel: focal 0.25 * 30 on a quarter of the pixels, dice 1 - 1/65.
+    wrong = 20 * 0.25 * 30 / 4 + 64 / 65
+    assert mask_loss(logits, overlaps, truth).item() == pytest.approx(0.05 * 2 / 3 * wrong, rel=1e-4)
+    # A wrong prediction of the overlaps costs its squared error, and a missed single mask the whole of its own.
+    assert mask_loss(logits, 1 - overlaps, truth).item() == pytest.approx(0.05 * 2 / 3 * wrong + 1, rel=1e-4)
+    missed = torch.stack([nothing, nothing, perfect, nothing])[None]
+    overlaps[0, 0] = 0
+    assert mask_loss(missed, overlaps, truth).item() == pytest.approx((1 + 0.05 * 2 / 3) * wrong, rel=1e-4)
+
+
+def test_a_short_run_writes_weights_that_load_and_follow_from_the_seed(tmp_path: Path) -> None:
+    config = train_sam(tmp_path / "first", SamRecipe.quick(), progress=False)
+    train_sam(tmp_path / "second", SamRecipe.quick(), progress=False)
+
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {"sam.safetensors", "sam.json"}
+    assert json.loads((tmp_path / "first" / "sam.json").read_text()) == json.loads(json.dumps(config))
+    assert config["provenance"]["training_images"] == 6
+    first, second = (load_file(tmp_path / name / "sam.safetensors") for name in ("first", "second"))
+    assert {value.dtype for value in first.values()} == {torch.float16}
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    model = load_sam(tmp_path / "first" / "sam.safetensors", config["arch"], identity="abc")
+    assert model.decode(model.embed(np.zeros((100, 80, 3), np.uint8)), [[5, 5, 60, 70]]).mask.shape == (100, 80)
+
+
+@pytest.mark.skipif(not (WEIGHTS / "sam.safetensors").exists(), reason="the demo weights have not been trained here")
+@pytest.mark.parametrize(
+    ("modality", "name", "least"),
+    [("US", "breast tumour", 0.8), ("MR", "brain", 0.9), ("XR", "lungs", 0.9), ("CT", "lungs", 0.85)],
+)
+def test_the_shipped_weights_outline_held_out_structures_from_their_box(modality: str, name: str, least: float) -> None:
+    assert (WEIGHTS / "sam.safetensors").stat().st_size <= 8e6
+    config = json.loads((WEIGHTS / "sam.json").read_text())
+    model = load_sam(WEIGHTS / "sam.safetensors", config["arch"], identity="demo")
+    dices = []
+    for seed in range(700, 706):
+        phantom = make_phantom(modality, seed, pathology=True)
+        mask = phantom.masks[name]
+        image = phantom.image if phantom.image.ndim == 3 else phantom.image[..., None].repeat(3, axis=2)
+        found = model.decode(model.embed(image), true_box(mask)[None]).mask
+        dices.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
+    assert np.mean(dices) >= least
