@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,14 @@ def test_a_known_target_is_judged_against_its_absence_captions_and_other_modalit
     assert has(tumour.absence_captions)
     assert has(targets.get("brain tumour").captions)
     assert not has(tumour.captions)
+
+
+def test_a_target_without_absence_captions_is_judged_against_the_bank_alone(encoder: Encoder) -> None:
+    targets = TargetSet.load()
+    bare = replace(targets.get("breast tumour"), absence_captions=())
+    reference = presence_reference(encoder, bare.captions, bare, targets, "US")
+    full = presence_reference(encoder, bare.captions, targets.get("breast tumour"), targets, "US")
+    assert len(full.negatives) == len(reference.negatives) + 1
 
 
 def test_what_may_stand_beside_free_text_in_the_same_modality_is_no_negative(encoder: Encoder) -> None:

@@ -101,7 +101,8 @@ def presence_reference(
     own = {family(name) for name in target.modality} if target else {family(modality)}
     groups: list[Sequence[str]] = [*GENERIC_CAPTIONS]
     if target is not None:
-        groups.append(target.absence_captions)
+        if target.absence_captions:
+            groups.append(target.absence_captions)
         groups += [texts for name, texts in NORMAL_CAPTIONS.items() if name not in own]
     else:
         # Free text has no absence captions: the normal image of its own modality takes their place.

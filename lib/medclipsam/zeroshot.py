@@ -364,16 +364,16 @@ class ZeroShot:
                 "preset", "demo", f"published or paper, since {self.encoder.name!r} has no settings of its own"
             )
         values: dict[str, Any]
+        printed = dict(text.target.saliency) if text.target else {}
         if preset == "demo":
-            values = dict(own or {})
+            values = {**(own or {}), **printed.get("demo", {})}
         else:
-            printed = dict(text.target.saliency.get("paper", _FREE_TEXT)) if text.target else dict(_FREE_TEXT)
+            # The published scripts' variance has no effect: they act as with 1, whatever was printed.
+            scripts = {**printed.get("paper", _FREE_TEXT), "variance": 1.0, **printed.get("published", {})}
+            values = dict(printed.get("paper", _FREE_TEXT)) if preset == "paper" else scripts
             # Printed for a tower of 12 blocks; the same relative depth in others.
             depth = self.encoder.tower.n_blocks
-            printed["layer"] = min(depth - 1, round(printed["layer"] * depth / _PRINTED_DEPTH))
-            if preset == "published":
-                printed["variance"] = 1.0  # the published scripts' variance has no effect: they act as with 1
-            values = printed
+            values["layer"] = min(depth - 1, round(values["layer"] * depth / _PRINTED_DEPTH))
         for key in ("beta", "variance", "layer", "contrast"):
             given = getattr(options, key)
             if given is not None:
