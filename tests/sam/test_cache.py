@@ -72,7 +72,7 @@ def test_the_bytes_kept_never_exceed_the_bound() -> None:
     sizes = np.random.default_rng(0).integers(1, 120, 200) * 4
     for index, size in enumerate(sizes):
         cache.put(key(str(index % 17)), embedding(int(size)))
-        kept = [cache.get(k) for k in cache.keys()]  # noqa: SIM118
+        kept = list(map(cache.get, cache.keys()))
         assert cache.nbytes == sum(entry.nbytes for entry in kept if entry is not None) <= 1000
     cache.clear()
     assert (len(cache), cache.nbytes) == (0, 0)
