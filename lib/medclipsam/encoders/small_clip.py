@@ -105,7 +105,8 @@ def collect_vocabulary(texts: Sequence[str]) -> list[str]:
     from open_clip.tokenizer import SimpleTokenizer
 
     base = SimpleTokenizer()
-    return [base.decoder[token] for token in sorted({token for text in texts for token in base.encode(text)})]
+    words = {word for text in texts for word in text.split()}
+    return [base.decoder[token] for token in sorted({token for word in words for token in base.encode(word)})]
 
 
 def build_small_clip(config: Mapping[str, Any]) -> tuple[nn.Module, Callable[[list[str]], torch.Tensor]]:
