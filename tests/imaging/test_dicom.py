@@ -238,6 +238,28 @@ def test_planes_of_a_prone_series_are_turned_upright_and_run_to_the_head(make_di
     np.testing.assert_array_equal(bright, [[0, 3, 3]])
 
 
+@pytest.mark.parametrize("between", [2.5, -2.5, 7])
+def test_a_series_goes_by_positions_not_by_spacing_between_slices(
+    between: float, make_dicom, tmp_path: Path, assert_same_grid
+) -> None:
+    folder = tmp_path / "series"
+    write_series(folder, make_dicom, PLANES["axial"], np.zeros((4, 6, 8), np.int16), SpacingBetweenSlices=between)
+    image = read_image(folder)
+    assert image.plane_spacing == pytest.approx(2.5)
+    check_mask(image, folder, tmp_path, assert_same_grid)
+
+
+def test_a_tilted_gantry_lies_on_what_simpleitk_opens(make_dicom, tmp_path: Path, assert_same_grid) -> None:
+    folder = tmp_path / "series"
+    slices = write_series(folder, make_dicom, PLANES["axial"], np.zeros((4, 6, 8), np.int16))
+    for n, data in enumerate(slices):
+        data.ImagePositionPatient = [-5.0, 7.0 + 0.8 * n, 11.0 + 2.5 * n]
+        data.save_as(folder / f"{(n * 7) % 4:03d}{n}", enforce_file_format=True)
+    image = read_image(folder)
+    assert image.plane_spacing == pytest.approx(2.5)
+    check_mask(image, folder, tmp_path, assert_same_grid)
+
+
 def test_rescale_may_differ_between_slices(make_dicom, tmp_path: Path) -> None:
     volume = np.full((3, 4, 4), 100, np.int16)
     slices = write_series(tmp_path / "s", make_dicom, PLANES["axial"], volume, RescaleIntercept=0)

@@ -117,13 +117,14 @@ def file_geometry(data: Dataset, frames: int, modality: str | None) -> FrameGeom
 def series_geometry(first: Dataset, last: Dataset, positions: np.ndarray, modality: str | None) -> FrameGeometry:
     """Return the geometry of sorted slices from the first and the last one and their positions along the normal.
 
-    ITK takes the first slice's geometry and the mean distance of the slices.
+    ITK takes the first slice's place and pixel spacing, and the mean distance of the slices.
     """
     one, end = _classic_grid(first, 1), _classic_grid(last, 1)
     count = len(positions)
     distance = float(np.linalg.norm(np.subtract(end.origin, one.origin))) / (count - 1)
-    grid = Grid((*one.size[:2], count), (*one.spacing[:2], distance or 1.0), one.origin, one.direction)
     i, j = _cosines(first)
+    direction = np.stack([i, j, np.cross(i, j)], axis=1)
+    grid = Grid((*one.size[:2], count), (*one.spacing[:2], distance or 1.0), one.origin, direction)
     return FrameGeometry(
         grid,
         _layout(grid, np.stack([np.cross(i, j), j, i], axis=1), None),
