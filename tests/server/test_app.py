@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,19 +202,22 @@ def test_refusals_name_what_is_wrong(
         assert name in error.detail
 
 
-def test_a_request_opens_no_file_of_the_machine(app: MedClipSamApp, studies: Path, tmp_path: Path) -> None:
-    import tempfile
+def test_a_request_opens_no_file_of_the_machine(app: MedClipSamApp, studies: Path) -> None:
+    elsewhere = str(studies / "chest.png")
+    assert refusal(app, image=elsewhere).status_code == 404
+    assert refusal(app, image=elsewhere, session={"image": elsewhere}).status_code == 404
+    assert refusal(app, image="/etc/passwd").status_code == 404
 
-    elsewhere = studies / "chest.png"
-    if elsewhere.is_relative_to(Path(tempfile.gettempdir()).resolve()):
-        tempfile.tempdir = str(tmp_path / "tmp")
-        (tmp_path / "tmp").mkdir()
-    try:
-        assert refusal(app, image=str(elsewhere)).status_code == 404
-        assert refusal(app, image=str(elsewhere), session={"image": str(elsewhere)}).status_code == 404
-        assert refusal(app, image=f"{tempfile.gettempdir()}/../studies/chest.png").status_code == 404
-    finally:
-        tempfile.tempdir = None
+
+def test_what_the_routes_received_is_opened(infer: Any, studies: Path, tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".png") as upload:
+        upload.write((studies / "chest.png").read_bytes())
+        upload.flush()
+        assert infer(upload.name, text="heart")[0].any()
+    session = tmp_path / "sessions" / "0c5"
+    session.mkdir(parents=True)
+    shutil.copy(studies / "film.dcm", session)
+    assert infer(str(session / "film.dcm"), text="heart")[0].any()
 
 
 def test_an_id_means_the_study_and_not_a_file_of_the_working_folder(

@@ -214,16 +214,23 @@ class MedClipSamApp(MONAILabelApp):
             raise InputError(f"Image {image!r} is no image id; give the id of an image of the studies.")
         if os.sep in image:
             path = Path(image).resolve()
-            received = [tempfile.gettempdir()]
-            if self.sessions() is not None:
-                received.append(self.sessions().store_path)
-            if path.exists() and any(path.is_relative_to(Path(root).resolve()) for root in received):
+            if path.exists() and (_is_upload(path) or self._is_session(path)):
                 return path, False
             raise UnknownError(f"Image {image!r} is not among the studies.")
         uri = datastore.get_image_uri(image)
         if not uri or not os.path.exists(uri):
             raise UnknownError(f"Image {image!r} is not among the studies.")
         return Path(uri), True
+
+    def _is_session(self, path: Path) -> bool:
+        sessions = self.sessions()
+        return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
+
+
+def _is_upload(path: Path) -> bool:
+    """Return whether a path is one that the infer route makes for a file sent along."""
+    folder = Path(tempfile.gettempdir()).resolve()
+    return path.parent == folder and path.name.startswith(tempfile.gettempprefix())
 
 
 def _set_by_user(name: str) -> Any:

@@ -69,37 +69,41 @@ def serve(
         settings["targets"] = ",".join(targets)
     if device:
         settings["device"] = device
-    _check_conf(settings)
+    typed = _checked_conf(settings)
     studies = _checked_studies(studies)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
-    with Workspace(place) as space, _listen(host, port) as listener:
+    with _listen(host, port) as listener, Workspace(place) as space:
+        _check_models(typed)
         address = listener.getsockname()[1]
         _set_environment(space)
         _run(studies, host, address, settings, space, listener)
 
 
-def _check_conf(settings: Mapping[str, str]) -> None:
-    """Raise at once what the app would raise later: as a traceback while it starts, or at the first request."""
+def _checked_conf(settings: Mapping[str, str]) -> AppConf:
+    """Raise at once what the app would raise, as a traceback, while it starts."""
     from medclipsam.targets import TargetSet
-    from medclipsam.weights import resolve_pair
 
     conf = AppConf.from_strings(settings)
     known = TargetSet.load(*map(Path, conf.targets_files))
     for name in conf.targets:
         known.get(name)
+    return conf
+
+
+def _check_models(conf: AppConf) -> None:
+    """Raise at once what would otherwise be the answer to the first request."""
+    from medclipsam.weights import resolve_pair
+
     resolve_pair(conf.weights)
-    if conf.device not in (None, "cpu"):
-        _check_device(conf.device)
-
-
-def _check_device(device: str) -> None:
+    if conf.device in (None, "cpu"):
+        return
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=conf.device)
     except (RuntimeError, AssertionError):
-        raise OptionError("device", device, "auto, cpu, or a GPU that torch sees on this machine") from None
+        raise OptionError("device", conf.device, "auto, cpu, or a GPU that torch sees on this machine") from None
 
 
 def _checked_studies(studies: str) -> str:
