@@ -121,3 +121,20 @@ def test_empty_and_missing_folders(tmp_path: Path) -> None:
         find_images(tmp_path / "missing")
     with pytest.raises(ImageError, match="folder without DICOM files"):
         read_image(tmp_path)
+
+
+def test_a_volume_mixed_with_other_series_is_listed_and_its_series_are_named(make_dicom, tmp_path: Path) -> None:
+    for n in range(3):
+        data = make_dicom(
+            np.zeros((4, 6), np.uint16),
+            "CT",
+            uid.CTImageStorage,
+            SeriesInstanceUID="1.2.3" if n < 2 else "1.2.9",
+            ImagePositionPatient=[0, 0, n],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        )
+        data.save_as(tmp_path / str(n), enforce_file_format=True)
+    assert find_images(tmp_path) == [tmp_path, tmp_path / "2"]
+    with pytest.raises(ImageError, match=r"2 DICOM series.*1\.2\.3 \(2 files\), 1\.2\.9 \(1 files\)"):
+        read_image(tmp_path)
+    assert read_image(tmp_path / "2").n_planes == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
     of a printer, and only goes into the mask's header, where ITK reads it too.
     """
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            # What Pillow thinks of a file's metadata is none of the user's business.
+            warnings.simplefilter("ignore")
             if isinstance(picture, TiffImageFile):
                 if picture.n_frames > 1:
                     raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
