@@ -26,16 +26,10 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
     of a printer, and only goes into the mask's header, where ITK reads it too.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             # What Pillow thinks of a file's metadata is none of the user's business.
             warnings.simplefilter("ignore")
-            if isinstance(picture, TiffImageFile):
-                if picture.n_frames > 1:
-                    raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
-                if picture.tag_v2.get(_TIFF_ORIENTATION, 1) != 1:
-                    raise ImageError(f"{path} is a rotated TIFF (Orientation is not 1); save it upright.")
-            spacing = _itk_spacing(picture)
-            array = _pixels(picture)
+            array, spacing = _open(path)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -51,6 +45,16 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
         layout=layout_for(stored.shape[:3], (1.0, 1.0, 1.0), None, stack_axis=0),
         modality=modality,
     )
+
+
+def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
+    with Image.open(path) as picture:
+        if isinstance(picture, TiffImageFile):
+            if picture.n_frames > 1:
+                raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
+            if picture.tag_v2.get(_TIFF_ORIENTATION, 1) != 1:
+                raise ImageError(f"{path} is a rotated TIFF (Orientation is not 1); save it upright.")
+        return _pixels(picture), _itk_spacing(picture)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
