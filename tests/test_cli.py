@@ -126,7 +126,7 @@ def test_when_one_output_cannot_be_made_none_is_left(
 ) -> None:
     image = picture(tmp_path / "image.png")
 
-    def no_space(*args: object) -> None:
+    def no_space(*args: object, **more: object) -> None:
         raise OSError(28, "No space left on device", "overlay.png")
 
     monkeypatch.setattr("medclipsam.imaging.write_overlay", no_space)

@@ -228,7 +228,7 @@ def _segment_one(
 ) -> str:
     from tqdm import tqdm
 
-    from medclipsam.imaging import read_image, write_mask, write_overlay
+    from medclipsam.imaging import Window, read_image, write_mask, write_overlay
 
     image = read_image(source, modality=given.modality)
     with tqdm(total=100, unit="%", leave=False, disable=not (show and image.is_volume and sys.stderr.isatty())) as bar:
@@ -250,7 +250,10 @@ def _segment_one(
             if kind == "out":
                 write_mask(result.labels, image, partial)
             elif kind == "overlay":
-                write_overlay(result.labels, image, result.label_names, partial)
+                # One picture has one window: that of the first target that names one.
+                seen_through = next((target.window for target in result.targets if target.window), None)
+                window = Window(*seen_through) if seen_through else None
+                write_overlay(result.labels, image, result.label_names, partial, window=window)
             else:
                 partial.write_text(json.dumps(result.to_dict(), indent=2), encoding="utf-8")
             made.append((partial, path))

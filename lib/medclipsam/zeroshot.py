@@ -83,6 +83,8 @@ class TargetEvidence:
         Only where spacings are known; the area is that of all planes together.
     settings : dict
         The saliency settings that were used, and where they came from.
+    window : tuple of float or None
+        (centre, width) in Hounsfield units that it was looked at through; None for the file's own.
     seconds : dict
         Seconds by stage; the joint stages are shared out evenly.
     """
@@ -91,6 +93,7 @@ class TargetEvidence:
     label: int
     captions: list[str]
     known: bool
+    window: tuple[float, float] | None = None
     presence_score: float | None = None
     presence_threshold: float | None = None
     found: bool = False
@@ -323,9 +326,9 @@ class ZeroShot:
             if known is None:
                 threshold = float(self.encoder.defaults.get("free_text_threshold", threshold))
         window = Window(*known.window) if known and known.window and image.modality == "CT" else None
-        # A target found by one of its own words is looked for by all its captions; free text by itself alone.
         captions = list(text.captions)
         evidence = TargetEvidence(text.name, label, captions, known is not None)
+        evidence.window = (window.center, window.width) if window else None
         evidence.presence_threshold = threshold if options.presence else None
         evidence.settings = {"source": source, "beta": beta, **vars(settings)}
         reference = (
