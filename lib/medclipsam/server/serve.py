@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from medclipsam.errors import InputError, OptionError
@@ -75,6 +77,7 @@ def serve(
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
     with _listen(host, port) as listener, Workspace(place) as space:
         _check_models(typed)
+        _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
         address = listener.getsockname()[1]
         _set_environment(space)
         _run(studies, host, address, settings, space, listener)
@@ -199,12 +202,18 @@ def _run(
     config = uvicorn.Config("monailabel.app:app", log_config=log_config, access_log=False)
     # made before the server answers, so that what is wrong with it is an error and not a failed start
     app_instance()
+    # uvicorn raises a signal again once it has shut down, and SIGTERM's own way would leave the sub-processes running
+    signal.signal(signal.SIGTERM, _leave)
     try:
         _announcing_server(config, host, port).run(sockets=[listener])
     finally:
         for method in ("train", "batch_infer", "scoring"):
             while processes(method):
                 stop_background_task(method)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def _announcing_server(config: uvicorn.Config, host: str, port: int) -> uvicorn.Server:
@@ -216,10 +225,14 @@ def _announcing_server(config: uvicorn.Config, host: str, port: int) -> uvicorn.
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                sys.stdout.write(addresses(host, port))
-                sys.stdout.flush()
+                _say(addresses(host, port))
 
     return AnnouncingServer(config)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def addresses(host: str, port: int) -> str:
