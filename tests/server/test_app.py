@@ -92,6 +92,13 @@ def test_every_image_format_is_listed_by_its_name(app: MedClipSamApp) -> None:
     assert sorted(app.datastore().list_images()) == ["broken", "chest", "film", "stack"]
 
 
+def test_files_that_share_an_id_are_told(make_app: MakeApp, studies: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (studies / "stack.nrrd").write_text("")
+    make_app()
+    warnings = [record.getMessage() for record in caplog.records if record.name == "medclipsam.server.app"]
+    assert warnings == ["Image id 'stack' is shared by stack.nii.gz and stack.nrrd; rename all but one."]
+
+
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd"])
 @pytest.mark.parametrize("image", ["chest", "film", "stack"])
 def test_mask_lies_on_the_image(infer: Any, studies: Path, image: str, extension: str) -> None:

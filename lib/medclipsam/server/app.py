@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,16 @@ class MedClipSamApp(MONAILabelApp):
         if self.studies.startswith(("http://", "https://")):
             self.studies = self.studies.strip().rstrip("/")
             return self.init_remote_datastore()
-        return LocalDatastore(
+        patterns = _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT") or IMAGE_PATTERNS
+        datastore = LocalDatastore(
             self.studies,
-            extensions=_set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT") or IMAGE_PATTERNS,
+            extensions=patterns,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+        for image_id, names in shared_ids(Path(self.studies), patterns).items():
+            logger.warning("Image id %r is shared by %s; rename all but one.", image_id, " and ".join(names))
+        return datastore
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """Return our datastore in place of the stock one, which at start would download a program to write SEG with."""
@@ -225,6 +230,20 @@ class MedClipSamApp(MONAILabelApp):
     def _is_session(self, path: Path) -> bool:
         sessions = self.sessions()
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
+
+
+def shared_ids(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the image ids that several files of a folder share, with the files' names.
+
+    MONAI Label names an image by its file's name without the extension, and knows only one file for a name.
+    """
+    files: dict[str, list[str]] = {}
+    for name in sorted(file.name for file in folder.iterdir() if file.is_file()):
+        # "*.nii.gz" ends as "*.gz" would: the longest extension is the one that is cut off
+        endings = [pattern.removeprefix("*") for pattern in patterns if name.endswith(pattern.removeprefix("*"))]
+        if endings:
+            files.setdefault(name.removesuffix(max(endings, key=len)), []).append(name)
+    return {image_id: names for image_id, names in files.items() if len(names) > 1}
 
 
 def _is_upload(path: Path) -> bool:
