@@ -13,8 +13,9 @@ import pytest
 import SimpleITK
 from fastapi import HTTPException
 
-from medclipsam.errors import MedClipSamError, OptionError
+from medclipsam.errors import MedClipSamError, OptionError, TargetError
 from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.tasks import task_name
 from medclipsam.targets import TargetSet, label_table
 
 MakeApp = Callable[..., MedClipSamApp]
@@ -296,3 +297,22 @@ def test_users_targets_file_adds_to_tasks_and_labels(make_app: MakeApp, tmp_path
     info = make_app(targets="left ear", targets_file=str(file)).info()
     assert info["models"]["left_ear"]["labels"] == {"left ear": 150}
     assert info["models"]["text_prompt"]["labels"]["left ear"] == 150
+
+
+def test_a_target_named_like_a_model_is_refused(make_app: MakeApp, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("targets:\n- {name: text prompt, label: 150, captions: [a page of text]}\n")
+    with pytest.raises(TargetError, match="'text_prompt'"):
+        make_app(targets="text prompt", targets_file=str(file))
+
+
+def test_a_target_named_twice_is_one_model(make_app: MakeApp) -> None:
+    assert sorted(make_app(targets="Lungs X-ray, lungs x-ray").info()["models"]) == ["lungs_x_ray", "text_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("target", "model"),
+    [("lungs x-ray", "lungs_x_ray"), ("Breast tumour", "breast_tumour"), ("(große) Lunge", "große_lunge")],
+)
+def test_task_names_are_slugs(target: str, model: str) -> None:
+    assert task_name(target) == model

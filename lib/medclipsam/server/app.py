@@ -21,7 +21,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 import medclipsam
-from medclipsam.errors import InputError, MedClipSamError, OptionError
+from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError
 from medclipsam.server.conf import AppConf
 from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
 from medclipsam.server.http import UnknownError, as_http
@@ -87,10 +87,12 @@ class MedClipSamApp(MONAILabelApp):
         table = label_table(self.targets)
         pipeline = SharedPipeline(self.app_conf, self.targets)
         tasks: dict[str, InferTask] = {TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults)}
-        for name in self.app_conf.targets:
-            target = self.targets.get(name)
+        for target in dict.fromkeys(map(self.targets.get, self.app_conf.targets)):
+            model = task_name(target.name)
+            if model in tasks:
+                raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
             label = {target.name: target.label}
-            tasks[task_name(target.name)] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target)
+            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target)
         return tasks
 
     def init_batch_infer(self) -> BatchInferTask:

@@ -144,4 +144,4 @@ class ZeroShotBatch(BatchInferTask):
 
 def task_name(target: str) -> str:
     """Return a target's name as the name of its task: "lungs x-ray" is `lungs_x_ray`."""
-    return re.sub(r"[^a-z0-9]+", "_", target.lower()).strip("_")
+    return re.sub(r"[\W_]+", "_", target.lower()).strip("_")
