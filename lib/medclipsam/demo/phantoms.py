@@ -17,6 +17,9 @@ from medclipsam.errors import InputError
 
 MODALITIES = ("US", "MR", "XR", "CT")
 
+# The mask that an image with pathology has; an X-ray's opacity has none.
+_FINDINGS = {"US": "breast tumour", "MR": "brain tumour", "CT": "nodule"}
+
 # Smaller than this share of the image, a structure counts as not cut by the plane.
 _LEAST_SHARE = 3e-4
 
@@ -68,16 +71,22 @@ def make_phantom(modality: str, seed: int, *, size: int = 256, pathology: bool |
         raise InputError(f"A phantom of {size} pixels is too small; at least 64.")
     drawn = chance(rng, 0.62)
     sick = drawn if pathology is None else pathology
-    if modality == "US":
-        image, masks, facts = ultrasound.draw_ultrasound(rng, size, sick)
-    elif modality == "XR":
-        image, masks, facts = chest_xray.draw_chest_xray(rng, size, sick)
-    elif modality == "CT":
-        image, masks, facts = chest_ct.draw_chest_ct(rng, size, sick)
-    else:
-        signal, masks, facts = brain.draw_brain(rng, size, sick)
-        image = to_uint8(signal)
-    return Phantom(image, modality, _present(masks), facts)
+    while True:
+        image, masks, facts = _draw(modality, rng, size, sick)
+        present = _present(masks)
+        # A nodule may have fallen behind heart or liver: then another body is drawn.
+        if not sick or _FINDINGS.get(modality, "") in ("", *present):
+            return Phantom(image, modality, present, facts)
+
+
+def _draw(
+    modality: str, rng: Rng, size: int, pathology: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, object]]:
+    if modality == "MR":
+        signal, masks, facts = brain.draw_brain(rng, size, pathology)
+        return to_uint8(signal), masks, facts
+    draw = {"US": ultrasound.draw_ultrasound, "XR": chest_xray.draw_chest_xray, "CT": chest_ct.draw_chest_ct}[modality]
+    return draw(rng, size, pathology)
 
 
 def make_volume(

@@ -5,8 +5,10 @@
    the visible share of its structure. A second copy of every image passes a random information bottleneck (the one
    that M2IB puts into the tower later): tokens fade into noise and the answer has to fade with them. So the similarity
    to a caption follows how much of the structure is left, which is what M2IB's optimisation measures.
+3. The same goes on while the gradient that M2IB follows is itself made part of the loss: under its bottleneck, more
+   signal has to raise the similarity where the structure is, and nowhere else.
 
-The phantoms' masks are used in step 2: this is a model to show and test the pipeline with, no evidence about any
+The phantoms' masks are used in steps 2 and 3: this is a model to show and test the pipeline with, no evidence about any
 clinical image.
 """
 
@@ -22,7 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -54,9 +58,11 @@ class ClipRecipe:
 
     seed: int = 0
     images: int = 7200
-    steps: int = 1100
-    batch: int = 32
+    steps: int = 1500
+    batch: int = 16
     learning_rate: float = 1.2e-3
+    sharpen_steps: int = 350
+    sharpen_rate: float = 5e-4
     text_steps: int = 900
     text_batch: int = 96
     image_size: int = 192
@@ -93,7 +99,17 @@ class ClipRecipe:
     def quick(cls) -> ClipRecipe:
         """Return a recipe of seconds, to try the code and not to get a model."""
         arch = dict(cls().arch) | {"width": 32, "heads": 2, "embed_dim": 64, "text_width": 32, "stem_channels": 8}
-        return cls(images=24, steps=3, batch=8, text_steps=4, text_batch=16, image_size=96, arch=arch, workers=0)
+        return cls(
+            images=24,
+            steps=3,
+            sharpen_steps=2,
+            batch=8,
+            text_steps=4,
+            text_batch=16,
+            image_size=96,
+            arch=arch,
+            workers=0,
+        )
 
 
 def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]:
@@ -128,7 +144,10 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
     vectors = captions.basis(recipe.arch["embed_dim"])
     model.logit_scale.data.fill_(math.log(recipe.logit_scale))
     train_text(model, tokenizer, texts, vectors, recipe)
-    train_vision(model, tokenizer, vectors, recipe, config)
+    data = _load_phantoms(recipe)
+    answers = _Answers(model, tokenizer, vectors)
+    train_vision(model, answers, data, recipe, config)
+    sharpen_vision(model, answers, data, recipe, config)
     config["provenance"] = {
         "what": "trained from scratch on procedural phantoms with their masks; no patient data",
         "version": __version__,
@@ -157,7 +176,7 @@ def target_captions() -> dict[str, list[str]]:
 
 
 def train_text(
-    model: nn.Module,
+    model: CLIP,
     tokenizer: Any,
     texts: list[tuple[str, dict[str, float], float]],
     vectors: Mapping[str, np.ndarray],
@@ -252,7 +271,7 @@ class PhantomSet(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         bits = np.full(image.shape[:2], 1 << _BODY_BIT, dtype=np.uint8)
         for bit, name in enumerate(_BITS.get(phantom.modality, ())):
             if name in phantom.masks:
-                bits |= phantom.masks[name].astype(np.uint8) << bit
+                bits[phantom.masks[name]] |= 1 << bit
         inner = F.interpolate(torch.from_numpy(bits)[None, None].float(), size=(r1 - r0, c1 - c0), mode="nearest-exact")
         packed = torch.zeros(self.recipe.image_size, self.recipe.image_size, dtype=torch.uint8)
         packed[r0:r1, c0:c1] = inner[0, 0].to(torch.uint8)
@@ -261,49 +280,128 @@ class PhantomSet(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
 
 # How much of an image's answer its state, its modality and the part that stands for nothing have, beside 1 a structure.
 _STATE_SHARE, _MODALITY_SHARE, _REST_SHARE = 0.7, 0.5, 1.2
+# M2IB's beta that the sharpening has in mind.
+_TYPICAL_BETA = 0.5
 
 
-def train_vision(
-    model: nn.Module, tokenizer: Any, vectors: Mapping[str, np.ndarray], recipe: ClipRecipe, config: Mapping[str, Any]
-) -> None:
+_Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def train_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipRecipe, config: Mapping[str, Any]) -> None:
     """Teach the vision tower to answer images with the captions of what they show."""
-    images, masks, holds = _load_phantoms(recipe)
-    texts = _Answers(model, tokenizer, vectors)
-    tower = OpenClipTower(model.visual)
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
-    decayed = [p for p in model.visual.parameters() if p.ndim > 1]
-    plain = [p for p in model.visual.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}], lr=recipe.learning_rate
+    _Stage(model, answers, data, recipe, config, seed=recipe.seed + 1).run(
+        "vision tower", recipe.steps, recipe.learning_rate, sharpen=False
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.08
+
+
+def sharpen_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipRecipe, config: Mapping[str, Any]) -> None:
+    """Go on while M2IB's own gradient is taught to point at the structure."""
+    torch.manual_seed(recipe.seed + 2)
+    _Stage(model, answers, data, recipe, config, seed=recipe.seed + 2).run(
+        "sharpening", recipe.sharpen_steps, recipe.sharpen_rate, sharpen=True
     )
-    mean, std = config["mean"][0], config["std"][0]
-    model.train()
-    progress = tqdm(range(recipe.steps), desc="vision tower", unit="step", mininterval=5)
-    for _ in progress:
+
+
+class _Stage:
+    """One stretch of training of the vision tower with an optimiser and random numbers of its own."""
+
+    def __init__(
+        self,
+        model: CLIP,
+        answers: _Answers,
+        data: _Data,
+        recipe: ClipRecipe,
+        config: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        self.model, self.answers, self.data, self.recipe = model, answers, data, recipe
+        self.tower = OpenClipTower(model.visual)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.mean, self.std = config["mean"][0], config["std"][0]
+
+    def run(self, name: str, steps: int, rate: float, sharpen: bool) -> None:
+        visual = self.model.visual
+        groups = [
+            {"params": [p for p in visual.parameters() if p.ndim > 1], "weight_decay": 0.03},
+            {"params": [p for p in visual.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.AdamW(groups, lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.08)
+        self.model.train()
+        progress = tqdm(range(steps), desc=name, unit="step", mininterval=5)
+        for _ in progress:
+            loss, parts = self._loss(sharpen)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            progress.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
+        self.model.eval()
+
+    def _loss(self, sharpen: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        recipe, generator = self.recipe, self.generator
+        images, masks, holds = self.data
         rows = torch.randint(recipe.images, (recipe.batch,), generator=generator)
         pixels, bits = augment(images[rows], masks[rows], generator)
         coverage = _coverage(bits, recipe.arch["patch_size"])
-        inputs = ((pixels - mean) / std)[:, None].expand(-1, 3, -1, -1)
+        inputs = ((pixels - self.mean) / self.std)[:, None].expand(-1, 3, -1, -1)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = tower.prefix(inputs, recipe.layer).float()
+            tokens = self.tower.prefix(inputs, recipe.layer).float()
             kept = _random_bottleneck(coverage, tokens, generator)
             noise = torch.randn(tokens.shape, generator=generator)
             noisy = kept * tokens + (1 - kept) * noise
-            patches = tower.patch_features(torch.cat([tokens, noisy]), recipe.layer).float()
+            patches = self.tower.patch_features(torch.cat([tokens, noisy]), recipe.layer).float()
         shares = torch.cat([torch.ones_like(coverage[..., 0]), kept[:, 1:].mean(dim=-1)])
-        loss, parts = texts.loss(patches, coverage.repeat(2, 1, 1), shares, holds[rows].repeat(2, 1))
+        loss, parts = self.answers.loss(patches, coverage.repeat(2, 1, 1), shares, holds[rows].repeat(2, 1))
         # The bottleneck's noise has unit variance: tokens of another size would drown in it or never feel it.
         loss = loss + 0.1 * tokens.square().mean(dim=-1).clamp_min(1e-6).log().square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.visual.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        progress.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
-    model.eval()
+        if sharpen:
+            sharp = self._sharpness(tokens, coverage, holds[rows])
+            loss = loss + sharp
+            parts["sharp"] = float(sharp.detach())
+        return loss, parts
+
+    def _sharpness(self, tokens: torch.Tensor, coverage: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
+        """Return how far M2IB's gradient is from pointing at one structure of each image, from 0 to 1.
+
+        The gradient of the similarity to lambda is taken at a random stage of M2IB's optimisation. What exceeds the
+        pull of the compression term is summed over a token's elements, as M2IB would keep them; the cosine distance
+        between these sums and the structure's share of each token is the loss.
+        """
+        generator = self.generator
+        texts, wanted, rows = [], [], []
+        for row in range(len(tokens)):
+            asked = self.answers.ask(coverage[row], holds[row], generator)
+            if asked is not None:
+                texts.append(asked[0])
+                wanted.append(asked[1])
+                rows.append(row)
+        if not rows:
+            return tokens.new_zeros(())
+        z, text, share = tokens[rows], torch.stack(texts), torch.stack(wanted)
+        batch, n_tokens, _ = z.shape
+
+        def draw(low: float, high: float) -> torch.Tensor:
+            return low + (high - low) * torch.rand(batch, 1, generator=generator)
+
+        # Early in the optimisation all tokens have faded alike; late, the structure stands out.
+        level = draw(0.15, 0.9).expand(-1, n_tokens)
+        late = torch.cat([draw(0.0, 1.0), torch.where(share > 0.25, draw(0.4, 0.95), draw(0.02, 0.4))], dim=1)
+        level = torch.where(draw(0, 1) < 0.5, level, late)
+        jitter = torch.randn(z.shape, generator=generator) * draw(0.0, 1.5)[..., None]
+        kept = torch.sigmoid(torch.logit(level.clamp(0.01, 0.99))[..., None] + jitter).requires_grad_(True)
+        samples = 2
+        noise = torch.randn(samples, *z.shape, generator=generator)
+        noisy = kept * z + (1 - kept) * noise
+        # Only the plain kernel can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            features = F.normalize(self.tower.suffix(noisy.flatten(0, 1), self.recipe.layer), dim=-1)
+            similarity = (features.unflatten(0, (samples, batch)) * text).sum() / samples
+            (slope,) = torch.autograd.grad(similarity, kept, create_graph=True)
+        pull = 2 * _TYPICAL_BETA / kept[0].numel()
+        strength = F.softplus((slope[:, 1:] - pull) / pull).sum(dim=-1)
+        return (1 - F.cosine_similarity(strength, share, dim=-1)).mean()
 
 
 def _load_phantoms(recipe: ClipRecipe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -404,7 +502,7 @@ class _Answers:
 
     _VARIANTS = 48
 
-    def __init__(self, model: nn.Module, tokenizer: Any, vectors: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, model: CLIP, tokenizer: Any, vectors: Mapping[str, np.ndarray]) -> None:
         rng = np.random.default_rng(0)
 
         def encode(texts: list[str]) -> torch.Tensor:
@@ -424,8 +522,27 @@ class _Answers:
         self.states = {name: encode(list(phrases)) for name, phrases in captions.STATES.items()}
         self.generic = encode(list(captions.GENERIC))
         self.modalities = {name: encode(list(words)) for name, words in captions.MODALITY_WORDS.items()}
+        self.lungs = {name: encode(list(captions.structure_captions("lungs", name))) for name in ("XR", "CT")}
         known = (*self.structures.values(), *self.states.values())
         self.probes = F.normalize(torch.stack([features.mean(dim=0) for features in known]), dim=-1)
+
+    def ask(
+        self, coverage: torch.Tensor, holds: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Draw a structure that an image shows: a caption's feature [E] and the share of each token [P] it covers."""
+        modality = next((name for name, held in zip(MODALITIES, holds, strict=False) if held), None)
+        if modality is None:
+            return None
+        names = _BITS[modality]
+        present = (coverage[:, : len(names)].sum(dim=0) > 0.5).float()
+        if not present.any():
+            return None
+        name = names[int(torch.multinomial(present, 1, generator=generator))]
+        share = coverage[:, names.index(name)]
+        if name.endswith(" lung") and torch.rand(1, generator=generator) < 0.5:
+            both = [names.index(side) for side in ("left lung", "right lung")]
+            return _pick(self.lungs[modality]), coverage[:, both].sum(dim=1)
+        return _pick(self.structures[modality, name]), share
 
     def loss(
         self, patches: torch.Tensor, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor
@@ -436,15 +553,24 @@ class _Answers:
         pooled = F.normalize(patches.mean(dim=1), dim=-1)
         image_loss = (1 - (pooled * whole).sum(dim=-1)).mean()
         probe_loss = ((pooled - whole) @ self.probes.T).square().sum(dim=-1).mean()
-        patch_loss = (1 - F.cosine_similarity(patches, goal, dim=-1)).mean()
-        loss = image_loss + probe_loss + 0.5 * patch_loss
-        parts = {"image": image_loss, "probe": probe_loss, "patch": patch_loss}
-        return loss, {name: float(part.detach()) for name, part in parts.items()}
+        # Every structure, however small, weighs as much as the next, and so does the rest of the image: else each
+        # token would answer with what its modality holds on average, and nothing would have a place.
+        parts = torch.cat(
+            [coverage[..., :_BODY_BIT], (1 - coverage[..., :_BODY_BIT].amax(dim=-1, keepdim=True))], dim=-1
+        )
+        weight = (parts / parts.sum(dim=1, keepdim=True).clamp_min(1.0)).sum(dim=-1)
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        direction = 1 - F.cosine_similarity(patches, goal, dim=-1)
+        length = (patches.norm(dim=-1).clamp_min(1e-4).log() - goal.norm(dim=-1).log()).square()
+        patch_loss = ((direction + 0.1 * length) * weight).sum(dim=1).mean()
+        loss = image_loss + 0.5 * probe_loss + 2 * patch_loss
+        losses = {"image": image_loss, "probe": probe_loss, "patch": patch_loss}
+        return loss, {name: float(part.detach()) for name, part in losses.items()}
 
     def _goals(self, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
         """Return what each patch should answer, [B, P, E]; their mean is the image's answer."""
         batch, n_patches, _ = coverage.shape
-        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(0.5) * shares[..., None]
+        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(4.0) * shares[..., None]
         visible = (shares * coverage[..., _BODY_BIT]).sum(dim=1) / coverage[..., _BODY_BIT].sum(dim=1).clamp_min(1)
         goals = []
         for row in range(batch):

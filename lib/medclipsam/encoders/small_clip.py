@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
 
 PAD, UNKNOWN = 0, 1
 _FIRST_WORD = 2
@@ -109,7 +112,7 @@ def collect_vocabulary(texts: Sequence[str]) -> list[str]:
     return [base.decoder[token] for token in sorted({token for word in words for token in base.encode(word)})]
 
 
-def build_small_clip(config: Mapping[str, Any]) -> tuple[nn.Module, Callable[[list[str]], torch.Tensor]]:
+def build_small_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[str]], torch.Tensor]]:
     """Build the small CLIP, without weights.
 
     Parameters
