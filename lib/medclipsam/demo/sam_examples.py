@@ -19,6 +19,8 @@ SIZE = 256
 
 # Small or rare structures are drawn more often.
 _WEIGHTS = {"breast tumour": 2.0, "brain tumour": 2.0, "nodule": 3.0, "ventricles": 2.0, "heart": 1.5, "spine": 1.5}
+# A box round the skull is a box round the brain: these take points to tell them apart.
+_NOT_BY_BOX = ("skull",)
 # The side of the saliency grid that zero-shot boxes come from.
 _GRID = 14
 
@@ -60,17 +62,16 @@ def draw_example(rng: Rng, phantom_seeds: Iterator[int], prompts: int, shapes: f
     shapes : float
         Probability of random shapes in place of a phantom.
     """
-    image, masks, weights = _draw_scene(rng, phantom_seeds, shapes)
+    kind = rng.choice(["box", "points", "both"], p=[0.7, 0.15, 0.15])
+    image, masks, weights = _draw_scene(rng, phantom_seeds, shapes, by_box=kind == "box")
     image, masks = _move(rng, image, masks)
-    big_enough = masks.reshape(len(masks), -1).sum(axis=1) >= 20
-    if not big_enough.any():
+    weights = weights * (masks.reshape(len(masks), -1).sum(axis=1) >= 20)
+    if not weights.any():
         return draw_example(rng, phantom_seeds, prompts, shapes)
-    weights = weights * big_enough
     chosen = rng.choice(len(masks), prompts, p=weights / weights.sum())
     masks = masks[chosen]
     image = _recolour(rng, image)
 
-    kind = rng.choice(["box", "points", "both"], p=[0.6, 0.22, 0.18])
     boxes = None if kind == "points" else np.stack([draw_box(rng, mask) for mask in masks])
     points = labels = None
     if kind != "box":
@@ -80,7 +81,9 @@ def draw_example(rng: Rng, phantom_seeds: Iterator[int], prompts: int, shapes: f
     return Example(image, masks, boxes, points, labels)
 
 
-def _draw_scene(rng: Rng, phantom_seeds: Iterator[int], shapes: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw_scene(
+    rng: Rng, phantom_seeds: Iterator[int], shapes: float, *, by_box: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return an image [H, W], its masks [n, H, W] and how often each is to be drawn [n]."""
     if chance(rng, shapes):
         image, masks = draw_shapes(rng)
@@ -88,8 +91,8 @@ def _draw_scene(rng: Rng, phantom_seeds: Iterator[int], shapes: float) -> tuple[
     modality = MODALITIES[rng.integers(len(MODALITIES))]
     phantom = make_phantom(modality, next(phantom_seeds), size=SIZE, pathology=True if chance(rng, 0.6) else None)
     image = phantom.image if phantom.image.ndim == 2 else phantom.image.mean(axis=2).astype(np.uint8)
-    weights = np.array([_WEIGHTS.get(name, 1.0) for name in phantom.masks])
-    return image, np.stack(list(phantom.masks.values())), weights
+    weights = [0.0 if by_box and name in _NOT_BY_BOX else _WEIGHTS.get(name, 1.0) for name in phantom.masks]
+    return image, np.stack(list(phantom.masks.values())), np.array(weights)
 
 
 def draw_shapes(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
@@ -137,19 +140,19 @@ def draw_shapes(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 def _move(rng: Rng, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Crop, flip, turn by quarters and rescale to the input size."""
-    if chance(rng, 0.5):
-        sides = [int(side * rng.uniform(0.5, 1)) for side in image.shape]
+    if chance(rng, 0.35):
+        sides = [int(side * rng.uniform(0.6, 1)) for side in image.shape]
         top, left = (int(rng.integers(0, full - side + 1)) for full, side in zip(image.shape, sides, strict=True))
         window = (slice(top, top + sides[0]), slice(left, left + sides[1]))
         image, masks = image[window], masks[:, *window]
     if chance(rng, 0.5):
         image, masks = image[:, ::-1], masks[:, :, ::-1]
-    if chance(rng, 0.15):
+    if chance(rng, 0.05):
         image, masks = image[::-1], masks[:, ::-1]
-    if chance(rng, 0.1):
+    if chance(rng, 0.03):
         image, masks = image.T, masks.transpose(0, 2, 1)
-    if chance(rng, 0.25):
-        image, _ = _fitted(image, masks[:0], int(rng.integers(96, SIZE)))
+    if chance(rng, 0.12):
+        image, _ = _fitted(image, masks[:0], int(rng.integers(128, SIZE)))
         masks = _fitted(image, masks, max(image.shape))[1]
     return _fitted(image, masks, SIZE)
 
@@ -169,16 +172,16 @@ def _fitted(image: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray
 def _recolour(rng: Rng, image: np.ndarray) -> np.ndarray:
     """Change gamma, contrast, shading, sharpness and noise; now and then invert."""
     values = image.astype(np.float32) / 255
-    values = values ** np.exp(rng.uniform(-0.6, 0.6))
-    if chance(rng, 0.08):
+    values = values ** np.exp(rng.uniform(-0.5, 0.5))
+    if chance(rng, 0.04):
         values = 1 - values
-    if chance(rng, 0.3):
+    if chance(rng, 0.2):
         values = values * (1 + rng.uniform(0.05, 0.3) * smooth_noise(rng, values.shape, SIZE / 2))
     values = (values - 0.5) * rng.uniform(0.6, 1.3) + 0.5 + rng.uniform(-0.12, 0.12)
-    if chance(rng, 0.3):
+    if chance(rng, 0.2):
         values = ndimage.gaussian_filter(values, rng.uniform(0.3, 1.6))
-    if chance(rng, 0.5):
-        strength, grain = rng.uniform(0.01, 0.09), rng.uniform(1, 3)
+    if chance(rng, 0.3):
+        strength, grain = rng.uniform(0.01, 0.07), rng.uniform(1, 3)
         noise = smooth_noise(rng, values.shape, grain) * strength
         values = values + (noise * 2 * values if chance(rng, 0.4) else noise)
     return (np.clip(values, 0, 1) * 255).astype(np.uint8)
