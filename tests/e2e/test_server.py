@@ -169,6 +169,13 @@ def test_bad_request_is_one_sentence(
         assert name in sentence
 
 
+def test_params_that_are_no_json_are_a_bad_request(server: Any) -> None:
+    where = f"{server.url}/infer/text_prompt"
+    answer = requests.post(where, params={"image": "film"}, data={"params": '{"text": "left lung'}, timeout=30)
+    assert answer.status_code == 400
+    assert "no JSON" in answer.json()["detail"]
+
+
 def test_client_library_is_told_the_sentence(client: MONAILabelClient) -> None:
     with pytest.raises(MONAILabelClientException) as error:
         client.infer("text_prompt", "film", {"text": "heart", "colour": "red"})
