@@ -61,7 +61,7 @@ class ClipRecipe:
     steps: int = 1500
     batch: int = 16
     learning_rate: float = 1.2e-3
-    sharpen_steps: int = 350
+    sharpen_steps: int = 250
     sharpen_rate: float = 5e-4
     text_steps: int = 900
     text_batch: int = 96
@@ -86,8 +86,8 @@ class ClipRecipe:
             "beta": 1.0,
             "variance": 1.0,
             "layer": 1,
-            "smooth": 3,
-            "clip_percentile": 98.0,
+            "smooth": 1,
+            "clip_percentile": 99.0,
             "contrast": 0.0,
         }
     )
