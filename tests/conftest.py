@@ -1,7 +1,7 @@
 """Fixtures that several rooms share."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +171,37 @@ class BoxSam:
 def pipeline() -> ZeroShot:
     """A pipeline that can be reckoned by hand: text "bright ..." is where the plane is bright."""
     return ZeroShot(BrightEncoder(), BoxSam(), TargetSet.load(), batch_planes=3)  # type: ignore[arg-type]
+
+
+def _write_radiograph(pixels: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W] as a DX DICOM file with a pixel spacing."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    grey = np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., 0], dtype=np.uint8)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
+    data.StudyInstanceUID = generate_uid(entropy_srcs=[path.name, "study"])
+    data.Modality = "DX"
+    data.PatientID = data.PatientName = "PHANTOM"
+    data.PatientOrientation = ["L", "F"]
+    data.PixelSpacing = data.ImagerPixelSpacing = [1.5, 1.5]
+    data.PixelSpacingCalibrationType = "GEOMETRY"
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.Rows, data.Columns = grey.shape
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    data.WindowCenter, data.WindowWidth = 128, 256
+    data.PixelData = grey.tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture(scope="session")
+def write_radiograph() -> Callable[[np.ndarray, Path], None]:
+    """Return the function that writes uint8 [H, W] as a DX DICOM file with a pixel spacing of 1.5 mm."""
+    return _write_radiograph

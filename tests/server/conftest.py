@@ -1,5 +1,6 @@
 """A stand-in for the pipeline, so that the server's own work is tested in milliseconds."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def picture() -> np.ndarray:
 
 
 @pytest.fixture
-def studies(tmp_path: Path, picture: np.ndarray) -> Path:
+def studies(tmp_path: Path, picture: np.ndarray, write_radiograph: Callable[[np.ndarray, Path], None]) -> Path:
     """A folder with a PNG, a NIfTI volume, a DICOM radiograph and a file that is no image."""
     import SimpleITK
     from PIL import Image
@@ -83,31 +84,3 @@ def studies(tmp_path: Path, picture: np.ndarray) -> Path:
     write_radiograph(picture, folder / "film.dcm")
     (folder / "broken.nii.gz").write_bytes(b"no image")
     return folder
-
-
-def write_radiograph(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W] as a DX DICOM file."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
-
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
-    data.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
-    data.StudyInstanceUID = generate_uid(entropy_srcs=[path.name, "study"])
-    data.Modality = "DX"
-    data.PatientID = data.PatientName = "PHANTOM"
-    data.PatientOrientation = ["L", "F"]
-    data.PixelSpacing = data.ImagerPixelSpacing = [0.5, 0.5]
-    data.PixelSpacingCalibrationType = "GEOMETRY"
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.SamplesPerPixel = 1
-    data.PixelRepresentation = 0
-    data.Rows, data.Columns = pixels.shape
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit = 7
-    data.WindowCenter, data.WindowWidth = 128, 256
-    data.PixelData = np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
-    data.save_as(path, enforce_file_format=True)

@@ -127,7 +127,7 @@ def fit_plane(plane: np.ndarray, size: int, fit: str = "letterbox") -> tuple[tor
         raise InputError(f"Fit {fit!r} is unknown; allowed: {', '.join(FITS)}.")
     geometry = Fit((height, width), size, source, target)
     s0, s1, t0, t1 = source
-    pixels = torch.from_numpy(np.ascontiguousarray(plane[s0:s1, t0:t1])).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(plane[s0:s1, t0:t1].copy()).permute(2, 0, 1)[None].float() / 255
     r0, r1, c0, c1 = target
     inner = F.interpolate(pixels, size=(r1 - r0, c1 - c0), mode="bicubic", antialias=True, align_corners=False)
     padded = F.pad(inner.clamp(0, 1), (c0, size - c1, r0, size - r1))
