@@ -132,3 +132,11 @@ def test_flag_reads_words(value: Any, meant: bool) -> None:
 def test_flag_that_is_not_given_is_the_default(value: Any) -> None:
     assert flag({"save_label": value}, "save_label", default=True) is True
     assert flag({}, "save_label", default=False) is False
+
+
+def test_a_modality_is_taken_for_files_that_do_not_say() -> None:
+    assert read({"text": "lungs"}).modality is None
+    assert read({"text": "lungs", "modality": ["auto", "US", "MR"]}).modality is None
+    assert read({"text": "lungs", "modality": "DX"}).modality == "DX"
+    with pytest.raises(OptionError, match="US, MR, CT, CR, DX, MG"):
+        read({"text": "lungs", "modality": "xray"})

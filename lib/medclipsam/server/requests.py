@@ -25,6 +25,8 @@ MONAI_LABEL_KEYS = frozenset(
     }
 )
 
+# Modalities that a request may name for an image whose file does not say.
+MODALITIES = ("US", "MR", "CT", "CR", "DX", "MG")
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".png")
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -46,6 +48,8 @@ class SegmentRequest:
         Number type of the mask's voxels.
     compress : bool
         Whether the voxels of an NRRD file are compressed; the other formats' names say it.
+    modality : str or None
+        DICOM modality of an image whose file does not say; None where it was not given.
     """
 
     text: str | None
@@ -53,6 +57,7 @@ class SegmentRequest:
     extension: str = ".nii.gz"
     dtype: str = "uint8"
     compress: bool = True
+    modality: str | None = None
 
     @classmethod
     def from_mapping(cls, request: Mapping[str, Any], defaults: ZeroShotOptions, *, takes_text: bool) -> SegmentRequest:
@@ -67,6 +72,7 @@ class SegmentRequest:
         """
         given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
         text = _text(given.pop("text", None)) if takes_text else None
+        modality = _modality(given.pop("modality", None))
         options = {key: value for key, value in given.items() if value is not None and value != ""}
         return cls(
             text=text,
@@ -74,6 +80,7 @@ class SegmentRequest:
             extension=_choice(request, "result_extension", EXTENSIONS),
             dtype=_choice(request, "result_dtype", DTYPES),
             compress=flag(request, "result_compress", default=True),
+            modality=modality,
         )
 
 
@@ -121,6 +128,15 @@ def _text(given: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         raise OptionError("text", given, 'what to segment, such as "left lung" or "left lung; heart"')
     return text.strip()
+
+
+def _modality(given: Any) -> str | None:
+    value = _first(given)
+    if value is None or value in ("", "auto"):
+        return None
+    if value not in MODALITIES:
+        raise OptionError("modality", value, "auto or one of " + ", ".join(MODALITIES))
+    return str(value)
 
 
 def _choice(request: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.server.requests import SegmentRequest, option_table
+from medclipsam.server.requests import MODALITIES, SegmentRequest, option_table
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.targets import Target
@@ -45,7 +45,9 @@ class ZeroShotTask(InferTask):
     def __init__(
         self, pipeline: SharedPipeline, labels: dict[str, int], defaults: ZeroShotOptions, target: Target | None = None
     ) -> None:
-        config = option_table(defaults) if target else {"text": "", **option_table(defaults)}
+        config = {"modality": ["auto", *MODALITIES], **option_table(defaults)}
+        if target is None:
+            config = {"text": "", **config}
         super().__init__(
             # OHIF lists a model by this type, as plain text
             type=InferType.SEGMENTATION.value,
@@ -89,7 +91,12 @@ class ZeroShotTask(InferTask):
         """
         checked = self.check(request)
         marks = [time.perf_counter()]
-        image = read_image(Path(request["image"]))
+        path = Path(request["image"])
+        try:
+            image = read_image(path, modality=checked.modality)
+        except ImageError as error:
+            # the sentence names the file; where the server keeps it is none of the client's business
+            raise ImageError(str(error).replace(str(path), path.name)) from None
         marks.append(time.perf_counter())
         result = self._pipeline.segment(image, self._text(checked, image), checked.options)
         marks.append(time.perf_counter())
