@@ -248,6 +248,8 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+FINDINGS = ("breast tumour", "brain tumour", "nodule")
+
 # What is said of whole images.
 STATES: dict[str, tuple[str, ...]] = {
     "normal US": (
@@ -452,12 +454,15 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "lungs": ("please outline both of the lungs", "the right and left lung fields on this radiograph"),
     "left lung": ("only the left lung on this film",),
     "right lung": ("the right lung field on this x-ray",),
-    "heart": ("the silhouette of the heart on this film", "where is the cardiac shadow"),
+    "heart": ("the silhouette of the heart on this film", "please mark the cardiac shadow"),
     "ventricles": ("the fluid filled lateral ventricles of the brain",),
     "spine": ("bone of the thoracic spine on this CT",),
 }
 
 MODALITY_SHARE = 0.3
+
+# Stands for any word that the vocabulary does not have; so it is no part of it itself.
+STRANGE = "\u2603"
 
 
 def directions() -> list[str]:
@@ -519,10 +524,14 @@ def training_texts(extra: Mapping[str, Sequence[str]] | None = None) -> list[tup
     for name, phrases in STATES.items():
         add(phrases, mixture(name, STATE_MODALITY[name]), 1.0)
     for modality, words in MODALITY_WORDS.items():
-        add([*words, *(f"a {word} image" for word in words)], {f"modality {modality}": 1.0}, 0.7)
+        add(words, {f"modality {modality}": 1.0}, 0.7)
     tumours = [f"{article}{word}" for word in ("tumour", "tumor", "mass", "lesion") for article in ("", "a ", "the ")]
     add(tumours, {"breast tumour": 0.7, "brain tumour": 0.7, "nodule": 0.3}, 0.7)
     add(ELSEWHERE, {"elsewhere": 1.0}, 1.5)
+    # An unknown noun is no lung because it has a side, and no brain because it is on an MRI.
+    placed = [words for group in MODALITY_WORDS.values() for words in group]
+    add([f"{side} {STRANGE}" for side in ("left", "right", "the left", "the right", "both")], {"elsewhere": 1.0}, 0.8)
+    add([f"the {STRANGE} on {words}" for words in placed], {"elsewhere": 1.0}, 0.8)
     add(GENERIC, {"generic": 1.0}, 2.0)
     for key, group in (extra or {}).items():
         name, _, modality = key.partition("/")

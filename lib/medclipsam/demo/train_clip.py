@@ -53,6 +53,26 @@ _BODY_BIT = 7
 
 
 @dataclass(frozen=True)
+class Sharpening:
+    """One cycle of the third stage.
+
+    Attributes
+    ----------
+    steps, rate : int, float
+        Steps and greatest learning rate.
+    findings : float
+        How much more often a finding is asked for than anatomy.
+    images : int
+        Images of each batch whose gradient is looked at, the costly part.
+    """
+
+    steps: int
+    rate: float
+    findings: float = 1.0
+    images: int = 16
+
+
+@dataclass(frozen=True)
 class ClipRecipe:
     """Everything that decides the demo CLIP."""
 
@@ -61,8 +81,11 @@ class ClipRecipe:
     steps: int = 1500
     batch: int = 16
     learning_rate: float = 1.2e-3
-    sharpen_steps: int = 250
-    sharpen_rate: float = 5e-4
+    sharpen: tuple[Sharpening, ...] = (
+        Sharpening(250, 5e-4),
+        Sharpening(420, 7e-4, findings=3.0, images=8),
+        Sharpening(700, 8e-4, findings=3.0, images=8),
+    )
     text_steps: int = 900
     text_batch: int = 96
     image_size: int = 192
@@ -102,7 +125,7 @@ class ClipRecipe:
         return cls(
             images=24,
             steps=3,
-            sharpen_steps=2,
+            sharpen=(Sharpening(1, 5e-4), Sharpening(1, 5e-4, findings=3.0, images=4)),
             batch=8,
             text_steps=4,
             text_batch=16,
@@ -133,7 +156,7 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
     texts = captions.training_texts(target_captions())
     config: dict[str, Any] = {
         "arch": dict(recipe.arch),
-        "vocab": collect_vocabulary([text for text, _, _ in texts]),
+        "vocab": collect_vocabulary([text.replace(captions.STRANGE, "") for text, _, _ in texts]),
         "mean": [0.35, 0.35, 0.35],
         "std": [0.3, 0.3, 0.3],
         "image_size": recipe.image_size,
@@ -215,7 +238,7 @@ def _strange_words(text: str, generator: torch.Generator, at_least: int = 0) -> 
         torch.randint(1, 3, (1,), generator=generator)
     )
     for _ in range(extra):
-        words.insert(int(torch.randint(0, len(words) + 1, (1,), generator=generator)), "\u2603")
+        words.insert(int(torch.randint(0, len(words) + 1, (1,), generator=generator)), captions.STRANGE)
     return " ".join(words)
 
 
@@ -289,17 +312,17 @@ _Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def train_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipRecipe, config: Mapping[str, Any]) -> None:
     """Teach the vision tower to answer images with the captions of what they show."""
-    _Stage(model, answers, data, recipe, config, seed=recipe.seed + 1).run(
-        "vision tower", recipe.steps, recipe.learning_rate, sharpen=False
-    )
+    stage = _Stage(model, answers, data, recipe, config, seed=recipe.seed + 1)
+    stage.run("vision tower", recipe.steps, recipe.learning_rate)
 
 
 def sharpen_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipRecipe, config: Mapping[str, Any]) -> None:
     """Go on while M2IB's own gradient is taught to point at the structure."""
-    torch.manual_seed(recipe.seed + 2)
-    _Stage(model, answers, data, recipe, config, seed=recipe.seed + 2).run(
-        "sharpening", recipe.sharpen_steps, recipe.sharpen_rate, sharpen=True
-    )
+    for number, cycle in enumerate(recipe.sharpen):
+        seed = recipe.seed + 2 + number
+        torch.manual_seed(seed)
+        stage = _Stage(model, answers, data, recipe, config, seed=seed)
+        stage.run(f"sharpening, cycle {number + 1}", cycle.steps, cycle.rate, cycle)
 
 
 class _Stage:
@@ -319,7 +342,7 @@ class _Stage:
         self.generator = torch.Generator().manual_seed(seed)
         self.mean, self.std = config["mean"][0], config["std"][0]
 
-    def run(self, name: str, steps: int, rate: float, sharpen: bool) -> None:
+    def run(self, name: str, steps: int, rate: float, sharpen: Sharpening | None = None) -> None:
         visual = self.model.visual
         groups = [
             {"params": [p for p in visual.parameters() if p.ndim > 1], "weight_decay": 0.03},
@@ -339,7 +362,7 @@ class _Stage:
             progress.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
         self.model.eval()
 
-    def _loss(self, sharpen: bool) -> tuple[torch.Tensor, dict[str, float]]:
+    def _loss(self, sharpen: Sharpening | None) -> tuple[torch.Tensor, dict[str, float]]:
         recipe, generator = self.recipe, self.generator
         images, masks, holds = self.data
         rows = torch.randint(recipe.images, (recipe.batch,), generator=generator)
@@ -357,12 +380,15 @@ class _Stage:
         # The bottleneck's noise has unit variance: tokens of another size would drown in it or never feel it.
         loss = loss + 0.1 * tokens.square().mean(dim=-1).clamp_min(1e-6).log().square().mean()
         if sharpen:
-            sharp = self._sharpness(tokens, coverage, holds[rows])
+            asked = slice(sharpen.images)
+            sharp = self._sharpness(tokens[asked], coverage[asked], holds[rows[asked]], sharpen.findings)
             loss = loss + sharp
             parts["sharp"] = float(sharp.detach())
         return loss, parts
 
-    def _sharpness(self, tokens: torch.Tensor, coverage: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
+    def _sharpness(
+        self, tokens: torch.Tensor, coverage: torch.Tensor, holds: torch.Tensor, findings: float
+    ) -> torch.Tensor:
         """Return how far M2IB's gradient is from pointing at one structure of each image, from 0 to 1.
 
         The gradient of the similarity to lambda is taken at a random stage of M2IB's optimisation. What exceeds the
@@ -372,7 +398,7 @@ class _Stage:
         generator = self.generator
         texts, wanted, rows = [], [], []
         for row in range(len(tokens)):
-            asked = self.answers.ask(coverage[row], holds[row], generator)
+            asked = self.answers.ask(coverage[row], holds[row], generator, findings)
             if asked is not None:
                 texts.append(asked[0])
                 wanted.append(asked[1])
@@ -527,7 +553,7 @@ class _Answers:
         self.probes = F.normalize(torch.stack([features.mean(dim=0) for features in known]), dim=-1)
 
     def ask(
-        self, coverage: torch.Tensor, holds: torch.Tensor, generator: torch.Generator
+        self, coverage: torch.Tensor, holds: torch.Tensor, generator: torch.Generator, findings: float
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Draw a structure that an image shows: a caption's feature [E] and the share of each token [P] it covers."""
         modality = next((name for name, held in zip(MODALITIES, holds, strict=False) if held), None)
@@ -537,6 +563,7 @@ class _Answers:
         present = (coverage[:, : len(names)].sum(dim=0) > 0.5).float()
         if not present.any():
             return None
+        present *= torch.tensor([findings if name in captions.FINDINGS else 1.0 for name in names])
         name = names[int(torch.multinomial(present, 1, generator=generator))]
         share = coverage[:, names.index(name)]
         if name.endswith(" lung") and torch.rand(1, generator=generator) < 0.5:
