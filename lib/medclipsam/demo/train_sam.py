@@ -100,7 +100,7 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
     folder : Path
         Where to write; made if needed.
     recipe : SamRecipe, optional
-        By default as many steps as the shipped weights had, which took two runs: see their provenance.
+        The shipped weights' recipe by default.
     progress : bool
         Show a progress bar.
 
