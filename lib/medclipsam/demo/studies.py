@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from medclipsam.demo.phantoms import make_phantom, make_volume
 from medclipsam.errors import InputError
@@ -147,11 +147,11 @@ def _ct_slice(seed: int, pathology: bool) -> bytes:
 def _dicom(modality: str, sop_class: str, seed: int, pixels: np.ndarray) -> FileDataset:
     """Return a DICOM data set of a phantom: 16 bits allocated, made-up names, UIDs from the seed."""
 
-    def uid(what: str) -> str:
+    def uid(what: str) -> UID:
         return generate_uid(entropy_srcs=[_UID_SEED, modality, str(seed), what])
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPClassUID = UID(sop_class)
     meta.MediaStorageSOPInstanceUID = uid("instance")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
