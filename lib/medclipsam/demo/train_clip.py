@@ -106,7 +106,7 @@ class ClipRecipe:
     )
     saliency: Mapping[str, float] = field(
         default_factory=lambda: {
-            "beta": 1.0,
+            "beta": 3.0,
             "variance": 1.0,
             "layer": 1,
             "smooth": 1,
