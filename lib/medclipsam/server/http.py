@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: one sentence and a 4xx, never a traceback."""
+"""Errors as HTTP answers: one sentence and a status, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ class UpstreamError(MedClipSamError):
     """The DICOMweb server that holds the studies did not do what it was asked."""
 
 
+# The first class that fits decides.
+_STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
+    (UnknownError, 404),
+    (UpstreamError, 502),
+    (MedClipSamError, 400),
+)
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status that answers an error of this package."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
 @contextmanager
 def as_http() -> Iterator[None]:
-    """Turn this package's errors into HTTP errors with the same sentence: 404, 502 or 400."""
+    """Turn this package's errors into HTTP errors with the same sentence."""
     try:
         yield
-    except UnknownError as error:
-        raise HTTPException(status_code=404, detail=str(error)) from None
-    except UpstreamError as error:
-        raise HTTPException(status_code=502, detail=str(error)) from None
     except MedClipSamError as error:
-        raise HTTPException(status_code=400, detail=str(error)) from None
+        raise HTTPException(status_code=status_of(error), detail=str(error)) from None

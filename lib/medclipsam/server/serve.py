@@ -6,7 +6,6 @@ sub-processes inherit them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -24,8 +23,6 @@ from medclipsam.server.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
     import uvicorn
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
@@ -203,10 +200,9 @@ def _run(
     settings.MONAI_LABEL_CORS_ORIGINS = origins or own
     log_config = init_log_config(None, arguments.app, "app.log", arguments.verbose)
     # reads the origins when it is imported
-    from monailabel.app import app
+    from medclipsam.server.asgi import create_app
 
-    app.add_exception_handler(json.JSONDecodeError, _not_json)
-    config = uvicorn.Config(app, log_config=log_config, access_log=False)
+    config = uvicorn.Config(create_app(), log_config=log_config, access_log=False)
     # made before the server answers, so that what is wrong with it is an error and not a failed start
     app_instance()
     # uvicorn raises a signal again once it has shut down, and SIGTERM's own way would leave the sub-processes running
@@ -217,14 +213,6 @@ def _run(
         for method in ("train", "batch_infer", "scoring"):
             while processes(method):
                 stop_background_task(method)
-
-
-def _not_json(request: Request, error: Exception) -> JSONResponse:
-    """Answer params that are no JSON, which MONAI Label's routes read before the app is asked."""
-    from fastapi.responses import JSONResponse
-
-    hint = "curl cuts a -F value at ';', use --form-string"
-    return JSONResponse({"detail": f"The params of the request are no JSON ({error}; {hint})."}, status_code=400)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
