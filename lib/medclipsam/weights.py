@@ -72,6 +72,32 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of memory that weights take while they work, of the GPU where they are on one.
+
+    Parameters
+    ----------
+    parameters : int
+        The weights themselves, as float32.
+    working : int
+        What their work takes beside them at the most: for a CLIP the saliency maps of two targets on eight planes, for
+        a SAM the embedding of one plane.
+    measured : bool
+        Whether the two were measured for these weights, rather than concluded from the file and from published weights
+        of the same architecture.
+    """
+
+    parameters: int
+    working: int
+    measured: bool = True
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.parameters + self.working
+
+
+@dataclass(frozen=True)
 class PublishedWeights:
     """An entry of the registry.
 
@@ -87,6 +113,8 @@ class PublishedWeights:
         All files of the folder, the weights first; empty for the demo's, which lie in the package.
     licence, citation : str
         Of the weights.
+    memory : MemoryNeed or None
+        As `benchmarks/memory.py` measures it; None where it was not measured.
     """
 
     name: str
@@ -95,6 +123,7 @@ class PublishedWeights:
     files: tuple[WeightFile, ...]
     licence: str
     citation: str
+    memory: MemoryNeed | None = None
 
     @property
     def in_package(self) -> bool:
@@ -156,6 +185,7 @@ class WeightsRow:
     size: int
     path: Path
     licence: str
+    memory: MemoryNeed | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +220,12 @@ def _biomedclip_files() -> tuple[WeightFile, ...]:
     )
 
 
-def _sam(arch: str, name: str, sha256: str, size: int) -> PublishedWeights:
+def _memory(parameters: int, working: int) -> MemoryNeed:
+    """Take MiB."""
+    return MemoryNeed(parameters << 20, working << 20)
+
+
+def _sam(arch: str, name: str, sha256: str, size: int, memory: MemoryNeed) -> PublishedWeights:
     return PublishedWeights(
         f"sam_{arch}",
         "sam",
@@ -198,6 +233,7 @@ def _sam(arch: str, name: str, sha256: str, size: int) -> PublishedWeights:
         (WeightFile(name, f"https://dl.fbaipublicfiles.com/segment_anything/{name}", sha256, size),),
         "Apache-2.0",
         "Kirillov et al., Segment Anything, ICCV 2023",
+        memory,
     )
 
 
@@ -206,8 +242,8 @@ _DEMO = ("Apache-2.0", "the demo models of this package, trained on procedural p
 REGISTRY: dict[str, PublishedWeights] = {
     weights.name: weights
     for weights in (
-        PublishedWeights("demo_clip", "clip", "demo", (), *_DEMO),
-        PublishedWeights("demo_sam", "sam", "demo", (), *_DEMO),
+        PublishedWeights("demo_clip", "clip", "demo", (), *_DEMO, _memory(6, 367)),
+        PublishedWeights("demo_sam", "sam", "demo", (), *_DEMO, _memory(15, 35)),
         PublishedWeights(
             "biomedclip",
             "clip",
@@ -215,24 +251,28 @@ REGISTRY: dict[str, PublishedWeights] = {
             _biomedclip_files(),
             "MIT",
             "Zhang et al., BiomedCLIP, arXiv 2303.00915",
+            _memory(0, 0),
         ),
         _sam(
             "vit_h",
             "sam_vit_h_4b8939.pth",
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
             2_564_550_879,
+            _memory(0, 0),
         ),
         _sam(
             "vit_l",
             "sam_vit_l_0b3195.pth",
             "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
             1_249_524_607,
+            _memory(0, 0),
         ),
         _sam(
             "vit_b",
             "sam_vit_b_01ec64.pth",
             "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
             375_042_383,
+            _memory(0, 0),
         ),
         PublishedWeights(
             "medsam",
@@ -248,6 +288,7 @@ REGISTRY: dict[str, PublishedWeights] = {
             ),
             "CC-BY-4.0",
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
+            _memory(0, 0),
         ),
     )
 }
@@ -399,6 +440,81 @@ def verify(name: str) -> list[CheckedFile]:
     return checked
 
 
+def are_here(name: str) -> bool:
+    """Return whether a pair of weights is on this machine; no file is hashed or read through.
+
+    Parameters
+    ----------
+    name : str
+        As for `resolve_pair`.
+    """
+    try:
+        return all(_file_of(half) is not None for half in _halves(name))
+    except WeightsError:
+        return False
+
+
+def memory_need(name: str) -> MemoryNeed | None:
+    """Return what a pair of weights takes: the parameters of both, and the work of the one that takes more.
+
+    Parameters
+    ----------
+    name : str
+        As for `resolve_pair`.
+
+    Returns
+    -------
+    MemoryNeed or None
+        None where nothing is known of one of them, or it is not on this machine.
+    """
+    try:
+        needs = [_memory_of(half) for half in _halves(name)]
+    except WeightsError:
+        return None
+    known = [need for need in needs if need is not None]
+    if len(known) < len(needs):
+        return None
+    # the two work one after the other
+    return MemoryNeed(
+        sum(need.parameters for need in known),
+        max(need.working for need in known),
+        all(need.measured for need in known),
+    )
+
+
+def _memory_of(name: str) -> MemoryNeed | None:
+    if name in REGISTRY:
+        return REGISTRY[name].memory
+    kind, arch, file = _recognise(_own_path(name))
+    return _concluded_memory(kind, arch, file)
+
+
+def _concluded_memory(kind: str, arch: str | Mapping[str, Any], file: Path) -> MemoryNeed | None:
+    """Return the need of the user's own weights, from the file's size and published weights of the same architecture.
+
+    A model in the demo's format is stored as float16.
+    """
+    described = arch == "demo" or not isinstance(arch, str)
+    like = next(
+        (known for known in REGISTRY.values() if known.kind == kind and known.arch == ("demo" if described else arch)),
+        None,
+    )
+    if like is None or like.memory is None:
+        return None
+    return MemoryNeed(file.stat().st_size * (2 if described else 1), like.memory.working, measured=False)
+
+
+def _file_of(name: str) -> Path | None:
+    """Return the file that holds the weights, None where some of theirs are missing."""
+    published = REGISTRY.get(name)
+    if published is None:
+        return _recognise(_own_path(name))[2]
+    if published.in_package:
+        file = _DEMO_FOLDER / f"{published.kind}.safetensors"
+        return file if file.is_file() else None
+    return None if published.missing() else published.folder / published.files[0].name
+
+
 def available() -> list[WeightsRow]:
     """Return the published weights and the user's own folders, with their state; no file is hashed."""
     rows = []
@@ -410,7 +526,8 @@ def available() -> list[WeightsRow]:
         else:
             path, size, missing = published.folder, published.size, len(published.missing())
             state = "present" if not missing else "missing" if missing == len(published.files) else "incomplete"
-        rows.append(WeightsRow(published.name, published.kind, published.arch, state, size, path, published.licence))
+        described = (published.name, published.kind, published.arch, state, size, path, published.licence)
+        rows.append(WeightsRow(*described, published.memory))
     home = weights_home()
     for folder in sorted(home.iterdir()) if home.is_dir() else []:
         if not folder.is_dir() or folder.name.startswith(".") or folder.name in REGISTRY:
@@ -421,15 +538,21 @@ def available() -> list[WeightsRow]:
             rows.append(WeightsRow(folder.name, "?", "?", "not usable", 0, folder, "own"))
             continue
         name = arch if isinstance(arch, str) else "described"
-        rows.append(WeightsRow(folder.name, kind, name, "present", file.stat().st_size, folder, "own"))
+        memory = _concluded_memory(kind, arch, file)
+        rows.append(WeightsRow(folder.name, kind, name, "present", file.stat().st_size, folder, "own", memory))
     return rows
 
 
 def format_table(rows: Sequence[WeightsRow]) -> str:
     """Lay rows out as a table of text with aligned columns and a heading."""
-    cells = [("name", "kind", "arch", "state", "size", "licence", "where")]
+    cells = [("name", "kind", "arch", "state", "size", "memory", "licence", "where")]
     cells += [
-        (row.name, row.kind, row.arch, row.state, _megabytes(row.size), row.licence, str(row.path)) for row in rows
+        (
+            *(row.name, row.kind, row.arch, row.state, _megabytes(row.size)),
+            _megabytes(row.memory.total) if row.memory else "-",
+            *(row.licence, str(row.path)),
+        )
+        for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from medclipsam.errors import ImageError, InputError, MedClipSamError
-from medclipsam.imaging.geometry import Grid
-from medclipsam.imaging.orientation import Layout
+from medclipsam.imaging.geometry import Grid, plain_grid
+from medclipsam.imaging.orientation import Layout, layout_for
 from medclipsam.imaging.windows import (
     SOFT_TISSUE,
     Window,
@@ -79,6 +79,22 @@ class MedicalImage:
         self._region = region
         self._known_spacing = known_spacing
         self._range: tuple[float, float] | None = None
+
+    @classmethod
+    def from_array(cls, planes: np.ndarray, *, modality: str | None = None) -> MedicalImage:
+        """Make an image of an array in display orientation, about whose distances nothing is known.
+
+        Parameters
+        ----------
+        planes : ndarray, shape (H, W), (n_planes, H, W) or (n_planes, H, W, 3)
+            Grey or RGB values.
+        modality : str, optional
+            DICOM modality.
+        """
+        stored = planes[None] if planes.ndim == 2 else planes
+        layout = layout_for(stored.shape[:3], (1.0, 1.0, 1.0), None, stack_axis=0)
+        grid = plain_grid(stored.shape[2:0:-1] if planes.ndim == 2 else stored.shape[2::-1])
+        return cls(source=Path("array"), stored=stored, grid=grid, layout=layout, modality=modality)
 
     @property
     def n_planes(self) -> int:

@@ -48,6 +48,11 @@ class EmbeddingCache:
     device : str, torch.device or None
         Where entries are kept: "cpu" saves GPU memory for one small copy per decode; None leaves them where they
         were computed.
+
+    Attributes
+    ----------
+    hits : int
+        How often `get` has found an entry.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES, device: str | torch.device | None = None) -> None:
@@ -57,6 +62,7 @@ class EmbeddingCache:
         self.device = None if device is None else torch.device(device)
         self._entries: OrderedDict[Key, Embedding] = OrderedDict()
         self._nbytes = 0
+        self.hits = 0
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Embedding | None:
@@ -65,6 +71,7 @@ class EmbeddingCache:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
+                self.hits += 1
             return entry
 
     def put(self, key: Key, embedding: Embedding) -> None:

@@ -85,7 +85,7 @@ class MedClipSamApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         """Return `text_prompt` and one task for each target of the configuration."""
         table = label_table(self.targets)
-        pipeline = SharedPipeline(self.app_conf, self.targets)
+        self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
         tasks: dict[str, InferTask] = {TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults)}
         for target in dict.fromkeys(map(self.targets.get, self.app_conf.targets)):
             model = task_name(target.name)

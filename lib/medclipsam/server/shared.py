@@ -1,4 +1,4 @@
-"""The one pipeline of a server: loaded at the first request, shared by all tasks, used by one request at a time."""
+"""The one pipeline of a server: loaded when it is first needed, shared by all tasks, used by one request at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.conf import AppConf
+from medclipsam.server.metrics import ServerState
+from medclipsam.weights import are_here
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
@@ -39,6 +41,58 @@ class SharedPipeline:
         """Segment `image` as `ZeroShot.segment` does."""
         with self._lock:
             return self._loaded().segment(image, text, options)
+
+    def warm_up(self) -> None:
+        """Load the weights and segment a small plane, so that the first request does not wait for either.
+
+        Raises
+        ------
+        MedClipSamError
+            If the weights cannot be loaded.
+        """
+        import numpy as np
+
+        from medclipsam.imaging import MedicalImage
+
+        gradient = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+        image = MedicalImage.from_array(gradient)
+        with self._lock:
+            self._loaded().segment(image, "lungs", ZeroShotOptions.from_mapping({"presence": False, "steps": 1}))
+
+    def release(self) -> None:
+        """Drop the models and what they have cached, once no request uses them; the next request loads them again."""
+        import gc
+
+        import torch
+
+        with self._lock:
+            self._pipeline = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._pipeline is not None
+
+    def can_load(self) -> bool:
+        """Whether the weights are in memory or on the disk."""
+        return self.is_loaded or are_here(self._conf.weights)
+
+    def state(self) -> ServerState:
+        """Return what the metrics say about the models."""
+        import torch
+
+        pipeline = self._pipeline
+        memory = {}
+        if torch.cuda.is_available():
+            memory = {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
+            memory["free"] = torch.cuda.mem_get_info()[0]
+        if pipeline is None:
+            return ServerState(gpu_memory=memory)
+        sam = pipeline.sam
+        return ServerState(True, sam.cache.hits, sam.encoder_runs, sam.cache.nbytes, gpu_memory=memory)
 
     def _loaded(self) -> ZeroShot:
         if self._pipeline is None:

@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
+from medclipsam.server.metrics import METRICS
 from medclipsam.server.requests import MODALITIES, SegmentRequest, option_table
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
@@ -105,6 +106,8 @@ class ZeroShotTask(InferTask):
 
         read, segment, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
         total = round(marks[-1] - marks[0], 3)
+        stages = {stage: value for stage, value in result.seconds.items() if stage != "total"}
+        METRICS.observe_stages({"read": read, **stages, "write": write})
         logger.info("Segmented in %.2f s (read %.2f, segment %.2f, write %.2f)", total, read, segment, write)
         params = {
             **result.to_dict(),

@@ -1,0 +1,61 @@
+"""Whether the server lives and can work, and what it counts: `/healthz`, `/readyz`, `/metrics`.
+
+The first two are for load balancers and service managers: they need no log-in and tell nothing but their answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from medclipsam.server.metrics import CONTENT_TYPE, METRICS, Metrics
+
+
+def health_router(not_ready: Callable[[], str | None]) -> APIRouter:
+    """Return the routes that anyone may ask.
+
+    Parameters
+    ----------
+    not_ready : callable
+        Returns why the server cannot work yet, in a few words that tell nothing private; None where it can.
+    """
+    router = APIRouter(tags=["Health"])
+
+    @router.get("/healthz", summary="Whether the server answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    # not async: to look for weights takes the disk
+    @router.get("/readyz", summary="Whether the server can work", responses={503: {"description": "Not ready"}})
+    def readyz() -> JSONResponse:
+        reason = not_ready()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+
+    return router
+
+
+def metrics_router(metrics: Metrics = METRICS) -> APIRouter:
+    """Return the route of Prometheus's metrics, which is under the server's log-in where it has one."""
+    router = APIRouter(tags=["Health"])
+
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    def answer() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def not_ready() -> str | None:
+    """Return why MONAI Label's app cannot work yet, or None."""
+    from monailabel.interfaces.utils.app import apps
+
+    from medclipsam.server.app import MedClipSamApp
+
+    app = next((app for app in apps.values() if isinstance(app, MedClipSamApp)), None)
+    if app is None:
+        return "the app is not loaded"
+    return None if app.pipeline.can_load() else "weights are missing"
