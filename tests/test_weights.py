@@ -20,10 +20,12 @@ from medclipsam.weights import (
     REGISTRY,
     PublishedWeights,
     WeightFile,
+    are_here,
     available,
     fetch,
     file_sha256,
     format_table,
+    memory_need,
     resolve,
     resolve_pair,
     verify,
@@ -666,8 +668,68 @@ def test_listing_hashes_nothing(monkeypatch, home):
 def test_the_table_has_a_heading_and_aligned_columns(home):
     shutil.rmtree(home, ignore_errors=True)
     lines = format_table(available()).splitlines()
-    assert lines[0].split() == ["name", "kind", "arch", "state", "size", "licence", "where"]
+    assert lines[0].split() == ["name", "kind", "arch", "state", "size", "memory", "licence", "where"]
     assert len(lines) == 1 + len(REGISTRY)
     column = lines[0].index("licence")
     assert {line[column:].split()[0] for line in lines[1:]} == {"Apache-2.0", "MIT", "CC-BY-4.0"}
     assert any("2,565 MB" in line and "sam_vit_h" in line for line in lines)
+
+
+# Memory
+
+
+def test_every_published_set_states_its_memory_and_its_parameters_are_those_of_the_file():
+    for published in REGISTRY.values():
+        need = published.memory
+        assert need is not None
+        assert need.working > 0
+        if not published.in_package:
+            assert need.parameters == pytest.approx(published.size, rel=0.01)
+
+
+def test_parameters_of_the_demo_models_are_stated_as_they_are():
+    from medclipsam.sam import SamModel
+    from medclipsam.zeroshot import load_encoder
+
+    networks = {
+        "demo_clip": load_encoder(resolve("demo_clip")).model,
+        "demo_sam": SamModel.from_weights(resolve("demo_sam")).network,
+    }
+    for name, network in networks.items():
+        counted = sum(parameter.nelement() for parameter in network.parameters()) * 4
+        assert counted == pytest.approx(REGISTRY[name].memory.parameters, abs=2**20)
+
+
+def test_a_pair_needs_the_parameters_of_both_and_the_work_of_the_larger():
+    clip, sam = REGISTRY["biomedclip"].memory, REGISTRY["sam_vit_h"].memory
+    need = memory_need("biomedclip")
+    assert need.parameters == clip.parameters + sam.parameters
+    assert need.working == max(clip.working, sam.working)
+    assert need.total == need.parameters + need.working
+    assert need.measured
+
+
+def test_the_need_of_own_weights_is_concluded_from_the_file(home):
+    own_sam(home / "my_sam", "x_vit_b.pth")
+    need = memory_need("demo_clip+my_sam")
+    demo = REGISTRY["demo_clip"].memory
+    own = (home / "my_sam" / "x_vit_b.pth").stat().st_size
+    assert need.parameters == demo.parameters + own
+    assert need.working == max(demo.working, REGISTRY["sam_vit_b"].memory.working)
+    assert not need.measured
+    assert next(row for row in available() if row.name == "my_sam").memory.parameters == own
+
+
+def test_nothing_is_known_of_weights_that_are_not_there():
+    assert memory_need("nobody") is None
+    assert memory_need("biomedclip+nobody") is None
+
+
+def test_a_pair_is_here_when_all_files_of_both_are(monkeypatch, home):
+    assert are_here("demo")
+    assert not are_here("biomedclip")
+    assert not are_here("nobody")
+    own_sam(home / "my_sam", "x_vit_b.pth")
+    read = count_hashing(monkeypatch)
+    assert are_here("demo_clip+my_sam")
+    assert read == []

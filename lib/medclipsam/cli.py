@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--targets", action="append", default=[], metavar="NAME[,NAME]", help="get a model each")
     serve.add_argument("--workspace", type=Path, help="where the server writes (default: one for each studies)")
+    serve.add_argument("--warm-up", action="store_true", help="load the models before the server answers")
     _add_model_arguments(serve)
     serve.set_defaults(run=_serve)
 
@@ -279,6 +280,7 @@ def _serve(given: argparse.Namespace) -> int:
         weights=given.weights,
         workspace=given.workspace,
         device=given.device,
+        warm_up=given.warm_up,
         conf={"targets_file": ",".join(map(str, given.targets_file))} if given.targets_file else {},
     )
     return 0

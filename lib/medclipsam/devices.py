@@ -14,7 +14,7 @@ from pathlib import Path
 
 # The oldest Linux driver of each major version of CUDA; within one, minor versions are compatible (NVIDIA, CUDA
 # Compatibility, "Minor version compatibility").
-MINIMUM_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580"}
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits")
 _NVIDIA = "0x10de"

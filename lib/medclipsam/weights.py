@@ -251,28 +251,28 @@ REGISTRY: dict[str, PublishedWeights] = {
             _biomedclip_files(),
             "MIT",
             "Zhang et al., BiomedCLIP, arXiv 2303.00915",
-            _memory(0, 0),
+            _memory(747, 2510),
         ),
         _sam(
             "vit_h",
             "sam_vit_h_4b8939.pth",
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
             2_564_550_879,
-            _memory(0, 0),
+            _memory(2446, 601),
         ),
         _sam(
             "vit_l",
             "sam_vit_l_0b3195.pth",
             "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
             1_249_524_607,
-            _memory(0, 0),
+            _memory(1191, 513),
         ),
         _sam(
             "vit_b",
             "sam_vit_b_01ec64.pth",
             "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
             375_042_383,
-            _memory(0, 0),
+            _memory(358, 382),
         ),
         PublishedWeights(
             "medsam",
@@ -288,7 +288,7 @@ REGISTRY: dict[str, PublishedWeights] = {
             ),
             "CC-BY-4.0",
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
-            _memory(0, 0),
+            _memory(358, 387),
         ),
     )
 }

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging import Window, read_image, write_mask
+from medclipsam.imaging import MedicalImage, Window, read_image, write_mask
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
@@ -164,3 +164,16 @@ def test_the_content_hash_is_that_of_the_pixels(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
     assert len(hashes[0]) == 64
+
+
+def test_an_array_is_an_image_as_it_is() -> None:
+    array = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+    image = MedicalImage.from_array(array, modality="US")
+    assert (image.n_planes, image.plane_shape, image.modality) == (2, (3, 5), "US")
+    assert image.pixel_spacing is None
+    np.testing.assert_array_equal(image.plane(1)[..., 0], array[1])
+    np.testing.assert_array_equal(image.to_native(array), array)
+    assert image.grid.size == (5, 3, 2)
+    flat = MedicalImage.from_array(array[0])
+    assert (flat.n_planes, flat.grid.size) == (1, (5, 3))
+    np.testing.assert_array_equal(flat.plane(0)[..., 1], array[0])

@@ -22,7 +22,9 @@ def metrics() -> Metrics:
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     """Return name and values of the labels in the order of their names -> value."""
     families = text_string_to_metric_families(metrics.text().decode())
-    return {(s.name, *(s.labels[key] for key in sorted(s.labels))): s.value for family in families for s in family.samples}
+    return {
+        (s.name, *(s.labels[key] for key in sorted(s.labels))): s.value for family in families for s in family.samples
+    }
 
 
 @pytest.fixture

@@ -82,6 +82,11 @@ class MedClipSamApp(MONAILabelApp):
             labels=sorted(table, key=table.__getitem__),
         )
 
+    @property
+    def model_names(self) -> list[str]:
+        """Names of the infer tasks."""
+        return list(self._infers)
+
     def init_infers(self) -> dict[str, InferTask]:
         """Return `text_prompt` and one task for each target of the configuration."""
         table = label_table(self.targets)

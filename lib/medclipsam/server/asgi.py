@@ -13,12 +13,14 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.routing import Route
 
 from medclipsam.errors import MedClipSamError
+from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import status_of
+from medclipsam.server.metrics import METRICS, CountInfers
 
 
 def own_routers() -> Sequence[APIRouter]:
     """Return the routers of this package; a route of theirs goes before MONAI Label's of the same path."""
-    return []
+    return [health_router(not_ready), metrics_router()]
 
 
 def create_app() -> FastAPI:
@@ -31,6 +33,7 @@ def create_app() -> FastAPI:
     taken = {route.path for route in app.routes if isinstance(route, Route)}
     app.router.routes.extend(route for route in stock.routes if getattr(route, "path", None) not in taken)
     app.user_middleware.extend(stock.user_middleware)
+    app.add_middleware(CountInfers, models=lambda: app_instance().model_names)
     app.add_exception_handler(MedClipSamError, _refused)
     app.add_exception_handler(json.JSONDecodeError, _not_json)
     return app
@@ -41,6 +44,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     instance = app_instance()
     instance.server_mode(True)
     instance.on_init_complete()
+    METRICS.state = instance.pipeline.state
     yield
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from medclipsam.server.access import requires
 from medclipsam.server.metrics import CONTENT_TYPE, METRICS, Metrics
 
 
@@ -39,8 +40,8 @@ def health_router(not_ready: Callable[[], str | None]) -> APIRouter:
 
 
 def metrics_router(metrics: Metrics = METRICS) -> APIRouter:
-    """Return the route of Prometheus's metrics, which is under the server's log-in where it has one."""
-    router = APIRouter(tags=["Health"])
+    """Return the route of Prometheus's metrics, which asks for a log-in where the server has one."""
+    router = APIRouter(tags=["Health"], dependencies=[requires("user")])
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     def answer() -> Response:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
 from medclipsam.server.conf import AppConf
 from medclipsam.server.workspace import Workspace, default_workspace
@@ -37,6 +38,7 @@ def serve(
     workspace: Path | None = None,
     device: str | None = None,
     conf: Mapping[str, str] | None = None,
+    warm_up: bool = False,
 ) -> None:
     """Serve studies until the process is told to stop.
 
@@ -58,6 +60,8 @@ def serve(
         "cpu", "cuda", ...; the GPU where there is one by default.
     conf : mapping of str to str, optional
         Further settings of the app, see `AppConf`.
+    warm_up : bool
+        Whether the models are loaded and tried before the server answers, so that the first request does not wait.
 
     Raises
     ------
@@ -80,7 +84,10 @@ def serve(
         _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
         address = listener.getsockname()[1]
         _set_environment(space)
-        _run(studies, host, address, settings, space, listener)
+        warning = cpu_warning(Machine.look(), typed.device)
+        if warning:
+            sys.stderr.write(f"medclipsam: warning: {warning} `medclipsam doctor` tells more.\n")
+        _run(studies, host, address, settings, space, listener, warm_up)
 
 
 def _checked_conf(settings: Mapping[str, str]) -> AppConf:
@@ -177,7 +184,13 @@ def _set_environment(space: Workspace) -> None:
 
 
 def _run(
-    studies: str, host: str, port: int, conf: Mapping[str, str], space: Workspace, listener: socket.socket
+    studies: str,
+    host: str,
+    port: int,
+    conf: Mapping[str, str],
+    space: Workspace,
+    listener: socket.socket,
+    warm_up: bool,
 ) -> None:
     import uvicorn
     from monailabel.config import settings
@@ -204,7 +217,10 @@ def _run(
 
     config = uvicorn.Config(create_app(), log_config=log_config, access_log=False)
     # made before the server answers, so that what is wrong with it is an error and not a failed start
-    app_instance()
+    instance = app_instance()
+    if warm_up:
+        _say("medclipsam: loading the models ...\n")
+        instance.pipeline.warm_up()
     # uvicorn raises a signal again once it has shut down, and SIGTERM's own way would leave the sub-processes running
     signal.signal(signal.SIGTERM, _leave)
     try:
