@@ -205,3 +205,42 @@ def _write_radiograph(pixels: np.ndarray, path: Path) -> None:
 def write_radiograph() -> Callable[[np.ndarray, Path], None]:
     """Return the function that writes uint8 [H, W] as a DX DICOM file with a pixel spacing of 1.5 mm."""
     return _write_radiograph
+
+
+def _write_series(pixels: np.ndarray, folder: Path, *, uid: str = "series", start: int = 0) -> Path:
+    """Write uint8 [k, H, W] as the CT slices of one series, in names that do not follow their order in space."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, plane in enumerate(pixels):
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[uid, str(k)])
+        data.SeriesInstanceUID = generate_uid(entropy_srcs=[uid])
+        data.StudyInstanceUID = generate_uid(entropy_srcs=[uid, "study"])
+        data.FrameOfReferenceUID = generate_uid(entropy_srcs=[uid, "frame"])
+        data.Modality = "CT"
+        data.PatientID = data.PatientName = "PHANTOM"
+        data.InstanceNumber = k + 1
+        data.ImagePositionPatient = [-10.0, 20.0, 5.0 * k]
+        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        data.PixelSpacing = [0.8, 0.7]
+        data.SliceThickness = 5.0
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PhotometricInterpretation = "MONOCHROME2"
+        data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+        data.Rows, data.Columns = plane.shape
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit = 7
+        data.PixelData = np.ascontiguousarray(plane, dtype=np.uint8).tobytes()
+        data.save_as(folder / f"slice{(7 * k + 3) % len(pixels) + start}.dcm", enforce_file_format=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_series() -> Callable[..., Path]:
+    """Return the function that writes uint8 [k, H, W] as a folder of CT slices 5 mm apart."""
+    return _write_series

@@ -169,3 +169,41 @@ def test_labels_of_another_shape_are_refused(tmp_path: Path) -> None:
     image = read_image(tmp_path / "image.nii")
     with pytest.raises(InputError, match=r"shape \(9, 7, 8\) does not fit image.nii; allowed is \(9, 8, 7\)"):
         image.to_native(np.zeros((9, 7, 8), np.uint8))
+
+
+@pytest.mark.parametrize("codes", ORDERS)
+def test_clicked_voxels_are_found_on_display(codes: str, tmp_path: Path) -> None:
+    """A voxel that is lit at (i, j, k) of the file is the pixel of the plane that its index is turned into."""
+    picture = store(codes, RAS_SPACING["coronal"])
+    rng = np.random.default_rng(ORDERS.index(codes))
+    ijk = np.stack([rng.integers(0, size, 5) for size in picture.shape], axis=1)
+    for lit in ijk:
+        voxels = np.zeros(picture.shape, np.uint8)
+        voxels[tuple(lit)] = 255
+        nib.save(nib.Nifti1Image(voxels, picture.affine), tmp_path / "image.nii.gz")
+        image = read_image(tmp_path / "image.nii.gz")
+        ((plane, row, column),) = image.display_index([lit])
+        assert image.plane(plane)[row, column, 0] == 255
+        assert sitk.ReadImage(str(tmp_path / "image.nii.gz"))[tuple(map(int, lit))] == 255
+    assert np.array_equal(image.display_index(ijk + 0.4), image.display_index(ijk))
+    labels = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+    labels[tuple(image.display_index(ijk).T)] = 1
+    assert np.array_equal(image.from_native(image.to_native(labels)), labels)
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"),
+    [
+        ([[7, 0, 0]], r"\[7.0, 0.0, 0.0\] lies outside image.nii.gz; allowed: .* to \[6, 7, 8\]"),
+        ([[0, 0, -1]], "lies outside"),
+        ([[0, 0]], r"allowed: a list of voxel indices \[i, j, k\]"),
+        ([[0, 0, float("nan")]], "cannot be used"),
+        ([["a", "b", "c"]], "cannot be used"),
+        ([[0, 0, 0], [0, 0]], "cannot be used"),
+        ("left", "cannot be used"),
+    ],
+)
+def test_indices_that_are_no_voxels_are_refused(points: object, sentence: str, tmp_path: Path) -> None:
+    nib.save(store("RAS", RAS_SPACING["axial"]), tmp_path / "image.nii.gz")
+    with pytest.raises(InputError, match=sentence):
+        read_image(tmp_path / "image.nii.gz").display_index(points)

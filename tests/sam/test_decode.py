@@ -52,6 +52,37 @@ def test_a_prompt_gives_the_mask_and_score_of_sam_predictor(
     assert result.mask.dtype == np.bool_
 
 
+def test_a_mask_prompt_gives_the_mask_of_sam_predictor(model: SamModel, reference_sam: Sam, plane: np.ndarray) -> None:
+    model.mask_prompts = True
+    height, width, _ = plane.shape
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height // 2, width // 3 :] = True
+    points, labels = scaled_points(plane)
+    predictor = SamPredictor(reference_sam)
+    predictor.set_image(plane)
+    # the low-resolution logits by nearest neighbours: whole pixels of the padded input
+    scale = 64 / max(height, width)
+    rows, columns = ((np.arange(16) * 4 + 2) / scale).astype(int), ((np.arange(16) * 4 + 2) / scale).astype(int)
+    inside = (rows < height)[:, None] & (columns < width)[None]
+    low = np.where(inside, mask[np.ix_(rows.clip(max=height - 1), columns.clip(max=width - 1))], False)
+    masks, _, _ = predictor.predict(points, labels, mask_input=low[None] * 20.0 - 10.0, multimask_output=False)
+
+    result = model.decode(model.embed(plane), None, points, labels, mask=mask)
+    without = model.decode(model.embed(plane), None, points, labels)
+
+    assert (result.mask != masks[0]).mean() < 0.1
+    assert (result.mask != masks[0]).mean() < (without.mask != masks[0]).mean()
+
+
+def test_a_mask_prompt_is_refused_where_it_cannot_help(model: SamModel, plane: np.ndarray) -> None:
+    embedding, points = model.embed(plane), np.array([[1.0, 1.0]])
+    with pytest.raises(InputError, match="not trained with masks"):
+        model.decode(embedding, None, points, mask=np.zeros(plane.shape[:2], bool))
+    model.mask_prompts = True
+    with pytest.raises(InputError, match="cannot use a mask"):
+        model.decode(embedding, None, points, mask=np.zeros((3, 3), bool))
+
+
 @pytest.mark.parametrize("voting", ["mrm", "average", "staple"])
 def test_votes_are_taken_on_the_three_candidates_of_sam_predictor(
     model: SamModel, reference_sam: Sam, plane: np.ndarray, voting: str

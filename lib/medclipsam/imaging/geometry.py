@@ -7,6 +7,7 @@ apart, in `MedicalImage.pixel_spacing`.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +55,39 @@ class Grid:
         matrix[: self.ndim, 3] = self.origin
         matrix[:3] = RAS_TO_LPS @ matrix[:3]
         return matrix
+
+    def lies_on(self, other: Grid, tolerance: float = 0.1) -> bool:
+        """Whether the voxels of this grid are those of another: as many along each axis, and at the same places.
+
+        Parameters
+        ----------
+        other : Grid
+            A 2-D grid is taken as one of a single slice, where the other of the two is 3-D.
+        tolerance : float
+            How far apart the same corners may be, as a share of the other grid's least spacing.
+        """
+        ndim = max(self.ndim, other.ndim)
+        own, theirs = (grid._in(ndim) for grid in (self, other))
+        if own.size != theirs.size:
+            return False
+        corners = np.array(list(itertools.product(*((0, size - 1) for size in own.size))), dtype=np.float64)
+        apart = np.linalg.norm(own._positions(corners) - theirs._positions(corners), axis=1)
+        return bool(apart.max() <= tolerance * min(other.spacing))
+
+    def _in(self, ndim: int) -> Grid:
+        """Return this grid with as many dimensions, in the way ITK reads a slice as a volume."""
+        if self.ndim == ndim:
+            return self
+        direction = np.eye(ndim)
+        direction[: self.ndim, : self.ndim] = self.direction
+        more = ndim - self.ndim
+        return Grid(
+            (*self.size, *(1,) * more), (*self.spacing, *(1.0,) * more), (*self.origin, *(0.0,) * more), direction
+        )
+
+    def _positions(self, indices: np.ndarray) -> np.ndarray:
+        """Return the LPS positions of voxel indices [n, d]."""
+        return np.asarray(self.origin) + (indices * np.asarray(self.spacing)) @ self.direction.T
 
 
 def plain_grid(size: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> Grid:

@@ -202,6 +202,82 @@ class MedicalImage:
         native = self.layout.to_stored(labels)
         return native[0] if self.grid.ndim == 2 else native
 
+    def from_native(self, labels: np.ndarray) -> np.ndarray:
+        """Bring a label map from the file's own order to display orientation: the inverse of `to_native`.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (k, j, i), or (j, i) of a single plane
+
+        Returns
+        -------
+        ndarray, shape (n_planes, H, W)
+
+        Raises
+        ------
+        InputError
+            If the shape is not that of the image.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim == 2:
+            labels = labels[None]
+        expected = self._stored.shape[:3]
+        if labels.shape != expected:
+            raise InputError(
+                f"A label map of {_by_axis(labels.shape)} voxels does not fit {self.source.name}, which has "
+                f"{_by_axis(expected)}."
+            )
+        return self.layout.to_display(labels)
+
+    def display_index(self, ijk: Any) -> np.ndarray:
+        """Return voxel indices as they are on display.
+
+        Parameters
+        ----------
+        ijk : array_like, shape (n, 3), or (n, 2) for an image of one voxel along k
+            Indices (i, j, k) in the order of the file as ITK, 3D Slicer and OHIF read it: i along an image row.
+            Fractions are rounded to the nearest voxel.
+
+        Returns
+        -------
+        ndarray of int, shape (n, 3)
+            (plane, row, column).
+
+        Raises
+        ------
+        InputError
+            If these are no indices, or one lies outside the image.
+        """
+        k, j, i = self._stored.shape[:3]
+        try:
+            points = np.asarray(ijk, dtype=np.float64)
+        except (TypeError, ValueError):
+            points = np.empty(0)
+        if points.ndim == 2 and points.shape[1] == 2 and k == 1:
+            points = np.pad(points, ((0, 0), (0, 1)))
+        if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+            raise InputError(
+                f"The points {str(ijk)[:80]} cannot be used; allowed: a list of voxel indices [i, j, k] of "
+                f"{self.source.name}{', or [i, j]' if k == 1 else ''}."
+            )
+        rounded = np.rint(points)
+        outside = ((rounded < 0) | (rounded >= (i, j, k))).any(axis=1)
+        if outside.any():
+            raise InputError(
+                f"The point {points[outside][0].tolist()} lies outside {self.source.name}; allowed: [i, j, k] from "
+                f"[0, 0, 0] to {[i - 1, j - 1, k - 1]}."
+            )
+        return self.layout.display_index(rounded[:, ::-1].astype(np.int64), (k, j, i))
+
+    def voxels(self) -> np.ndarray:
+        """Return the voxels in the file's own order, shape (k, j, i) or (k, j, i, 3), not to be written to.
+
+        Where one rescale holds for all of them, as in NIfTI, it has been applied.
+        """
+        values = self._values(self._stored, self._luts[0] if len(self._luts) == 1 else None).view()
+        values.flags.writeable = False
+        return values
+
     def describe(self) -> dict[str, Any]:
         """Return what the image is as a JSON-able dictionary; it holds nothing about the patient."""
         return {
@@ -283,3 +359,8 @@ class MedicalImage:
             if lut is not None and "PixelPaddingValue" in lut:
                 keep &= stored != lut.PixelPaddingValue
             yield self._values(stored, lut)[keep][index % step :: step]
+
+
+def _by_axis(shape: Sequence[int]) -> str:
+    """Return a shape [k, j, i] as people say it: "256 x 256 x 40"."""
+    return " x ".join(map(str, shape[::-1]))

@@ -68,6 +68,29 @@ class Layout:
         ]
         return np.ascontiguousarray(np.transpose(ordered, np.argsort(self.axes)))
 
+    def to_display(self, stored: np.ndarray) -> np.ndarray:
+        """Return an array [k, j, i] in stored order as [plane, row, column]: the exact inverse of `to_stored`."""
+        planes = np.transpose(stored, self.axes)[np.asarray(self.plane_order)]
+        return np.ascontiguousarray(planes[:, :: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1])
+
+    def display_index(self, stored: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return stored indices [n, 3] of (k, j, i) as display indices (plane, row, column).
+
+        Parameters
+        ----------
+        stored : ndarray of int, shape (n, 3)
+            Within the array.
+        shape : sequence of int
+            Size of the stored array [k, j, i].
+        """
+        position = np.argsort(self.plane_order)
+        plane, row, column = (stored[:, axis] for axis in self.axes)
+        if self.flip_rows:
+            row = shape[self.axes[1]] - 1 - row
+        if self.flip_columns:
+            column = shape[self.axes[2]] - 1 - column
+        return np.stack([position[plane], row, column], axis=1)
+
 
 def layout_for(
     shape: Sequence[int],

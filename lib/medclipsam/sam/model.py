@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
+from torch.nn import functional as F
 
 from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.options import VOTINGS
@@ -24,6 +25,10 @@ from medclipsam.sam.voting import vote
 
 if TYPE_CHECKING:
     from medclipsam.weights import ResolvedWeights
+
+
+# Logit of a pixel that a mask prompt holds, and its negative for one that it does not.
+_SURE = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class SamModel:
         Where the network runs.
     cache : EmbeddingCache or None
         Where embeddings are kept; None makes one of 512 MiB.
+    mask_prompts : bool
+        Whether the weights were trained with masks as prompts. Without that a mask only disturbs: `decode` then
+        refuses one.
 
     Attributes
     ----------
@@ -78,6 +86,7 @@ class SamModel:
         preprocessing: str = "sam",
         device: str | torch.device = "cpu",
         cache: EmbeddingCache | None = None,
+        mask_prompts: bool = False,
     ) -> None:
         if preprocessing not in PREPROCESSINGS:
             raise WeightsError(
@@ -87,6 +96,7 @@ class SamModel:
         self.network = sam.eval().requires_grad_(False).to(self.device)
         self.identity = identity
         self.preprocessing = preprocessing
+        self.mask_prompts = mask_prompts
         self.cache = EmbeddingCache() if cache is None else cache
         self.encoder_runs = 0
         self._resize = ResizeLongestSide(self.image_size)
@@ -168,6 +178,7 @@ class SamModel:
         points: np.ndarray | None = None,
         point_labels: np.ndarray | None = None,
         *,
+        mask: np.ndarray | None = None,
         voting: str = "single",
     ) -> MaskResult:
         """Segment what boxes and points prompt; several boxes give the union of their masks.
@@ -185,6 +196,8 @@ class SamModel:
             positive point goes to the boxes it lies in and a negative one to all.
         point_labels : array_like or None
             Shape [K], 1 for a point inside the structure and 0 for one outside; None means all inside.
+        mask : array_like or None
+            bool, shape [H, W] of the plane: the present mask, which boxes and points are to mend.
         voting : {"single", "mrm", "staple", "average"}
             See `medclipsam.sam.vote`; all but "single" ask SAM for three candidates. MedSAM was fine-tuned for
             "single" and boxes only.
@@ -193,7 +206,7 @@ class SamModel:
         ------
         InputError
             If there is no prompt, or boxes or points are of a wrong shape, not finite, outside the plane or in no
-            box.
+            box; or a mask is of another shape, or given to weights that were not trained with masks.
         OptionError
             If `voting` is unknown.
         """
@@ -210,22 +223,23 @@ class SamModel:
         else:
             prompts = _points_by_box(box_array, point_array, labels)
         features = embedding.features.to(self.device)
+        dense = None if mask is None else self._mask_logits(mask, embedding)
 
-        mask = torch.zeros(embedding.plane_shape, dtype=torch.bool, device=self.device)
+        union = torch.zeros(embedding.plane_shape, dtype=torch.bool, device=self.device)
         probability = torch.zeros(embedding.plane_shape, device=self.device)
         scores: list[float] = []
         for some_boxes, some_points, some_labels in prompts:
             low_resolution, predicted = self._predict(
-                features, embedding, some_boxes, some_points, some_labels, multimask=voting != "single"
+                features, embedding, some_boxes, some_points, some_labels, dense, multimask=voting != "single"
             )
             # One box after the other: at full resolution the candidates of many boxes would not fit.
             for logits, candidate_scores in zip(low_resolution, predicted, strict=True):
                 full = self.network.postprocess_masks(logits[None], embedding.input_shape, embedding.plane_shape)[0]
                 voted_mask, voted_probability, score = vote(full, candidate_scores, voting)
-                mask |= voted_mask
+                union |= voted_mask
                 probability = torch.maximum(probability, voted_probability)
                 scores.append(score)
-        return MaskResult(mask.cpu().numpy(), float(np.mean(scores)), probability.cpu().numpy())
+        return MaskResult(union.cpu().numpy(), float(np.mean(scores)), probability.cpu().numpy())
 
     def _predict(
         self,
@@ -234,6 +248,7 @@ class SamModel:
         boxes: np.ndarray | None,
         points: np.ndarray,
         labels: np.ndarray,
+        mask: torch.Tensor | None,
         *,
         multimask: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,7 +259,7 @@ class SamModel:
             point_prompt = (coordinates, torch.as_tensor(labels, dtype=torch.int, device=self.device)[None])
         if boxes is not None:
             box_prompt = self._to_input(boxes.reshape(-1, 2), embedding).reshape(-1, 4)
-        sparse, dense = self.network.prompt_encoder(points=point_prompt, boxes=box_prompt, masks=None)
+        sparse, dense = self.network.prompt_encoder(points=point_prompt, boxes=box_prompt, masks=mask)
         return self.network.mask_decoder(
             image_embeddings=features,
             image_pe=self.network.prompt_encoder.get_dense_pe(),
@@ -252,6 +267,23 @@ class SamModel:
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
         )
+
+    def _mask_logits(self, mask: np.ndarray, embedding: Embedding) -> torch.Tensor:
+        """Return a mask as SAM takes it: logits [1, 1, h, w] of its low-resolution output, padded like the input."""
+        mask = np.asarray(mask)
+        if not self.mask_prompts:
+            raise InputError("These SAM weights were not trained with masks as prompts; give boxes or points.")
+        if mask.shape != embedding.plane_shape or mask.dtype != np.bool_:
+            raise InputError(
+                f"SAM cannot use a mask of type {mask.dtype} and shape {list(mask.shape)}; allowed: bool of shape "
+                f"{list(embedding.plane_shape)}."
+            )
+        (height, width), size = embedding.input_shape, self.image_size
+        share = torch.from_numpy(mask.astype(np.float32)).to(self.device)[None, None]
+        share = F.interpolate(share, (height, width), mode="bilinear", antialias=True)
+        share = F.pad(share, (0, size - width, 0, size - height))
+        low = self.network.prompt_encoder.mask_input_size
+        return (F.interpolate(share, low, mode="bilinear", antialias=True) - 0.5) * (2 * _SURE)
 
     def _to_input(self, coordinates: np.ndarray, embedding: Embedding) -> torch.Tensor:
         """Scale (x, y) of the plane to the encoder's input, the way `SamPredictor` does."""
@@ -292,7 +324,15 @@ def load_sam(
     sam = load_weights(Path(path), arch)
     fuse_attention(sam.image_encoder)
     preprocessing = "medsam" if arch == "medsam" else "sam"
-    return SamModel(sam, identity=identity, preprocessing=preprocessing, device=device, cache=cache)
+    return SamModel(
+        sam,
+        identity=identity,
+        preprocessing=preprocessing,
+        device=device,
+        cache=cache,
+        # MedSAM was fine-tuned with boxes alone, the demo with boxes and points.
+        mask_prompts=isinstance(arch, str) and arch != "medsam",
+    )
 
 
 def _stretched(plane: np.ndarray, size: int) -> torch.Tensor:

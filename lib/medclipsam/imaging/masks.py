@@ -1,0 +1,76 @@
+"""Masks back from files: label maps that lie on an image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from medclipsam.errors import ImageError, InputError
+from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.read import read_image
+
+_VOLUMES = (".nii.gz", ".nii", ".nrrd")
+# Those that keep every value.
+_PICTURES = (".png", ".tif", ".tiff", ".bmp")
+
+
+def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
+    """Read a label map that was drawn on an image: the way back of `write_mask`.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A NIfTI or NRRD file on the image's voxel grid, or a grey picture of an image of one plane, which is held
+        against the image's size alone, since pictures know no place in space.
+    image : MedicalImage
+        The image.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [N, H, W], planes in display orientation.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read.
+    InputError
+        If it is no label map (colours, or values that are no whole numbers from 0 to 255), or does not lie on the
+        image: another number of voxels, spacing, origin or direction.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith((*_VOLUMES, *_PICTURES)):
+        raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join((*_VOLUMES, *_PICTURES))}.")
+    try:
+        mask = read_image(path)
+        values = mask.voxels()
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(path), path.name)) from None
+    if mask.is_colour:
+        raise InputError(f"The label {path.name} holds colours; one whole number a voxel is allowed.")
+    if _three(mask.grid.size) != _three(image.grid.size):
+        own, theirs = (" x ".join(map(str, each.grid.size)) for each in (mask, image))
+        raise InputError(f"The label {path.name} has {own} voxels, the image {theirs}.")
+    if not name.endswith(_PICTURES) and not mask.grid.lies_on(image.grid):
+        raise InputError(
+            f"The label {path.name} does not lie on the image: it has the spacing {_short(mask.grid.spacing)} and the "
+            f"origin {_short(mask.grid.origin)}, the image {_short(image.grid.spacing)} and "
+            f"{_short(image.grid.origin)}, or its axes run in other directions."
+        )
+    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
+        raise InputError(
+            f"The label {path.name} holds values from {values.min():g} to {values.max():g}; whole numbers from 0 to "
+            "255 are allowed."
+        )
+    return image.from_native(values.astype(np.uint8))
+
+
+def _three(size: tuple[int, ...]) -> tuple[int, ...]:
+    return (*size, 1) if len(size) == 2 else size
+
+
+def _short(numbers: tuple[float, ...]) -> str:
+    return "[" + ", ".join(f"{number:.6g}" for number in numbers) + "]"
