@@ -733,3 +733,7 @@ def test_a_pair_is_here_when_all_files_of_both_are(monkeypatch, home):
     read = count_hashing(monkeypatch)
     assert are_here("demo_clip+my_sam")
     assert read == []
+
+
+def test_the_demo_is_held_to_the_hash_in_its_description():
+    assert {file.against for file in verify("demo")} == {"the hash in its description"}

@@ -1,4 +1,4 @@
-"""The command `medclipsam`: serve, segment, weights, targets.
+"""The command `medclipsam`: segment, serve, doctor, weights, targets.
 
 Bad input is one line on standard error and exit code 2; an absent target is an empty mask, a sentence and exit code 0.
 """
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, or 2 for bad input.
+        Exit code: 0, 2 for bad input, 1 where the doctor finds something that fails.
     """
     parsed = _parser().parse_args(arguments)
     try:
@@ -118,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--warm-up", action="store_true", help="load the models before the server answers")
     _add_model_arguments(serve)
     serve.set_defaults(run=_serve)
+
+    doctor = commands.add_parser("doctor", help="say what stands in the way of serving, and what to do")
+    doctor.add_argument("--studies", help="folder of images, or a DICOMweb URL, to look at as well")
+    doctor.add_argument("--workspace", type=Path, help="where the server would write")
+    doctor.add_argument("--weights", default="demo", help="pair of weights (default: %(default)s)")
+    doctor.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(run=_doctor)
 
     weights = commands.add_parser("weights", help="list, fetch and verify model weights")
     actions = weights.add_subparsers(dest="action", required=True, parser_class=_Parser)
@@ -284,6 +292,14 @@ def _serve(given: argparse.Namespace) -> int:
         conf={"targets_file": ",".join(map(str, given.targets_file))} if given.targets_file else {},
     )
     return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from medclipsam.server.doctor import examine, passed, report, report_json
+
+    checks = examine(studies=given.studies, workspace=given.workspace, weights=given.weights, device=given.device)
+    print(report_json(checks) if given.json else report(checks))
+    return 0 if passed(checks) else 1
 
 
 def _weights_list(given: argparse.Namespace) -> int:

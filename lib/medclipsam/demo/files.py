@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 
 
-def write_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+def write_weights(
+    folder: Path, name: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write `<name>.safetensors` (floating-point tensors as fp16) and `<name>.json` into a folder.
 
     Parameters
@@ -23,7 +26,13 @@ def write_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], co
     state : mapping of str to torch.Tensor
         The model's state.
     config : mapping
-        JSON-able architecture, defaults and provenance.
+        JSON-able architecture, defaults and provenance; the provenance gets the weights' sha256, which they are held to
+        when they are loaded.
+
+    Returns
+    -------
+    dict
+        The configuration as it was written.
     """
     from safetensors.torch import save
 
@@ -32,8 +41,12 @@ def write_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], co
         key: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in state.items()
     }
-    _replace(folder / f"{name}.safetensors", save(half))
-    _replace(folder / f"{name}.json", (json.dumps(config, indent=1) + "\n").encode())
+    content = save(half)
+    provenance = {**config.get("provenance", {}), "sha256": hashlib.sha256(content).hexdigest()}
+    written = {**config, "provenance": provenance}
+    _replace(folder / f"{name}.safetensors", content)
+    _replace(folder / f"{name}.json", (json.dumps(written, indent=1) + "\n").encode())
+    return written
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -178,8 +178,7 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
         "training_images": recipe.images,
         "seconds": round(time.monotonic() - start),
     }
-    write_weights(folder, "clip", model.state_dict(), config)
-    return config
+    return write_weights(folder, "clip", model.state_dict(), config)
 
 
 def target_captions() -> dict[str, list[str]]:

@@ -145,8 +145,7 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
             "held_out_dice": measure(SamModel(sam, identity="just trained"), recipe.measured, progress=progress),
         },
     }
-    write_weights(folder, "sam", sam.state_dict(), config)
-    return config
+    return write_weights(folder, "sam", sam.state_dict(), config)
 
 
 def _new_sam(seed: int) -> Sam:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
 from medclipsam.server.conf import AppConf
+from medclipsam.server.doctor import check_pacs
 from medclipsam.server.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
@@ -129,21 +130,9 @@ def _checked_studies(studies: str) -> str:
 
 
 def _ask_dicomweb(url: str) -> None:
-    import requests
-
-    user, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    try:
-        answer = requests.get(
-            f"{url.rstrip('/')}/studies",
-            params={"limit": "1"},
-            headers={"Accept": "application/dicom+json"},
-            auth=(user, password) if user else None,
-            timeout=10,
-        )
-    except requests.RequestException as error:
-        raise InputError(f"No DICOMweb server answers at {url}: {type(error).__name__}.") from error
-    if not answer.ok:
-        raise InputError(f"The DICOMweb server at {url} answers {answer.status_code} {answer.reason} to a search.")
+    check = check_pacs(url)
+    if check.status == "failed":
+        raise InputError(f"{check.found} {check.advice}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

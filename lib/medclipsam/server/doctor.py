@@ -1,0 +1,325 @@
+"""`medclipsam doctor`: what stands in the way of serving, one line each with what to do.
+
+It looks and changes nothing; nothing of MONAI Label is imported, so that it speaks where the server does not start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from medclipsam import __version__
+from medclipsam.devices import Machine, gpu_problem
+from medclipsam.errors import MedClipSamError
+from medclipsam.server.conf import AppConf
+from medclipsam.server.workspace import default_workspace
+from medclipsam.weights import memory_need, resolve_pair
+
+Status = Literal["ok", "warning", "failed"]
+
+# Free disk below which a workspace is a worry, and below which it is useless: fetched series, sessions and caches.
+_LITTLE, _TOO_LITTLE = 5 << 30, 256 << 20
+# Measured: resident memory of the interpreter and the libraries of a server before any weights are loaded.
+LIBRARIES = 1200 << 20
+
+# Packages whose versions tell most about a failure, in the order of the list.
+_SHOWN = ("torch", "monai", "monailabel", "open_clip_torch", "segment-anything", "pydicom", "highdicom", "numpy")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found about one thing.
+
+    Parameters
+    ----------
+    name : str
+        What was looked at.
+    status : {"ok", "warning", "failed"}
+        Failed: the server will not work as asked. Warning: it will, but not as well as it could.
+    found : str
+        A sentence about what was found.
+    advice : str
+        What to do; empty where there is nothing to do.
+    """
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def examine(
+    *,
+    studies: str | None = None,
+    workspace: Path | None = None,
+    weights: str = "demo",
+    device: str | None = None,
+    machine: Machine | None = None,
+) -> list[Check]:
+    """Check what a server with these settings would need.
+
+    Parameters
+    ----------
+    studies : str, optional
+        Folder or DICOMweb URL; not looked at where not given.
+    workspace : Path, optional
+        By default that of the studies, else the folder of all workspaces.
+    weights : str
+        Pair of weights.
+    device : str, optional
+        As `serve` takes it.
+    machine : Machine, optional
+        What the machine has; it is looked at by default.
+
+    Returns
+    -------
+    list of Check
+
+    Raises
+    ------
+    OptionError
+        If the device is none that the server takes.
+    """
+    device = AppConf.from_strings({"device": device or "auto"}).device
+    machine = machine or Machine.look()
+    place = workspace
+    if place is None:
+        place = default_workspace(_absolute(studies)) if studies else default_workspace("any").parent
+    checks = [check_versions(), check_gpu(machine, device), check_weights(weights)]
+    checks += check_memory(machine, weights, device)
+    checks.append(check_workspace(place.expanduser().absolute()))
+    if studies is not None:
+        is_url = studies.startswith(("http://", "https://"))
+        checks.append(check_pacs(studies) if is_url else check_folder(Path(studies).expanduser()))
+    return checks
+
+
+def check_versions(
+    version_of: Callable[[str], str] = importlib.metadata.version,
+    requirements: Callable[[], Iterable[str]] = lambda: importlib.metadata.requires("medclipsam") or (),
+    python: tuple[int, ...] = sys.version_info[:3],
+) -> Check:
+    """Compare the installed packages with those that the server needs; tests of the package are left out."""
+    wrong, found = [], [f"medclipsam {__version__}", "Python " + ".".join(map(str, python))]
+    if python[:2] != (3, 11):
+        wrong.append(f"Python {python[0]}.{python[1]} is not 3.11")
+    try:
+        needed = [line for line in requirements() if "extra" not in line or re.search(r"extra\s*==\s*.server", line)]
+    except importlib.metadata.PackageNotFoundError:
+        needed = []
+    for line in needed:
+        name = re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0]
+        try:
+            version = version_of(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if name in _SHOWN:
+            found.append(f"{name} {version}")
+        wrong += [
+            f"{name} {version} is not {sign}{wanted}"
+            for sign, wanted in re.findall(r"(>=|==)\s*([\d.]+)", line.split(";")[0])
+            if not _fits(version, sign, wanted)
+        ]
+    if not needed:
+        wrong.append("medclipsam is not installed as a package, so that what it needs is not known")
+    if wrong:
+        return Check("versions", "failed", f"{'; '.join(wrong)}.", "Install the package anew from its lock file.")
+    return Check("versions", "ok", ", ".join(found) + ".")
+
+
+def check_gpu(machine: Machine, device: str | None) -> Check:
+    """Compare the driver with the CUDA of torch, and both with the device that was asked for."""
+    problem = gpu_problem(machine)
+    built = f"torch is built for CUDA {machine.torch_cuda}" if machine.torch_cuda else "torch is built without CUDA"
+    wants_gpu = device is not None and device.startswith("cuda")
+    if device == "cpu":
+        return Check("gpu", "ok", "The CPU was asked for.")
+    if problem is not None:
+        found, _, advice = problem.rpartition(": ")
+        return Check("gpu", "failed" if wants_gpu else "warning", f"{found}.", advice[:1].upper() + advice[1:])
+    if machine.gpus:
+        index = int(device.split(":")[1]) if device and ":" in device else 0
+        if index >= len(machine.gpus):
+            return Check("gpu", "failed", f"There is no {device}; torch sees {len(machine.gpus)} GPU(s).", "Name one.")
+        gpu = machine.gpus[index]
+        return Check("gpu", "ok", f"{gpu.name}, driver {machine.driver or 'unknown'}; {built}.")
+    if wants_gpu:
+        return Check("gpu", "failed", f"There is no NVIDIA GPU, but {device} was asked for.", "Leave out --device.")
+    return Check("gpu", "ok", f"There is no NVIDIA GPU, the CPU is used; {built}.")
+
+
+def check_weights(name: str) -> Check:
+    """Look for a pair of weights and hold its files to their hashes."""
+    try:
+        pair = resolve_pair(name)
+    except MedClipSamError as error:
+        found, _, advice = str(error).partition(": ")
+        return Check("weights", "failed", found.rstrip(".") + ".", advice[:1].upper() + advice[1:])
+    hashes = ", ".join(f"{half.name} (sha256 {half.sha256[:12]}…)" for half in pair)
+    return Check("weights", "ok", f"{hashes} are there and whole.")
+
+
+def check_memory(machine: Machine, weights: str, device: str | None) -> list[Check]:
+    """Compare what the weights need with the memory of the GPU, where one is used, and with main memory."""
+    need = memory_need(weights)
+    checks = []
+    on_gpu = bool(machine.gpus) and device != "cpu"
+    if on_gpu:
+        index = int(device.split(":")[1]) if device and ":" in device else 0
+        gpu = machine.gpus[min(index, len(machine.gpus) - 1)]
+        checks.append(_room("gpu memory", gpu.free, gpu.total, need.total if need else None, weights))
+    wanted = None if need is None else LIBRARIES + (need.parameters if on_gpu else need.total)
+    if not machine.memory_total:
+        checks.append(Check("memory", "warning", "The system does not tell how much main memory is free."))
+    else:
+        checks.append(_room("memory", machine.memory, machine.memory_total, wanted, weights))
+    return checks
+
+
+def check_workspace(folder: Path) -> Check:
+    """Look at the place, mode, disk and lock of a workspace; nothing is made."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        return Check("workspace", "failed", f"{there} is no folder.", "Name another with --workspace.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Check("workspace", "failed", f"{there} is not writable.", "Make it so, or name another: --workspace.")
+    free = shutil.disk_usage(there).free
+    disk = f"{_gigabytes(free)} of disk are free"
+    if free < _TOO_LITTLE:
+        return Check("workspace", "failed", f"{folder}: only {disk}.", "Free some, or name another: --workspace.")
+    if there != folder:
+        return Check("workspace", _by_disk(free), f"{folder} will be made at the first start; {disk}.")
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if (folder / "lock").exists() and mode & 0o077:
+        found = f"{folder} can be read by other users (mode {mode:o})."
+        return Check("workspace", "warning", found, f"Start the server once, or run: chmod 700 {folder}")
+    owner = _owner(folder / "lock")
+    if owner is not None:
+        found = f"{folder} is in use by {owner}; {disk}."
+        return Check("workspace", "warning", found, "Nothing, if that is your server; a second one needs another.")
+    status = _by_disk(free)
+    return Check(
+        "workspace", status, f"{folder} is writable and not in use; {disk}.", "" if status == "ok" else "Free some."
+    )
+
+
+def check_folder(folder: Path) -> Check:
+    """Look whether a studies folder can be read and written."""
+    if not folder.is_dir():
+        return Check("studies", "failed", f"{folder} is no folder.", "Name the folder that holds the images.")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        found = f"{folder} is not readable and writable."
+        return Check("studies", "failed", found, "Make it so: labels are kept in it.")
+    return Check("studies", "ok", f"{folder} is readable and writable.")
+
+
+def check_pacs(url: str) -> Check:
+    """Ask a DICOMweb server for one study, with the credentials that the server would use."""
+    import requests
+
+    # credentials in the address are used, and not shown
+    shown = re.sub(r"//[^/@]*@", "//", url)
+    user, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    credentials = "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD"
+    try:
+        answer = requests.get(
+            f"{url.rstrip('/')}/studies",
+            params={"limit": "1"},
+            headers={"Accept": "application/dicom+json"},
+            auth=(user, password) if user else None,
+            timeout=10,
+        )
+    except requests.RequestException as error:
+        found = f"No DICOMweb server answers at {shown}: {type(error).__name__}."
+        return Check("pacs", "failed", found, "Check host, port, certificate and firewall.")
+    if answer.status_code in (401, 403):
+        said = f"{shown} refuses the credentials" if user else f"{shown} asks for credentials"
+        return Check("pacs", "failed", f"{said} ({answer.status_code}).", f"Set {credentials}.")
+    if not answer.ok and answer.status_code != 204:
+        found = f"{shown} answers {answer.status_code} {answer.reason} to a search for studies (QIDO)."
+        return Check("pacs", "failed", found, "Give the DICOMweb root, such as http://pacs:8042/dicom-web.")
+    try:
+        studies = [] if answer.status_code == 204 else answer.json()
+    except ValueError:
+        studies = None
+    if not isinstance(studies, list) or not all(isinstance(study, dict) for study in studies):
+        found = f"{shown} answers a search for studies (QIDO) with something else than DICOM JSON."
+        return Check("pacs", "failed", found, "Give the DICOMweb root: this may be a web page or a log-in.")
+    if not studies:
+        return Check("pacs", "warning", f"{shown} answers, but shows no study.", "Check what this user may see.")
+    return Check("pacs", "ok", f"{shown} answers searches{' with these credentials' if user else ''}.")
+
+
+def report(checks: Sequence[Check]) -> str:
+    """Return the checks as aligned lines."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(
+            f"{check.status:<8}{check.name:<{width}}  {check.found}{' ' + check.advice if check.advice else ''}"
+        )
+    return "\n".join(lines)
+
+
+def report_json(checks: Sequence[Check]) -> str:
+    """Return the checks as a JSON object: `ok` (nothing failed) and the list `checks`."""
+    return json.dumps({"ok": passed(checks), "checks": [asdict(check) for check in checks]}, indent=2)
+
+
+def passed(checks: Sequence[Check]) -> bool:
+    """Return whether nothing failed."""
+    return all(check.status != "failed" for check in checks)
+
+
+def _room(name: str, free: int, total: int, need: int | None, weights: str) -> Check:
+    have = f"{_gigabytes(free)} of {_gigabytes(total)} are free"
+    if need is None:
+        return Check(name, "ok", f"{have}; what the weights {weights} need is not known.")
+    if need > total:
+        found = f"{have}; the weights {weights} need {_gigabytes(need)}."
+        return Check(name, "failed", found, "Use smaller weights, such as a pair with sam_vit_b or medsam.")
+    if need > free:
+        found = f"{have}; the weights {weights} need {_gigabytes(need)}."
+        return Check(name, "warning", found, "End other programs that use it (a running server counts as well).")
+    return Check(name, "ok", f"{have}; the weights {weights} need {_gigabytes(need)}.")
+
+
+def _by_disk(free: int) -> Status:
+    return "ok" if free >= _LITTLE else "warning"
+
+
+def _owner(lock: Path) -> str | None:
+    """Return who holds a workspace's lock; the shared lock that is tried is let go at once."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return lock.read_text().strip() or "another process"
+    except OSError:
+        return None
+    return None
+
+
+def _absolute(studies: str) -> str:
+    """Return a studies folder as `serve` names it, which its workspace is called after."""
+    return studies if studies.startswith(("http://", "https://")) else str(Path(studies).expanduser().resolve())
+
+
+def _fits(version: str, sign: str, wanted: str) -> bool:
+    found, least = (tuple(map(int, re.findall(r"\d+", text.split("+")[0]))) for text in (version, wanted))
+    return found >= least if sign == ">=" else found[: len(least)] == least
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
