@@ -43,8 +43,8 @@ def test_info_has_labels_models_and_options(client: MONAILabelClient) -> None:
     info = client.info()
     table = label_table(TargetSet.load())
     assert info["name"] == "medclipsam"
-    assert info["labels"] == sorted(table, key=table.__getitem__)
-    assert sorted(info["models"]) == ["breast_tumour", "lungs_x_ray", "text_prompt"]
+    assert info["labels"] == [*sorted(table, key=table.__getitem__), "background"]
+    assert sorted(info["models"]) == ["breast_tumour", "lungs_x_ray", "refine", "text_prompt"]
     assert info["models"]["text_prompt"]["labels"] == table
     config = info["models"]["text_prompt"]["config"]
     assert config["text"] == ""

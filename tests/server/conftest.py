@@ -1,6 +1,6 @@
 """A stand-in for the pipeline, so that the server's own work is tested in milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,21 @@ import pytest
 
 from medclipsam.errors import InputError
 from medclipsam.options import ZeroShotOptions
+from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet, assign_labels, parse_prompt
 from medclipsam.zeroshot import ZeroShot, ZeroShotResult
+
+
+class BrightSam:
+    """Answers every prompt with what is bright."""
+
+    mask_prompts = False
+
+    def embed(self, plane: np.ndarray) -> np.ndarray:
+        return plane[..., 0] > 128
+
+    def decode(self, embedding: np.ndarray, *prompts: Any, **more: Any) -> MaskResult:
+        return MaskResult(embedding, 0.9, embedding.astype(np.float32))
 
 
 class BrightPixels:
@@ -19,6 +32,8 @@ class BrightPixels:
     def __init__(self, targets: TargetSet) -> None:
         self.targets = targets
         self.asked: list[tuple[str, ZeroShotOptions]] = []
+        self.sam = BrightSam()
+        self.weights = {"sam": {"name": "bright", "sha256": "0" * 64}}
 
     def segment(self, image: Any, text: str, options: ZeroShotOptions) -> ZeroShotResult:
         self.asked.append((text, options))
@@ -84,3 +99,44 @@ def studies(tmp_path: Path, picture: np.ndarray, write_radiograph: Callable[[np.
     write_radiograph(picture, folder / "film.dcm")
     (folder / "broken.nii.gz").write_bytes(b"no image")
     return folder
+
+
+MakeApp = Callable[..., Any]
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, studies: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> MakeApp:
+    from monailabel.config import settings
+
+    from medclipsam.server.app import MedClipSamApp
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+
+    def make(**conf: str) -> Any:
+        app = MedClipSamApp(str(tmp_path / "app"), str(studies), conf)
+        app.server_mode(True)
+        return app
+
+    return make
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Any:
+    return make_app(targets="lungs x-ray, breast tumour")
+
+
+@pytest.fixture
+def infer(app: Any) -> Iterator[Callable[..., tuple[np.ndarray, dict[str, Any]]]]:
+    import SimpleITK
+
+    files = []
+
+    def run(image: str = "chest", model: str = "text_prompt", **params: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        answer = app.infer({"model": model, "image": image, **params})
+        files.append(Path(answer["file"]))
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(answer["file"])), answer["params"]
+
+    yield run
+    for file in files:
+        file.unlink()

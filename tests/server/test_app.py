@@ -4,7 +4,7 @@ import json
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +19,6 @@ from medclipsam.server.tasks import task_name
 from medclipsam.targets import TargetSet, label_table
 
 MakeApp = Callable[..., MedClipSamApp]
-
-
-@pytest.fixture
-def make_app(tmp_path: Path, studies: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> MakeApp:
-    from monailabel.config import settings
-
-    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-
-    def make(**conf: str) -> MedClipSamApp:
-        app = MedClipSamApp(str(tmp_path / "app"), str(studies), conf)
-        app.server_mode(True)
-        return app
-
-    return make
-
-
-@pytest.fixture
-def app(make_app: MakeApp) -> MedClipSamApp:
-    return make_app(targets="lungs x-ray, breast tumour")
-
-
-@pytest.fixture
-def infer(app: MedClipSamApp) -> Iterator[Callable[..., tuple[np.ndarray, dict[str, Any]]]]:
-    files = []
-
-    def run(image: str = "chest", model: str = "text_prompt", **params: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        answer = app.infer({"model": model, "image": image, **params})
-        files.append(Path(answer["file"]))
-        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(answer["file"])), answer["params"]
-
-    yield run
-    for file in files:
-        file.unlink()
 
 
 def refusal(app: MedClipSamApp, **request: Any) -> HTTPException:
@@ -75,9 +41,9 @@ def test_monai_label_finds_the_class_in_the_apps_main_and_it_pickles() -> None:
 def test_info_tells_labels_models_and_their_options(app: MedClipSamApp) -> None:
     info = json.loads(json.dumps(app.info()))
     table = label_table(TargetSet.load())
-    assert info["labels"] == sorted(table, key=table.__getitem__)
-    assert info["labels"][-8:] == [f"finding {number}" for number in range(1, 9)]
-    assert set(info["models"]) == {"text_prompt", "lungs_x_ray", "breast_tumour"}
+    assert info["labels"] == [*sorted(table, key=table.__getitem__), "background"]
+    assert info["labels"][-9:-1] == [f"finding {number}" for number in range(1, 9)]
+    assert set(info["models"]) == {"text_prompt", "refine", "lungs_x_ray", "breast_tumour"}
     prompt, lungs = info["models"]["text_prompt"], info["models"]["lungs_x_ray"]
     assert prompt["type"] == lungs["type"] == "segmentation"
     assert prompt["labels"] == table
@@ -307,7 +273,8 @@ def test_a_target_named_like_a_model_is_refused(make_app: MakeApp, tmp_path: Pat
 
 
 def test_a_target_named_twice_is_one_model(make_app: MakeApp) -> None:
-    assert sorted(make_app(targets="Lungs X-ray, lungs x-ray").info()["models"]) == ["lungs_x_ray", "text_prompt"]
+    models = make_app(targets="Lungs X-ray, lungs x-ray").info()["models"]
+    assert sorted(models) == ["lungs_x_ray", "refine", "text_prompt"]
 
 
 @pytest.mark.parametrize(

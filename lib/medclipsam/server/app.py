@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 import medclipsam
 from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError
+from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
 from medclipsam.server.http import UnknownError, as_http
+from medclipsam.server.images import ImageReader, is_upload
+from medclipsam.server.present import LastMasks
 from medclipsam.server.requests import flag
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
@@ -33,6 +35,7 @@ from medclipsam.targets import TargetSet, label_table
 logger = logging.getLogger(__name__)
 
 TEXT_TASK = "text_prompt"
+CLICK_TASK = "refine"
 
 # The label's tag names a folder of the datastore.
 _TAG = re.compile(r"[A-Za-z0-9_-]+")
@@ -79,7 +82,8 @@ class MedClipSamApp(MONAILabelApp):
             description="Text-driven segmentation (MedCLIP-SAMv2). For research use only.",
             version=medclipsam.__version__,
             # OHIF needs a list here and takes the ids from the models' own tables
-            labels=sorted(table, key=table.__getitem__),
+            # and 3D Slicer a segment by this name for points that lie in no label
+            labels=[*sorted(table, key=table.__getitem__), BACKGROUND],
         )
 
     @property
@@ -88,16 +92,20 @@ class MedClipSamApp(MONAILabelApp):
         return list(self._infers)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """Return `text_prompt` and one task for each target of the configuration."""
+        """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
         table = label_table(self.targets)
         self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
-        tasks: dict[str, InferTask] = {TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults)}
+        images, masks = ImageReader(), LastMasks()
+        tasks: dict[str, InferTask] = {
+            TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, images=images, masks=masks),
+            CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
+        }
         for target in dict.fromkeys(map(self.targets.get, self.app_conf.targets)):
             model = task_name(target.name)
             if model in tasks:
                 raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
             label = {target.name: target.label}
-            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target)
+            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, images=images, masks=masks)
         return tasks
 
     def init_batch_infer(self) -> BatchInferTask:
@@ -172,6 +180,8 @@ class MedClipSamApp(MONAILabelApp):
         """
         try:
             task = self._task(request.get("model"))
+            if isinstance(task, RefineTask):
+                raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
             task.check(request)
             return self._batch_infer(request, datastore or self.datastore(), self._infer)
         except MedClipSamError as error:
@@ -211,9 +221,9 @@ class MedClipSamApp(MONAILabelApp):
             label = store.save_label(request["image"], file, tag, {"model": request["model"], "params": params})
         return {"label": label, "tag": tag, "file": file, "params": params}
 
-    def _task(self, model: Any) -> ZeroShotTask:
+    def _task(self, model: Any) -> ZeroShotTask | RefineTask:
         task = self._infers.get(model) if isinstance(model, str) else None
-        if not isinstance(task, ZeroShotTask):
+        if not isinstance(task, (ZeroShotTask, RefineTask)):
             raise UnknownError(f"Model {model!r} is not served; allowed: {', '.join(self._infers)}.")
         return task
 
@@ -226,7 +236,7 @@ class MedClipSamApp(MONAILabelApp):
             raise InputError(f"Image {image!r} is no image id; give the id of an image of the studies.")
         if os.sep in image:
             path = Path(image).resolve()
-            if path.exists() and (_is_upload(path) or self._is_session(path)):
+            if path.exists() and (is_upload(path) or self._is_session(path)):
                 return path, False
             raise UnknownError(f"Image {image!r} is not among the studies.")
         uri = datastore.get_image_uri(image)
@@ -251,12 +261,6 @@ def shared_ids(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
         if endings:
             files.setdefault(name.removesuffix(max(endings, key=len)), []).append(name)
     return {image_id: names for image_id, names in files.items() if len(names) > 1}
-
-
-def _is_upload(path: Path) -> bool:
-    """Return whether a path is one that the infer route makes for a file sent along."""
-    folder = Path(tempfile.gettempdir()).resolve()
-    return path.parent == folder and path.name.startswith(tempfile.gettempprefix())
 
 
 def _set_by_user(name: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.conf import AppConf
@@ -11,7 +12,10 @@ from medclipsam.server.metrics import ServerState
 from medclipsam.weights import are_here
 
 if TYPE_CHECKING:
-    from medclipsam.imaging import MedicalImage
+    import numpy as np
+
+    from medclipsam.imaging import MedicalImage, Window
+    from medclipsam.refine import Clicks, RefineResult
     from medclipsam.targets import TargetSet
     from medclipsam.zeroshot import ZeroShot, ZeroShotResult
 
@@ -41,6 +45,21 @@ class SharedPipeline:
         """Segment `image` as `ZeroShot.segment` does."""
         with self._lock:
             return self._loaded().segment(image, text, options)
+
+    def refine(
+        self,
+        image: MedicalImage,
+        present: np.ndarray | None,
+        clicks: Mapping[int, Clicks],
+        windows: Mapping[int, Window | None],
+    ) -> tuple[RefineResult, dict[str, Any]]:
+        """Mend a mask as `medclipsam.refine.refine` does; return the result and what identifies SAM's weights."""
+        from medclipsam.refine import refine
+
+        with self._lock:
+            pipeline = self._loaded()
+            result = refine(image, pipeline.sam, present, clicks, windows=windows)
+        return result, {"sam": pipeline.weights.get("sam")}
 
     def warm_up(self) -> None:
         """Load the weights and segment a small plane, so that the first request does not wait for either.

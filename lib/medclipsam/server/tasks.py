@@ -16,10 +16,12 @@ from typing import Any
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from medclipsam.errors import ImageError, InputError, MedClipSamError
-from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
+from medclipsam.server.images import ImageReader
 from medclipsam.server.metrics import METRICS
+from medclipsam.server.present import LastMasks, client_of
 from medclipsam.server.requests import MODALITIES, SegmentRequest, option_table
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
@@ -41,10 +43,21 @@ class ZeroShotTask(InferTask):
         Options that a request does not name.
     target : Target or None
         The known target that the task segments; None makes `text` an option of the request.
+    images : ImageReader
+        Reads the images.
+    masks : LastMasks
+        Where the masks that clients are given are kept for `refine`.
     """
 
     def __init__(
-        self, pipeline: SharedPipeline, labels: dict[str, int], defaults: ZeroShotOptions, target: Target | None = None
+        self,
+        pipeline: SharedPipeline,
+        labels: dict[str, int],
+        defaults: ZeroShotOptions,
+        target: Target | None = None,
+        *,
+        images: ImageReader,
+        masks: LastMasks,
     ) -> None:
         config = {"modality": ["auto", *MODALITIES], **option_table(defaults)}
         if target is None:
@@ -60,6 +73,8 @@ class ZeroShotTask(InferTask):
         self._pipeline = pipeline
         self._defaults = defaults
         self._target = target
+        self._images = images
+        self._masks = masks
 
     def is_valid(self) -> bool:
         """Always: weights are looked for at the first request, whose answer says what is missing."""
@@ -93,14 +108,11 @@ class ZeroShotTask(InferTask):
         checked = self.check(request)
         marks = [time.perf_counter()]
         path = Path(request["image"])
-        try:
-            image = read_image(path, modality=checked.modality)
-        except ImageError as error:
-            # the sentence names the file; where the server keeps it is none of the client's business
-            raise ImageError(str(error).replace(str(path), path.name)) from None
+        image = self._images.read(path, checked.modality)
         marks.append(time.perf_counter())
         result = self._pipeline.segment(image, self._text(checked, image), checked.options)
         marks.append(time.perf_counter())
+        self._masks.keep(client_of(request), path, result.labels, result.label_names)
         file = write_result(result.labels, image, checked)
         marks.append(time.perf_counter())
 

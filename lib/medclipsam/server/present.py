@@ -1,0 +1,89 @@
+"""The masks that clients were given last, for a click that mends one without sending it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medclipsam.errors import ImageError
+from medclipsam.server.images import Signature, signature
+
+MAX_BYTES = 64 * 2**20
+MAX_SECONDS = 8 * 3600.0
+
+
+@dataclass(frozen=True)
+class _Kept:
+    content: bytes
+    shape: tuple[int, ...]
+    names: dict[str, int]
+    image: Signature
+    until: float
+
+
+def client_of(request: Mapping[str, Any]) -> str:
+    """Return who a request says that it comes from; "" where it does not say."""
+    return str(request.get("client_id") or "")
+
+
+class LastMasks:
+    """The last label map that each client was given for each image, packed in memory.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound of all packed masks together; the ones not used for longest go first.
+    max_seconds : float
+        How long a mask is kept after it was given.
+    clock : callable
+        Seconds that only grow.
+
+    Notes
+    -----
+    A client is who a request says it is (`client_id`). Clients that say nothing count as one: on the same image each
+    of them mends the mask that was given last to any of them.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int = MAX_BYTES,
+        max_seconds: float = MAX_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+
+    def keep(self, client: str, path: Path, labels: np.ndarray, names: Mapping[str, int]) -> None:
+        """Keep a label map (uint8 [N, H, W] in display orientation) that `client` was given for the image at `path`."""
+        try:
+            image = signature(path)
+        except ImageError:  # the image is gone: nobody will click on it
+            return
+        content = zlib.compress(np.ascontiguousarray(labels, dtype=np.uint8).tobytes(), 1)
+        kept = _Kept(content, labels.shape, dict(names), image, self._clock() + self._max_seconds)
+        with self._lock:
+            self._kept.pop((client, str(path)), None)
+            self._kept[client, str(path)] = kept
+            while self._kept and sum(len(each.content) for each in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
+
+    def find(self, client: str, path: Path) -> tuple[np.ndarray, dict[str, int]] | None:
+        """Return the label map and its names, None where there is none or the image has changed since."""
+        with self._lock:
+            kept = self._kept.get((client, str(path)))
+            if kept is None or self._clock() > kept.until or kept.image != signature(path):
+                self._kept.pop((client, str(path)), None)
+                return None
+            self._kept.move_to_end((client, str(path)))
+        return np.frombuffer(zlib.decompress(kept.content), np.uint8).reshape(kept.shape).copy(), dict(kept.names)

@@ -1,0 +1,83 @@
+"""Masks kept for clicks, and the image that is kept with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medclipsam.errors import ImageError
+from medclipsam.server.images import ImageReader, signature
+from medclipsam.server.present import LastMasks
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(path)
+    return path
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (1, 50, 50)).astype(np.uint8)
+
+
+def test_each_client_finds_its_own_mask(image: Path) -> None:
+    masks = LastMasks()
+    masks.keep("one", image, noise(1), {"heart": 3})
+    masks.keep("two", image, noise(2), {})
+    masks.keep("two", image, noise(3), {"lung": 4})
+    found, names = masks.find("one", image) or (None, None)
+    assert np.array_equal(found, noise(1))
+    assert names == {"heart": 3}
+    found, names = masks.find("two", image) or (None, None)
+    assert np.array_equal(found, noise(3))
+    assert masks.find("", image) is None
+    assert masks.find("one", image.with_name("other.png")) is None
+
+
+def test_masks_are_dropped_by_age_and_by_size(image: Path) -> None:
+    now = [0.0]
+    masks = LastMasks(max_bytes=6000, max_seconds=10, clock=lambda: now[0])
+    for seed in range(3):  # some 2500 bytes each, and noise does not pack
+        masks.keep(str(seed), image, noise(seed), {})
+        masks.find("0", image)
+    assert [masks.find(str(seed), image) is not None for seed in range(3)] == [True, False, True]
+    now[0] = 11
+    assert [masks.find(str(seed), image) is not None for seed in range(3)] == [False, False, False]
+
+
+def test_a_mask_goes_with_the_image_it_was_made_on(image: Path) -> None:
+    masks = LastMasks()
+    masks.keep("", image, noise(1), {})
+    os.utime(image, (1, 1))
+    assert masks.find("", image) is None
+
+
+def test_the_last_image_is_read_once_until_it_changes(image: Path) -> None:
+    reader = ImageReader()
+    first = reader.read(image)
+    assert reader.read(image) is first
+    assert reader.read(image, "US") is not first
+    Image.fromarray(np.full((4, 5), 9, np.uint8)).save(image)
+    os.utime(image, (1, 1))
+    assert reader.read(image).plane(0).max() == 9
+
+
+def test_a_series_changes_with_any_of_its_files(tmp_path: Path, write_series: object) -> None:
+    folder = write_series(np.zeros((3, 4, 5), np.uint8), tmp_path / "series")  # type: ignore[operator]
+    before = signature(folder)
+    assert signature(folder) == before
+    os.utime(folder / "slice1.dcm", (1, 1))
+    assert signature(folder) != before
+
+
+def test_sentences_do_not_tell_where_images_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "missing.png"):
+        with pytest.raises(ImageError, match=name) as error:
+            ImageReader().read(tmp_path / name)
+        assert str(tmp_path) not in str(error.value)
