@@ -39,6 +39,7 @@ from medclipsam.weights import ResolvedWeights, resolve_pair
 
 Progress = Callable[[float, str], None]
 Cancelled = Callable[[], bool]
+KeepMap = Callable[[str, int, np.ndarray], None]
 
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
@@ -254,6 +255,7 @@ class ZeroShot:
         *,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
+        keep_map: KeepMap | None = None,
     ) -> ZeroShotResult:
         """Find what a text asks for in an image.
 
@@ -269,6 +271,9 @@ class ZeroShot:
             Called with a fraction in [0, 1] and what is being done.
         cancelled : callable, optional
             Asked between steps; True stops the work.
+        keep_map : callable, optional
+            Called with a target's name, a plane and its saliency map (float32 [H, W] in [0, 1], display orientation),
+            for each map as it is made; without it no map outlives its plane.
 
         Returns
         -------
@@ -294,7 +299,7 @@ class ZeroShot:
             shared[job.window].append(job)
         for part, (window, group) in enumerate(shared.items()):
             clock.span(part / len(shared), (part + 1) / len(shared))
-            _Pass(self, image, window, group, indices, options, clock).run()
+            _Pass(self, image, window, group, indices, options, clock, keep_map).run()
         labels = _merge(jobs, image)
         for job in jobs:
             _conclude(job, labels, image)
@@ -410,6 +415,7 @@ class _Pass:
         indices: list[int],
         options: ZeroShotOptions,
         clock: _Clock,
+        keep_map: KeepMap | None,
     ) -> None:
         self.encoder = pipeline.encoder
         self.sam = pipeline.sam
@@ -420,6 +426,7 @@ class _Pass:
         self.indices = indices
         self.options = options
         self.clock = clock
+        self.keep_map = keep_map
 
     def run(self) -> None:
         """Ask for presence in all planes, then draw masks in those that hold a target."""
@@ -487,6 +494,8 @@ class _Pass:
                     on_step=self.clock.check,
                 )
             for (row, job), saliency in zip(members, maps, strict=True):
+                if self.keep_map is not None:
+                    self.keep_map(job.evidence.name, batch[row], saliency.numpy())
                 self._draw(job, batch[row], saliency.numpy(), inputs[row].fit)
 
     def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit) -> None:

@@ -15,7 +15,7 @@ from medclipsam.targets import TargetSet
 def test_stock_command_serves_the_app(stock_server: Any, tmp_path: Path) -> None:
     client = MONAILabelClient(stock_server.url, tmpdir=str(tmp_path))
     info = client.info()
-    assert sorted(info["models"]) == ["lungs_x_ray", "text_prompt"]
+    assert sorted(info["models"]) == ["lungs_x_ray", "refine", "text_prompt"]
     assert "radiograph" in client.datastore()["objects"]
 
     file, params = client.infer("lungs_x_ray", "radiograph", {})

@@ -3,9 +3,20 @@
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import read_mask
-from medclipsam.imaging.overlay import write_overlay
+from medclipsam.imaging.overlay import write_evidence, write_overlay
 from medclipsam.imaging.read import find_images, read_image
 from medclipsam.imaging.windows import Window
-from medclipsam.imaging.write import write_mask
+from medclipsam.imaging.write import write_map, write_mask
 
-__all__ = ["Grid", "MedicalImage", "Window", "find_images", "read_image", "read_mask", "write_mask", "write_overlay"]
+__all__ = [
+    "Grid",
+    "MedicalImage",
+    "Window",
+    "find_images",
+    "read_image",
+    "read_mask",
+    "write_evidence",
+    "write_map",
+    "write_mask",
+    "write_overlay",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -34,6 +35,11 @@ _SINGLE_SIDE = 768
 _TILE_SIDE = 400
 _MAX_TILES = 6
 _GAP = 8
+_PANEL_SIDE = 512
+# The saliency map's colours from 0 to 1: dark violet, red, orange, pale yellow; 0 lets the image through.
+_HEAT = ((40, 10, 90), (150, 30, 110), (230, 70, 50), (255, 160, 20), (255, 250, 170))
+_HEAT_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HEAT_SHARE = 0.75
 
 
 def write_overlay(
@@ -92,6 +98,80 @@ def write_overlay(
     picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in names.items()])
     replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
     return path
+
+
+def write_evidence(
+    mask: np.ndarray,
+    saliency: np.ndarray,
+    image: MedicalImage,
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    plane: int,
+    prompt: Mapping[str, Any] | None = None,
+    window: Window | None = None,
+) -> Path:
+    """Write a PNG that shows where one target's mask comes from: saliency map and prompts, and beside them the mask.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (H, W)
+        The target's mask on the plane.
+    saliency : ndarray of float, shape (H, W)
+        Its saliency map, in [0, 1].
+    image : MedicalImage
+        The image.
+    name : str
+        The target's name, for the legend.
+    path : str or path-like
+        PNG file to write; it appears only when complete.
+    plane : int
+        The plane.
+    prompt : mapping, optional
+        `boxes` [K, 4], `points` [M, 2] and `point_labels` [M] as SAM was given them, in pixels of the plane.
+    window : Window, optional
+        Grey window, see `MedicalImage.plane`.
+
+    Raises
+    ------
+    InputError
+        If there is no such plane, or the file cannot be written.
+    """
+    path = Path(path)
+    pixels, size = image.plane(plane, window), _size(image, _PANEL_SIDE)
+    heat = np.clip(np.asarray(saliency, dtype=np.float32), 0, 1)
+    colour = np.stack([np.interp(heat, _HEAT_AT, channel) for channel in zip(*_HEAT, strict=True)], axis=-1)
+    share = (_HEAT_SHARE * heat)[..., None]
+    warm = np.clip(np.rint((1 - share) * pixels + share * colour), 0, 255).astype(np.uint8)
+    labels = np.asarray(mask, dtype=np.uint8)
+    tiles = [_tile(warm, labels * 0, {}, size), _tile(pixels, labels, {1: COLOURS[0]}, size)]
+    scale = (size[0] / pixels.shape[1], size[1] / pixels.shape[0])
+    for tile in tiles:
+        _draw_prompt(tile, prompt or {}, scale)
+    where = f", plane {plane} of 0-{image.n_planes - 1}" if image.is_volume else ""
+    _caption(tiles[0], f"saliency and prompt{where}")
+    _caption(tiles[1], "mask")
+    picture = _with_legend(_sheet(tiles), [(name, COLOURS[0], bool(mask.any()))])
+    replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
+    return path
+
+
+def _draw_prompt(tile: Image.Image, prompt: Mapping[str, Any], scale: tuple[float, float]) -> None:
+    """Draw SAM's boxes and points; a pixel's centre has whole coordinates, so that its corner lies half a one off."""
+    draw = ImageDraw.Draw(tile)
+    x, y = scale
+    width = max(2, round(max(tile.size) / 256))
+    for left, top, right, bottom in prompt.get("boxes", ()):
+        corners = (left * x, top * y, (right + 1) * x - 1, (bottom + 1) * y - 1)
+        draw.rectangle([value + shift for value, shift in zip(corners, (-1, -1, 1, 1), strict=True)], outline=(0, 0, 0))
+        draw.rectangle(corners, outline=COLOURS[1], width=width)
+    points = prompt.get("points", ())
+    labels = prompt.get("point_labels") or [1] * len(points)
+    radius = 2 * width
+    for (column, row), inside in zip(points, labels, strict=True):
+        centre = ((column + 0.5) * x, (row + 0.5) * y)
+        around = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
+        draw.ellipse(around, fill=COLOURS[2] if inside else COLOURS[3], outline=(0, 0, 0))
 
 
 def _planes_to_show(labels: np.ndarray) -> list[int]:

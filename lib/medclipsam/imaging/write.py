@@ -68,6 +68,37 @@ def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[
     return path
 
 
+def write_map(values: np.ndarray, image: MedicalImage, path: str | os.PathLike[str]) -> Path:
+    """Write a map of numbers, such as saliency, so that it lies voxel for voxel on the image it was made from.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (n_planes, H, W), or (H, W) of a single plane
+        In display orientation; written as float32.
+    image : MedicalImage
+        The image the map belongs to.
+    path : str or path-like
+        Ends in .nii.gz or .nii.
+
+    Returns
+    -------
+    Path
+        The file written; it appears under its name only when complete.
+
+    Raises
+    ------
+    InputError
+        If the suffix or shape is not allowed.
+    """
+    path = Path(path)
+    suffix = next((s for s in (".nii.gz", ".nii") if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise InputError(f"A map cannot be written to {path.name}; allowed are .nii.gz, .nii.")
+    nifti = _nifti(image.to_native(np.asarray(values, dtype=np.float32)), image)
+    replace_file(path, suffix, lambda temporary: nib.save(nifti, temporary))
+    return path
+
+
 def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name in the same folder (ending in `suffix`) and move the file to `path`.
 
@@ -99,7 +130,7 @@ def _nifti(native: np.ndarray, image: MedicalImage) -> nib.Nifti1Image:
     voxels = native.T
     if image.nifti is None:
         affine = image.grid.affine_ras()
-        result = nib.Nifti1Image(voxels, affine, dtype=np.uint8)
+        result = nib.Nifti1Image(voxels, affine, dtype=native.dtype)
         result.set_qform(affine, code=1)
         result.set_sform(affine, code=1)
         result.header.set_xyzt_units("mm")
@@ -109,7 +140,7 @@ def _nifti(native: np.ndarray, image: MedicalImage) -> nib.Nifti1Image:
     # A fresh header with the geometry fields only: free text and extensions of the source may name the patient.
     header = type(source)(endianness=source.endianness)
     header.set_data_shape(source.get_data_shape())
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(native.dtype)
     for field in _NIFTI_GEOMETRY:
         header[field] = source[field]
     return kind(voxels.reshape(source.get_data_shape(), order="F"), source.get_best_affine(), header)

@@ -24,6 +24,7 @@ from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetEr
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
+from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.present import LastMasks
@@ -96,8 +97,10 @@ class MedClipSamApp(MONAILabelApp):
         table = label_table(self.targets)
         self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
         images, masks = ImageReader(), LastMasks()
+        self.evidence = EvidenceStore(images)
+        shared: Any = {"images": images, "masks": masks, "evidence": self.evidence}
         tasks: dict[str, InferTask] = {
-            TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, images=images, masks=masks),
+            TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
         }
         for target in dict.fromkeys(map(self.targets.get, self.app_conf.targets)):
@@ -105,7 +108,7 @@ class MedClipSamApp(MONAILabelApp):
             if model in tasks:
                 raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
             label = {target.name: target.label}
-            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, images=images, masks=masks)
+            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, **shared)
         return tasks
 
     def init_batch_infer(self) -> BatchInferTask:

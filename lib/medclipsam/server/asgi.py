@@ -13,6 +13,7 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.routing import Route
 
 from medclipsam.errors import MedClipSamError
+from medclipsam.server.evidence import evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import status_of
 from medclipsam.server.metrics import METRICS, CountInfers
@@ -20,7 +21,7 @@ from medclipsam.server.metrics import METRICS, CountInfers
 
 def own_routers() -> Sequence[APIRouter]:
     """Return the routers of this package; a route of theirs goes before MONAI Label's of the same path."""
-    return [health_router(not_ready), metrics_router()]
+    return [health_router(not_ready), metrics_router(), evidence_router(lambda: app_instance().evidence)]
 
 
 def create_app() -> FastAPI:
@@ -45,6 +46,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     instance.server_mode(True)
     instance.on_init_complete()
     METRICS.state = instance.pipeline.state
+    instance.evidence.open(settings.MONAI_LABEL_API_STR)
     yield
 
 

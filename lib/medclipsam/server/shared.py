@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage, Window
     from medclipsam.refine import Clicks, RefineResult
     from medclipsam.targets import TargetSet
-    from medclipsam.zeroshot import ZeroShot, ZeroShotResult
+    from medclipsam.zeroshot import KeepMap, ZeroShot, ZeroShotResult
 
 
 class SharedPipeline:
@@ -41,10 +41,12 @@ class SharedPipeline:
         self._lock = threading.Lock()
         self._pipeline: ZeroShot | None = None
 
-    def segment(self, image: MedicalImage, text: str, options: ZeroShotOptions) -> ZeroShotResult:
+    def segment(
+        self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None
+    ) -> ZeroShotResult:
         """Segment `image` as `ZeroShot.segment` does."""
         with self._lock:
-            return self._loaded().segment(image, text, options)
+            return self._loaded().segment(image, text, options, keep_map=keep_map)
 
     def refine(
         self,

@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
+from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.images import ImageReader
 from medclipsam.server.metrics import METRICS
 from medclipsam.server.present import LastMasks, client_of
@@ -26,6 +27,7 @@ from medclipsam.server.requests import MODALITIES, SegmentRequest, option_table
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.targets import Target
+from medclipsam.zeroshot import ZeroShotResult
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class ZeroShotTask(InferTask):
         Reads the images.
     masks : LastMasks
         Where the masks that clients are given are kept for `refine`.
+    evidence : EvidenceStore
+        Where what a mask rests on is kept for a while.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ZeroShotTask(InferTask):
         *,
         images: ImageReader,
         masks: LastMasks,
+        evidence: EvidenceStore,
     ) -> None:
         config = {"modality": ["auto", *MODALITIES], **option_table(defaults)}
         if target is None:
@@ -75,6 +80,7 @@ class ZeroShotTask(InferTask):
         self._target = target
         self._images = images
         self._masks = masks
+        self._evidence = evidence
 
     def is_valid(self) -> bool:
         """Always: weights are looked for at the first request, whose answer says what is missing."""
@@ -110,7 +116,7 @@ class ZeroShotTask(InferTask):
         path = Path(request["image"])
         image = self._images.read(path, checked.modality)
         marks.append(time.perf_counter())
-        result = self._pipeline.segment(image, self._text(checked, image), checked.options)
+        result, addresses = self._segment(checked, image, path)
         marks.append(time.perf_counter())
         self._masks.keep(client_of(request), path, result.labels, result.label_names)
         file = write_result(result.labels, image, checked)
@@ -126,7 +132,24 @@ class ZeroShotTask(InferTask):
             "label_names": dict(result.label_names),
             "latencies": {"pre": read, "infer": segment, "write": write, "total": total},
         }
+        for target in params["targets"]:
+            target["evidence"] = addresses.get(target["name"])
         return file, jsonable(params)
+
+    def _segment(
+        self, checked: SegmentRequest, image: MedicalImage, path: Path
+    ) -> tuple[ZeroShotResult, dict[str, dict[str, Any]]]:
+        """Return the result, and where each target's evidence can be had."""
+        text = self._text(checked, image)
+        draft = self._evidence.begin(image)
+        if draft is None:
+            return self._pipeline.segment(image, text, checked.options), {}
+        try:
+            result = self._pipeline.segment(image, text, checked.options, draft.add)
+            return result, self._evidence.keep(draft, image, result, path, checked.modality)
+        except BaseException:
+            draft.discard()
+            raise
 
     def _text(self, checked: SegmentRequest, image: MedicalImage) -> str:
         if self._target is None:
