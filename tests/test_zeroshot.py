@@ -205,3 +205,22 @@ def test_printed_settings_follow_the_depth_of_the_tower(pipeline: ZeroShot, tmp_
     mine = ZeroShotOptions(saliency="patch_text", preset="paper", presence=False, variance=0.7, beta=0.4, layer=1)
     settings = pipeline.segment(image, "brain tumour", mine).targets[0].settings
     assert (settings["beta"], settings["variance"], settings["layer"]) == (0.4, 0.7, 1)
+
+
+def test_maps_are_handed_on_as_they_are_made(pipeline: ZeroShot, tmp_path: Path) -> None:
+    planes = np.stack([disc((60, 80), 30, 40) * 255 if n != 2 else np.zeros((60, 80)) for n in range(5)])
+    maps: dict[tuple[str, int], np.ndarray] = {}
+    result = pipeline.segment(
+        volume(tmp_path, planes.astype(np.uint8)),
+        "something bright; a bright thing",
+        OPTIONS,
+        keep_map=lambda name, plane, saliency: maps.update({(name, plane): saliency.copy()}),
+    )
+    assert {name for name, _ in maps} == set(result.label_names)
+    assert {plane for _, plane in maps} >= {0, 1, 3, 4}
+    for saliency in maps.values():
+        assert saliency.shape == (60, 80)
+        assert saliency.dtype == np.float32
+        assert saliency.min() >= 0
+        assert saliency.max() <= 1
+    assert maps["something bright", 1][30, 40] > 0.9 > 0.1 > maps["something bright", 1][3, 3]

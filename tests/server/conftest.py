@@ -35,7 +35,7 @@ class BrightPixels:
         self.sam = BrightSam()
         self.weights = {"sam": {"name": "bright", "sha256": "0" * 64}}
 
-    def segment(self, image: Any, text: str, options: ZeroShotOptions) -> ZeroShotResult:
+    def segment(self, image: Any, text: str, options: ZeroShotOptions, **more: Any) -> ZeroShotResult:
         self.asked.append((text, options))
         if text == "explode":
             raise InputError("The text 'explode' is refused.")
