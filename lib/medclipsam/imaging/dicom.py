@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from medclipsam.imaging.dicom_geometry import (
     ultrasound_region,
 )
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.volumes import check_voxels
+from medclipsam.imaging.volumes import MAX_VOXELS, check_size, check_voxels
 
 # Objects that lie beside images but are none.
 NOT_IMAGES = frozenset(
@@ -48,6 +49,11 @@ NOT_IMAGES = frozenset(
         "AU",
     }
 )
+
+# The largest data set of deflated files: 16-bit voxels of the largest image that is read.
+MAX_DEFLATED = 2 * MAX_VOXELS
+# The file meta information lies within these first bytes.
+_META_BYTES, _BLOCK = 4096, 2**20
 
 _LUT_ELEMENTS = (
     "PhotometricInterpretation",
@@ -162,6 +168,7 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         data = first if index == 0 else _read(path)
         pixels = _pixels(path, data)
         if index == 0:
+            check_size(folder, (len(ordered), *pixels.shape[1:3]))
             stored = np.empty((len(ordered), *pixels.shape[1:]), dtype=pixels.dtype)
         if (pixels.shape[1:], pixels.dtype) != (stored.shape[1:], stored.dtype):
             raise ImageError(
@@ -187,15 +194,36 @@ def _dcmread(path: Path, **options: Any) -> Dataset:
     with warnings.catch_warnings():
         # Broken value representations and the like are common and none of the user's business.
         warnings.simplefilter("ignore")
+        _check_deflated(path)
         try:
             return pydicom.dcmread(path, **options)
         except InvalidDicomError:
             return pydicom.dcmread(path, force=True, **options)
 
 
+def _check_deflated(path: Path) -> None:
+    """Raise ImageError if a file whose whole data set is deflated unpacks to more than an image may be.
+
+    pydicom unpacks it in one piece, to whatever size; this looks first, a little at a time.
+    """
+    with path.open("rb") as file:
+        head = file.read(_META_BYTES)
+        if uid.DeflatedExplicitVRLittleEndian.encode() not in head:
+            return
+        # the group length, 12 bytes behind the preamble, counts from its own end
+        file.seek(144 + int.from_bytes(head[140:144], "little"))
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while block := inflate.unconsumed_tail or file.read(_BLOCK):
+            size += len(inflate.decompress(block, _BLOCK))
+            if size > MAX_DEFLATED:
+                raise ImageError(f"{path} unpacks to more than {MAX_DEFLATED} bytes; that is no image.")
+
+
 def _read(path: Path, pixels: bool = True) -> Dataset:
     try:
         data = _dcmread(path, stop_before_pixels=not pixels)
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"{path} cannot be read as DICOM; it is damaged or truncated ({_sentence(error)}).") from error
     if data.get("Modality") in NOT_IMAGES:
@@ -209,6 +237,7 @@ def _pixels(path: Path, data: Dataset) -> np.ndarray:
     """Return the frames as [frame, row, column] or [frame, row, column, 3], and drop the encoded pixels."""
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError(f"{path} is DICOM but its pixel data is missing.")
+    check_size(path, (int(data.get("NumberOfFrames") or 1), int(data.Rows), int(data.Columns)))
     if "TransferSyntaxUID" not in getattr(data, "file_meta", ()):
         implicit, little = data.original_encoding
         data.ensure_file_meta()

@@ -13,7 +13,7 @@ from medclipsam.errors import ImageError
 from medclipsam.imaging.geometry import plain_grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.orientation import layout_for
-from medclipsam.imaging.volumes import check_voxels
+from medclipsam.imaging.volumes import MAX_PLANE, check_size, check_voxels
 
 _TIFF_ORIENTATION, _TIFF_X, _TIFF_Y, _TIFF_UNIT = 274, 282, 283, 296
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -32,6 +32,8 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
             array, spacing = _open(path)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} states more pixels than the {MAX_PLANE} that are allowed.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image, or of a format this package does not read.") from error
     except Exception as error:
@@ -49,6 +51,7 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
 
 def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
     with Image.open(path) as picture:
+        check_size(path, picture.size)
         if isinstance(picture, TiffImageFile):
             if picture.n_frames > 1:
                 raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")

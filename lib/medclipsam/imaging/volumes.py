@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,17 @@ from medclipsam.imaging.geometry import RAS_TO_LPS, Grid, grid_from_ras, plain_g
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.orientation import layout_for
 
+# What an image may hold at the most, whatever its header states: 1024 planes of 1024 x 1024, and a plane as large as
+# Pillow takes. A damaged or hostile file must not make the reader allocate or unpack without end.
+MAX_VOXELS = 2**30
+MAX_PLANE = 178_956_970
+# Where the voxels of a NIfTI file may begin at the latest, past all extensions of the header.
+_MAX_OFFSET = 2**28
+
+_MAX_HEADER = 2**20
+_NRRD_HEADER_END = re.compile(rb"\n\r?\n")
+_NRRD_DATA_FILE = re.compile(rb"data ?file[^:\n]*:", re.IGNORECASE)
+
 _UNIT_IN_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -23,7 +37,12 @@ def read_nifti(path: Path, modality: str | None = None) -> MedicalImage:
         # No memory map: the file may be replaced while the image is in use.
         file: Any = nib.load(path, mmap=False)
         header = file.header
+        check_size(path, header.get_data_shape())
+        if file.dataobj.offset > _MAX_OFFSET:
+            raise ImageError(f"{path} states that its voxels begin at byte {file.dataobj.offset}; it is damaged.")
         array = file.dataobj.get_unscaled()
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"{path} cannot be read as NIfTI: {_first_line(error)}.") from error
     if not isinstance(file, nib.Nifti1Image):
@@ -92,7 +111,11 @@ def read_nrrd(path: Path, modality: str | None = None) -> MedicalImage:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO("NrrdImageIO")
+        reader.ReadImageInformation()
+        check_size(path, reader.GetSize())
         image = reader.Execute()
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"{path} cannot be read as NRRD; it is damaged or not an NRRD file.") from error
     ndim = image.GetDimension()
@@ -129,6 +152,24 @@ def read_nrrd(path: Path, modality: str | None = None) -> MedicalImage:
     )
 
 
+def check_size(path: Path, shape: Sequence[int]) -> None:
+    """Raise ImageError if an image of this shape is larger than what is read; a check before anything is allocated.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for the sentence.
+    shape : sequence of int
+        Voxels along each axis, without colour.
+    """
+    sizes = sorted((max(int(size), 0) for size in shape), reverse=True)
+    if math.prod(sizes) > MAX_VOXELS or math.prod(sizes[:2]) > MAX_PLANE:
+        raise ImageError(
+            f"{path} states a size of {' x '.join(map(str, shape))}; at most {MAX_VOXELS} voxels, "
+            f"{MAX_PLANE} of them in a plane, are allowed."
+        )
+
+
 def check_voxels(path: Path, array: np.ndarray) -> np.ndarray:
     """Return `array` if it holds at least one voxel of a usable type and no NaN or infinity, else raise ImageError."""
     if array.size == 0:
@@ -163,17 +204,27 @@ def _rescale(file: Any) -> list[Dataset]:
 
 
 def _nrrd_fields(path: Path) -> set[str]:
-    """Return the names of the header's fields, which tell a given spacing from ITK's default of 1."""
-    names: set[str] = set()
+    """Return the names of the header's fields, which tell a given spacing from ITK's default of 1.
+
+    A header may name other files that hold the voxels. They must lie beside it: an image that was sent to a server must
+    not make it open any other of its files.
+    """
     try:
         with path.open("rb") as file:
-            for line in file:
-                if line in (b"\n", b"\r\n") or len(names) > 200:
-                    break
-                names.add(line.split(b":")[0].decode("ascii", "replace").strip().lower())
+            content = file.read(_MAX_HEADER)
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error.strerror or error}.") from error
-    return names
+    end = _NRRD_HEADER_END.search(content)
+    header = content[: end.start()] if end else content
+    if len(content) == _MAX_HEADER and (end is None or _NRRD_DATA_FILE.search(header)):
+        raise ImageError(f"{path} is not NRRD, or damaged: its header does not end.")
+    for named in _NRRD_DATA_FILE.finditer(header):
+        value = header[named.end() :].split(b"\n")[0].strip()
+        # a list of names goes on to the end of the file
+        names = content[named.end() :] if value.upper().startswith(b"LIST") else value
+        if b"/" in names or b"\\" in names:
+            raise ImageError(f"{path} keeps its voxels in another folder; they must lie beside it.")
+    return {line.split(b":")[0].decode("ascii", "replace").strip().lower() for line in header.splitlines()}
 
 
 def _first_line(error: Exception) -> str:
