@@ -85,7 +85,7 @@ def picture() -> np.ndarray:
 
 @pytest.fixture
 def studies(tmp_path: Path, picture: np.ndarray, write_radiograph: Callable[[np.ndarray, Path], None]) -> Path:
-    """A folder with a PNG, a NIfTI volume, a DICOM radiograph and a file that is no image."""
+    """A folder with a PNG, a NIfTI volume, a DICOM radiograph and a file that holds no numbers."""
     import SimpleITK
     from PIL import Image
 
@@ -97,7 +97,8 @@ def studies(tmp_path: Path, picture: np.ndarray, write_radiograph: Callable[[np.
     volume.SetOrigin((-10.0, 20.0, 5.0))
     SimpleITK.WriteImage(volume, folder / "stack.nii.gz")
     write_radiograph(picture, folder / "film.dcm")
-    (folder / "broken.nii.gz").write_bytes(b"no image")
+    nothing = SimpleITK.GetImageFromArray(np.full((2, 4, 4), np.nan, np.float32))
+    SimpleITK.WriteImage(nothing, folder / "broken.nii.gz")
     return folder
 
 
@@ -111,6 +112,7 @@ def make_app(tmp_path: Path, studies: Path, loaded: Any, monkeypatch: pytest.Mon
     from medclipsam.server.app import MedClipSamApp
 
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr("medclipsam.server.scan.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
 
     def make(**conf: str) -> Any:

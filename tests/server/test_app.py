@@ -59,11 +59,13 @@ def test_every_image_format_is_listed_by_its_name(app: MedClipSamApp) -> None:
     assert sorted(app.datastore().list_images()) == ["broken", "chest", "film", "stack"]
 
 
-def test_files_that_share_an_id_are_told(make_app: MakeApp, studies: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (studies / "stack.nrrd").write_text("")
-    make_app()
-    warnings = [record.getMessage() for record in caplog.records if record.name == "medclipsam.server.app"]
-    assert warnings == ["Image id 'stack' is shared by stack.nii.gz and stack.nrrd; rename all but one."]
+def test_an_id_that_two_files_share_is_refused_by_name(make_app: MakeApp, studies: Path) -> None:
+    shutil.copy(studies / "chest.png", studies / "stack.png")
+    app = make_app()
+    assert "stack" not in app.datastore().list_images()
+    error = refusal(app, image="stack")
+    assert error.status_code == 404
+    assert error.detail == "Image id 'stack' is shared by stack.nii.gz and stack.png; rename all but one."
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd"])

@@ -6,14 +6,12 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import Settings, settings
 from monailabel.datastore.dicom import DICOMwebClientX
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
@@ -25,8 +23,10 @@ from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
 from medclipsam.server.evidence import EvidenceStore
+from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload
+from medclipsam.server.labels import LabelCheck
 from medclipsam.server.present import LastMasks
 from medclipsam.server.requests import flag
 from medclipsam.server.shared import SharedPipeline
@@ -40,12 +40,6 @@ CLICK_TASK = "refine"
 
 # The label's tag names a folder of the datastore.
 _TAG = re.compile(r"[A-Za-z0-9_-]+")
-
-# Files of a studies folder that are listed as images.
-IMAGE_PATTERNS = [
-    *("*.nii.gz", "*.nii", "*.nrrd", "*.dcm"),
-    *("*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff", "*.bmp"),
-]
 
 
 class MedClipSamApp(MONAILabelApp):
@@ -75,6 +69,8 @@ class MedClipSamApp(MONAILabelApp):
         self.app_conf = AppConf.from_strings(conf or {})
         self.targets = TargetSet.load(*map(Path, self.app_conf.targets_files))
         table = label_table(self.targets)
+        self.images = ImageReader()
+        self.check_label = LabelCheck(self.images, table.values())
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -96,7 +92,7 @@ class MedClipSamApp(MONAILabelApp):
         """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
         table = label_table(self.targets)
         self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
-        images, masks = ImageReader(), LastMasks()
+        images, masks = self.images, LastMasks()
         self.evidence = EvidenceStore(images)
         shared: Any = {"images": images, "masks": masks, "evidence": self.evidence}
         tasks: dict[str, InferTask] = {
@@ -116,20 +112,16 @@ class MedClipSamApp(MONAILabelApp):
         return ZeroShotBatch()
 
     def init_datastore(self) -> Datastore:
-        """Return the datastore of the studies; its list of file types is ours unless the settings name another."""
+        """Return the datastore of the studies; its list of file types is ours unless the settings name one."""
         if self.studies.startswith(("http://", "https://")):
             self.studies = self.studies.strip().rstrip("/")
             return self.init_remote_datastore()
-        patterns = _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT") or IMAGE_PATTERNS
-        datastore = LocalDatastore(
-            self.studies,
-            extensions=patterns,
+        return FolderStudies(
+            Path(self.studies),
+            _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT"),
+            check_label=self.check_label,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
-        for image_id, names in shared_ids(Path(self.studies), patterns).items():
-            logger.warning("Image id %r is shared by %s; rename all but one.", image_id, " and ".join(names))
-        return datastore
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """Return our datastore in place of the stock one, which at start would download a program to write SEG with."""
@@ -146,6 +138,7 @@ class MedClipSamApp(MONAILabelApp):
             search_filter=_set_by_user("MONAI_LABEL_DICOMWEB_SEARCH_FILTER") or SEARCH_FILTER,
             cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or None,
             fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+            check_label=self.check_label,
         )
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -250,20 +243,6 @@ class MedClipSamApp(MONAILabelApp):
     def _is_session(self, path: Path) -> bool:
         sessions = self.sessions()
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
-
-
-def shared_ids(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
-    """Return the image ids that several files of a folder share, with the files' names.
-
-    MONAI Label names an image by its file's name without the extension, and knows only one file for a name.
-    """
-    files: dict[str, list[str]] = {}
-    for name in sorted(file.name for file in folder.iterdir() if file.is_file()):
-        # "*.nii.gz" ends as "*.gz" would: the longest extension is the one that is cut off
-        endings = [pattern.removeprefix("*") for pattern in patterns if name.endswith(pattern.removeprefix("*"))]
-        if endings:
-            files.setdefault(name.removesuffix(max(endings, key=len)), []).append(name)
-    return {image_id: names for image_id, names in files.items() if len(names) > 1}
 
 
 def _set_by_user(name: str) -> Any:

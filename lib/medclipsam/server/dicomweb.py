@@ -14,6 +14,7 @@ from requests import RequestException
 from retrying import RetryError
 
 from medclipsam.errors import InputError
+from medclipsam.server.folder import CheckLabel
 from medclipsam.server.http import UnknownError, UpstreamError
 
 SEARCH_FILTER = {"Modality": "CT,MR,CR,DX,MG,US"}
@@ -24,7 +25,17 @@ class DicomWebStudies(DICOMWebDatastore):
 
     The stock one turns each series into NIfTI first, which loses the modality and the windows, and fails on radiographs
     and on ultrasound.
+
+    Parameters
+    ----------
+    check_label : callable, optional
+        Raises `InputError` for a label that must not be saved; given the image's folder, the label's file and what
+        comes with it.
     """
+
+    def __init__(self, *args: Any, check_label: CheckLabel | None = None, **more: Any) -> None:
+        self._check_label = check_label
+        super().__init__(*args, **more)
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the folder that holds the series, fetched at the first call.
@@ -61,8 +72,10 @@ class DicomWebStudies(DICOMWebDatastore):
         Raises
         ------
         InputError
-            If the tool that writes DICOM SEG is not installed.
+            If the label must not be saved, or the tool that writes DICOM SEG is not installed.
         """
+        if self._check_label is not None:
+            self._check_label(Path(self.get_image_uri(image_id)), Path(label_filename), label_info or {})
         if label_tag == DefaultLabelTag.FINAL and shutil.which("itkimage2segimage") is None:
             raise InputError(
                 "A final label becomes DICOM SEG, for which the program itkimage2segimage is needed; "

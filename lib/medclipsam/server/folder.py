@@ -1,0 +1,446 @@
+"""Studies in a folder: MONAI Label's datastore with series as images, in sub-folders too, and safe writes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
+
+from medclipsam.errors import InputError
+from medclipsam.server import scan
+from medclipsam.server.http import UnknownError
+from medclipsam.server.scan import SUFFIXES, FolderScan, Found, Listing
+
+logger = logging.getLogger(__name__)
+
+# Checks a label before it is saved: the image, its file or folder, the label's file, and what comes with it.
+CheckLabel = Callable[[Path, Path, dict[str, Any]], None]
+
+_CONFIG = "datastore_v2.json"
+# Seconds between two looks at the folder.
+_LOOK_SECONDS = 1.0
+
+
+class FolderStudies(LocalDatastore):
+    """Images of a folder and its sub-folders, and their labels.
+
+    An image is a file, or the slices of one DICOM series in one folder, whatever else lies there. Labels are kept as
+    MONAI Label keeps them: `labels/<tag>/<image id><extension>`, and what is known of them in `datastore_v2.json`.
+
+    Parameters
+    ----------
+    folder : Path
+        The studies.
+    patterns : sequence of str, optional
+        File names to list; by default every format that is read.
+    check_label : callable, optional
+        Raises `InputError` for a label that must not be saved.
+    auto_reload : bool
+        Whether the folder is looked at again at each use; else only by `refresh`.
+    settle : float, optional
+        See `FolderScan`.
+
+    Notes
+    -----
+    The list of images is never written: it is the folder's own. `datastore_v2.json` is written when a label or the
+    information on an image changes, under a temporary name first, and after reading what another process has written.
+    It keeps the entries of labelled images that are not there at the moment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        patterns: Sequence[str] | None = None,
+        *,
+        check_label: CheckLabel | None = None,
+        auto_reload: bool = True,
+        settle: float | None = None,
+    ) -> None:
+        # The stock constructor lists, watches and writes in its own way; only its fields are taken over.
+        self._datastore_path = str(folder)
+        self._datastore_config_path = str(folder / _CONFIG)
+        self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
+        self._auto_reload = auto_reload
+        self._lock_file = str(folder / ".lock")
+        self._datastore = self._empty()
+        self._root = folder
+        self._check_label = check_label
+        self._access = threading.RLock()
+        self._stamp: tuple[int, int, int] | None = None
+        self._labels_stamp: dict[str, int] = {}
+        self._looked = float("-inf")
+        self._listing = Listing()
+        labels = folder / self._datastore.labels_dir
+        skip = {labels, folder / _CONFIG}
+        self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
+        logging.getLogger("filelock").setLevel(logging.ERROR)
+        for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
+            (labels / tag).mkdir(parents=True, exist_ok=True)
+        self._read_config(strict=True)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the folder and the labels."""
+        with self._access:
+            self._listing = self._scan.look()
+            self._looked = time.monotonic()
+            self._read_config()
+            if not self._listing.images.keys() <= self._datastore.objects.keys():
+                self._labels_stamp.clear()  # labels of images that are new here
+            for image_id, found in self._listing.images.items():
+                self._entry(image_id, found)
+            self._look_at_labels()
+
+    def list_images(self) -> list[str]:
+        """Return the ids of all images that can be asked for."""
+        return list(self._current().images)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Return an image's file, or a folder with its slices and nothing else; empty where there is none.
+
+        Raises
+        ------
+        UnknownError
+            If several images claim the id.
+        """
+        listing = self._current()
+        if image_id in listing.shared:
+            raise UnknownError(
+                f"Image id {image_id!r} is shared by {self._scan.names(listing.shared[image_id])}; rename all but one."
+            )
+        found = listing.images.get(image_id)
+        if found is None:
+            return ""
+        return str(found.path if found.alone else _linked(found))
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return what is known of an image, with its `path`; empty where there is none."""
+        found = self._current().images.get(image_id)
+        if found is None:
+            return {}
+        return {**copy.deepcopy(self._entry(image_id, found).image.info), "path": self.get_image_uri(image_id)}
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the ids of the images that have a label of a tag, by default `final`."""
+        return [image for image in self.list_images() if self._has(image, label_tag)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the ids of the images that have no label of a tag, by default `final`."""
+        return [image for image in self.list_images() if not self._has(image, label_tag)]
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Return image and label of each finished image, as paths."""
+        tag = DefaultLabelTag.FINAL.value
+        pairs = [
+            {"image": self.get_image_uri(image), "label": self.get_label_uri(image, tag)}
+            for image in self.get_labeled_images()
+        ]
+        if full_path:
+            return pairs
+        return [{key: os.path.relpath(path, self._root) for key, path in pair.items()} for pair in pairs]
+
+    def status(self) -> dict[str, Any]:
+        """Return how many images there are, how many are finished, and how many labels each tag has."""
+        with self._access:
+            images = self.list_images()
+            tags = Counter(tag for image in images for tag in self._datastore.objects[image].labels)
+            return {"total": len(images), "completed": len(self.get_labeled_images()), "label_tags": dict(tags)}
+
+    def json(self) -> dict[str, Any]:
+        """Return images and labels with what is known of them."""
+        with self._access:
+            here = self._current().images
+            content = self._datastore.model_dump(exclude={"base_path"})
+        return {**content, "objects": {image: content["objects"][image] for image in here}}
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Copy a file into the studies.
+
+        Raises
+        ------
+        InputError
+            If its format is not one that is listed, or the id is that of another file.
+        """
+        name = os.path.basename(image_filename)
+        suffix = _suffix(name) or ".dcm"
+        image_id = image_id or name[: len(name) - len(suffix)]
+        path = self._root / f"{image_id}{suffix}"
+        if path.parent != self._root or image_id.startswith("."):
+            raise InputError(f"Image {image_id!r} cannot be named so; allowed: a name without separators.")
+        listing = self._current()
+        taken = listing.shared.get(image_id) or ([listing.images[image_id].path] if image_id in listing.images else [])
+        if any(other != path for other in taken):
+            raise InputError(f"Image id {image_id!r} is that of {self._scan.names(taken)} already; give another.")
+        with self._changing():
+            _copy(Path(image_filename), path)
+            info = {**(image_info or {}), "ts": int(time.time()), "name": path.name}
+            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
+            self._scan.arrived(path)
+        self.refresh()
+        return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image's files and its labels.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image, or several.
+        """
+        self.get_image_uri(image_id)
+        found = self._current().images.get(image_id)
+        if found is None:
+            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+        with self._changing():
+            entry = self._datastore.objects.pop(image_id, None)
+            for tag in entry.labels if entry else ():
+                Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else "")).unlink(missing_ok=True)
+            for file in found.files:
+                file.unlink(missing_ok=True)
+            if found.path.is_dir() and found.path != self._root:
+                with suppress(OSError):  # something else is left in it
+                    found.path.rmdir()
+        self.refresh()
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Save a label, in place of the one that the tag had.
+
+        Returns
+        -------
+        str
+            The label's id, which is the image's.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        InputError
+            If the label must not be saved.
+        """
+        uri = self.get_image_uri(image_id)
+        if not uri:
+            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+        tag = str(getattr(label_tag, "value", label_tag))
+        info = dict(label_info or {})
+        if self._check_label is not None:
+            self._check_label(Path(uri), Path(label_filename), info)
+        suffix = _suffix(os.path.basename(label_filename))
+        with self._changing():
+            labels = self._entry(image_id, self._listing.images[image_id]).labels
+            path = Path(self._label_path(image_id, tag, suffix))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _copy(Path(label_filename), path)
+            before = labels.get(tag)
+            if before is not None and before.ext != suffix:
+                Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
+            labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label; one that is not there is none."""
+        self._current()
+        with self._changing():
+            entry = self._datastore.objects.get(label_id)
+            label = entry.labels.pop(label_tag, None) if entry else None
+            if label is not None:
+                Path(self._label_path(label_id, label_tag, label.ext)).unlink(missing_ok=True)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to what is known of an image.
+
+        When a strategy has proposed an image last (the key `strategy` alone) is kept in memory and written with the
+        next change: it is of no use after a restart, and would cost a whole write for each image that is looked at.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        """
+        found = self._current().images.get(image_id)
+        if found is None:
+            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+        if set(info) <= {"strategy"}:
+            with self._access:
+                self._entry(image_id, found).image.info.update(info)
+            return
+        with self._changing():
+            self._entry(image_id, found).image.info.update(info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is known of a label.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such label.
+        """
+        self._current()
+        with self._changing():
+            label = self._datastore.label(label_id, label_tag)
+            if label is None:
+                raise UnknownError(f"Image {label_id!r} has no label of the tag {label_tag!r}.")
+            label.info.update(info)
+
+    def _empty(self) -> LocalDatastoreModel:
+        model = LocalDatastoreModel(name="new-dataset", description="New Dataset", images_dir=".")
+        model.base_path = self._datastore_path
+        return model
+
+    def _current(self) -> Listing:
+        with self._access:
+            if self._auto_reload and time.monotonic() - self._looked >= _LOOK_SECONDS:
+                self.refresh()
+            return self._listing
+
+    def _has(self, image_id: str, tag: str | None) -> bool:
+        entry = self._datastore.objects.get(image_id)
+        return entry is not None and (tag or DefaultLabelTag.FINAL.value) in entry.labels
+
+    def _entry(self, image_id: str, found: Found) -> ImageLabelModel:
+        """Return what is known of an image, made now where nothing was."""
+        entry = self._datastore.objects.get(image_id)
+        if entry is None:
+            entry = ImageLabelModel(image=DataModel(info={"ts": int(time.time()), "name": found.path.name}))
+            self._datastore.objects[image_id] = entry
+        entry.image.ext = found.suffix
+        return entry
+
+    def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
+        return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
+
+    def _look_at_labels(self) -> None:
+        """Take in labels that were put into their folders by hand, and let go of those that were removed."""
+        folder = self._root / self._datastore.labels_dir
+        for place in folder.iterdir() if folder.is_dir() else ():
+            if not place.is_dir() or place.name.startswith("."):
+                continue
+            changed = place.stat().st_mtime_ns
+            if self._labels_stamp.get(place.name) == changed:
+                continue
+            there = {name: _suffix(name) for name in os.listdir(place) if _suffix(name) and name[0] != "."}
+            for image_id, entry in self._datastore.objects.items():
+                label = entry.labels.get(place.name)
+                if label is not None and f"{image_id}{label.ext}" not in there:
+                    del entry.labels[place.name]
+            for name, suffix in there.items():
+                entry = self._datastore.objects.get(name[: len(name) - len(suffix)])
+                if entry is not None and place.name not in entry.labels:
+                    info = {"ts": int(time.time()), "name": name}
+                    entry.labels[place.name] = DataModel(info=info, ext=suffix)
+            self._labels_stamp[place.name] = changed
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change what is known while no other thread or process does, and write it."""
+        with self._access, FileLock(self._lock_file):
+            self._read_config()
+            yield
+            self._write_config()
+
+    def _read_config(self, strict: bool = False) -> None:
+        """Read `datastore_v2.json` if it is another than the one that was read or written last."""
+        path = Path(self._datastore_config_path)
+        try:
+            state = path.stat()
+            stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if stamp == self._stamp:
+                return
+            model = LocalDatastoreModel.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            if strict:
+                raise InputError(f"{path} cannot be read; mend it, or move it away to begin a new one.") from error
+            logger.error("%s cannot be read; what was known before stands.", path.name)
+            return
+        model.base_path = self._datastore_path
+        for image_id, entry in self._datastore.objects.items():
+            # what is in memory only
+            model.objects.setdefault(image_id, entry)
+            if "strategy" in entry.image.info:
+                model.objects[image_id].image.info.setdefault("strategy", entry.image.info["strategy"])
+        self._datastore, self._stamp = model, stamp
+        self._labels_stamp.clear()
+
+    def _write_config(self) -> None:
+        path = Path(self._datastore_config_path)
+        content = self._datastore.model_dump(exclude={"base_path"})
+        # of the other images nothing is known but what the folder says itself
+        content["objects"] = {
+            image_id: entry
+            for image_id, entry in content["objects"].items()
+            if entry["labels"] or set(entry["image"]["info"]) - {"ts", "name"}
+        }
+        handle, name = tempfile.mkstemp(dir=self._root, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file, indent=2, default=str)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        state = path.stat()
+        self._stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write what is known: the stock `set_name` and `set_description` call it."""
+        if not lock:
+            self._write_config()
+            return
+        with self._access, FileLock(self._lock_file):
+            self._write_config()
+
+
+def _linked(found: Found) -> Path:
+    """Return a folder of links to the slices of a series that shares its own folder with other images."""
+    content = "\n".join(map(str, found.files))
+    folder = Path(tempfile.gettempdir()) / f"series-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
+    if not folder.is_dir():
+        made = Path(tempfile.mkdtemp(prefix=".series-"))
+        for file in found.files:
+            (made / file.name).symlink_to(file)
+        try:
+            made.rename(folder)
+        except OSError:  # another thread was quicker
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file so that it appears under its name only when complete."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+    os.close(handle)
+    try:
+        shutil.copyfile(source, name)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _suffix(name: str) -> str:
+    end = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[len(name) - len(end) :]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

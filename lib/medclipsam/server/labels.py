@@ -1,0 +1,87 @@
+"""What a label must be to be saved: a label map that lies on its image and holds known labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medclipsam.errors import InputError
+from medclipsam.imaging import read_mask
+from medclipsam.server.images import ImageReader
+
+
+class LabelCheck:
+    """Checks labels before they are saved.
+
+    Parameters
+    ----------
+    images : ImageReader
+        Reads the images that labels are held against.
+    table : collection of int
+        Labels of the server's own table.
+    """
+
+    def __init__(self, images: ImageReader, table: Collection[int]) -> None:
+        self._images = images
+        self._table = frozenset(table)
+
+    def __call__(self, image: Path, label: Path, info: Mapping[str, Any]) -> None:
+        """Look at the label that is to be saved for an image.
+
+        Parameters
+        ----------
+        image : Path
+            The image's file or series folder.
+        label : Path
+            The label's file.
+        info : mapping
+            What came with it; may name further labels, see `named_labels`.
+
+        Raises
+        ------
+        InputError
+            If the label is no label map, does not lie on the image, or holds a label that neither the table nor `info`
+            names. An empty label map is a label.
+        """
+        try:
+            values = np.unique(read_mask(label, self._images.read(image)))
+        except InputError as error:
+            # what a file sent along was called here says nothing to who sent it
+            raise InputError(str(error).replace(f" {label.name}", "").replace(label.name, "The label")) from None
+        unknown = sorted({int(value) for value in values} - {0} - self._table - named_labels(info))
+        if unknown:
+            raise InputError(
+                f"The label holds {', '.join(map(str, unknown))}, of which neither this server's labels nor the "
+                'request\'s label_info knows; name them there, as in [{"name": "cyst", "idx": 7}].'
+            )
+
+
+def named_labels(info: Mapping[str, Any]) -> frozenset[int]:
+    """Return the labels that a request names.
+
+    Parameters
+    ----------
+    info : mapping
+        `label_info`: a list of {"name": ..., "idx": ...}, as 3D Slicer sends it; one without `idx` counts by its place,
+        from 1. `label_names`: name to label, as this server answers masks; at the top or in `params`.
+    """
+    found: set[int] = set()
+    entries = info.get("label_info")
+    for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
+        if isinstance(entry, Mapping):
+            found.add(_label(entry.get("idx", place)))
+    params = info.get("params")
+    for holder in (info, params if isinstance(params, Mapping) else {}):
+        names = holder.get("label_names")
+        if isinstance(names, Mapping):
+            found.update(map(_label, names.values()))
+    return frozenset(found)
+
+
+def _label(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or not 0 <= value <= 255:
+        raise InputError(f"The label number {value!r} cannot be used; whole numbers from 0 to 255 are allowed.")
+    return int(value)

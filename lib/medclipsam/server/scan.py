@@ -1,0 +1,283 @@
+"""Which images a studies folder holds, looked at again and again at little cost.
+
+A folder that has not changed since it was last looked at costs one question to the file system, a file that has not
+changed is never opened twice.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medclipsam.imaging.dicom import looks_like_dicom, read_header
+from medclipsam.imaging.dicom_geometry import is_slice
+from medclipsam.imaging.whole import is_whole
+
+logger = logging.getLogger(__name__)
+
+# Longest first: ".nii.gz" ends as ".gz" would.
+SUFFIXES = (".nii.gz", ".nrrd", ".nii", ".dicom", ".dcm", ".jpeg", ".tiff", ".jpg", ".png", ".tif", ".bmp")
+_DICOM_SUFFIXES = (".dicom", ".dcm")
+# Seconds for which a file must have stayed as it is before it counts as arrived.
+SETTLE_SECONDS = 2.0
+# A folder that changed less than this before it was looked at may have changed once more within its time stamp.
+_STAMP_SECONDS = 2.0
+# What is still not whole after this long is told in the log.
+_PATIENCE_SECONDS = 60.0
+_LONGEST_ID = 200
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image of the studies folder.
+
+    Attributes
+    ----------
+    image_id : str
+        File name without extension, or the SeriesInstanceUID of a series of slices.
+    path : Path
+        Its file, or the folder of its slices.
+    files : tuple of Path
+        Its files.
+    suffix : str
+        The file's extension; empty for a series and for DICOM without one.
+    alone : bool
+        Whether the folder of a series holds no other DICOM images, so that it can be read as it is.
+    """
+
+    image_id: str
+    path: Path
+    files: tuple[Path, ...]
+    suffix: str
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a look has found.
+
+    Attributes
+    ----------
+    images : dict of str to Found
+        What can be asked for, by its id.
+    shared : dict of str to list of Path
+        Ids that several images claim, which none of them gets, with their files or folders.
+    """
+
+    images: dict[str, Found] = field(default_factory=dict)
+    shared: dict[str, list[Path]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is known of a file as long as size and time stay the same."""
+
+    size: int
+    changed: int
+    image_id: str = ""
+    suffix: str = ""
+    series: str | None = None  # of slices of a volume
+    is_image: bool = False
+    is_dicom: bool = False
+    is_whole: bool = True
+
+
+@dataclass
+class _Folder:
+    changed: int = -1
+    looked: float = 0.0
+    folders: list[Path] = field(default_factory=list)
+    files: dict[str, _File] = field(default_factory=dict)
+    # names of files that have not arrived: size, time of change, and since when they are so
+    waiting: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    images: list[Found] = field(default_factory=list)
+
+
+class FolderScan:
+    """Looks at a folder and its sub-folders; hidden ones, and links to folders, are left out.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    patterns : sequence of str, optional
+        File names to list, such as "*.nii.gz"; by default all formats that are read, and DICOM by its content.
+    skip : collection of Path
+        Folders and files that hold no images.
+    settle : float
+        Seconds for which a file must have stayed as it is before it is listed.
+    clock : callable
+        The time as files have it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        patterns: Sequence[str] | None = None,
+        skip: Collection[Path] = (),
+        settle: float = SETTLE_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.root = root
+        self._patterns = patterns
+        self._skip = frozenset(skip)
+        self._settle = settle
+        self._clock = clock
+        self._known: dict[Path, _Folder] = {}
+        self._told: set[tuple[str, ...]] = set()
+        self._complete: set[Path] = set()
+
+    def look(self) -> Listing:
+        """Return what is there now."""
+        claims: dict[str, list[Found]] = defaultdict(list)
+        seen: set[Path] = set()
+        todo = [self.root]
+        while todo:
+            path = todo.pop()
+            folder = self._look_at(path)
+            if folder is None:
+                continue
+            seen.add(path)
+            todo += folder.folders
+            for image in folder.images:
+                claims[image.image_id].append(image)
+        self._known = {path: folder for path, folder in self._known.items() if path in seen}
+        shared = {name: sorted(found.path for found in images) for name, images in claims.items() if len(images) > 1}
+        for name, paths in shared.items():
+            self._tell_once(
+                ("shared", name, *map(str, paths)),
+                f"Image id {name!r} is shared by {self.names(paths)}, and none of them is served; rename all but one.",
+            )
+        return Listing({name: images[0] for name, images in claims.items() if len(images) == 1}, shared)
+
+    def arrived(self, path: Path) -> None:
+        """Say that a file is complete, which need not wait for that to be seen at the next look."""
+        self._complete.add(path)
+        if path.parent in self._known:
+            self._known[path.parent].changed = -1
+
+    def names(self, paths: Sequence[Path]) -> str:
+        """Return paths for people, from the root on: "a.png and b/a.nii.gz"."""
+        return " and ".join(
+            str(path.relative_to(self.root)) if path != self.root else "the slices in the folder itself"
+            for path in paths
+        )
+
+    def _look_at(self, path: Path) -> _Folder | None:
+        folder = self._known.setdefault(path, _Folder())
+        now = self._clock()
+        try:
+            changed = path.stat().st_mtime_ns
+            stale = changed != folder.changed or folder.looked < changed / 1e9 + max(_STAMP_SECONDS, self._settle)
+            if stale or folder.waiting or not all(file.is_whole for file in folder.files.values()):
+                self._read(path, folder, now)
+                folder.changed, folder.looked = changed, now
+        except OSError:  # it went away, or must not be read
+            self._known.pop(path, None)
+            return None
+        return folder
+
+    def _read(self, path: Path, folder: _Folder, now: float) -> None:
+        files: dict[str, _File] = {}
+        waiting: dict[str, tuple[int, int, float]] = {}
+        folders = []
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(".") or Path(entry.path) in self._skip:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.is_file() and self._may_be_image(entry.name):
+                    state = entry.stat()
+                    known = folder.files.get(entry.name)
+                    if known and (known.size, known.changed) == (state.st_size, state.st_mtime_ns):
+                        files[entry.name] = known
+                        if not known.is_whole and now - state.st_mtime >= _PATIENCE_SECONDS:
+                            self._tell_once(
+                                ("broken", entry.path, str(known.changed)),
+                                f"{self.names([Path(entry.path)])} is not listed: it is damaged, or not all of it "
+                                "is there.",
+                            )
+                        continue
+                    since = self._since(folder.waiting.get(entry.name), state, now)
+                    arrived = self._arrived(Path(entry.path), state, since, now)
+                    if arrived is None:
+                        waiting[entry.name] = (state.st_size, state.st_mtime_ns, since)
+                    else:
+                        files[entry.name] = arrived
+        arriving = waiting or not all(file.is_whole for file in files.values())
+        settled = not arriving and now - path.stat().st_mtime >= self._settle
+        folder.folders, folder.files, folder.waiting = folders, files, waiting
+        folder.images = self._images(path, files, folder.images, settled)
+
+    def _may_be_image(self, name: str) -> bool:
+        if self._patterns is None:
+            return True
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self._patterns)
+
+    @staticmethod
+    def _since(before: tuple[int, int, float] | None, state: os.stat_result, now: float) -> float:
+        same = before is not None and before[:2] == (state.st_size, state.st_mtime_ns)
+        return before[2] if same and before is not None else now
+
+    def _arrived(self, path: Path, state: os.stat_result, since: float, now: float) -> _File | None:
+        """Return what a file is once it has stayed as it is; None as long as it may still be on its way."""
+        # by its own time, or, where another machine's clock has set it, by how long it has been seen so
+        still = max(now - state.st_mtime, now - since)
+        if still < self._settle and path not in self._complete:
+            return None
+        self._complete.discard(path)
+        size, changed = state.st_size, state.st_mtime_ns
+        suffix = next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
+        is_dicom = suffix in ("", *_DICOM_SUFFIXES) and looks_like_dicom(path)
+        if not suffix and not is_dicom:
+            return _File(size, changed)
+        if not is_whole(path):
+            return _File(size, changed, is_whole=False)
+        name = path.name[: len(path.name) - len(suffix)]
+        if not name.isprintable() or not name.strip() or len(name.encode()) > _LONGEST_ID or "\\" in name:
+            self._tell_once(("name", str(path)), f"{path.name!r} is not listed: its name cannot be an image id.")
+            return _File(size, changed)
+        series = None
+        if is_dicom:
+            header = read_header(path)
+            if header is None:
+                return _File(size, changed)
+            if is_slice(header):
+                series = re.sub(r"[^\w.-]", "_", str(header.get("SeriesInstanceUID") or path.parent.name))[:_LONGEST_ID]
+        return _File(size, changed, name, path.name[len(name) :], series, True, is_dicom)
+
+    def _images(self, path: Path, files: dict[str, _File], before: list[Found], settled: bool) -> list[Found]:
+        """Group the files of one folder into images."""
+        images, series = [], defaultdict(list)
+        for name, file in files.items():
+            if file.series is not None:
+                series[file.series].append(path / name)
+            elif file.is_image:
+                images.append(Found(file.image_id, path / name, (path / name,), file.suffix))
+        dicom = sum(file.is_image and file.is_dicom for file in files.values())
+        earlier = {image.files: image for image in before}
+        for uid, slices in series.items():
+            if len(slices) > 1:
+                image = Found(uid, path, tuple(slices), "", len(slices) == dicom)
+            else:
+                only = files[slices[0].name]
+                image = Found(only.image_id, slices[0], tuple(slices), only.suffix)
+            # more slices may be on their way
+            if settled or image.files in earlier:
+                images.append(image)
+            else:
+                images += [old for old in before if set(old.files) <= set(slices)]
+        return images
+
+    def _tell_once(self, key: tuple[str, ...], sentence: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            logger.warning("%s", sentence)

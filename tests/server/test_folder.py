@@ -1,0 +1,302 @@
+"""The datastore of a studies folder: what it lists, what it writes, and when."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from medclipsam.errors import InputError
+from medclipsam.imaging import read_image
+from medclipsam.server import folder as folder_module
+from medclipsam.server.folder import FolderStudies
+from medclipsam.server.http import UnknownError
+
+MakeStudies = Callable[..., FolderStudies]
+
+
+@pytest.fixture
+def root(tmp_path: Path, write_series: Any) -> Path:
+    """Two pictures, one of them in a sub-folder, and two series of slices in one folder."""
+    root = tmp_path / "studies"
+    (root / "sub").mkdir(parents=True)
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    Image.fromarray(pixels).save(root / "a.png")
+    Image.fromarray(pixels).save(root / "sub/b.png")
+    for number, uid in enumerate(("one", "two")):
+        write_series(np.stack([pixels] * 3) + 50 * number, root / "case", uid=uid, start=10 * number)
+    return root
+
+
+@pytest.fixture
+def make(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeStudies:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(folder_module, "_LOOK_SECONDS", 0.0)
+    return lambda **more: FolderStudies(root, **{"settle": 0, **more})
+
+
+@pytest.fixture
+def studies(make: MakeStudies) -> FolderStudies:
+    return make()
+
+
+@pytest.fixture
+def label(tmp_path: Path) -> Path:
+    path = tmp_path / "label.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((6, 8), np.uint8)), path)
+    return path
+
+
+def config(root: Path) -> Any:
+    return json.loads((root / "datastore_v2.json").read_text())
+
+
+def series_of(studies: FolderStudies) -> list[str]:
+    return sorted(set(studies.list_images()) - {"a", "b"})
+
+
+def test_images_are_read_from_where_they_are(studies: FolderStudies, root: Path) -> None:
+    assert studies.get_image_uri("a") == str(root / "a.png")
+    assert studies.get_image_uri("b") == str(root / "sub/b.png")
+    assert len(series_of(studies)) == 2
+    assert all(set(image).isdisjoint("/\\") for image in studies.list_images())
+    brightest = [read_image(studies.get_image_uri(image)).voxels().max() for image in series_of(studies)]
+    assert sorted(brightest) == [47, 97]
+    assert [read_image(studies.get_image_uri(image)).n_planes for image in series_of(studies)] == [3, 3]
+    assert studies.get_image_uri("nobody") == ""
+    assert studies.get_image_info("nobody") == {}
+    info = studies.get_image_info("b")
+    assert (info["name"], info["path"]) == ("b.png", str(root / "sub/b.png"))
+
+
+def test_a_series_alone_in_its_folder_is_read_in_place(studies: FolderStudies, root: Path) -> None:
+    uid = series_of(studies)[0]
+    other = [Path(file) for file in studies._listing.images[series_of(studies)[1]].files]
+    (root / "elsewhere").mkdir()
+    for file in other:
+        shutil.move(file, root / "elsewhere")
+    assert studies.get_image_uri(uid) == str(root / "case")
+
+
+def test_nothing_is_written_for_looking(studies: FolderStudies, root: Path) -> None:
+    studies.status(), studies.json(), studies.datalist(), studies.get_image_info("a")
+    studies.update_image_info("a", {"strategy": {"random": {"ts": 1}}})
+    assert studies.get_image_info("a")["strategy"] == {"random": {"ts": 1}}
+    assert not (root / "datastore_v2.json").exists()
+
+
+def test_images_that_are_added_appear_and_those_that_go_disappear(studies: FolderStudies, root: Path) -> None:
+    shutil.copy(root / "a.png", root / "sub" / "c.png")
+    assert "c" in studies.list_images()
+    (root / "a.png").unlink()
+    assert "a" not in studies.list_images()
+    assert studies.get_image_uri("a") == ""
+
+
+def test_without_reloading_only_a_refresh_looks(make: MakeStudies, root: Path) -> None:
+    studies = make(auto_reload=False)
+    shutil.copy(root / "a.png", root / "c.png")
+    assert "c" not in studies.list_images()
+    studies.refresh()
+    assert "c" in studies.list_images()
+
+
+def test_a_shared_id_is_refused_by_name(studies: FolderStudies, root: Path, label: Path) -> None:
+    shutil.copy(root / "a.png", root / "sub" / "a.png")
+    assert "a" not in studies.list_images()
+    for ask in (
+        lambda: studies.get_image_uri("a"),
+        lambda: studies.save_label("a", str(label), "final", {}),
+        lambda: studies.remove_image("a"),
+    ):
+        with pytest.raises(UnknownError, match=r"'a' is shared by a\.png and sub/a\.png; rename all but one"):
+            ask()
+    assert (root / "a.png").exists()
+
+
+def test_a_label_is_saved_and_found_again(make: MakeStudies, root: Path, label: Path) -> None:
+    studies = make()
+    uid = series_of(studies)[0]
+    for image in ("b", uid):
+        assert studies.save_label(image, str(label), "final", {"by": "me"}) == image
+        assert Path(studies.get_label_uri(image, "final")).read_bytes() == label.read_bytes()
+    assert sorted(studies.get_labeled_images()) == sorted(["b", uid])
+    assert "a" in studies.get_unlabeled_images()
+    assert studies.status() == {"total": 4, "completed": 2, "label_tags": {"final": 2}}
+    assert studies.get_label_info("b", "final")["by"] == "me"
+    assert {pair["label"]: pair["image"] for pair in studies.datalist()} == {
+        str(root / f"labels/final/{image}.nii.gz"): studies.get_image_uri(image) for image in ("b", uid)
+    }
+    assert set(config(root)["objects"]) == {"b", uid}
+    again = make()
+    assert again.get_label_info("b", "final")["by"] == "me"
+    assert again.status() == studies.status()
+
+
+def test_a_label_replaces_the_one_before_it(studies: FolderStudies, root: Path, label: Path, tmp_path: Path) -> None:
+    studies.save_label("a", str(label), "final", {})
+    other = tmp_path / "label.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.uint8)), other)
+    studies.save_label("a", str(other), "final", {})
+    assert sorted(os.listdir(root / "labels/final")) == ["a.nrrd"]
+    studies.remove_label("a", "final")
+    studies.remove_label("a", "never")
+    assert os.listdir(root / "labels/final") == []
+    assert studies.get_labeled_images() == []
+    assert config(root)["objects"] == {}
+
+
+def test_a_label_that_is_refused_leaves_the_one_before_it(make: MakeStudies, root: Path, label: Path) -> None:
+    asked: list[tuple[Path, Path, Any]] = []
+
+    def check(image: Path, file: Path, info: Any) -> None:
+        asked.append((image, file, info))
+        if info.get("bad"):
+            raise InputError("No.")
+
+    studies = make(check_label=check)
+    studies.save_label("b", str(label), "final", {"n": 1})
+    assert asked == [(root / "sub/b.png", label, {"n": 1})]
+    before = label.read_bytes()
+    label.write_bytes(b"x")
+    with pytest.raises(InputError, match="No"):
+        studies.save_label("b", str(label), "final", {"bad": True})
+    assert Path(studies.get_label_uri("b", "final")).read_bytes() == before
+    assert studies.get_label_info("b", "final")["n"] == 1
+
+
+def test_labels_put_into_their_folder_by_hand_are_found(studies: FolderStudies, root: Path, label: Path) -> None:
+    shutil.copy(label, root / "labels/final/a.nii.gz")
+    shutil.copy(label, root / "labels/final/nobody.nii.gz")
+    assert studies.get_labeled_images() == ["a"]
+    (root / "labels/final/a.nii.gz").unlink()
+    assert studies.get_labeled_images() == []
+    # a label that lies there before its image comes
+    shutil.copy(root / "a.png", root / "nobody.png")
+    assert studies.get_labeled_images() == ["nobody"]
+
+
+def test_what_is_known_of_a_label_outlives_its_images_absence(make: MakeStudies, root: Path, label: Path) -> None:
+    """As when the share that holds the images is away for a while."""
+    studies = make()
+    studies.save_label("b", str(label), "final", {"by": "me"})
+    (root / "sub").rename(root / ".away")
+    assert "b" not in studies.list_images()
+    assert studies.get_labeled_images() == []
+    studies.save_label("a", str(label), "final", {})
+    (root / ".away").rename(root / "sub")
+    assert make().get_label_info("b", "final")["by"] == "me"
+    assert sorted(make().get_labeled_images()) == ["a", "b"]
+
+
+def test_two_datastores_do_not_undo_each_other(make: MakeStudies, label: Path) -> None:
+    """The server and its batch inference."""
+    server, batch = make(), make()
+    server.update_image_info("a", {"strategy": {"random": 1}})
+    batch.save_label("a", str(label), "original", {"from": "batch"})
+    server.save_label("b", str(label), "final", {})
+    assert server.get_label_info("a", "original")["from"] == "batch"
+    assert server.get_image_info("a")["strategy"] == {"random": 1}
+    assert sorted(make().status()["label_tags"]) == ["final", "original"]
+
+
+def _save_many(root: Path, label: Path, tag: str) -> None:
+    studies = FolderStudies(root, settle=0)
+    for number in range(10):
+        studies.save_label("a", str(label), f"{tag}{number}", {})
+
+
+def test_processes_that_save_at_once_lose_nothing(make: MakeStudies, root: Path, label: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_save_many, args=(root, label, tag)) for tag in ("x", "y")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(make().status()["label_tags"]) == 20
+    assert [name for name in os.listdir(root) if name.startswith(".") and name != ".lock"] == []
+
+
+def test_a_write_that_fails_keeps_what_was_there(
+    studies: FolderStudies, root: Path, label: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.save_label("a", str(label), "final", {"n": 1})
+    before = (root / "datastore_v2.json").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dump", full)
+    with pytest.raises(OSError, match="No space"):
+        studies.update_image_info("a", {"note": "x"})
+    assert (root / "datastore_v2.json").read_bytes() == before
+    assert [name for name in os.listdir(root) if name.startswith(".") and name != ".lock"] == []
+
+
+def test_a_broken_list_stops_the_start_with_a_sentence(make: MakeStudies, root: Path) -> None:
+    (root / "datastore_v2.json").write_text("{")
+    with pytest.raises(InputError, match=r"datastore_v2\.json cannot be read"):
+        make()
+
+
+def test_what_monai_label_has_written_is_taken_over(make: MakeStudies, root: Path, label: Path) -> None:
+    from monailabel.datastore.local import LocalDatastore
+
+    stock = LocalDatastore(str(root), extensions=["*.png"])
+    stock.save_label("a", str(label), "final", {"by": "stock"})
+    studies = make()
+    assert studies.get_label_info("a", "final")["by"] == "stock"
+    studies.save_label("a", str(label), "original", {})
+    back = LocalDatastore(str(root), extensions=["*.png", "*.nii.gz"])
+    assert sorted(back.get_labels_by_image_id("a")) == ["final", "original"]
+
+
+def test_an_image_is_added_and_listed_at_once(make: MakeStudies, root: Path, tmp_path: Path) -> None:
+    studies = make(settle=60)
+    assert studies.list_images() == []
+    shutil.copy(root / "a.png", tmp_path / "upload.png")
+    assert studies.add_image("new", str(tmp_path / "upload.png"), {"note": "x"}) == "new"
+    assert studies.list_images() == ["new"]
+    assert studies.get_image_info("new")["note"] == "x"
+    assert studies.get_image_uri("new") == str(root / "new.png")
+    studies.add_image("new", str(tmp_path / "upload.png"), {})
+    shutil.copy(tmp_path / "upload.png", tmp_path / "upload.bmp")
+    with pytest.raises(InputError, match=r"'new' is that of new\.png already"):
+        studies.add_image("new", str(tmp_path / "upload.bmp"), {})
+    for name in ("../x", "a/b", ".hidden"):
+        with pytest.raises(InputError, match="cannot be named so"):
+            studies.add_image(name, str(tmp_path / "upload.png"), {})
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_removing_an_image_removes_its_files_and_labels(studies: FolderStudies, root: Path, label: Path) -> None:
+    one, two = series_of(studies)
+    for image in (one, "a"):
+        studies.save_label(image, str(label), "final", {})
+        studies.remove_image(image)
+    assert sorted(studies.list_images()) == sorted(["b", two])
+    assert len(list((root / "case").iterdir())) == 3
+    assert os.listdir(root / "labels/final") == []
+    studies.remove_image(two)
+    assert not (root / "case").exists()
+    with pytest.raises(UnknownError, match="'nobody'"):
+        studies.remove_image("nobody")
+
+
+def test_changes_to_what_is_not_there_are_refused(studies: FolderStudies, label: Path) -> None:
+    with pytest.raises(UnknownError, match="'nobody'"):
+        studies.save_label("nobody", str(label), "final", {})
+    with pytest.raises(UnknownError, match="'nobody'"):
+        studies.update_image_info("nobody", {"x": 1})
+    with pytest.raises(UnknownError, match="no label of the tag 'final'"):
+        studies.update_label_info("a", "final", {"x": 1})

@@ -1,0 +1,236 @@
+"""Images of a studies folder: series, formats, sub-folders, shared ids, files on their way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medclipsam.server import scan
+from medclipsam.server.scan import FolderScan
+
+FLAT = np.zeros((6, 8), np.uint8)
+
+
+class Clock:
+    """The time as files have it; starts an hour after they were made."""
+
+    now = 3600.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "studies").mkdir()
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def look(root: Path, clock: Clock) -> Callable[..., dict[str, str]]:
+    scanner = FolderScan(root, settle=2, clock=clock)
+
+    def run() -> dict[str, str]:
+        """Return ids and what they stand for, from the root on."""
+        run.listing = scanner.look()  # type: ignore[attr-defined]
+        return {name: str(found.path.relative_to(root)) for name, found in run.listing.images.items()}  # type: ignore[attr-defined]
+
+    return run
+
+
+def old(path: Path, at: float = 0.0) -> Path:
+    """Give a file, or all of a folder, and the folders on the way, an old time."""
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        os.utime(each, (at, at))
+    os.utime(path.parent, (at, at))
+    return path
+
+
+def picture(path: Path, at: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(FLAT).save(path, format="PNG" if path.suffix == "" else None)
+    return old(path, at)
+
+
+def series(folder: Path, write_series: Any, uid: str, slices: int = 3, at: float = 0.0, **more: Any) -> str:
+    from pydicom.uid import generate_uid
+
+    write_series(np.zeros((slices, 6, 8), np.uint8), folder, uid=uid, **more)
+    old(folder, at)
+    return str(generate_uid(entropy_srcs=[uid]))
+
+
+def test_every_format_is_found_in_sub_folders_too(root: Path, look: Any, write_radiograph: Any) -> None:
+    for name in ("a.png", "b.JPEG", "deep/er/c.tif", "deep/d.tiff", "e.bmp", "f.jpg"):
+        picture(root / name)
+    for name in ("deep/g.dcm", "h.dicom", "i", "j.1"):
+        write_radiograph(FLAT, root / name)
+        old(root / name)
+    for name in ("notes.txt", ".hidden.png", ".hidden/k.png", "README"):
+        (root / name).parent.mkdir(exist_ok=True)
+        old(root / name) if (root / name).write_text("text") else None
+    assert look() == {
+        **{"a": "a.png", "b": "b.JPEG", "c": "deep/er/c.tif", "d": "deep/d.tiff", "e": "e.bmp", "f": "f.jpg"},
+        **{"g": "deep/g.dcm", "h": "h.dicom", "i": "i", "j.1": "j.1"},
+    }
+
+
+def test_a_folder_of_slices_is_one_image(root: Path, look: Any, write_series: Any) -> None:
+    uid = series(root / "case", write_series, "one")
+    assert look() == {uid: "case"}
+    found = look.listing.images[uid]
+    assert len(found.files) == 3
+    assert found.alone
+    assert found.suffix == ""
+
+
+def test_series_are_told_apart_by_their_uid(root: Path, look: Any, write_series: Any, write_radiograph: Any) -> None:
+    one = series(root, write_series, "one", 3)
+    two = series(root, write_series, "two", 4, start=10)
+    single = series(root, write_series, "three", 1, start=20)
+    write_radiograph(FLAT, root / "film.dcm")
+    picture(root / "photo.png")
+    old(root / "film.dcm")
+    assert look() == {one: ".", two: ".", "slice20": "slice20.dcm", "film": "film.dcm", "photo": "photo.png"}
+    assert single not in look()
+    assert [len(look.listing.images[uid].files) for uid in (one, two)] == [3, 4]
+    assert not look.listing.images[one].alone
+
+
+def test_shared_ids_are_served_to_nobody_and_told_by_name(
+    root: Path, look: Any, write_series: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "sub/a.jpg", "b.png"):
+        picture(root / name)
+    uid = series(root / "case", write_series, "one")
+    shutil.copytree(root / "case", root / "copy")
+    old(root / "copy")
+    with caplog.at_level(logging.WARNING):
+        assert look() == {"b": "b.png"}
+        look()
+    assert sorted(look.listing.shared) == sorted(["a", uid])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "Image id 'a' is shared by a.png and sub/a.jpg, and none of them is served; rename all but one." in messages
+    assert any("case and copy" in message for message in messages)
+    (root / "sub/a.jpg").rename(root / "sub/c.jpg")
+    assert look()["a"] == "a.png"
+
+
+def test_a_file_is_listed_when_it_has_stayed_as_it_is(root: Path, look: Any, clock: Clock) -> None:
+    picture(root / "a.png", at=clock.now - 1)
+    assert look() == {}
+    clock.now += 1.1
+    assert look() == {"a": "a.png"}
+
+
+def test_a_file_from_the_future_is_listed_when_it_has_been_seen_for_long_enough(
+    root: Path, look: Any, clock: Clock
+) -> None:
+    picture(root / "a.png", at=clock.now + 9999)
+    for wait in (0, 1, 0.9):
+        clock.now += wait
+        assert look() == {}
+    clock.now += 0.2
+    assert look() == {"a": "a.png"}
+
+
+def test_half_a_file_is_not_listed_until_it_is_whole(
+    root: Path, look: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = picture(root / "a.png").read_bytes()
+    (root / "a.png").write_bytes(content[:-5])
+    old(root / "a.png", at=clock.now - 3)
+    assert look() == {}
+    assert caplog.records == []
+    clock.now += 100
+    look()
+    assert look() == {}
+    assert [r.getMessage() for r in caplog.records] == [
+        "a.png is not listed: it is damaged, or not all of it is there."
+    ]
+    (root / "a.png").write_bytes(content)
+    old(root / "a.png", at=clock.now - 1)
+    assert look() == {}
+    clock.now += 1.1
+    assert look() == {"a": "a.png"}
+
+
+def test_a_series_is_listed_when_all_of_it_has_arrived(
+    root: Path, look: Any, clock: Clock, write_series: Any, tmp_path: Path
+) -> None:
+    uid = series(tmp_path / "source", write_series, "one", 4)
+    (root / "case").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "source").iterdir())):
+        clock.now += 1
+        shutil.copy(file, root / "case")
+        for path in (root / "case" / file.name, root / "case"):
+            os.utime(path, (clock.now, clock.now))
+        # the first ones have stayed as they are by now, and alone would be images of their own
+        assert look() == {}, number
+    clock.now += 2.1
+    assert look() == {uid: "case"}
+    assert len(look.listing.images[uid].files) == 4
+    # a fifth slice: the series stays as it was until that one has arrived
+    (root / "case" / "more.dcm").write_bytes(b"DICM")
+    os.utime(root / "case", (clock.now, clock.now))
+    assert len((look(), look.listing.images[uid].files)[1]) == 4
+
+
+def test_images_come_and_go_while_the_folder_is_watched(root: Path, look: Any, clock: Clock) -> None:
+    picture(root / "a.png")
+    assert look() == {"a": "a.png"}
+    picture(root / "new/b.png", at=clock.now - 5)
+    assert look() == {"a": "a.png", "b": "new/b.png"}
+    (root / "a.png").unlink()
+    assert look() == {"b": "new/b.png"}
+    shutil.rmtree(root / "new")
+    assert look() == {}
+
+
+def test_what_has_not_changed_is_not_opened_again(
+    root: Path, look: Any, monkeypatch: pytest.MonkeyPatch, write_series: Any
+) -> None:
+    picture(root / "a.png")
+    series(root / "case", write_series, "one")
+    before = look()
+    opened: list[Path] = []
+    listed: list[Any] = []
+    whole, scandir = scan.is_whole, os.scandir
+    monkeypatch.setattr(scan, "is_whole", lambda path: opened.append(path) or whole(path))
+    monkeypatch.setattr(scan.os, "scandir", lambda path: listed.append(path) or scandir(path))
+    assert look() == before
+    assert opened == []
+    assert listed == []
+    picture(root / "b.png", at=10.0)
+    assert look() == {**before, "b": "b.png"}
+    assert opened == [root / "b.png"]
+    assert listed == [root]
+
+
+@pytest.mark.parametrize("name", ["x" * 201 + ".png", "a\\b.png", "a\nb.png"])
+def test_names_that_cannot_be_ids_are_not_listed(
+    root: Path, look: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(root / name)
+    assert look() == {}
+    assert "cannot be an image id" in caplog.text
+
+
+def test_patterns_choose_files(root: Path, clock: Clock) -> None:
+    for name in ("a.png", "b.jpg"):
+        picture(root / name)
+    assert list(FolderScan(root, ["*.png"], clock=clock).look().images) == ["a"]
