@@ -1,4 +1,4 @@
-"""The command `medclipsam`: segment, serve, doctor, weights, targets.
+"""The command `medclipsam`: segment, serve, evaluate, doctor, demo, weights, targets.
 
 Bad input is one line on standard error and exit code 2; an absent target is an empty mask, a sentence and exit code 0.
 """
@@ -98,15 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--modality", help="DICOM modality of images that do not say (PNG, NIfTI): US, MR, CR, CT ...")
     _add_model_arguments(segment)
-    group = segment.add_argument_group("options of the pipeline (docs/options.md)")
-    for field in dataclasses.fields(ZeroShotOptions):
-        default = "auto" if field.default is None else field.default
-        group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            choices=CHOICES.get(field.name),
-            metavar=None if field.name in CHOICES else "VALUE",
-            help=f"{_OPTION_HELP[field.name]} (default: {default})",
-        )
+    _add_pipeline_options(segment)
     segment.set_defaults(run=_segment)
 
     serve = commands.add_parser("serve", help="start the MONAI Label server")
@@ -127,6 +119,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(run=_doctor)
 
+    _add_evaluate(commands)
+
+    demo = commands.add_parser("demo", help="make phantoms to try things on")
+    made = demo.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    data = made.add_parser("data", help="write phantoms with masks in the layout that `evaluate` reads")
+    data.add_argument("--out", required=True, type=Path, metavar="DIR", help="data folder")
+    data.add_argument(
+        "--images", type=int, default=10, help="of each modality, with its finding (default: %(default)s)"
+    )
+    data.add_argument("--absent", type=int, help="further ones without the finding (default: half as many)")
+    data.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    data.add_argument("--seed", type=int, help="seed of the first phantom (default: one for each split)")
+    data.add_argument("--renderer", default="phantoms", help="what draws them (default: %(default)s)")
+    data.set_defaults(run=_demo_data)
+
     weights = commands.add_parser("weights", help="list, fetch and verify model weights")
     actions = weights.add_subparsers(dest="action", required=True, parser_class=_Parser)
     actions.add_parser("list", help="what is known and what is here").set_defaults(run=_weights_list)
@@ -143,6 +150,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure masks against the truth (docs/evaluation.md)")
+    actions = evaluate.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    run = actions.add_parser("run", help="measure a data folder; an interrupted run goes on where it was")
+    run.add_argument(
+        "data", type=Path, metavar="DATA", help="folder in the paper's layout, or studies with final labels"
+    )
+    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder")
+    run.add_argument(
+        "--protocol", choices=("A", "B"), default="B", help="A: prompts from a file; B: one a task (default)"
+    )
+    run.add_argument("--prompts", type=Path, metavar="FILE", help="protocol A: JSON with a text for each image")
+    run.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    run.add_argument("--tasks", action="append", default=[], metavar="NAME", help="this task only; may be repeated")
+    run.add_argument("--tasks-file", type=Path, metavar="FILE", help="instead of DATA/tasks.yaml")
+    run.add_argument("--limit", type=int, metavar="N", help="the first N images of each folder")
+    run.add_argument("--sensitivity", action="store_true", help="measure what wrong, other and nonsense texts do too")
+    run.add_argument("--draws", type=int, default=2000, help="bootstrap samples (default: %(default)s)")
+    run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
+    _add_model_arguments(run)
+    _add_pipeline_options(run)
+    run.set_defaults(run=_evaluate)
+
+
+def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("options of the pipeline (docs/options.md)")
+    for field in dataclasses.fields(ZeroShotOptions):
+        default = "auto" if field.default is None else field.default
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            choices=CHOICES.get(field.name),
+            metavar=None if field.name in CHOICES else "VALUE",
+            help=f"{_OPTION_HELP[field.name]} (default: {default})",
+        )
+
+
+def _pipeline_options(given: argparse.Namespace) -> ZeroShotOptions:
+    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(ZeroShotOptions)}
+    return ZeroShotOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="demo", help="pair of weights (default: %(default)s); see `weights list`")
     parser.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
@@ -151,8 +199,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _segment(given: argparse.Namespace) -> int:
     # The quick checks come before the imports that take seconds.
-    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(ZeroShotOptions)}
-    options = ZeroShotOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+    options = _pipeline_options(given)
     for path in given.images:
         if not path.exists():
             raise InputError(f"There is no image {path}.")
@@ -274,6 +321,51 @@ def _segment_one(
         for folder in folders:
             folder.cleanup()
     return result.sentence
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    options = _pipeline_options(given)
+    from medclipsam.evaluation.command import Request, evaluate
+
+    print(
+        evaluate(
+            Request(
+                data=given.data,
+                out=given.out,
+                protocol=given.protocol,
+                prompts=given.prompts,
+                split=given.split,
+                tasks=tuple(given.tasks),
+                tasks_file=given.tasks_file,
+                limit=given.limit,
+                sensitivity=given.sensitivity,
+                draws=given.draws,
+                restart=given.restart,
+                weights=given.weights,
+                device=_device(given.device),
+                targets_files=tuple(given.targets_file),
+                options=options,
+            ),
+            show=sys.stderr.isatty(),
+        )
+    )
+    return 0
+
+
+def _demo_data(given: argparse.Namespace) -> int:
+    from medclipsam.demo.data import write_data
+
+    file = write_data(
+        given.out,
+        given.images,
+        absent=given.absent,
+        seed=given.seed,
+        split=given.split,
+        renderer=given.renderer,
+        show=sys.stderr.isatty(),
+    )
+    print(f"{file}: measure with medclipsam evaluate run {given.out} --split {given.split} --out results")
+    return 0
 
 
 def _serve(given: argparse.Namespace) -> int:

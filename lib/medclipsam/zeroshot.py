@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ from medclipsam.weights import ResolvedWeights, resolve_pair
 Progress = Callable[[float, str], None]
 Cancelled = Callable[[], bool]
 KeepMap = Callable[[str, int, np.ndarray], None]
+# Stage ("coarse", "components"), name of the target, plane, and that stage's mask, bool [H, W].
+KeepMask = Callable[[str, str, int, np.ndarray], None]
 
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
@@ -170,6 +172,12 @@ class _Job:
     mask: np.ndarray
     scores: np.ndarray
 
+    @property
+    def text_digest(self) -> bytes:
+        """What identifies the text features that the saliency map is made with."""
+        parts = [self.positive] if self.negatives is None else [self.positive, self.negatives]
+        return hashlib.sha256(b"|".join(part.float().cpu().numpy().tobytes() for part in parts)).digest()
+
 
 class ZeroShot:
     """The zero-shot pipeline with its two models loaded.
@@ -186,6 +194,9 @@ class ZeroShot:
         Identity of both weights for the results.
     batch_planes : int
         Planes that are worked on side by side; bounds the memory, changes no result.
+    map_cache : int
+        How many of the latest saliency maps are kept, so that a request that changes only what comes after them
+        (coarse mask, prompts, SAM) pays for no optimisation; changes no result.
 
     Notes
     -----
@@ -200,12 +211,15 @@ class ZeroShot:
         *,
         weights: dict[str, Any] | None = None,
         batch_planes: int = 8,
+        map_cache: int = 0,
     ) -> None:
         self.encoder = encoder
         self.sam = sam
         self.targets = targets
         self.weights = weights or {"clip": {"name": encoder.name, "sha256": encoder.identity}}
         self.batch_planes = batch_planes
+        self.map_cache = map_cache
+        self._maps: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 
     @classmethod
     def load(
@@ -256,6 +270,7 @@ class ZeroShot:
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
         keep_map: KeepMap | None = None,
+        keep_mask: KeepMask | None = None,
     ) -> ZeroShotResult:
         """Find what a text asks for in an image.
 
@@ -274,6 +289,9 @@ class ZeroShot:
         keep_map : callable, optional
             Called with a target's name, a plane and its saliency map (float32 [H, W] in [0, 1], display orientation),
             for each map as it is made; without it no map outlives its plane.
+        keep_mask : callable, optional
+            Called with the stage, a target's name, a plane and a mask (bool [H, W]): "coarse" for the coarse mask,
+            "components" for what its choice of components left.
 
         Returns
         -------
@@ -299,7 +317,7 @@ class ZeroShot:
             shared[job.window].append(job)
         for part, (window, group) in enumerate(shared.items()):
             clock.span(part / len(shared), (part + 1) / len(shared))
-            _Pass(self, image, window, group, indices, options, clock, keep_map).run()
+            _Pass(self, image, window, group, indices, options, clock, keep_map, keep_mask).run()
         labels = _merge(jobs, image)
         for job in jobs:
             _conclude(job, labels, image)
@@ -416,7 +434,10 @@ class _Pass:
         options: ZeroShotOptions,
         clock: _Clock,
         keep_map: KeepMap | None,
+        keep_mask: KeepMask | None,
     ) -> None:
+        self.pipeline = pipeline
+        self.keep_mask = keep_mask
         self.encoder = pipeline.encoder
         self.sam = pipeline.sam
         self.batch_planes = pipeline.batch_planes
@@ -484,19 +505,39 @@ class _Pass:
             groups[job.settings].append((row, job))
         for settings, members in groups.items():
             with self.clock.stage("saliency"):
-                maps = saliency_maps(
-                    self.encoder,
-                    tokens[settings.layer],
-                    [made.fit for made in inputs],
-                    [made.digest for made in inputs],
-                    [SaliencyRequest(row, job.positive, job.negatives, job.beta) for row, job in members],
-                    settings,
-                    on_step=self.clock.check,
-                )
+                maps = self._saliency(inputs, tokens[settings.layer], members, settings)
             for (row, job), saliency in zip(members, maps, strict=True):
                 if self.keep_map is not None:
-                    self.keep_map(job.evidence.name, batch[row], saliency.numpy())
-                self._draw(job, batch[row], saliency.numpy(), inputs[row].fit)
+                    self.keep_map(job.evidence.name, batch[row], saliency)
+                self._draw(job, batch[row], saliency, inputs[row].fit)
+
+    def _saliency(
+        self,
+        inputs: list[_Input],
+        tokens: torch.Tensor,
+        members: list[tuple[int, _Job]],
+        settings: SaliencySettings,
+    ) -> list[np.ndarray]:
+        """Return the maps of targets on planes (rows of `inputs`), those that were kept as they are."""
+        kept = self.pipeline._maps
+        keys = [(inputs[row].digest, job.text_digest, job.beta, settings) for row, job in members]
+        new = [place for place, key in enumerate(keys) if key not in kept]
+        asked = [members[place] for place in new]
+        made = saliency_maps(
+            self.encoder,
+            tokens,
+            [made.fit for made in inputs],
+            [made.digest for made in inputs],
+            [SaliencyRequest(row, job.positive, job.negatives, job.beta) for row, job in asked],
+            settings,
+            on_step=self.clock.check,
+        )
+        fresh = {keys[place]: saliency.numpy() for place, saliency in zip(new, made, strict=True)}
+        maps = [fresh[key] if key in fresh else kept[key] for key in keys]
+        kept.update(fresh)
+        while len(kept) > self.pipeline.map_cache:
+            kept.popitem(last=False)
+        return maps
 
     def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit) -> None:
         """Turn one saliency map into one mask."""
@@ -507,9 +548,9 @@ class _Pass:
         valid = fit.shown() if region is None else fit.shown() & region
         with self.clock.stage("coarse"):
             coarse = coarse_mask(saliency, options.postprocess, threshold=options.threshold, valid=valid, plane=pixels)
-            coarse = largest_components(coarse, job.num_components, options.min_size)
+            components = largest_components(coarse, job.num_components, options.min_size)
             prompt = visual_prompt(
-                coarse,
+                components,
                 options.visual_prompt,
                 box_per_component=job.box_per_component,
                 num_points=options.num_points,
@@ -517,6 +558,9 @@ class _Pass:
                 seed=options.seed,
                 valid=valid,
             )
+        if self.keep_mask is not None:
+            self.keep_mask("coarse", job.evidence.name, plane, coarse)
+            self.keep_mask("components", job.evidence.name, plane, components)
         if prompt is not None:
             job.mask[plane] = largest_components(
                 self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size

@@ -1,0 +1,279 @@
+"""What is measured on: images and the masks that belong to them, from the paper's layout or a MONAI Label folder.
+
+DATA/<task>/{train,val,test}_{images,masks}      image and mask share their name, the extension aside
+DATA/tasks.yaml                                  what is asked for in each task (optional, docs/evaluation.md)
+
+STUDIES/labels/final/<image>.<ext>               a folder of MONAI Label with its corrected labels
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medclipsam.errors import InputError
+from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
+from medclipsam.imaging import MedicalImage, find_images, read_image, read_mask
+from medclipsam.targets import TargetSet
+
+SPLITS = ("train", "val", "test")
+FINAL = "final"
+
+# A binary mask in a lossy format has grey fringes.
+_LOSSY = (".jpg", ".jpeg")
+_DATASTORE = "datastore_v2.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with the mask of one task.
+
+    Attributes
+    ----------
+    task : Task
+        What is asked for.
+    name : str
+        Name of the image below its folder, without its extension; with the task it identifies the case.
+    image, mask : pathlib.Path
+        The files.
+    split : {"train", "val", "test", "final"}
+        The split; "final" for corrected labels of a studies folder.
+    """
+
+    task: Task
+    name: str
+    image: Path
+    mask: Path
+    split: str
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """Folder and name: what tasks that share an image have in common."""
+        return self.task.folder, self.name
+
+
+def find_cases(
+    data: Path,
+    targets: TargetSet,
+    *,
+    split: str = "test",
+    only: Sequence[str] = (),
+    tasks_file: Path | None = None,
+    limit: int | None = None,
+) -> list[Case]:
+    """Find and pair the images and masks of a data folder.
+
+    Parameters
+    ----------
+    data : pathlib.Path
+        A folder in the paper's layout, or a studies folder with `labels/final`.
+    targets : TargetSet
+        The known targets; a task without an entry in tasks.yaml is looked up here by its folder's name.
+    split : {"train", "val", "test"}
+        Which split of the paper's layout.
+    only : sequence of str
+        Names of the tasks to keep; all by default.
+    tasks_file : pathlib.Path, optional
+        Instead of `DATA/tasks.yaml`.
+    limit : int, optional
+        The first so many images of each folder, by name.
+
+    Returns
+    -------
+    list of Case
+        Images in the order of folders and names; the tasks of one image follow each other.
+
+    Raises
+    ------
+    InputError
+        If a folder, image or mask is missing, two share a name, or a task is unknown; the sentence names it.
+    """
+    if not data.is_dir():
+        raise InputError(f"There is no data folder {data}.")
+    if split not in SPLITS:
+        raise InputError(f"There is no split {split!r}; allowed: {', '.join(SPLITS)}.")
+    if (data / "labels" / FINAL).is_dir():
+        cases = _study_cases(data, targets)
+    else:
+        cases = _layout_cases(data, targets, split, tasks_file)
+    if only:
+        known = list(dict.fromkeys(case.task.name for case in cases))
+        for name in only:
+            if name not in known:
+                raise InputError(f"There is no task {name!r} in {data}; there are: {', '.join(known)}.")
+        cases = [case for case in cases if case.task.name in only]
+    cases.sort(key=lambda case: case.unit)
+    if limit is not None:
+        kept: dict[str, list[str]] = defaultdict(list)
+        for case in cases:
+            if case.name not in kept[case.task.folder]:
+                kept[case.task.folder].append(case.name)
+        cases = [case for case in cases if case.name in kept[case.task.folder][:limit]]
+    return cases
+
+
+def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalImage, np.ndarray]:
+    """Read an image and the truth of a case.
+
+    Parameters
+    ----------
+    case : Case
+        What to read.
+    image : MedicalImage, optional
+        The image, where it was read already for another task.
+
+    Returns
+    -------
+    image : MedicalImage
+    truth : numpy.ndarray
+        bool [n_planes, H, W] in display orientation.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or the mask does not fit the image; the sentence names the file.
+    """
+    if image is None:
+        image = read_image(case.image)
+        if image.modality is None and case.task.modality is not None:
+            image = read_image(case.image, modality=case.task.modality)
+    labels = read_mask(case.mask, image)
+    if case.task.labels is not None:
+        return image, np.isin(labels, case.task.labels)
+    return image, labels > (127 if case.mask.suffix.lower() in _LOSSY else 0)
+
+
+def check_cases(cases: Iterable[Case]) -> None:
+    """Read every image and mask once, so that a bad file is told before hours of work and not after.
+
+    Raises
+    ------
+    InputError
+        As `read_case`.
+    """
+    unit, image = None, None
+    for case in cases:
+        image, _ = read_case(case, image if case.unit == unit else None)
+        unit = case.unit
+
+
+def _layout_cases(data: Path, targets: TargetSet, split: str, tasks_file: Path | None) -> list[Case]:
+    file = tasks_file or data / "tasks.yaml"
+    if tasks_file is not None and not tasks_file.is_file():
+        raise InputError(f"There is no tasks file {tasks_file}.")
+    listed = read_tasks(file, targets) if file.is_file() else []
+    described = {task.folder for task in listed}
+    folders = sorted(path.name for path in data.iterdir() if path.is_dir() and _images_folder(path, split).is_dir())
+    tasks = [*listed, *(task_of_folder(name, targets) for name in folders if name not in described)]
+    if not tasks:
+        raise InputError(f"{data} holds no task: no folder in it has a folder {split}_images.")
+    pairs = {folder: _pairs(data / folder, split) for folder in {task.folder for task in tasks}}
+    return [
+        Case(task, name, image, mask, split) for task in tasks for name, (image, mask) in pairs[task.folder].items()
+    ]
+
+
+def _images_folder(task: Path, split: str) -> Path:
+    # The published scripts call the training folders plainly images and masks.
+    plain = task / "images"
+    return plain if split == "train" and plain.is_dir() else task / f"{split}_images"
+
+
+def _pairs(task: Path, split: str) -> dict[str, tuple[Path, Path]]:
+    images = _images_folder(task, split)
+    masks = images.with_name(images.name.replace("images", "masks"))
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise InputError(f"The folder {folder} is missing; a task has {images.name} and {masks.name}.")
+    found, drawn = _by_name(images), _by_name(masks)
+    if not found:
+        raise InputError(f"The folder {images} holds no image.")
+    for name, image in found.items():
+        if name not in drawn:
+            raise InputError(f"The image {image} has no mask of its name in {masks}.")
+    for name, mask in drawn.items():
+        if name not in found:
+            raise InputError(f"The mask {mask} has no image of its name in {images}.")
+    return {name: (image, drawn[name]) for name, image in found.items()}
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in find_images(folder):
+        name = stem(str(path.relative_to(folder)))
+        if name in named:
+            raise InputError(f"{named[name]} and {path} have one name; names without extension must be unique.")
+        named[name] = path
+    return named
+
+
+def stem(name: str) -> str:
+    """Return a file's name without its extension (".nii.gz" counts as one).
+
+    >>> stem("patient 1/scan.2.nii.gz")
+    'patient 1/scan.2'
+    """
+    return name.removesuffix(".nii.gz") if name.endswith(".nii.gz") else str(Path(name).with_suffix(""))
+
+
+def _study_cases(studies: Path, targets: TargetSet) -> list[Case]:
+    """Make a case of every image with a final label and every structure that the label's description names."""
+    images = {
+        name: path
+        for name, path in _by_name_in_studies(studies).items()
+        if "labels" not in path.relative_to(studies).parts[:-1]
+    }
+    described = _label_info(studies)
+    table = {target.label: target.name for target in targets}
+    cases = []
+    for mask in sorted((studies / "labels" / FINAL).iterdir()):
+        if mask.name.startswith(".") or not mask.is_file():
+            continue
+        name = stem(mask.name)
+        if name not in images:
+            raise InputError(f"The label {mask} has no image of its name in {studies}.")
+        image = read_image(images[name])
+        present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
+        names = described.get(name) or {value: table.get(value, f"label {value}") for value in present}
+        for value in present:
+            if value not in names:
+                raise InputError(f"The label {mask} holds the value {value}, which its description does not name.")
+        for value, structure in names.items():
+            if structure.startswith("label "):
+                raise InputError(f"The label {mask} holds the value {value}, which is no known target's label.")
+            task = task_of_folder(structure, targets, folder=FINAL, labels=(value,))
+            cases.append(Case(task, name, images[name], mask, FINAL))
+    if not cases:
+        raise InputError(f"{studies / 'labels' / FINAL} holds no label with a structure.")
+    return cases
+
+
+def _by_name_in_studies(studies: Path) -> dict[str, Path]:
+    # MONAI Label lists the files of the folder itself; a folder of DICOM slices is one image too.
+    return {
+        stem(path.name): path
+        for path in find_images(studies)
+        if path.parent == studies and not path.name.startswith(".") and path.name != "labels"
+    }
+
+
+def _label_info(studies: Path) -> dict[str, dict[int, str]]:
+    """Return for each image what its final label's values mean, where MONAI Label's datastore file says so."""
+    file = studies / _DATASTORE
+    if not file.is_file():
+        return {}
+    try:
+        objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
+        infos = {name: entry["labels"][FINAL]["info"] for name, entry in objects.items() if FINAL in entry["labels"]}
+        return {
+            name: {int(part["idx"]): str(part["name"]) for part in info["label_info"] if int(part["idx"])}
+            for name, info in infos.items()
+            if info.get("label_info")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no datastore file of MONAI Label: {error!r}.") from error

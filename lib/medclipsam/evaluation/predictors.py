@@ -1,0 +1,150 @@
+"""What makes a mask: the zero-shot pipeline up to one of its stages, or anything else with the same small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from medclipsam.errors import InputError
+from medclipsam.imaging import MedicalImage
+from medclipsam.options import VISUAL_PROMPTS, ZeroShotOptions
+from medclipsam.zeroshot import ZeroShot
+
+# Stages of the pipeline whose mask can be measured; "sam" is its result.
+STAGES = ("saliency", "coarse", "components", "sam")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A mask and what is known about how it came about.
+
+    Attributes
+    ----------
+    mask : numpy.ndarray
+        bool [n_planes, H, W] in display orientation.
+    presence : float or None
+        Score in [0, 1] of the question whether the target is there; None where it was not asked.
+    threshold : float or None
+        What the score was held against.
+    known : bool or None
+        Whether the text meant a known target (None: the predictor does not tell).
+    seconds : mapping of str to float
+        Seconds by stage.
+    """
+
+    mask: np.ndarray
+    presence: float | None = None
+    threshold: float | None = None
+    known: bool | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Predictor(Protocol):
+    """What the evaluation measures; a trained network takes part by having these two."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that results depend on (hashes of weights, options), JSON-able."""
+
+    def predict(self, image: MedicalImage, text: str) -> Prediction:
+        """Find in an image what a text (or, for a network of one structure, the task) asks for."""
+
+
+class ZeroShotPredictor:
+    """The zero-shot pipeline, up to and with one stage.
+
+    Parameters
+    ----------
+    pipeline : ZeroShot
+        The loaded models; with `keep_maps`, predictors that share it also share its saliency maps.
+    options : ZeroShotOptions
+        Options of every request.
+    stage : {"saliency", "coarse", "components", "sam"}
+        The saliency map above `options.threshold`; the coarse mask; its largest components; the pipeline's result.
+    """
+
+    def __init__(self, pipeline: ZeroShot, options: ZeroShotOptions, stage: str = "sam") -> None:
+        if stage not in STAGES:
+            raise InputError(f"There is no stage {stage!r}; allowed: {', '.join(STAGES)}.")
+        self.pipeline = pipeline
+        self.options = options
+        self.stage = stage
+
+    def identity(self) -> dict[str, Any]:
+        """Return weights, options and stage."""
+        return {"weights": self.pipeline.weights, "options": self.options.to_dict(), "stage": self.stage}
+
+    def with_options(self, **changes: Any) -> ZeroShotPredictor:
+        """Return a predictor with some options changed, on the same models."""
+        return ZeroShotPredictor(self.pipeline, replace(self.options, **changes), self.stage)
+
+    def predict(self, image: MedicalImage, text: str) -> Prediction:
+        """Segment an image; see `ZeroShot.segment`.
+
+        Raises
+        ------
+        InputError
+            If the text asks for several targets, or does not fit the image or the options.
+        """
+        seen = np.zeros((image.n_planes, *image.plane_shape), dtype=bool)
+
+        def observe(stage: str, target: str, plane: int, array: np.ndarray) -> None:
+            if stage == self.stage:
+                seen[plane] = array > self.options.threshold if stage == "saliency" else array
+
+        result = self.pipeline.segment(image, text, self.options, observe=observe)
+        if len(result.targets) != 1:
+            raise InputError(
+                f"The text {text!r} asks for {len(result.targets)} targets; a prompt to measure asks for one."
+            )
+        (target,) = result.targets
+        return Prediction(
+            mask=result.labels > 0 if self.stage == "sam" else seen,
+            presence=target.presence_score,
+            threshold=target.presence_threshold,
+            known=target.known,
+            seconds=result.seconds,
+        )
+
+
+def ladder(
+    pipelines: Mapping[str, ZeroShot],
+    options: ZeroShotOptions,
+    methods: Sequence[str],
+    *,
+    prompts: Sequence[str] = VISUAL_PROMPTS,
+) -> dict[str, Predictor]:
+    """Return the rungs of the ablation: each adds one stage, for each saliency method and each SAM.
+
+    Parameters
+    ----------
+    pipelines : mapping of str to ZeroShot
+        Name of the SAM -> pipeline with it; all share one encoder.
+    options : ZeroShotOptions
+        Options that the rungs do not vary. Presence is asked in the last rung only.
+    methods : sequence of str
+        Saliency methods.
+    prompts : sequence of str
+        What SAM is given: boxes, points, both.
+
+    Returns
+    -------
+    dict
+        Name of the rung -> predictor, in the order of the ladder.
+    """
+    rungs: dict[str, Predictor] = {}
+    first = next(iter(pipelines.values()))
+    for method in methods:
+        plain = replace(options, saliency=method, presence=False)
+        rungs[f"{method}: saliency thresholded"] = ZeroShotPredictor(first, plain, "saliency")
+        rungs[f"{method}: + coarse mask"] = ZeroShotPredictor(first, plain, "coarse")
+        rungs[f"{method}: + components"] = ZeroShotPredictor(first, plain, "components")
+        for name, pipeline in pipelines.items():
+            for prompt in prompts:
+                drawn = replace(plain, visual_prompt=prompt)
+                rungs[f"{method}: + SAM {name}, {prompt}"] = ZeroShotPredictor(pipeline, drawn)
+            asked = replace(options, saliency=method, presence=True)
+            rungs[f"{method}: + presence, SAM {name}"] = ZeroShotPredictor(pipeline, asked)
+    return rungs

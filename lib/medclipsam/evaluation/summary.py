@@ -1,0 +1,221 @@
+"""From the results of a run to its tables: by task, macro over tasks, pooled over images, all with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from medclipsam.evaluation.runner import Row
+from medclipsam.evaluation.statistics import DRAWS, Bootstrap, Estimate
+from medclipsam.metrics import roc_auc
+
+KINDS = ("right", "paraphrase", "other structure", "other modality", "nonsense")
+SENSITIVITY = 0.95
+
+Summary = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row], *, draws: int = DRAWS, seed: int = 0) -> Summary:
+    """Summarise a run.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        The results of `medclipsam.evaluation.runner.run`.
+    draws, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        JSON-able: `tasks` (name -> figures), `macro`, `pooled`, and, where they were measured, `rungs` and
+        `sensitivity`. A figure is {n, mean, sd, low, high} or a number.
+    """
+    bootstrap = Bootstrap([(row["folder"], row["name"]) for row in rows], draws, seed)
+    by_task: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_task.setdefault(row["task"], []).append(place)
+    summary: Summary = {
+        "bootstrap": {"draws": draws, "seed": seed},
+        "tasks": {task: _task(rows, places, bootstrap) for task, places in by_task.items()},
+        "macro": {
+            name: asdict(bootstrap.macro([_values(rows, places, of) for places in by_task.values()]))
+            for name, of in _FIGURES.items()
+        },
+        "pooled": _figures(rows, range(len(rows)), bootstrap),
+    }
+    if "rungs" in rows[0]:
+        summary["rungs"] = _rungs(rows, by_task, bootstrap)
+    if "sensitivity" in rows[0]:
+        summary["sensitivity"] = {
+            **{task: text_sensitivity(rows, places, bootstrap) for task, places in by_task.items()},
+            ALL_TASKS: text_sensitivity(rows, range(len(rows)), bootstrap),
+        }
+    return summary
+
+
+ALL_TASKS = "all tasks"
+
+Of = Callable[[Row], float | None]
+
+_FIGURES: Mapping[str, Of] = {
+    "dice": lambda row: row["dice"],
+    "nsd": lambda row: row["nsd"],
+    "nsd_mm": lambda row: row["nsd_mm"],
+    "dice_present": lambda row: row["dice"] if row["present"] else None,
+    "nsd_present": lambda row: row["nsd"] if row["present"] else None,
+    "presence_right": lambda row: float(row["presence_right"]),
+    "found_present": lambda row: float(row["found"]) if row["present"] else None,
+    "found_absent": lambda row: None if row["present"] else float(row["found"]),
+}
+
+
+def _values(rows: Sequence[Row], places: Sequence[int], of: Of) -> tuple[list[float], list[int]]:
+    """Return the values that there are, and the rows that they are of."""
+    found = [(value, place) for place in places if (value := of(rows[place])) is not None]
+    return [value for value, _ in found], [place for _, place in found]
+
+
+def _figures(rows: Sequence[Row], places: Sequence[int], bootstrap: Bootstrap) -> Summary:
+    return {name: asdict(bootstrap.estimate(*_values(rows, places, of))) for name, of in _FIGURES.items()}
+
+
+def _task(rows: Sequence[Row], places: Sequence[int], bootstrap: Bootstrap) -> Summary:
+    mine = [rows[place] for place in places]
+    present = [row["dice"] for row in mine if row["present"]]
+    asked = [row for row in mine if row["presence"] is not None]
+    return {
+        **_figures(rows, places, bootstrap),
+        "median_dice_present": float(np.median(present)) if present else None,
+        "presence_auc": roc_auc([row["presence"] for row in asked], [row["present"] for row in asked]),
+    }
+
+
+def _rungs(rows: Sequence[Row], by_task: Mapping[str, Sequence[int]], bootstrap: Bootstrap) -> Summary:
+    names = list(rows[0]["rungs"])
+    table: Summary = {}
+    for name in names:
+
+        def of(row: Row, key: str, name: str = name) -> float:
+            return float(row["rungs"][name][key])
+
+        tasks = {
+            task: {
+                key: asdict(bootstrap.estimate([of(rows[place], key) for place in places], places))
+                for key in ("dice", "nsd")
+            }
+            for task, places in by_task.items()
+        }
+        macro = {
+            key: asdict(bootstrap.macro([([of(rows[p], key) for p in places], places) for places in by_task.values()]))
+            for key in ("dice", "nsd")
+        }
+        table[name] = {"tasks": tasks, "macro": macro}
+    return table
+
+
+def text_sensitivity(rows: Sequence[Row], places: Sequence[int], bootstrap: Bootstrap) -> Summary:
+    """Summarise what the text does to the mask.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        All results.
+    places : sequence of int
+        The rows to summarise.
+    bootstrap : Bootstrap
+        Made of all rows.
+
+    Returns
+    -------
+    dict
+        For each kind of text: `pairs`, and estimates of `dice_on`, `dice_off` (against the truth of the right text,
+        images that hold it), `overlap` (with the mask of the right text, presence off) and `found_on`, `found_off`,
+        `found_at` (share of masks that are not empty; "right" and "paraphrase" are split into `present` and `absent`
+        images, the others ask for what is not the task's structure). `found_at` holds the presence score against the
+        threshold that lets 95 % of the right texts through, on the very images of this table: `thresholds`.
+    """
+    asked = [(place, answer) for place in places for answer in rows[place]["sensitivity"]]
+    thresholds = {"known" if known else "free": _threshold(rows, asked, known) for known in (True, False)}
+    table: Summary = {"thresholds": thresholds, "auc": _sensitivity_auc(rows, asked), "kinds": {}}
+    for kind in KINDS:
+        of_kind = [(place, answer) for place, answer in asked if answer["kind"] == kind]
+        parts = {"": of_kind}
+        if kind in ("right", "paraphrase"):
+            parts = {
+                "present": [(place, a) for place, a in of_kind if rows[place]["present"]],
+                "absent": [(place, a) for place, a in of_kind if not rows[place]["present"]],
+            }
+        for part, answers in parts.items():
+            if answers:
+                name = f"{kind}, {part}" if part else kind
+                table["kinds"][name] = _kind(rows, answers, thresholds, bootstrap)
+    return table
+
+
+def _kind(
+    rows: Sequence[Row],
+    answers: Sequence[tuple[int, Row]],
+    thresholds: Mapping[str, float | None],
+    bootstrap: Bootstrap,
+) -> Summary:
+    def estimate(of: Callable[[int, Row], float | None]) -> dict[str, Any]:
+        found = [(value, place) for place, answer in answers if (value := of(place, answer)) is not None]
+        return asdict(bootstrap.estimate([value for value, _ in found], [place for _, place in found]))
+
+    def at(place: int, answer: Row) -> float | None:
+        # Where no text of a sort (known target, free text) is right anywhere, the other sort's threshold stands in.
+        other = thresholds["known"] if thresholds["known"] is not None else thresholds["free"]
+        own = thresholds["known" if answer["known"] else "free"]
+        threshold = other if own is None else own
+        if threshold is None or answer["presence"] is None:
+            return None
+        return float(answer["found_off"] and answer["presence"] >= threshold)
+
+    return {
+        "pairs": len(answers),
+        **{
+            key: estimate(lambda place, answer, key=key: answer[key] if rows[place]["present"] else None)  # type: ignore[misc]
+            for key in ("dice_on", "dice_off")
+        },
+        "overlap": estimate(lambda place, answer: answer["overlap"]),
+        "found_on": estimate(lambda place, answer: float(answer["found_on"])),
+        "found_off": estimate(lambda place, answer: float(answer["found_off"])),
+        "found_at": estimate(at),
+    }
+
+
+def _right_scores(rows: Sequence[Row], asked: Sequence[tuple[int, Row]], known: bool) -> list[float]:
+    return [
+        answer["presence"]
+        for place, answer in asked
+        if answer["kind"] in ("right", "paraphrase")
+        and rows[place]["present"]
+        and answer["presence"] is not None
+        and bool(answer["known"]) == known
+    ]
+
+
+def _threshold(rows: Sequence[Row], asked: Sequence[tuple[int, Row]], known: bool) -> float | None:
+    """Return the greatest threshold that at least 95 % of the right texts on images with the target reach."""
+    scores = sorted(_right_scores(rows, asked, known))
+    return scores[int((1 - SENSITIVITY) * len(scores))] if scores else None
+
+
+def _sensitivity_auc(rows: Sequence[Row], asked: Sequence[tuple[int, Row]]) -> float | None:
+    """Return how well the score tells right texts on images with the target from other modality's and nonsense."""
+    right = [score for known in (True, False) for score in _right_scores(rows, asked, known)]
+    wrong = [
+        answer["presence"]
+        for _, answer in asked
+        if answer["kind"] in ("other modality", "nonsense") and answer["presence"] is not None
+    ]
+    return roc_auc([*right, *wrong], [True] * len(right) + [False] * len(wrong))
+
+
+def estimate_of(value: Mapping[str, Any]) -> Estimate:
+    """Return a figure of a summary as an `Estimate`."""
+    return Estimate(**value)

@@ -1,0 +1,130 @@
+"""How well a mask fits the truth, and how well a score tells presence from absence.
+
+Two empty masks agree (1), an empty one and another do not (0): decided here, since the definitions divide by 0.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from medclipsam.errors import InputError
+
+# The tolerance of the published figures: 2 pixels, or 2 mm where the spacing is known.
+TOLERANCE = 2.0
+
+
+def dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Return the Dice similarity coefficient 2 |A and B| / (|A| + |B|).
+
+    Parameters
+    ----------
+    mask, truth : numpy.ndarray
+        bool, of one shape.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 1 where both are empty.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
+    """
+    mask, truth = _pair(mask, truth)
+    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(truth))
+    return 1.0 if total == 0 else 2.0 * int(np.count_nonzero(mask & truth)) / total
+
+
+def surface_dice(
+    mask: np.ndarray, truth: np.ndarray, *, tolerance: float = TOLERANCE, spacing: Sequence[float] | None = None
+) -> float:
+    """Return the normalised surface Dice (NSD): the share of both boundaries that lies within a tolerance of the other.
+
+    Boundary elements and their lengths (areas) are those of DeepMind's surface-distance, as MONAI computes them with
+    `use_subvoxels=True`; the image's border counts as boundary where a mask touches it.
+
+    Parameters
+    ----------
+    mask, truth : numpy.ndarray
+        bool, [H, W] or [N, H, W].
+    tolerance : float
+        In the unit of `spacing`.
+    spacing : sequence of float, optional
+        Distance between pixels along each axis; 1 by default, so that the tolerance is in pixels.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 1 where both are empty, 0 where one is.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ or there are not two or three axes.
+
+    Notes
+    -----
+    Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
+    radiotherapy", arXiv 1809.04430.
+    """
+    mask, truth = _pair(mask, truth)
+    if mask.ndim not in (2, 3):
+        raise InputError(f"A surface Dice takes masks of two or three axes; given {mask.ndim}.")
+    if not mask.any() or not truth.any():
+        return 1.0 if mask.any() == truth.any() else 0.0
+    import torch
+    from monai.metrics import compute_surface_dice
+
+    # The box round both masks, and a rim of background so that a mask at the image's border has a boundary there.
+    both = np.nonzero(mask | truth)
+    window = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in both)
+    one, two = (torch.from_numpy(np.pad(array[window], 1))[None, None] for array in (mask, truth))
+    with warnings.catch_warnings():
+        # MONAI warns of a deprecated argument that it itself passes on.
+        warnings.simplefilter("ignore")
+        value = compute_surface_dice(
+            one,
+            two,
+            class_thresholds=[float(tolerance)],
+            include_background=True,
+            spacing=[float(step) for step in spacing or (1.0,) * mask.ndim],
+            use_subvoxels=True,
+        )
+    return float(value.item())
+
+
+def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Parameters
+    ----------
+    scores : sequence of float
+        Larger means more likely positive.
+    positive : sequence of bool
+        The truth.
+
+    Returns
+    -------
+    float or None
+        None where one of the two kinds is missing.
+    """
+    from scipy.stats import rankdata
+
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    n_positive = int(truth.sum())
+    n_negative = truth.size - n_positive
+    if not n_positive or not n_negative:
+        return None
+    ranks = rankdata(values)
+    return float((ranks[truth].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def _pair(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
+    if mask.shape != truth.shape:
+        raise InputError(f"A mask of shape {mask.shape} cannot be held against one of shape {truth.shape}.")
+    return mask, truth

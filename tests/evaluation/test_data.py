@@ -1,0 +1,157 @@
+"""Images pair with masks by name; what is missing, broken or of another size is named."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from medclipsam.errors import InputError
+from medclipsam.evaluation.data import check_cases, find_cases, read_case
+from medclipsam.evaluation.tasks import NONSENSE, read_prompts, task_of_folder
+from medclipsam.imaging import read_image, write_mask
+from medclipsam.targets import TargetSet
+
+from .conftest import disc, save
+
+TARGETS = TargetSet.load()
+
+
+def test_images_pair_with_masks_by_name_and_not_by_order(tmp_path: Path) -> None:
+    """Names whose order differs from that of their extensions; the mask of each image is known by its area."""
+    for size, (image, mask) in enumerate([("10.png", "10.bmp"), ("9.jpg", "9.png"), ("x/1.png", "x/1.png")], start=3):
+        save(np.zeros((30, 40)), tmp_path / "lung_xray" / "test_images" / image)
+        save(disc((30, 40), 15, 20, size) * 255, tmp_path / "lung_xray" / "test_masks" / mask)
+    cases = find_cases(tmp_path, TARGETS)
+    areas = {case.name: int(read_case(case)[1].sum()) for case in cases}
+    assert areas == {name: int(disc((30, 40), 15, 20, n).sum()) for name, n in {"10": 3, "9": 4, "x/1": 5}.items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda task: (task / "test_masks" / "b.png").unlink(), "images/b.png has no mask"),
+        (lambda task: (task / "test_images" / "b.png").unlink(), "masks/b.png has no image"),
+        (lambda task: save(np.zeros((64, 95)), task / "test_masks" / "b.png"), "b.png is 64 x 95"),
+        (lambda task: (task / "test_masks" / "b.png").write_bytes(b"no picture"), "masks/b.png"),
+        (lambda task: (task / "test_images" / "b.png").write_bytes(b"no picture"), "images/b.png"),
+        (lambda task: save(np.zeros((64, 96)), task / "test_images" / "b.bmp"), "have one name"),
+        (lambda task: save(np.eye(64, 96)[..., None] * [255, 0, 0], task / "test_masks" / "b.png"), "colours"),
+        (lambda task: (task / "test_masks").rename(task / "masks"), "test_masks is missing"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_names_the_file(spots: Path, spoil, named: str) -> None:
+    spoil(spots / "spot")
+    with pytest.raises(InputError, match=named):
+        check_cases(find_cases(spots, TARGETS))
+
+
+def test_masks_of_labels_palettes_and_lossy_files(tmp_path: Path) -> None:
+    """Two tasks share a folder and take different values of the mask."""
+    folder = tmp_path / "chest"
+    labels = np.zeros((20, 30), np.uint8)
+    labels[2:8, 2:8], labels[10:14, 10:14], labels[16:18, 16:18] = 1, 2, 7
+    palette = Image.fromarray(labels)
+    palette.putpalette([0, 0, 0, *(37 * n % 256 for n in range(1, 22))])
+    for name in ("grey", "palette", "lossy"):
+        save(np.zeros((20, 30)), folder / "test_images" / f"{name}.png")
+    save(labels, folder / "test_masks" / "grey.png")
+    palette.save(folder / "test_masks" / "palette.png")
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "test_masks" / "lossy.jpg", quality=60)
+    tasks = {
+        "heart": {"folder": "chest", "labels": [1, 7]},
+        "spine": {"folder": "chest", "labels": 2},
+        "any": {"folder": "chest", "prompt": "lungs"},
+    }
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    truths = {(case.task.name, case.name): read_case(case)[1][0] for case in find_cases(tmp_path, TARGETS)}
+    for name in ("grey", "palette"):
+        np.testing.assert_array_equal(truths["heart", name], np.isin(labels, (1, 7)))
+        np.testing.assert_array_equal(truths["spine", name], labels == 2)
+    np.testing.assert_array_equal(truths["any", "lossy"], labels > 0)
+    # The tasks of one image follow each other, so that it is read and encoded once.
+    names = [case.name for case in find_cases(tmp_path, TARGETS)]
+    assert names == sorted(names)
+
+
+def test_folders_and_the_published_names_need_no_tasks_file(tmp_path: Path) -> None:
+    for name in ("breast_tumors", "lung_CT", "left_lung"):
+        save(np.zeros((10, 10)), tmp_path / name / "test_images" / "1.png")
+        save(np.zeros((10, 10)), tmp_path / name / "test_masks" / "1.png")
+    tasks = {case.task.name: case.task for case in find_cases(tmp_path, TARGETS)}
+    assert tasks["breast_tumors"].prompt == "breast tumour"
+    assert tasks["breast_tumors"].modality == "US"
+    assert tasks["lung_CT"].published == "lung CT"
+    left = TARGETS.get("left lung")
+    assert tasks["left_lung"].prompt == "left lung"
+    assert tasks["left_lung"].nonsense == NONSENSE
+    # Other structures are disjoint, other modalities are others.
+    others = [TARGETS.match(text) for text in tasks["left_lung"].other_structures]
+    assert others
+    assert not any(other is None or left.overlaps_with(other) for other in others)
+    assert not any(TARGETS.match(text).shares_modality(left) for text in tasks["left_lung"].other_modality)
+    with pytest.raises(InputError, match="gallstones"):
+        task_of_folder("gallstones", TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"promt": "heart"}, "promt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "heart; spine"}, "asks for 2"),
+        ({"labels": [0]}, "labels"),
+        ({"folder": "../elsewhere"}, "folder"),
+        ({"nonsense": "one text"}, "nonsense"),
+        ({"prompt": "left lung", "modality": "DX", "other_structures": ["both lungs"]}, "both lungs"),
+    ],
+)
+def test_a_bad_tasks_file_is_named_with_its_task_and_key(tmp_path: Path, entry: dict, named: str) -> None:
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": {"mine": entry}}))
+    with pytest.raises(InputError, match=named) as error:
+        find_cases(tmp_path, TARGETS)
+    assert "mine" in str(error.value)
+
+
+def test_a_studies_folder_with_final_labels(tmp_path: Path) -> None:
+    """Values are named by the datastore file where it does, else by the targets' own labels; absent ones count."""
+    affine = np.diag([-1.0, 2.0, 3.0, 1.0])
+    volume = np.zeros((8, 9, 4), np.int16)
+    nib.save(nib.Nifti1Image(volume, affine), tmp_path / "one.nii.gz")
+    save(np.zeros((20, 30)), tmp_path / "two.png")
+    final = tmp_path / "labels" / "final"
+    final.mkdir(parents=True)
+    image = read_image(tmp_path / "one.nii.gz")
+    drawn = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+    drawn[1, 2:5, 3:6] = 5
+    write_mask(drawn, image, final / "one.nii.gz")
+    write_mask(disc((20, 30), 10, 10, 4).astype(np.uint8) * 13, read_image(tmp_path / "two.png"), final / "two.nii.gz")
+    info = {"label_info": [{"name": "left lung", "idx": 5}, {"name": "spine", "idx": 6}]}
+    objects = {"one": {"image": {}, "labels": {"final": {"ext": ".nii.gz", "info": info}}}}
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": objects}))
+    truths = {(case.name, case.task.name): read_case(case)[1] for case in find_cases(tmp_path, TARGETS)}
+    assert {key: bool(truth.any()) for key, truth in truths.items()} == {
+        ("one", "left lung"): True,
+        ("one", "spine"): False,
+        ("two", "heart"): True,
+    }
+    np.testing.assert_array_equal(truths["one", "left lung"], drawn > 0)
+    np.testing.assert_array_equal(truths["two", "heart"][0], disc((20, 30), 10, 10, 4))
+    (tmp_path / "two.png").unlink()
+    with pytest.raises(InputError, match="two"):
+        find_cases(tmp_path, TARGETS)
+
+
+def test_prompts_of_protocol_a(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"1.png": "a mass", "2.png": "another"}))
+    assert read_prompts(file, {"breast": ["1.png"]}) == {"breast": {"1.png": "a mass"}}
+    with pytest.raises(InputError, match=r"3\.png"):
+        read_prompts(file, {"breast": ["1.png", "3.png"]})
+    with pytest.raises(InputError, match="names no task"):
+        read_prompts(file, {"breast": ["1.png"], "brain": ["1.png"]})
+    file.write_text(json.dumps({"breast": {"1.png": "a mass"}, "brain": {"1.png": "a glioma"}}))
+    assert read_prompts(file, {"brain": ["1.png"]}) == {"brain": {"1.png": "a glioma"}}

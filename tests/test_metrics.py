@@ -1,0 +1,123 @@
+"""Metrics against hand-reckoned values and a second implementation written from the definition."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from medclipsam.errors import InputError
+from medclipsam.metrics import dice, roc_auc, surface_dice
+
+HALF_DIAGONAL = 0.5**0.5
+
+# Length of the boundary in a square of four neighbouring pixels, by how many of them are inside: a corner is cut off
+# by half a diagonal, neighbours by a side, opposite corners by two half diagonals.
+LENGTHS = {1: HALF_DIAGONAL, 3: HALF_DIAGONAL}
+
+
+def boundary(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and length of each boundary element of a mask [H, W], in pixels."""
+    padded = np.pad(mask, 1)
+    middles, lengths = [], []
+    for row, column in itertools.product(range(padded.shape[0] - 1), range(padded.shape[1] - 1)):
+        square = padded[row : row + 2, column : column + 2]
+        inside = int(square.sum())
+        if inside in (0, 4):
+            continue
+        opposite = inside == 2 and square[0, 0] == square[1, 1]
+        middles.append((row, column))
+        lengths.append(LENGTHS.get(inside, 2 * HALF_DIAGONAL if opposite else 1.0))
+    return np.array(middles, dtype=float), np.array(lengths)
+
+
+def naive_surface_dice(mask: np.ndarray, truth: np.ndarray, tolerance: float) -> float:
+    (one, length_one), (two, length_two) = boundary(mask), boundary(truth)
+    distance = cdist(one, two)
+    near_one = length_one[distance.min(axis=1) <= tolerance].sum()
+    near_two = length_two[distance.min(axis=0) <= tolerance].sum()
+    return float((near_one + near_two) / (length_one.sum() + length_two.sum()))
+
+
+def block(shape: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+EMPTY = np.zeros((12, 12), bool)
+SQUARE = block((12, 12), slice(2, 6), slice(2, 6))
+
+
+def test_dice_by_hand() -> None:
+    shifted = block((12, 12), slice(2, 6), slice(4, 8))
+    assert dice(SQUARE, SQUARE) == 1.0
+    assert dice(SQUARE, shifted) == pytest.approx(2 * 8 / 32)
+    assert dice(SQUARE, block((12, 12), slice(8, 11), slice(8, 11))) == 0.0
+
+
+@pytest.mark.parametrize("metric", [dice, surface_dice])
+def test_empty_masks(metric) -> None:
+    assert metric(EMPTY, EMPTY) == 1.0
+    assert metric(EMPTY, SQUARE) == 0.0
+    assert metric(SQUARE, EMPTY) == 0.0
+
+
+@pytest.mark.parametrize("metric", [dice, surface_dice])
+def test_masks_of_two_shapes_are_refused(metric) -> None:
+    with pytest.raises(InputError, match="shape"):
+        metric(SQUARE, SQUARE[:-1])
+
+
+def test_surface_dice_by_hand() -> None:
+    """A square of 4 x 4 pixels moved by 3: each boundary has 4 corners of half a diagonal and 4 sides of 3 pixels."""
+    moved = block((12, 12), slice(2, 6), slice(5, 9))
+    assert boundary(SQUARE)[1].sum() == pytest.approx(12 + 4 * HALF_DIAGONAL)
+    assert surface_dice(SQUARE, SQUARE, tolerance=0.0) == 1.0
+    assert surface_dice(SQUARE, moved, tolerance=3.0) == 1.0
+    # Within 2 pixels of the other square: the near upright side with its corners and all of the horizontal sides; too
+    # far is the other upright side with its corners.
+    near = 3 + 2 * HALF_DIAGONAL + 2 * 3
+    assert surface_dice(SQUARE, moved, tolerance=2.0) == pytest.approx(near / (12 + 4 * HALF_DIAGONAL), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_surface_dice_against_a_naive_implementation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(5, 24)), int(rng.integers(5, 24)))
+    # Specks, holes and masks that touch the border.
+    mask, truth = rng.random((2, *shape)) < rng.uniform(0.05, 0.6)
+    mask[0, 0] = truth[-1, -1] = True
+    for tolerance in (0.0, 1.0, 2.0, 3.5):
+        expected = naive_surface_dice(mask, truth, tolerance)
+        assert surface_dice(mask, truth, tolerance=tolerance) == pytest.approx(expected, abs=1e-6)
+
+
+def test_surface_dice_knows_spacing() -> None:
+    """Lines four pixels apart are too far at spacing 1, and 2 mm apart at half a millimetre."""
+    mask, truth = (block((40, 40), slice(5, 30), slice(column, column + 1)) for column in (10, 14))
+    assert surface_dice(mask, truth, tolerance=2.0) == 0.0
+    assert surface_dice(mask, truth, tolerance=2.0, spacing=(0.5, 0.5)) == 1.0
+    # The spacing of the axis that the masks are apart on counts.
+    assert surface_dice(mask, truth, tolerance=2.0, spacing=(0.1, 1.0)) < surface_dice(
+        mask, truth, tolerance=2.0, spacing=(1.0, 0.1)
+    )
+
+
+def test_surface_dice_in_three_dimensions() -> None:
+    ball = np.linalg.norm(np.indices((20, 20, 20)) - 9.5, axis=0)
+    assert surface_dice(ball < 6, ball < 7.5, tolerance=2.0) == 1.0
+    assert surface_dice(ball < 3, ball < 8, tolerance=2.0) < 0.05
+    # The distance between planes counts: one plane more is 5 mm more.
+    taller = (ball < 6) | np.roll(ball < 6, 1, axis=0)
+    assert surface_dice(ball < 6, taller, tolerance=2.0, spacing=(5.0, 1.0, 1.0)) < 1.0
+    assert surface_dice(ball < 6, taller, tolerance=5.0, spacing=(5.0, 1.0, 1.0)) == 1.0
+
+
+def test_the_area_under_the_roc_curve_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 8, 60) / 8, rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
+    assert roc_auc(scores, truth) == pytest.approx(np.mean(pairs))
+    assert roc_auc([0.1, 0.9], [False, True]) == 1.0
+    assert roc_auc([0.1, 0.9], [True, True]) is None
