@@ -35,7 +35,7 @@ def test_images_pair_with_masks_by_name_and_not_by_order(tmp_path: Path) -> None
     [
         (lambda task: (task / "test_masks" / "b.png").unlink(), "images/b.png has no mask"),
         (lambda task: (task / "test_images" / "b.png").unlink(), "masks/b.png has no image"),
-        (lambda task: save(np.zeros((64, 95)), task / "test_masks" / "b.png"), "b.png is 64 x 95"),
+        (lambda task: save(np.zeros((64, 95)), task / "test_masks" / "b.png"), "b.png has 95 x 64 voxels"),
         (lambda task: (task / "test_masks" / "b.png").write_bytes(b"no picture"), "masks/b.png"),
         (lambda task: (task / "test_images" / "b.png").write_bytes(b"no picture"), "images/b.png"),
         (lambda task: save(np.zeros((64, 96)), task / "test_images" / "b.bmp"), "have one name"),

@@ -142,7 +142,7 @@ def test_a_file_that_is_no_image_is_refused_without_its_path(
 
 def test_colours_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 7), np.uint8)).save(tmp_path / "film.png")
-    Image.fromarray(np.zeros((4, 7, 3), np.uint8)).save(tmp_path / "mask.png")
+    Image.fromarray(np.full((4, 7, 3), (200, 0, 0), np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(InputError, match="colours"):
         read_mask(tmp_path / "mask.png", read_image(tmp_path / "film.png"))
 
@@ -161,3 +161,14 @@ def test_colours_are_refused(tmp_path: Path) -> None:
 def test_grids_are_compared_at_their_corners(other: dict[str, Any], same: bool) -> None:
     fields: dict[str, Any] = {"size": (4, 5, 6), "spacing": (2.0,) * 3, "origin": (0.0,) * 3, "direction": np.eye(3)}
     assert Grid(**{**fields, **other}).lies_on(Grid(**fields)) is same
+
+
+def test_a_palette_counts_by_its_indices_and_equal_channels_are_grey(tmp_path: Path) -> None:
+    image = MedicalImage.from_array(np.zeros((4, 5), np.uint8))
+    labels = np.arange(20, dtype=np.uint8).reshape(4, 5) % 3
+    palette = Image.fromarray(labels)
+    palette.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(np.repeat(labels[..., None], 3, axis=2)).save(tmp_path / "grey.png")
+    for name in ("palette.png", "grey.png"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name, image)[0], labels)

@@ -142,10 +142,20 @@ def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalIma
         image = read_image(case.image)
         if image.modality is None and case.task.modality is not None:
             image = read_image(case.image, modality=case.task.modality)
-    labels = read_mask(case.mask, image)
-    if case.task.labels is not None:
-        return image, np.isin(labels, case.task.labels)
-    return image, labels > (127 if case.mask.suffix.lower() in _LOSSY else 0)
+    lossy = case.mask.suffix.lower() in _LOSSY
+    try:
+        labels = _lossy_mask(case.mask, image) if lossy else read_mask(case.mask, image)
+    except InputError as error:
+        raise InputError(f"The mask {case.mask} cannot be used: {error}") from error
+    return image, labels > 0 if case.task.labels is None else np.isin(labels, case.task.labels)
+
+
+def _lossy_mask(path: Path, image: MedicalImage) -> np.ndarray:
+    """Read a binary mask whose format blurs it: what is brighter than half is inside."""
+    mask = read_image(path)
+    if (mask.n_planes, *mask.plane_shape) != (image.n_planes, *image.plane_shape):
+        raise InputError(f"It has {mask.plane_shape} pixels, its image {image.plane_shape}.")
+    return image.from_native(mask.plane(0)[..., 0] > 127)
 
 
 def check_cases(cases: Iterable[Case]) -> None:
@@ -238,7 +248,10 @@ def _study_cases(studies: Path, targets: TargetSet) -> list[Case]:
         if name not in images:
             raise InputError(f"The label {mask} has no image of its name in {studies}.")
         image = read_image(images[name])
-        present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
+        try:
+            present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
+        except InputError as error:
+            raise InputError(f"The label {mask} cannot be used: {error}") from error
         names = described.get(name) or {value: table.get(value, f"label {value}") for value in present}
         for value in present:
             if value not in names:

@@ -97,11 +97,6 @@ class MedicalImage:
         return cls(source=Path("array"), stored=stored, grid=grid, layout=layout, modality=modality)
 
     @property
-    def stored(self) -> np.ndarray:
-        """Voxels in the file's own order and type, [k, j, i] or [k, j, i, 3]; not to be written to."""
-        return self._stored
-
-    @property
     def n_planes(self) -> int:
         """Number of display planes."""
         return len(self.layout.plane_order)

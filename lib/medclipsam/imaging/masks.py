@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging.image import MedicalImage
@@ -22,8 +23,9 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     Parameters
     ----------
     path : str or path-like
-        A NIfTI or NRRD file on the image's voxel grid, or a grey picture of an image of one plane, which is held
-        against the image's size alone, since pictures know no place in space.
+        A NIfTI or NRRD file on the image's voxel grid, or a picture of an image of one plane, which is held against
+        the image's size alone, since pictures know no place in space. A picture is grey, or has a palette, whose
+        indices count.
     image : MedicalImage
         The image.
 
@@ -46,10 +48,10 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
         raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join((*_VOLUMES, *_PICTURES))}.")
     try:
         mask = read_image(path)
-        values = mask.voxels()
+        values = _values(path, mask)
     except ImageError as error:
         raise ImageError(str(error).replace(str(path), path.name)) from None
-    if mask.is_colour:
+    if values.ndim == 4:
         raise InputError(f"The label {path.name} holds colours; one whole number a voxel is allowed.")
     if _three(mask.grid.size) != _three(image.grid.size):
         own, theirs = (" x ".join(map(str, each.grid.size)) for each in (mask, image))
@@ -66,6 +68,16 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
             "255 are allowed."
         )
     return image.from_native(values.astype(np.uint8))
+
+
+def _values(path: Path, mask: MedicalImage) -> np.ndarray:
+    """Return the voxels of a mask in stored order, [k, j, i]; [k, j, i, 3] only where they are real colours."""
+    if path.suffix.lower() in _PICTURES:
+        with Image.open(path) as picture:
+            if picture.mode == "P":
+                return np.asarray(picture)[None]
+    values = mask.voxels()
+    return values[..., 0] if values.ndim == 4 and (values == values[..., :1]).all() else values
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:
