@@ -64,7 +64,7 @@ def test_each_text_is_asked_with_presence_on_and_off(spots: Path, tmp_path: Path
 
 
 def test_the_ladder_adds_a_stage_a_rung(spots: Path, tmp_path: Path, pipeline: ZeroShot) -> None:
-    pipeline.keep_maps = 16
+    pipeline.map_cache = 16
     rungs = ladder({"box": pipeline}, ZeroShotOptions(), ("patch_text",), prompts=("boxes",))
     names = list(rungs)
     assert [name.split(": ")[1].split(" ")[0] for name in names] == ["saliency", "+", "+", "+", "+"]

@@ -18,7 +18,7 @@ from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
 
 # Maps of one image: a few texts, a few saliency methods.
-_KEPT_MAPS = 256
+_MAP_CACHE = 256
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def evaluate(request: Request, *, show: bool = False) -> str:
     check_cases(cases)
     prompts = read_prompts(request.prompts, _image_names(cases)) if request.prompts else {}
     pipeline = ZeroShot.load(request.weights, device=request.device, targets=targets)
-    pipeline.keep_maps = _KEPT_MAPS
+    pipeline.map_cache = _MAP_CACHE
     predictor = ZeroShotPredictor(pipeline, request.options)
     plan = Plan(
         predictor=predictor,

@@ -58,7 +58,7 @@ class ZeroShotPredictor:
     Parameters
     ----------
     pipeline : ZeroShot
-        The loaded models; with `keep_maps`, predictors that share it also share its saliency maps.
+        The loaded models; with `map_cache`, predictors that share it also share its saliency maps.
     options : ZeroShotOptions
         Options of every request.
     stage : {"saliency", "coarse", "components", "sam"}
@@ -90,11 +90,15 @@ class ZeroShotPredictor:
         """
         seen = np.zeros((image.n_planes, *image.plane_shape), dtype=bool)
 
-        def observe(stage: str, target: str, plane: int, array: np.ndarray) -> None:
-            if stage == self.stage:
-                seen[plane] = array > self.options.threshold if stage == "saliency" else array
+        def keep_map(target: str, plane: int, saliency: np.ndarray) -> None:
+            if self.stage == "saliency":
+                seen[plane] = saliency > self.options.threshold
 
-        result = self.pipeline.segment(image, text, self.options, observe=observe)
+        def keep_mask(stage: str, target: str, plane: int, mask: np.ndarray) -> None:
+            if self.stage == stage:
+                seen[plane] = mask
+
+        result = self.pipeline.segment(image, text, self.options, keep_map=keep_map, keep_mask=keep_mask)
         if len(result.targets) != 1:
             raise InputError(
                 f"The text {text!r} asks for {len(result.targets)} targets; a prompt to measure asks for one."
