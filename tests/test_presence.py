@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from medclipsam.encoders import Encoder, load_open_clip
+from medclipsam.errors import InputError
 from medclipsam.presence import (
     PresenceReference,
+    calibrate_threshold,
     family,
     presence_reference,
     presence_scores,
@@ -102,3 +104,25 @@ def test_what_lasts_one_plane_only_is_removed(present: str, steady: str) -> None
 
 def test_a_plane_without_a_looked_at_neighbour_is_left_as_it_is() -> None:
     assert steady_planes(np.array([True, False, True]), [0, 5, 9]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("sensitivity", [0.8, 0.95, 1.0])
+def test_the_calibrated_threshold_is_the_best_of_all_that_keep_the_sensitivity(sensitivity: float) -> None:
+    rng = np.random.default_rng(5)
+    present, absent = rng.beta(6, 2, 57), rng.beta(2, 6, 83)
+    threshold = calibrate_threshold(present, absent, sensitivity)
+    assert np.mean(present >= threshold) >= sensitivity
+    kept = [t for t in np.linspace(0, 1, 2001) if np.mean(present >= t) >= sensitivity]
+    assert np.mean(absent >= threshold) == min(np.mean(absent >= t) for t in kept)
+
+
+def test_the_calibrated_threshold_lies_in_the_middle_of_a_gap() -> None:
+    assert calibrate_threshold(np.array([0.9, 0.8]), np.array([0.1, 0.2])) == pytest.approx(0.5)
+    assert calibrate_threshold(np.array([0.6]), np.array([])) == pytest.approx(0.3)
+
+
+def test_a_calibration_needs_images_that_show_the_target() -> None:
+    with pytest.raises(InputError, match="without scores"):
+        calibrate_threshold(np.array([]), np.array([0.5]))
+    with pytest.raises(InputError, match=r"sensitivity 1\.5"):
+        calibrate_threshold(np.array([0.5]), np.array([0.5]), 1.5)

@@ -64,6 +64,20 @@ def test_an_absent_target_is_an_empty_mask_with_its_reason(pipeline: ZeroShot, t
     assert pipeline.sam.boxes == []  # no work was done for it
 
 
+def test_the_threshold_is_the_targets_own_else_that_of_all_else_free_texts(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    pipeline.encoder.defaults |= {
+        "presence_threshold": 0.3,
+        "presence_thresholds": {"breast tumour": 0.7},
+        "free_text_threshold": 0.2,
+    }
+    asked = "breast tumour; brain tumour; something bright"
+    result = pipeline.segment(image, asked, OPTIONS)
+    assert [target.presence_threshold for target in result.targets] == [0.7, 0.3, 0.2]
+    given = ZeroShotOptions(saliency="patch_text", presence_threshold=0.9)
+    assert [target.presence_threshold for target in pipeline.segment(image, asked, given).targets] == [0.9] * 3
+
+
 def test_presence_can_be_switched_off(pipeline: ZeroShot, tmp_path: Path) -> None:
     """A dim disc lies below the threshold, but its map has a maximum all the same."""
     dim = picture(tmp_path, disc((60, 60), 30, 30) * 110)

@@ -13,6 +13,7 @@ captions of targets of other modalities, and things that are no medical image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from medclipsam.encoders import Encoder
+from medclipsam.errors import InputError
 from medclipsam.targets import Target, TargetSet
 
 DEFAULT_THRESHOLD = 0.5
@@ -139,6 +141,38 @@ def presence_scores(features: torch.Tensor, reference: PresenceReference, logit_
     negative = (features @ reference.negatives.double().T).amax(dim=1)
     score = torch.sigmoid(logit_scale * (positive - negative))
     return PresenceScores(*(part.cpu().numpy() for part in (score, positive, negative)))
+
+
+def calibrate_threshold(present: np.ndarray, absent: np.ndarray, sensitivity: float = 0.95) -> float:
+    """Return the threshold that lets the fewest absent targets through while it keeps a share of the present ones.
+
+    Parameters
+    ----------
+    present, absent : numpy.ndarray
+        float [N] and [M]: scores in [0, 1] of development images that show the target and that do not.
+    sensitivity : float
+        Share of the present ones that have to reach the threshold, above 0 and at most 1.
+
+    Returns
+    -------
+    float
+        In [0, 1], rounded to 4 digits. It lies in the middle of the widest range of scores that let equally few
+        absent targets through, so that neither side is cut close.
+
+    Raises
+    ------
+    InputError
+        If there are no scores of present targets, or the sensitivity is not in (0, 1].
+    """
+    present, absent = np.sort(present), np.sort(absent)
+    if not len(present):
+        raise InputError("A threshold cannot be calibrated without scores of images that show the target.")
+    if not 0 < sensitivity <= 1:
+        raise InputError(f"The sensitivity {sensitivity} of a calibration is not allowed; allowed: above 0, at most 1.")
+    greatest = present[math.floor((1 - sensitivity) * len(present) + 1e-9)]
+    rejected = absent[absent < greatest]
+    least = rejected[-1] if len(rejected) else 0.0
+    return round(float(least + greatest) / 2, 4)
 
 
 def smooth_over_planes(scores: np.ndarray, planes: Sequence[int]) -> np.ndarray:

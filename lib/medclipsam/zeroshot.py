@@ -34,7 +34,7 @@ from medclipsam.presence import (
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 from medclipsam.sam import SamModel
-from medclipsam.targets import TargetSet, TextTarget, assign_labels, negatives, parse_prompt
+from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, negatives, parse_prompt
 from medclipsam.weights import ResolvedWeights, resolve_pair
 
 Progress = Callable[[float, str], None]
@@ -345,9 +345,7 @@ class ZeroShot:
                 against = torch.stack([self.encoder.text_prototype(other.captions) for other in others])
         threshold = options.presence_threshold
         if threshold is None:
-            threshold = float(self.encoder.defaults.get("presence_threshold", DEFAULT_THRESHOLD))
-            if known is None:
-                threshold = float(self.encoder.defaults.get("free_text_threshold", threshold))
+            threshold = self._presence_threshold(known)
         window = Window(*known.window) if known and known.window and image.modality == "CT" else None
         captions = list(text.captions)
         evidence = TargetEvidence(text.name, label, captions, known is not None)
@@ -378,6 +376,14 @@ class ZeroShot:
             mask=np.zeros(shape, dtype=bool),
             scores=np.full(image.n_planes, -np.inf),
         )
+
+    def _presence_threshold(self, known: Target | None) -> float:
+        """Return the threshold calibrated for the weights: the target's own, else free text's or that of all."""
+        calibrated = self.encoder.defaults
+        general = calibrated.get("presence_threshold", DEFAULT_THRESHOLD)
+        if known is None:
+            return float(calibrated.get("free_text_threshold", general))
+        return float(calibrated.get("presence_thresholds", {}).get(known.name, general))
 
     def _saliency_settings(self, text: TextTarget, options: ZeroShotOptions) -> tuple[SaliencySettings, float, str]:
         """Decide beta, variance and layer: the option, else the preset's, else the weights' or the printed value."""

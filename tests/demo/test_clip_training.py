@@ -15,7 +15,15 @@ from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
 from medclipsam.demo.scribbles import draw_nonsense
 from medclipsam.demo.train import main
-from medclipsam.demo.train_clip import ClipRecipe, PhantomSet, augment, image_states, target_captions, train_clip
+from medclipsam.demo.train_clip import (
+    FIRST_SEED,
+    ClipRecipe,
+    PhantomSet,
+    augment,
+    image_states,
+    target_captions,
+    train_clip,
+)
 from medclipsam.encoders import load_demo
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
@@ -77,6 +85,12 @@ def test_packed_masks_lie_on_the_letterboxed_picture():
     names = [name for name in captions.STRUCTURES if name != "lungs" and "XR" in captions.SEEN_IN[name]]
     share = ((packed >> names.index("heart")) & 1).float().mean() * 96 * 96 / (phantom.masks["heart"].sum() / 4)
     assert share == pytest.approx(1, abs=0.05)
+
+
+def test_a_cycle_with_fresh_phantoms_sees_others():
+    recipe = dataclasses.replace(ClipRecipe.quick(), images=4)
+    first, fresh = PhantomSet(recipe), PhantomSet(recipe, first_seed=FIRST_SEED + 4)
+    assert not any(torch.equal(first[index][0], fresh[index][0]) for index in range(4))
 
 
 def test_augmentation_moves_masks_with_the_picture():

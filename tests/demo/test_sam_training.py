@@ -19,8 +19,8 @@ from medclipsam.demo.sam_examples import (
     jitter_box,
     true_box,
 )
-from medclipsam.demo.train_sam import FIRST_SEED, SamRecipe, mask_loss, train_sam
-from medclipsam.sam import load_sam
+from medclipsam.demo.train_sam import ARCH, FIRST_SEED, SamRecipe, batch_loss, correction_clicks, mask_loss, train_sam
+from medclipsam.sam import build_sam, load_sam
 
 WEIGHTS = Path(__file__).parents[2] / "lib" / "medclipsam" / "demo" / "weights"
 
@@ -89,6 +89,15 @@ def test_drawn_boxes_stay_in_the_plane(mask: np.ndarray) -> None:
         assert 0 <= y0 <= y1 <= 199
 
 
+def test_some_boxes_reach_too_far_on_one_side() -> None:
+    mask, rng = disc(100, 120, 20), np.random.default_rng(0)
+    boxes = np.stack([draw_box(rng, mask) for _ in range(300)])
+    beyond = np.stack([80 - boxes[:, 1], boxes[:, 3] - 120, 100 - boxes[:, 0], boxes[:, 2] - 140], axis=1) / 41
+    assert (beyond[:, 1] > 0.5).mean() > 0.03
+    assert (beyond[:, 1] > 0.5).sum() > (beyond[:, 0] > 0.5).sum()
+    assert beyond.max() < 1.2
+
+
 def test_a_coarse_mask_covers_a_small_structure_with_whole_cells() -> None:
     mask, rng = disc(100, 120, 5), np.random.default_rng(0)
     for _ in range(20):
@@ -115,13 +124,47 @@ def test_the_loss_is_that_of_the_single_mask_and_the_best_candidate() -> None:
     assert mask_loss(missed, overlaps, truth).item() == pytest.approx((1 + 0.05 * 2 / 3) * wrong, rel=1e-4)
 
 
+def test_correction_clicks_lie_where_the_mask_is_wrong() -> None:
+    truth = torch.zeros(3, 32, 32)
+    truth[:, 8:16, 8:24] = 1
+    found = torch.where(truth > 0, 5.0, -5.0)
+    found[0, 8:16, 8:16] = -5.0  # the left half is missed
+    found[1, 20:28, 4:12] = 5.0  # a piece too many
+    (coordinates, labels) = correction_clicks(np.random.default_rng(0), None, found[:, None], truth)
+    assert labels[:2, 0].tolist() == [1, 0]
+    (x, y), (x_added, y_added) = coordinates[0, 0].tolist(), coordinates[1, 0].tolist()
+    assert 8 <= x < 16
+    assert 8 <= y < 16
+    assert 4 <= x_added < 12
+    assert 20 <= y_added < 28
+    # Where nothing is wrong the click only says what is right already.
+    x, y = map(int, coordinates[2, 0].tolist())
+    assert labels[2, 0] == truth[2, y, x]
+    earlier = torch.ones(3, 2, 2), torch.ones(3, 2, dtype=torch.int)
+    (coordinates, labels) = correction_clicks(np.random.default_rng(0), earlier, found[:, None], truth)
+    assert coordinates.shape == (3, 3, 2)
+    assert labels.shape == (3, 3)
+    assert coordinates[:, :2].eq(1).all()
+
+
+def test_corrections_train_the_mask_prompt() -> None:
+    torch.manual_seed(0)
+    sam = build_sam(ARCH).train()
+    batch = [draw_example(np.random.default_rng(0), itertools.count(FIRST_SEED), 2, 0.0)]
+    for corrected, learns in ((0.0, False), (1.0, True)):
+        sam.zero_grad(set_to_none=True)
+        batch_loss(sam, batch, np.random.default_rng(0), corrected).backward()
+        gradients = [parameter.grad for parameter in sam.prompt_encoder.mask_downscaling.parameters()]
+        assert all((gradient is not None and bool(gradient.any())) == learns for gradient in gradients)
+
+
 def test_a_short_run_writes_weights_that_load_and_follow_from_the_seed(tmp_path: Path) -> None:
     config = train_sam(tmp_path / "first", SamRecipe.quick(), progress=False)
     train_sam(tmp_path / "second", SamRecipe.quick(), progress=False)
 
     assert {path.name for path in (tmp_path / "first").iterdir()} == {"sam.safetensors", "sam.json"}
     assert json.loads((tmp_path / "first" / "sam.json").read_text()) == json.loads(json.dumps(config))
-    assert config["provenance"]["training_images"] == 6
+    assert config["provenance"]["training_images"] == SamRecipe.quick().steps * SamRecipe.quick().images == 8
     first, second = (load_file(tmp_path / name / "sam.safetensors") for name in ("first", "second"))
     assert {value.dtype for value in first.values()} == {torch.float16}
     assert all(torch.equal(first[key], second[key]) for key in first)

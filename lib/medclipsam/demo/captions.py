@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from medclipsam.targets import Target
+
 Mixture = Mapping[str, float]
 
 MODALITY_WORDS: dict[str, tuple[str, ...]] = {
@@ -463,6 +465,11 @@ MODALITY_SHARE = 0.3
 
 # Stands for any word that the vocabulary does not have; so it is no part of it itself.
 STRANGE = "\u2603"
+
+
+def structure_of(target: Target) -> str:
+    """Return the name that phantoms have for a known target's structure."""
+    return {"lung-nodule": "nodule"}.get(target.meaning, target.meaning.replace("-", " "))
 
 
 def directions() -> list[str]:

@@ -188,10 +188,20 @@ def _recolour(rng: Rng, image: np.ndarray) -> np.ndarray:
 
 
 def draw_box(rng: Rng, mask: np.ndarray) -> np.ndarray:
-    """Draw a box as users and saliency maps give it: close, loose and shifted, or on the coarse grid."""
-    kind = rng.choice(["close", "loose", "grid"], p=[0.3, 0.4, 0.3])
+    """Draw a box as users and saliency maps give it: close, loose and shifted, on the coarse grid, or drawn out.
+
+    A box that is drawn out reaches too far on one side, as one round a tumour and its shadow does.
+    """
+    kind = rng.choice(["close", "loose", "grid", "drawn out"], p=[0.25, 0.3, 0.25, 0.2])
     if kind == "grid":
         return true_box(coarse_mask(rng, mask))
+    if kind == "drawn out":
+        box = jitter_box(rng, mask, 0.9, 1.2, 0.05)
+        # Below is where shadows lie; the other sides now and then.
+        side = int(rng.choice(4, p=[0.15, 0.15, 0.15, 0.55]))
+        reach = rng.uniform(0.2, 0.9) * (box[2:] - box[:2])[side % 2] * (1 if side >= 2 else -1)
+        box[side] = np.clip(box[side] + reach, 0, mask.shape[1 - side % 2] - 1)
+        return box
     return jitter_box(rng, mask, *((0.97, 1.06, 0.03) if kind == "close" else (0.85, 1.4, 0.12)))
 
 

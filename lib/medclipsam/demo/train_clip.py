@@ -32,9 +32,11 @@ from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.demo import captions
+from medclipsam.demo.calibrate import calibrate
 from medclipsam.demo.files import write_weights
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
 from medclipsam.demo.scribbles import draw_nonsense
+from medclipsam.encoders import Encoder
 from medclipsam.encoders.fit import fit_plane
 from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
 from medclipsam.encoders.towers import OpenClipTower
@@ -64,12 +66,15 @@ class Sharpening:
         How much more often a finding is asked for than anatomy.
     images : int
         Images of each batch whose gradient is looked at, the costly part.
+    fresh : bool
+        Whether the cycle has phantoms of its own, rather than those of the stage before it.
     """
 
     steps: int
     rate: float
     findings: float = 1.0
     images: int = 16
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class ClipRecipe:
         Sharpening(250, 5e-4),
         Sharpening(420, 7e-4, findings=3.0, images=8),
         Sharpening(700, 8e-4, findings=3.0, images=8),
+        Sharpening(1500, 8e-4, findings=3.0, images=8, fresh=True),
+        Sharpening(1500, 6e-4, findings=3.0, images=8),
     )
     text_steps: int = 900
     text_batch: int = 96
@@ -114,7 +121,7 @@ class ClipRecipe:
             "contrast": 0.0,
         }
     )
-    presence_threshold: float = 0.5
+    development: int = 200
     logit_scale: float = 20.0
     workers: int = 2
 
@@ -125,12 +132,13 @@ class ClipRecipe:
         return cls(
             images=24,
             steps=3,
-            sharpen=(Sharpening(1, 5e-4), Sharpening(1, 5e-4, findings=3.0, images=4)),
+            sharpen=(Sharpening(1, 5e-4), Sharpening(1, 5e-4, findings=3.0, images=4, fresh=True)),
             batch=8,
             text_steps=4,
             text_batch=16,
             image_size=96,
             arch=arch,
+            development=4,
             workers=0,
         )
 
@@ -161,24 +169,40 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
         "std": [0.3, 0.3, 0.3],
         "image_size": recipe.image_size,
         "saliency": dict(recipe.saliency),
-        "presence_threshold": recipe.presence_threshold,
     }
     model, tokenizer = build_small_clip(config)
     vectors = captions.basis(recipe.arch["embed_dim"])
     model.logit_scale.data.fill_(math.log(recipe.logit_scale))
     train_text(model, tokenizer, texts, vectors, recipe)
-    data = _load_phantoms(recipe)
+    data = _load_phantoms(PhantomSet(recipe))
     answers = _Answers(model, tokenizer, vectors)
     train_vision(model, answers, data, recipe, config)
     sharpen_vision(model, answers, data, recipe, config)
+    config |= calibrate_shipped(model, config, recipe.development)
     config["provenance"] = {
         "what": "trained from scratch on procedural phantoms with their masks; no patient data",
         "version": __version__,
         "recipe": asdict(recipe),
-        "training_images": recipe.images,
+        "training_images": recipe.images * (1 + sum(cycle.fresh for cycle in recipe.sharpen)),
         "seconds": round(time.monotonic() - start),
     }
     return write_weights(folder, "clip", model.state_dict(), config)
+
+
+def calibrate_shipped(model: CLIP, config: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Return presence thresholds of the weights as they are written, in half precision; see `calibrate`."""
+    shipped, tokenizer = build_small_clip(config)
+    shipped.load_state_dict({key: value.half().float() for key, value in model.state_dict().items()})
+    encoder = Encoder(
+        shipped,
+        tokenizer,
+        image_size=config["image_size"],
+        mean=config["mean"],
+        std=config["std"],
+        identity="just trained",
+        name="demo",
+    )
+    return calibrate(encoder, n)
 
 
 def target_captions() -> dict[str, list[str]]:
@@ -186,7 +210,7 @@ def target_captions() -> dict[str, list[str]]:
     families = {"US": "US", "MR": "MR", "CT": "CT", "CR": "XR", "DX": "XR"}
     found: dict[str, list[str]] = {}
     for target in TargetSet.load():
-        name = {"lung-nodule": "nodule"}.get(target.meaning, target.meaning.replace("-", " "))
+        name = captions.structure_of(target)
         if name not in captions.STRUCTURES:
             continue
         seen = {families[code] for code in target.modality if code in families}
@@ -266,14 +290,15 @@ class PhantomSet(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     Every 25th picture is no medical image.
     """
 
-    def __init__(self, recipe: ClipRecipe) -> None:
+    def __init__(self, recipe: ClipRecipe, first_seed: int = FIRST_SEED) -> None:
         self.recipe = recipe
+        self.first_seed = first_seed
 
     def __len__(self) -> int:
         return self.recipe.images
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        seed = FIRST_SEED + index
+        seed = self.first_seed + index
         size = (192, 256, 320)[index % 3]
         holds = torch.zeros(len(MODALITIES) + len(captions.STATES))
         if index % 25 == 24:
@@ -319,6 +344,8 @@ def sharpen_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipReci
     """Go on while M2IB's own gradient is taught to point at the structure."""
     for number, cycle in enumerate(recipe.sharpen):
         seed = recipe.seed + 2 + number
+        if cycle.fresh:
+            data = _load_phantoms(PhantomSet(recipe, first_seed=FIRST_SEED + (1 + number) * recipe.images))
         torch.manual_seed(seed)
         stage = _Stage(model, answers, data, recipe, config, seed=seed)
         stage.run(f"sharpening, cycle {number + 1}", cycle.steps, cycle.rate, cycle)
@@ -429,8 +456,8 @@ class _Stage:
         return (1 - F.cosine_similarity(strength, share, dim=-1)).mean()
 
 
-def _load_phantoms(recipe: ClipRecipe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    loader = DataLoader(PhantomSet(recipe), batch_size=50, num_workers=recipe.workers)
+def _load_phantoms(phantoms: PhantomSet) -> _Data:
+    loader = DataLoader(phantoms, batch_size=50, num_workers=phantoms.recipe.workers)
     images, masks, holds = zip(*tqdm(loader, desc="phantoms", unit="batch"), strict=True)
     return torch.cat(images), torch.cat(masks), torch.cat(holds)
 
@@ -596,7 +623,8 @@ class _Answers:
     def _goals(self, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
         """Return what each patch should answer, [B, P, E]; their mean is the image's answer."""
         batch, n_patches, _ = coverage.shape
-        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(4.0) * shares[..., None]
+        # What covers less than one token is not to be found for certain: it has that share of a whole structure's part.
+        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(1.0) * shares[..., None]
         visible = (shares * coverage[..., _BODY_BIT]).sum(dim=1) / coverage[..., _BODY_BIT].sum(dim=1).clamp_min(1)
         goals = []
         for row in range(batch):

@@ -4,6 +4,9 @@ The recipe is that of Segment Anything (Kirillov et al., 2023, appendix A): a st
 with a box, points or both, and the decoder's masks are fitted with focal and dice loss at 20:1; of the three candidate
 masks only the best one is fitted, which lets them differ where the prompt is ambiguous, and a head learns to predict
 each mask's overlap. Boxes are jittered far more than SAM's: a zero-shot box comes from a coarse saliency map.
+
+In a second stage a part of the prompts is corrected, as an annotator would: the mask found is given back as a mask
+prompt together with a click where it is wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +54,29 @@ ARCH: dict[str, Any] = {
 # Training phantoms take seeds from here on; smaller ones are for tests, examples and measurements.
 FIRST_SEED = 1_000_000
 
+# A mask without logits, as an annotator has it, is given to the prompt encoder as this inside and minus this outside.
+MASK_LOGIT = 8.0
+
 _LOSS_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with an optimiser of its own.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps.
+    learning_rate : float
+        The greatest, of AdamW.
+    corrected : float
+        Share of images whose masks are corrected by a click and fitted a second time.
+    """
+
+    steps: int
+    learning_rate: float
+    corrected: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +87,13 @@ class SamRecipe:
     ----------
     seed : int
         Of weights and examples.
-    steps, images, prompts : int
-        Optimiser steps, images a step and prompts an image.
+    stages : tuple of Stage
+        What is done one after the other.
+    images, prompts : int
+        Images a step and prompts an image.
     warmup : int
-        Steps of linear warm-up before the cosine decay.
-    learning_rate, weight_decay : float
+        Steps of linear warm-up before the cosine decay of each stage.
+    weight_decay : float
         Of AdamW.
     shapes : float
         Share of images with random shapes in place of a phantom.
@@ -74,11 +102,10 @@ class SamRecipe:
     """
 
     seed: int = 0
-    steps: int = 1700
+    stages: tuple[Stage, ...] = (Stage(1700, 8e-4), Stage(800, 6e-4, corrected=0.4))
     images: int = 6
     prompts: int = 4
     warmup: int = 100
-    learning_rate: float = 8e-4
     weight_decay: float = 0.02
     shapes: float = 0.08
     measured: int = 30
@@ -86,7 +113,12 @@ class SamRecipe:
     @classmethod
     def quick(cls) -> SamRecipe:
         """Return a recipe of seconds, to try the code and not to get a model."""
-        return cls(steps=3, images=2, prompts=2, warmup=1, measured=1)
+        return cls(stages=(Stage(2, 8e-4), Stage(2, 8e-4, corrected=1.0)), images=2, prompts=2, warmup=1, measured=1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
 
 
 def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool = True) -> dict[str, Any]:
@@ -112,23 +144,11 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
     """
     recipe = recipe or SamRecipe()
     start = time.monotonic()
-    rng = np.random.default_rng([recipe.seed, 1])
     phantom_seeds = itertools.count(FIRST_SEED)
     sam = _new_sam(recipe.seed)
-    optimiser = torch.optim.AdamW(sam.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe))
-    bar = tqdm(range(recipe.steps), desc="demo SAM", disable=not progress, mininterval=5)
-    mean = math.nan
-    for _ in bar:
-        batch = [draw_example(rng, phantom_seeds, recipe.prompts, recipe.shapes) for _ in range(recipe.images)]
-        loss = batch_loss(sam, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+    for number, stage in enumerate(recipe.stages):
+        rng = np.random.default_rng([recipe.seed, 1 + number])
+        run_stage(sam, stage, recipe, rng, phantom_seeds, progress=progress)
     seconds = time.monotonic() - start
 
     # Measured as it is written, in half precision.
@@ -157,15 +177,42 @@ def _new_sam(seed: int) -> Sam:
     return sam.train()
 
 
-def _rate(step: int, recipe: SamRecipe) -> float:
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))
+def run_stage(
+    sam: Sam,
+    stage: Stage,
+    recipe: SamRecipe,
+    rng: np.random.Generator,
+    phantom_seeds: Iterator[int],
+    *,
+    progress: bool = True,
+) -> None:
+    """Train `sam`, in place, for one stage."""
+    optimiser = torch.optim.AdamW(sam.parameters(), stage.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, stage.steps, recipe.warmup))
+    bar = tqdm(range(stage.steps), desc="demo SAM", disable=not progress, mininterval=5)
+    mean = math.nan
+    for _ in bar:
+        batch = [draw_example(rng, phantom_seeds, recipe.prompts, recipe.shapes) for _ in range(recipe.images)]
+        loss = batch_loss(sam, batch, rng, stage.corrected)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
 
 
-def batch_loss(sam: Sam, batch: list[Example]) -> torch.Tensor:
-    """Return the mean loss of a batch's prompts."""
+def _rate(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def batch_loss(
+    sam: Sam, batch: list[Example], rng: np.random.Generator | None = None, corrected: float = 0.0
+) -> torch.Tensor:
+    """Return the mean loss of a batch's prompts, and of their corrections in a share `corrected` of the images."""
     pixels = [
         sam.preprocess(torch.from_numpy(example.image).float().expand(3, *example.image.shape)) for example in batch
     ]
@@ -175,20 +222,69 @@ def batch_loss(sam: Sam, batch: list[Example]) -> torch.Tensor:
     features = features.float()
     position = sam.prompt_encoder.get_dense_pe()
     logits, scores, truths = [], [], []
-    # The decoder takes one image a call.
+
+    def decode(feature: torch.Tensor, truth: torch.Tensor, points: Any, boxes: Any, masks: Any) -> torch.Tensor:
+        # The decoder takes one image a call.
+        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
+        found, predicted = sam.mask_decoder.predict_masks(feature[None], position, sparse, dense)
+        logits.append(found)
+        scores.append(predicted)
+        truths.append(F.avg_pool2d(truth[:, None], SIZE // _LOSS_SIZE))
+        return found[:, :1].detach()
+
     for example, feature in zip(batch, features, strict=True):
         boxes = None if example.boxes is None else torch.from_numpy(example.boxes).float()
         points = None
         if example.points is not None and example.labels is not None:
             points = (torch.from_numpy(example.points).float(), torch.from_numpy(example.labels).int())
-        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-        masks, predicted = sam.mask_decoder.predict_masks(feature[None], position, sparse, dense)
-        logits.append(masks)
-        scores.append(predicted)
         height, width = example.image.shape
         truth = F.pad(torch.from_numpy(example.masks).float(), (0, SIZE - width, 0, SIZE - height))
-        truths.append(F.avg_pool2d(truth[:, None], SIZE // _LOSS_SIZE))
+        found = decode(feature, truth, points, boxes, None)
+        if rng is not None and rng.random() < corrected:
+            # An annotator's mask comes without the prompt that made it, and without its logits.
+            if rng.random() < 0.5:
+                points = boxes = None
+            if rng.random() < 0.5:
+                found = MASK_LOGIT * found.sign()
+            decode(feature, truth, correction_clicks(rng, points, found, truth), boxes, found)
     return mask_loss(torch.cat(logits), torch.cat(scores), torch.cat(truths))
+
+
+def correction_clicks(
+    rng: np.random.Generator,
+    points: tuple[torch.Tensor, torch.Tensor] | None,
+    found: torch.Tensor,
+    truth: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add to each prompt's points a click where its mask is wrong, as an annotator does.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws the click among the wrong pixels.
+    points : tuple of Tensor or None
+        The prompts' points [K, N, 2], (x, y), and labels [K, N].
+    found : Tensor
+        Logits [K, 1, h, w] of the mask so far.
+    truth : Tensor
+        [K, H, W], in [0, 1], on the grid of the points.
+
+    Returns
+    -------
+    tuple of Tensor
+        Points [K, N + 1, 2] and labels [K, N + 1]: 1 for a click on what was missed, 0 for one on what is too much.
+    """
+    drawn = F.interpolate(found, truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
+    clicks, labels = [], []
+    for mask, right in zip(drawn.numpy(), truth.numpy() > 0.5, strict=True):
+        wrong = np.argwhere(mask != right)
+        row, column = wrong[rng.integers(len(wrong))] if len(wrong) else (0, 0)
+        clicks.append([[float(column), float(row)]])
+        labels.append([int(right[row, column])])
+    added = torch.tensor(clicks), torch.tensor(labels, dtype=torch.int)
+    if points is None:
+        return added
+    return torch.cat([points[0], added[0]], dim=1), torch.cat([points[1], added[1]], dim=1)
 
 
 def mask_loss(logits: torch.Tensor, scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,9 @@ class Encoder:
     name : str
         Name of the weights.
     defaults : mapping, optional
-        What the weights recommend: `saliency` (beta, variance, layer, smooth, clip_percentile, contrast) and
-        `presence_threshold`.
+        What the weights recommend: `saliency` (beta, variance, layer, smooth, clip_percentile, contrast),
+        `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former) and
+        `free_text_threshold`.
     count_tokens : callable, optional
         Text -> number of tokens before any cut, special tokens included; lets a text beyond the context be refused.
     device : str or torch.device

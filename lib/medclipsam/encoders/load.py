@@ -15,6 +15,8 @@ from medclipsam.encoders.encoder import Encoder
 from medclipsam.errors import WeightsError
 
 _CONFIG = "open_clip_config.json"
+# What weights may recommend, see `Encoder`.
+DEFAULT_KEYS = ("saliency", "presence_threshold", "presence_thresholds", "free_text_threshold")
 
 
 def load_folder(
@@ -164,7 +166,7 @@ def load_demo(
         std=settings["std"],
         identity=identity or file_sha256(weights),
         name=name,
-        defaults={key: settings[key] for key in ("saliency", "presence_threshold", "presence") if key in settings},
+        defaults={key: settings[key] for key in DEFAULT_KEYS if key in settings},
         count_tokens=_counter(tokenizer),
         device=device,
     )
