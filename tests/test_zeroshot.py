@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
@@ -66,7 +67,7 @@ def test_an_absent_target_is_an_empty_mask_with_its_reason(pipeline: ZeroShot, t
 
 def test_the_threshold_is_the_targets_own_else_that_of_all_else_free_texts(pipeline: ZeroShot, tmp_path: Path) -> None:
     image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
-    pipeline.encoder.defaults |= {
+    pipeline.encoder.defaults = {
         "presence_threshold": 0.3,
         "presence_thresholds": {"breast tumour": 0.7},
         "free_text_threshold": 0.2,
@@ -76,6 +77,26 @@ def test_the_threshold_is_the_targets_own_else_that_of_all_else_free_texts(pipel
     assert [target.presence_threshold for target in result.targets] == [0.7, 0.3, 0.2]
     given = ZeroShotOptions(saliency="patch_text", presence_threshold=0.9)
     assert [target.presence_threshold for target in pipeline.segment(image, asked, given).targets] == [0.9] * 3
+
+
+def test_a_free_text_that_means_a_known_target_is_treated_as_it(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(tmp_path, disc((60, 60), 15, 15) * 255 + disc((60, 60), 45, 45) * 255)
+    lungs = pipeline.targets.get("lungs CT")
+    assert lungs.num_components == 2
+    near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+
+    def prototype(captions: Sequence[str]) -> torch.Tensor:
+        return near if "bright pair" in captions or tuple(captions) == lungs.captions else far
+
+    monkeypatch.setattr(pipeline.encoder, "text_prototype", prototype)
+    (alone,) = pipeline.segment(image, "bright pair", ZeroShotOptions(saliency="patch_text", presence=False)).targets
+    assert (alone.known, alone.treated_as) == (False, None)
+    pipeline.encoder.defaults = {"same_meaning": 0.9, "presence_thresholds": {"lungs CT": 0.0}}
+    (judged,) = pipeline.segment(image, "bright pair", OPTIONS).targets
+    assert (judged.known, judged.treated_as, judged.label) == (False, "lungs CT", 201)
+    assert judged.presence_threshold == 0.0
 
 
 def test_presence_can_be_switched_off(pipeline: ZeroShot, tmp_path: Path) -> None:

@@ -120,6 +120,40 @@ def presence_reference(
     return PresenceReference(encoder.text_prototype(captions), prototypes)
 
 
+def resembled_target(
+    encoder: Encoder, captions: Sequence[str], targets: TargetSet, modality: str | None
+) -> Target | None:
+    """Return the known target that a free text means to the model, if it means one.
+
+    "Please outline both of the lungs" is no synonym that a file lists, yet lies where the lungs' captions lie. Judged
+    as that target it has negatives that fit; the general bank's normal image shows lungs as well and would outbid it.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The CLIP. How near is near enough differs between models, so that the weights have to say it: the least cosine
+        is their default `same_meaning`. Without it nothing is taken for a known target.
+    captions : sequence of str
+        The free text.
+    targets : TargetSet
+        All known targets.
+    modality : str or None
+        DICOM modality of the image, where known; targets of others are left out.
+
+    Returns
+    -------
+    Target or None
+    """
+    least = encoder.defaults.get("same_meaning")
+    candidates = [target for target in targets if target.in_modality(modality)]
+    if least is None or not candidates:
+        return None
+    prototypes = torch.stack([encoder.text_prototype(target.captions) for target in candidates])
+    similarity = prototypes @ encoder.text_prototype(captions)
+    nearest = int(similarity.argmax())
+    return candidates[nearest] if float(similarity[nearest]) >= least else None
+
+
 def presence_scores(features: torch.Tensor, reference: PresenceReference, logit_scale: float) -> PresenceScores:
     """Score a target's presence in planes.
 
@@ -143,36 +177,41 @@ def presence_scores(features: torch.Tensor, reference: PresenceReference, logit_
     return PresenceScores(*(part.cpu().numpy() for part in (score, positive, negative)))
 
 
-def calibrate_threshold(present: np.ndarray, absent: np.ndarray, sensitivity: float = 0.95) -> float:
-    """Return the threshold that lets the fewest absent targets through while it keeps a share of the present ones.
+def calibrate_threshold(
+    present: np.ndarray, absent: np.ndarray, *, sensitivity: float = 0.95, specificity: float = 0.99
+) -> float:
+    """Choose a presence threshold on development images.
 
     Parameters
     ----------
     present, absent : numpy.ndarray
-        float [N] and [M]: scores in [0, 1] of development images that show the target and that do not.
+        float [N] and [M]: scores in [0, 1] of images that show the target and of images that do not.
     sensitivity : float
         Share of the present ones that have to reach the threshold, above 0 and at most 1.
+    specificity : float
+        Share of the absent ones that should stay below it, likewise; the sensitivity comes first.
 
     Returns
     -------
     float
-        In [0, 1], rounded to 4 digits. It lies in the middle of the widest range of scores that let equally few
-        absent targets through, so that neither side is cut close.
+        In [0, 1]. Where both shares can be had, the middle between the scores that decide them, so that neither side
+        is cut close and a few odd images do not push the threshold to the other side's edge; else the score that
+        just keeps the sensitivity.
 
     Raises
     ------
     InputError
-        If there are no scores of present targets, or the sensitivity is not in (0, 1].
+        If there are no scores of present targets, or a share is not in (0, 1].
     """
-    present, absent = np.sort(present), np.sort(absent)
     if not len(present):
         raise InputError("A threshold cannot be calibrated without scores of images that show the target.")
-    if not 0 < sensitivity <= 1:
-        raise InputError(f"The sensitivity {sensitivity} of a calibration is not allowed; allowed: above 0, at most 1.")
-    greatest = present[math.floor((1 - sensitivity) * len(present) + 1e-9)]
-    rejected = absent[absent < greatest]
-    least = rejected[-1] if len(rejected) else 0.0
-    return round(float(least + greatest) / 2, 4)
+    for name, share in (("sensitivity", sensitivity), ("specificity", specificity)):
+        if not 0 < share <= 1:
+            raise InputError(f"The {name} {share} of a calibration is not allowed; allowed: above 0, at most 1.")
+    greatest = float(np.quantile(present, 1 - sensitivity, method="lower"))
+    least = float(np.quantile(absent, specificity, method="higher")) if len(absent) else 0.0
+    # Rounded down: it must not step over a score that has to pass.
+    return math.floor(1e4 * (greatest if least >= greatest else (least + greatest) / 2)) / 1e4
 
 
 def smooth_over_planes(scores: np.ndarray, planes: Sequence[int]) -> np.ndarray:

@@ -28,6 +28,7 @@ from medclipsam.presence import (
     PresenceReference,
     presence_reference,
     presence_scores,
+    resembled_target,
     smooth_over_planes,
     steady_planes,
 )
@@ -70,6 +71,9 @@ class TargetEvidence:
         Texts that were encoded for it.
     known : bool
         Whether it is a target of the targets files rather than free text.
+    treated_as : str or None
+        The known target whose window, components and presence negatives were used: itself, or for free text the one
+        that it means to the model; None where there is none.
     found : bool
         Whether its mask has any pixel.
     reason : str
@@ -96,6 +100,7 @@ class TargetEvidence:
     label: int
     captions: list[str]
     known: bool
+    treated_as: str | None = None
     window: tuple[float, float] | None = None
     presence_score: float | None = None
     presence_threshold: float | None = None
@@ -336,7 +341,7 @@ class ZeroShot:
         )
 
     def _job(self, text: TextTarget, label: int, image: MedicalImage, options: ZeroShotOptions) -> _Job:
-        known = text.target
+        known = text.target or resembled_target(self.encoder, text.captions, self.targets, image.modality)
         settings, beta, source = self._saliency_settings(text, options)
         against = None
         if settings.contrast:
@@ -348,7 +353,8 @@ class ZeroShot:
             threshold = self._presence_threshold(known)
         window = Window(*known.window) if known and known.window and image.modality == "CT" else None
         captions = list(text.captions)
-        evidence = TargetEvidence(text.name, label, captions, known is not None)
+        evidence = TargetEvidence(text.name, label, captions, text.target is not None)
+        evidence.treated_as = known.name if known else None
         evidence.window = (window.center, window.width) if window else None
         evidence.presence_threshold = threshold if options.presence else None
         evidence.settings = {"source": source, "beta": beta, **vars(settings)}

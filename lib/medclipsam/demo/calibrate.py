@@ -19,6 +19,9 @@ from medclipsam.targets import Target, TargetSet
 # Phantoms from here on choose settings; training has those from 1,000,000 and measurements those from 700,000.
 DEVELOPMENT_SEED = 600_000
 
+# Free text that means a known target is judged as that target; for the rest a wrong mask is worse than none.
+_FREE_TEXT_SENSITIVITY = 0.7
+
 # The DICOM modality of a phantom's modality.
 DICOM_MODALITY: Mapping[str, str] = {"US": "US", "MR": "MR", "XR": "DX", "CT": "CT"}
 
@@ -54,16 +57,17 @@ def calibrate(encoder: Encoder, n: int = 200, *, sensitivity: float = 0.97, prog
         own = _Scores()
         own.ask(encoder, target.captions, target, targets, shown, structure)
         if own.present:
-            by_name[target.name] = calibrate_threshold(*own.both(), sensitivity)
+            by_name[target.name] = calibrate_threshold(*own.both(), sensitivity=sensitivity)
         known.add(own)
         for phrase in captions.STRUCTURES[structure][::5]:
             free.ask(encoder, [phrase], None, targets, shown, structure)
+    phantoms: _Shown = {modality: images for modality, images in shown.items() if modality}
     for nothing in captions.GENERIC[::5]:
-        free.ask(encoder, [nothing], None, targets, shown, structure=None)
+        free.ask(encoder, [nothing], None, targets, phantoms, structure=None)
     return {
-        "presence_threshold": calibrate_threshold(*known.both(), sensitivity),
+        "presence_threshold": calibrate_threshold(*known.both(), sensitivity=sensitivity),
         "presence_thresholds": by_name,
-        "free_text_threshold": calibrate_threshold(*free.both(), sensitivity),
+        "free_text_threshold": calibrate_threshold(*free.both(), sensitivity=_FREE_TEXT_SENSITIVITY),
     }
 
 
@@ -87,14 +91,20 @@ class _Scores:
         shown: _Shown,
         structure: str | None,
     ) -> None:
-        """Score all images for a target; one of another modality than the target's does not show it."""
+        """Score all images for a target.
+
+        One of another modality does not show it, unless it shows the same structure: that one is left out.
+        """
         for modality, (features, structures) in shown.items():
             dicom = DICOM_MODALITY.get(modality or "")
             reference = presence_reference(encoder, texts, known, targets, dicom)
             scores = presence_scores(features, reference, encoder.logit_scale).score
             fits = known is None or (dicom is not None and known.in_modality(dicom))
             for score, names in zip(scores.tolist(), structures, strict=True):
-                (self.present if fits and structure in names else self.absent).append(score)
+                if structure not in names:
+                    self.absent.append(score)
+                elif fits:
+                    self.present.append(score)
 
     def add(self, other: _Scores) -> None:
         self.present += other.present

@@ -41,8 +41,9 @@ class Encoder:
         Name of the weights.
     defaults : mapping, optional
         What the weights recommend: `saliency` (beta, variance, layer, smooth, clip_percentile, contrast),
-        `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former) and
-        `free_text_threshold`.
+        `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former),
+        `free_text_threshold`, and `same_meaning` (least cosine of a text with a known target's captions at which it
+        means that target).
     count_tokens : callable, optional
         Text -> number of tokens before any cut, special tokens included; lets a text beyond the context be refused.
     device : str or torch.device

@@ -16,7 +16,7 @@ from medclipsam.errors import WeightsError
 
 _CONFIG = "open_clip_config.json"
 # What weights may recommend, see `Encoder`.
-DEFAULT_KEYS = ("saliency", "presence_threshold", "presence_thresholds", "free_text_threshold")
+DEFAULT_KEYS = ("saliency", "presence_threshold", "presence_thresholds", "free_text_threshold", "same_meaning")
 
 
 def load_folder(
