@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import ImplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 
 from medclipsam.imaging.whole import is_whole
 
@@ -31,6 +31,10 @@ def write(folder: Path, name: str, radiograph: Any) -> Path:
         sitk.WriteImage(sitk.GetImageFromArray(PIXELS.astype(np.float32)), path, useCompression=False)
     elif name.startswith("dicom"):
         radiograph(PIXELS, path)
+        if name == "dicom-deflated":
+            data = pydicom.dcmread(path)
+            data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            data.save_as(path, enforce_file_format=True)
         if name == "dicom-jpeg":
             data = pydicom.dcmread(path)
             Image.fromarray(PIXELS).save(folder / "frame.jpg")
@@ -45,7 +49,7 @@ def write(folder: Path, name: str, radiograph: Any) -> Path:
 
 FORMATS = [
     *("a.nii", "a.nii.gz", "raw.nrrd", "packed.nrrd", "a.png", "a.jpg", "a.bmp", "a.tif"),
-    *("dicom.dcm", "dicom", "dicom-jpeg"),
+    *("dicom.dcm", "dicom", "dicom-jpeg", "dicom-deflated"),
 ]
 
 

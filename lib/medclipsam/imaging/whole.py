@@ -10,11 +10,13 @@ from typing import BinaryIO
 import nibabel as nib
 import pydicom
 from PIL import Image
+from pydicom import uid
 from pydicom.errors import InvalidDicomError
 
-from medclipsam.imaging.dicom import looks_like_dicom
+from medclipsam.imaging.dicom import looks_like_dicom, read_header
 
-_TAIL = 65536
+# What a DICOM file's meta information, and the end of its frames or of a picture, lie within.
+_HEAD, _TAIL = 4096, 65536
 
 
 def is_whole(path: Path) -> bool:
@@ -95,11 +97,15 @@ _NRRD_BYTES = {
 
 def _dicom(path: Path) -> bool:
     with path.open("rb") as file:
+        if uid.DeflatedExplicitVRLittleEndian.encode() in file.read(_HEAD):
+            # unpacked as a whole, which fails where a part is missing; how large it may be is looked at there
+            return read_header(path) is not None
+        file.seek(0)
         try:
-            data = pydicom.dcmread(file, stop_before_pixels=True)
+            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
         except InvalidDicomError:
             file.seek(0)
-            data = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"], force=True)
         if not data.get("Rows"):
             return True  # no image: whatever it is, it will not be listed
         implicit, little = data.original_encoding
