@@ -143,6 +143,19 @@ def test_a_label_is_saved_and_found_again(make: MakeStudies, root: Path, label: 
     assert again.status() == studies.status()
 
 
+def test_what_is_kept_in_the_studies_has_their_rights(make: MakeStudies, root: Path, label: Path) -> None:
+    """Labels are for all who may see the studies, even where the server makes its other files private."""
+    root.chmod(0o755)
+    label.chmod(0o600)
+    before = os.umask(0o077)
+    try:
+        make().save_label("a", str(label), "mine", {})
+    finally:
+        os.umask(before)
+    kept = [root / "labels/mine/a.nii.gz", root / "datastore_v2.json", root / "labels", root / "labels/mine"]
+    assert [oct(path.stat().st_mode & 0o777) for path in kept] == ["0o644", "0o644", "0o755", "0o755"]
+
+
 def test_a_label_replaces_the_one_before_it(studies: FolderStudies, root: Path, label: Path, tmp_path: Path) -> None:
     studies.save_label("a", str(label), "final", {})
     other = tmp_path / "label.nrrd"

@@ -224,7 +224,10 @@ class EvidenceStore:
                     raise UnknownError(
                         "The image of this evidence is gone or has changed; ask for the mask again."
                     ) from None
-                _make(kept, name, image, plane)
+                try:
+                    _make(kept, name, image, plane)
+                except FileNotFoundError:  # it has expired in this moment
+                    raise UnknownError(_GONE) from None
             return path
 
     def _prune(self) -> None:

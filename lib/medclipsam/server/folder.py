@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -85,12 +85,13 @@ class FolderStudies(LocalDatastore):
         self._labels_stamp: dict[str, int] = {}
         self._looked = float("-inf")
         self._listing = Listing()
+        self._links: dict[tuple[Path, ...], Path] = {}
         labels = folder / self._datastore.labels_dir
         skip = {labels, folder / _CONFIG}
         self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
         logging.getLogger("filelock").setLevel(logging.ERROR)
         for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
-            (labels / tag).mkdir(parents=True, exist_ok=True)
+            self._label_folder(tag)
         self._read_config(strict=True)
         self.refresh()
 
@@ -126,7 +127,7 @@ class FolderStudies(LocalDatastore):
         found = listing.images.get(image_id)
         if found is None:
             return ""
-        return str(found.path if found.alone else _linked(found))
+        return str(found.path if found.alone else self._linked(found))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of an image, with its `path`; empty where there is none."""
@@ -187,7 +188,7 @@ class FolderStudies(LocalDatastore):
         if any(other != path for other in taken):
             raise InputError(f"Image id {image_id!r} is that of {self._scan.names(taken)} already; give another.")
         with self._changing():
-            _copy(Path(image_filename), path)
+            _copy(Path(image_filename), path, self._mode)
             info = {**(image_info or {}), "ts": int(time.time()), "name": path.name}
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
             self._scan.arrived(path)
@@ -242,9 +243,8 @@ class FolderStudies(LocalDatastore):
         suffix = _suffix(os.path.basename(label_filename))
         with self._changing():
             labels = self._entry(image_id, self._listing.images[image_id]).labels
-            path = Path(self._label_path(image_id, tag, suffix))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _copy(Path(label_filename), path)
+            path = self._label_folder(tag) / f"{image_id}{suffix}"
+            _copy(Path(label_filename), path, self._mode)
             before = labels.get(tag)
             if before is not None and before.ext != suffix:
                 Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
@@ -320,6 +320,31 @@ class FolderStudies(LocalDatastore):
         entry.image.ext = found.suffix
         return entry
 
+    @property
+    def _mode(self) -> int:
+        """Rights of files that are kept in the studies: whoever may look into the folder may read them."""
+        return self._root.stat().st_mode & 0o666
+
+    def _label_folder(self, tag: str) -> Path:
+        """Return the folder of a tag's labels, made where it is not there, with the rights of the studies."""
+        folder = self._root / self._datastore.labels_dir / tag
+        for each in (folder.parent, folder):
+            if not each.is_dir():
+                each.mkdir()
+                each.chmod(self._root.stat().st_mode & 0o777)
+        return folder
+
+    def _linked(self, found: Found) -> Path:
+        """Return a folder of links to the slices of a series that shares its own folder with other images."""
+        with self._access:
+            folder = self._links.get(found.files)
+            if folder is None or not folder.is_dir():
+                folder = self._links[found.files] = Path(tempfile.mkdtemp(prefix="series-"))
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+                for file in found.files:
+                    (folder / file.name).symlink_to(file)
+            return folder
+
     def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
         return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
 
@@ -392,7 +417,7 @@ class FolderStudies(LocalDatastore):
                 json.dump(content, file, indent=2, default=str)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            os.chmod(name, self._mode)
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)
@@ -408,28 +433,13 @@ class FolderStudies(LocalDatastore):
             self._write_config()
 
 
-def _linked(found: Found) -> Path:
-    """Return a folder of links to the slices of a series that shares its own folder with other images."""
-    content = "\n".join(map(str, found.files))
-    folder = Path(tempfile.gettempdir()) / f"series-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
-    if not folder.is_dir():
-        made = Path(tempfile.mkdtemp(prefix=".series-"))
-        for file in found.files:
-            (made / file.name).symlink_to(file)
-        try:
-            made.rename(folder)
-        except OSError:  # another thread was quicker
-            shutil.rmtree(made, ignore_errors=True)
-    return folder
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file so that it appears under its name only when complete."""
+def _copy(source: Path, target: Path, mode: int) -> None:
+    """Copy a file so that it appears under its name only when complete, with the rights `mode`."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
     os.close(handle)
     try:
         shutil.copyfile(source, name)
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, mode)
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
@@ -438,9 +448,3 @@ def _copy(source: Path, target: Path) -> None:
 def _suffix(name: str) -> str:
     end = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
     return name[len(name) - len(end) :]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
