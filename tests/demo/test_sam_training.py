@@ -170,6 +170,7 @@ def test_a_short_run_writes_weights_that_load_and_follow_from_the_seed(tmp_path:
     assert all(torch.equal(first[key], second[key]) for key in first)
     model = load_sam(tmp_path / "first" / "sam.safetensors", config["arch"], identity="abc")
     assert model.decode(model.embed(np.zeros((100, 80, 3), np.uint8)), [[5, 5, 60, 70]]).mask.shape == (100, 80)
+    assert model.mask_prompts
 
 
 @pytest.mark.skipif(not (WEIGHTS / "sam.safetensors").exists(), reason="the demo weights have not been trained here")

@@ -50,6 +50,7 @@ ARCH: dict[str, Any] = {
     "iou_head_hidden_dim": 128,
     "pixel_mean": [123.675, 116.28, 103.53],
     "pixel_std": [58.395, 57.12, 57.375],
+    "mask_prompts": True,
 }
 # Training phantoms take seeds from here on; smaller ones are for tests, examples and measurements.
 FIRST_SEED = 1_000_000

@@ -43,6 +43,9 @@ _ARCH_KEYS = frozenset(
     }
 )
 
+# Whether the weights were trained with masks as prompts; no part of the network.
+_OPTIONAL_KEYS = frozenset({"mask_prompts"})
+
 
 def build_sam(arch: str | Mapping[str, Any]) -> Sam:
     """Build a SAM with random weights, in eval mode.
@@ -54,7 +57,8 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
         `depth`, `num_heads`, `mlp_ratio`, `window_size` (0: all blocks attend globally) and `global_attn_indexes` of
         the image encoder, `prompt_dim` and `mask_in_chans` of the prompt encoder, `decoder_depth`,
         `decoder_mlp_dim`, `decoder_num_heads`, `iou_head_depth` and `iou_head_hidden_dim` of the mask decoder,
-        `pixel_mean` and `pixel_std` (three numbers each, on the 0-255 scale).
+        `pixel_mean` and `pixel_std` (three numbers each, on the 0-255 scale). `mask_prompts` (bool, false by default)
+        tells whether weights were trained with masks as prompts.
 
     Raises
     ------
@@ -65,8 +69,8 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
         if arch not in SAM_NAMES:
             raise WeightsError(f"There is no SAM architecture {arch!r}; allowed: {', '.join(SAM_NAMES)}.")
         return sam_model_registry["vit_b" if arch == "medsam" else arch]()
-    if set(arch) != _ARCH_KEYS:
-        missing, unknown = sorted(_ARCH_KEYS - set(arch)), sorted(set(arch) - _ARCH_KEYS)
+    if set(arch) - _OPTIONAL_KEYS != _ARCH_KEYS:
+        missing, unknown = sorted(_ARCH_KEYS - set(arch)), sorted(set(arch) - _ARCH_KEYS - _OPTIONAL_KEYS)
         raise WeightsError(
             f"The SAM architecture lacks the keys {missing or 'none'} and has the unknown keys {unknown or 'none'}."
         )

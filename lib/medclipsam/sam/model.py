@@ -331,7 +331,7 @@ def load_sam(
         device=device,
         cache=cache,
         # MedSAM was fine-tuned with boxes alone, the demo with boxes and points.
-        mask_prompts=isinstance(arch, str) and arch != "medsam",
+        mask_prompts=arch != "medsam" if isinstance(arch, str) else bool(arch.get("mask_prompts", False)),
     )
 
 
