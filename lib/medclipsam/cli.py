@@ -50,6 +50,14 @@ _OPTION_HELP = {
 }
 
 
+_LIMITS = {
+    "queue_length": "requests that may wait for the models (default: 8)",
+    "max_seconds": "longest that a request may take (default: 1800)",
+    "max_upload_mb": "largest request, in MiB (default: 2048)",
+    "cache_days": "days that fetched DICOM series are kept unused (default: 7)",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with its errors as one line and exit code 2."""
 
@@ -109,6 +117,18 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--workspace", type=Path, help="where the server writes (default: one for each studies)")
     serve.add_argument("--warm-up", action="store_true", help="load the models before the server answers")
     _add_model_arguments(serve)
+    group = serve.add_argument_group("who may use it (docs/server.md)")
+    group.add_argument("--token-file", type=Path, help="tokens of the users, one a line: USER ROLE TOKEN")
+    group.add_argument("--ssl-certfile", type=Path, help="certificate chain for TLS (PEM)")
+    group.add_argument("--ssl-keyfile", type=Path, help="its private key (PEM)")
+    group.add_argument(
+        "--behind-proxy", nargs="?", const="127.0.0.1", metavar="ADDRESS", help="a proxy there ends TLS (%(const)s)"
+    )
+    group.add_argument("--insecure", action="store_true", help="listen to other machines without all that")
+    group = serve.add_argument_group("what clients may have")
+    for name, text in _LIMITS.items():
+        group.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
+    group.add_argument("--audit-text", action="store_true", help="note the texts that were asked for in the audit file")
     serve.set_defaults(run=_serve)
 
     doctor = commands.add_parser("doctor", help="say what stands in the way of serving, and what to do")
@@ -372,6 +392,13 @@ def _serve(given: argparse.Namespace) -> int:
     from medclipsam.server.serve import serve
 
     names = [name.strip() for entry in given.targets for name in entry.split(",") if name.strip()]
+    conf = {key: getattr(given, key) for key in _LIMITS if getattr(given, key) is not None}
+    if given.targets_file:
+        conf["targets_file"] = ",".join(map(str, given.targets_file))
+    if given.audit_text:
+        conf["audit_text"] = "true"
+    if (given.ssl_certfile is None) != (given.ssl_keyfile is None):
+        raise InputError("TLS needs both --ssl-certfile and --ssl-keyfile.")
     serve(
         given.studies,
         host=given.host,
@@ -381,7 +408,11 @@ def _serve(given: argparse.Namespace) -> int:
         workspace=given.workspace,
         device=given.device,
         warm_up=given.warm_up,
-        conf={"targets_file": ",".join(map(str, given.targets_file))} if given.targets_file else {},
+        conf=conf,
+        token_file=given.token_file,
+        certificate=(given.ssl_certfile, given.ssl_keyfile) if given.ssl_certfile else None,
+        behind_proxy=given.behind_proxy,
+        insecure=given.insecure,
     )
     return 0
 

@@ -190,7 +190,7 @@ def _parse(key: str, value: Any) -> Any:
             raise OptionError(key, value, "a number")
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise OptionError(key, value, "a number") from None
         if not math.isfinite(number):
             raise OptionError(key, value, "a finite number")

@@ -340,6 +340,11 @@ class ZeroShot:
             seconds={**{k: round(v, 4) for k, v in clock.seconds.items()}, "total": round(clock.total(), 4)},
         )
 
+    def forget_images(self) -> None:
+        """Drop what is remembered of images, which frees the memory that it takes and changes no result."""
+        self.encoder.forget_planes()
+        self.sam.cache.clear()
+
     def _job(self, text: TextTarget, label: int, image: MedicalImage, options: ZeroShotOptions) -> _Job:
         known = text.target or resembled_target(self.encoder, text.captions, self.targets, image.modality)
         settings, beta, source = self._saliency_settings(text, options)

@@ -155,7 +155,7 @@ def test_drop_downs_that_nobody_touched_mean_their_first_entry(server: Any, clie
         ("text_prompt", "film", {}, 400, ["'text'"]),
         ("text_prompt", "film", {"text": "!!!"}, 400, ["'!!!'"]),
         ("text_prompt", "nobody", {"text": "heart"}, 404, ["'nobody'"]),
-        ("text_prompt", "/etc/passwd", {"text": "heart"}, 404, ["/etc/passwd"]),
+        ("text_prompt", "/etc/passwd", {"text": "heart"}, 400, ["/etc/passwd"]),
         ("left_ear", "film", {"text": "heart"}, 404, ["'left_ear'", "text_prompt"]),
         ("breast_tumour", "radiograph", {}, 400, ["US", "DX"]),
     ],

@@ -138,7 +138,7 @@ def test_a_final_label_without_the_dicom_seg_writer_says_what_to_install(
     assert error.value.status_code == 400
 
 
-@pytest.mark.parametrize("image", ["1.2.3.4", "1.2.3", "..", "labels"])
+@pytest.mark.parametrize("image", ["1.2.3.4", "1.2.3", "labels"])
 def test_what_is_not_listed_is_unknown(app: MedClipSamApp, pacs: Pacs, image: str) -> None:
     with pytest.raises(HTTPException, match="not among") as error:
         app.infer({"model": "lungs_x_ray", "image": image})

@@ -10,6 +10,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from medclipsam.server.access import Access
 from medclipsam.server.health import health_router, metrics_router
 from medclipsam.server.metrics import CountInfers, Metrics, ServerState, outcome
 
@@ -30,6 +31,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 @pytest.fixture
 def client(metrics: Metrics) -> TestClient:
     app = FastAPI()
+    app.state.access = Access()
 
     @app.post("/infer/{model}")
     async def infer(model: str, status: int = 200) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medclipsam.errors import MedClipSamError
-from medclipsam.server.serve import addresses, serve
+from medclipsam.server.serve import address, serve, welcome
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,7 @@ def test_a_refused_start_leaves_the_studies_as_they_were(studies: str) -> None:
 
 
 def test_addresses_are_ones_that_a_browser_can_open() -> None:
-    assert "http://127.0.0.1:8123/ohif/" in addresses("0.0.0.0", 8123)
-    assert "http://[::1]:8000/" in addresses("::1", 8000)
-    assert "http://workstation:8000/docs" in addresses("workstation", 8000)
+    assert address("0.0.0.0", 8123) == "http://127.0.0.1:8123"
+    assert address("::1", 8000) == "http://[::1]:8000"
+    assert address("workstation", 8000, secure=True) == "https://workstation:8000"
+    assert "https://workstation:8000/ohif/" in welcome("https://workstation:8000")

@@ -194,6 +194,10 @@ class Encoder:
         """Run tokens [B, 1+P, D] of a vision block to the end: unit vectors [B, E]."""
         return F.normalize(self.tower.suffix(tokens, layer), dim=-1)
 
+    def forget_planes(self) -> None:
+        """Drop what is remembered of planes; texts are kept."""
+        self._tokens.clear()
+
     def _check_length(self, text: str) -> None:
         if self._count_tokens is None:
             return

@@ -1,19 +1,274 @@
-"""Who may call what: the roles of MONAI Label, asked for by each route."""
+"""Who may call what, and where the server may be reached.
+
+Without authentication everyone who reaches the server may do everything, so that it then listens to its own machine
+only. With it each route asks for one of MONAI Label's roles.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import base64
+import binascii
+import hashlib
+import ipaddress
+import os
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from fastapi import Depends
-from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC
+import anyio.to_thread
+from fastapi import Depends, Request
+
+from medclipsam.errors import InputError, OptionError
+from medclipsam.server.http import ForbiddenError, UnauthenticatedError, UpstreamError
 
 Role = Literal["admin", "reviewer", "annotator", "user"]
+
+# From the most to the least: a token's user has its own role and those after it.
+ROLES: tuple[Role, ...] = get_args(Role)
+TOKEN_VARIABLE = "MEDCLIPSAM_TOKEN"
+_SHORTEST_TOKEN = 16
+# Only signatures that a public key checks: with others the key itself could sign.
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_KEY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class User:
+    """Who asks.
+
+    Parameters
+    ----------
+    username : str
+        As authentication tells it.
+    roles : tuple of str
+        Names of the roles, as MONAI Label's settings name them.
+    """
+
+    username: str
+    roles: tuple[str, ...] = ()
+
+    def has(self, role: Role) -> bool:
+        """Return whether the user has a role."""
+        return _role_name(role) in self.roles
+
+
+@dataclass(frozen=True)
+class Access:
+    """How users are told apart.
+
+    Parameters
+    ----------
+    tokens : mapping of bytes to User
+        SHA-256 of each token to its user.
+    oidc : bool
+        Whether users come with tokens of the OpenID Connect realm of MONAI Label's settings.
+    """
+
+    tokens: Mapping[bytes, User] = field(default_factory=dict)
+    oidc: bool = False
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether users must say who they are."""
+        return bool(self.tokens) or self.oidc
+
+    def user_of(self, authorization: str | None) -> User:
+        """Return the user of an Authorization header; may ask the realm's server.
+
+        Raises
+        ------
+        UnauthenticatedError
+            If the header is missing or holds no valid credentials.
+        """
+        if not self.authenticates:
+            return User("anonymous", tuple(_role_name(role) for role in ROLES))
+        token = _token_of(authorization or "")
+        if not token:
+            raise UnauthenticatedError("This server asks for a token; send it in the header Authorization: Bearer.")
+        known = self.tokens.get(hashlib.sha256(token.encode()).digest())
+        if known is not None:
+            return known
+        if self.oidc:
+            return _oidc_user(token)
+        raise UnauthenticatedError("The token is not one of this server's.")
 
 
 def requires(role: Role) -> Any:
     """Return the dependency of a route that asks for `role`; its value is the user.
 
-    Use it as `user: User = requires("user")`, or in a router's `dependencies=[requires("user")]`.
+    Use it in a router's `dependencies=[requires("user")]`, or as the type of a parameter, see `AsUser`.
     """
-    return Depends(RBAC(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")))
+
+    async def user(request: Request) -> User:
+        access: Access = request.app.state.access
+        # the realm's server may be asked, and the loop must not wait for it
+        found = await anyio.to_thread.run_sync(access.user_of, request.headers.get("authorization"))
+        if not found.has(role):
+            raise ForbiddenError(f"User {found.username!r} has not the role {_role_name(role)}, which this asks for.")
+        return found
+
+    user.__name__ = f"requires_{role}"
+    return Depends(user)
+
+
+# Who may call a route, as the type of a parameter.
+AsUser = Annotated[User, requires("user")]
+AsAnnotator = Annotated[User, requires("annotator")]
+AsAdmin = Annotated[User, requires("admin")]
+
+
+def load_tokens(file: Path | None) -> dict[bytes, User]:
+    """Read the tokens of a file, and the one of the environment variable MEDCLIPSAM_TOKEN.
+
+    The variable is taken out of the environment, which sub-processes inherit. The file has one token a line: "TOKEN"
+    alone, or "USER ROLE TOKEN" with the role admin, reviewer, annotator or user, each of which includes those after it.
+    Lines that begin with # are left out.
+
+    Returns
+    -------
+    dict of bytes to User
+        SHA-256 of each token to its user.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, others can read it, or a line or token is not usable.
+    """
+    tokens: dict[bytes, User] = {}
+    lines = [(TOKEN_VARIABLE, os.environ.pop(TOKEN_VARIABLE, ""))]
+    if file is not None:
+        try:
+            mode = file.stat().st_mode
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"Token file {file} cannot be read: {getattr(error, 'strerror', 'no UTF-8 text')}."
+            ) from None
+        if stat.S_IMODE(mode) & 0o077:
+            raise InputError(f"Token file {file} can be read by others than its owner; say: chmod 600 {file}.")
+        lines += [(f"{file}, line {number}", line) for number, line in enumerate(text.splitlines(), start=1)]
+    for where, line in lines:
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) not in (1, 3):
+            raise InputError(f"{where} cannot be used; allowed: TOKEN, or USER ROLE TOKEN.")
+        name, role = ("token", "admin") if len(words) == 1 else (words[0], words[1])
+        if role not in ROLES:
+            raise InputError(f"{where} names the role {role!r}; allowed: {', '.join(ROLES)}.")
+        if len(words[-1]) < _SHORTEST_TOKEN:
+            raise InputError(f"{where} has a token of fewer than {_SHORTEST_TOKEN} characters; such can be guessed.")
+        roles = ROLES[ROLES.index(role) :]
+        tokens[hashlib.sha256(words[-1].encode()).digest()] = User(name, tuple(map(_role_name, roles)))
+    if file is not None and not tokens:
+        raise InputError(f"Token file {file} holds no token.")
+    return tokens
+
+
+def check_exposure(host: str, *, authenticates: bool, encrypts: bool, insecure: bool) -> None:
+    """Refuse to listen to other machines where anyone there could ask anything, or read what is asked.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen at.
+    authenticates : bool
+        Whether users must say who they are.
+    encrypts : bool
+        Whether the server speaks TLS, or a proxy in front of it does.
+    insecure : bool
+        Whether the user wants it all the same.
+
+    Raises
+    ------
+    OptionError
+        If the host is no loopback address and one of the two is missing.
+    """
+    if insecure or is_loopback(host):
+        return
+    missing = []
+    if not authenticates:
+        missing.append(f"authentication (--token-file, {TOKEN_VARIABLE}, or MONAI_LABEL_AUTH_ENABLE)")
+    if not encrypts:
+        missing.append("TLS (--ssl-certfile and --ssl-keyfile, or --behind-proxy)")
+    if missing:
+        raise OptionError("host", host, f"127.0.0.1, or other addresses with {' and '.join(missing)}, or --insecure")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen at is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _role_name(role: Role) -> str:
+    from monailabel.config import settings
+
+    return str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}"))
+
+
+def _token_of(authorization: str) -> str:
+    """Return the token of a Bearer header, or the password of a Basic one, which browsers ask their users for."""
+    scheme, _, value = authorization.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+_realm_keys: dict[str, tuple[float, str]] = {}
+
+
+def _oidc_user(token: str) -> User:
+    """Return the user of a token that the realm has signed.
+
+    MONAI Label's own check names no algorithm, which its PyJWT refuses for every token.
+    """
+    import jwt
+    from monailabel.config import settings
+
+    try:
+        payload = jwt.decode(
+            token,
+            _realm_key(settings.MONAI_LABEL_AUTH_REALM_URI),
+            algorithms=list(_ALGORITHMS),
+            options={"verify_aud": False, "require": ["exp"]},
+        )
+    except (jwt.PyJWTError, ValueError):
+        raise UnauthenticatedError("The token is none of this server's realm, or has expired.") from None
+    roles: Any = payload
+    for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
+        roles = roles.get(part) if isinstance(roles, dict) else None
+    name = payload.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
+    return User(str(name or "unnamed"), tuple(map(str, roles)) if isinstance(roles, list) else ())
+
+
+def _realm_key(uri: str) -> str:
+    """Return the realm's public key, asked for anew now and then since realms change theirs."""
+    import requests
+    from monailabel.config import settings
+
+    kept = _realm_keys.get(uri)
+    if kept is not None and time.monotonic() - kept[0] < _KEY_SECONDS:
+        return kept[1]
+    try:
+        answer = requests.get(uri, timeout=settings.MONAI_LABEL_AUTH_TIMEOUT)
+        answer.raise_for_status()
+        key = f"-----BEGIN PUBLIC KEY-----\n{answer.json()['public_key']}\n-----END PUBLIC KEY-----"
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        raise UpstreamError(
+            f"The realm that knows this server's users does not answer: {type(error).__name__}."
+        ) from None
+    _realm_keys[uri] = (time.monotonic(), key)
+    return key

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 import medclipsam
-from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError
+from medclipsam.errors import InputError, MedClipSamError, TargetError
+from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
@@ -27,8 +29,9 @@ from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.labels import LabelCheck
+from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.present import LastMasks
-from medclipsam.server.requests import flag
+from medclipsam.server.requests import check_monai_label_keys, flag
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
 from medclipsam.targets import TargetSet, label_table
@@ -38,8 +41,9 @@ logger = logging.getLogger(__name__)
 TEXT_TASK = "text_prompt"
 CLICK_TASK = "refine"
 
-# The label's tag names a folder of the datastore.
-_TAG = re.compile(r"[A-Za-z0-9_-]+")
+# Keys of MONAI Label that any request may hold, and those that say how a sub-process is run.
+_COMMON_KEYS = frozenset({"client_id", "user", "model", "description"})
+_RUN_KEYS = frozenset({"device", "multi_gpu", "gpus", "logging", "local_rank", "max_workers"})
 
 
 class MedClipSamApp(MONAILabelApp):
@@ -66,7 +70,9 @@ class MedClipSamApp(MONAILabelApp):
     studies: str
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None) -> None:
+        _quieten_subprocess()
         self.app_conf = AppConf.from_strings(conf or {})
+        self.audit = AuditFile(self.app_conf.audit_file, with_text=self.app_conf.audit_text)
         self.targets = TargetSet.load(*map(Path, self.app_conf.targets_files))
         table = label_table(self.targets)
         self.images = ImageReader()
@@ -163,7 +169,7 @@ class MedClipSamApp(MONAILabelApp):
             404 for an unknown model or image, 400 for a request or an image that cannot be used.
         """
         with as_http():
-            return self._infer(request, datastore)
+            return self.run_infer(request, datastore)
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Infer and save the images that `request["images"]` names: all, labeled, unlabeled, or a list of ids.
@@ -175,11 +181,18 @@ class MedClipSamApp(MONAILabelApp):
             output are what the client is shown.
         """
         try:
-            task = self._task(request.get("model"))
+            task = self.task(request.get("model"))
             if isinstance(task, RefineTask):
                 raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
             task.check(request)
-            return self._batch_infer(request, datastore or self.datastore(), self._infer)
+            who = Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), "batch inference")
+            caller.set(who)
+
+            def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
+                caller.set(who)  # batches with several workers run in threads, which inherit no context
+                return self.run_infer(one, store)
+
+            return self._batch_infer(request, datastore or self.datastore(), infer_one)
         except MedClipSamError as error:
             if self._server_mode:
                 with as_http():
@@ -193,56 +206,185 @@ class MedClipSamApp(MONAILabelApp):
         Raises
         ------
         fastapi.HTTPException
-            404 if the strategy is unknown.
+            404 if the strategy is unknown, 400 if the request holds anything but what the strategy takes.
         """
         with as_http():
             strategy = request.get("strategy") or "random"
-            if strategy not in self._strategies:
-                raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {', '.join(self._strategies)}.")
+            known = self._strategies.get(strategy) if isinstance(strategy, str) else None
+            if known is None:
+                raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {_list(self._strategies)}.")
+            check_keys(request, {"strategy", *(known.info().get("config") or {})}, f"strategy {strategy}")
             return super().next_sample(request)
 
-    def _infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        task = self._task(request.get("model"))
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train one of the trainers that `/info/` lists.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes.
+        """
+        with as_http():
+            self.check_trainer(request)
+            return super().train(request)
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run one of the scoring methods that `/info/` lists.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 if the method is unknown, 400 if the request holds anything but what the method takes.
+        """
+        with as_http():
+            self.check_scoring(request)
+            return super().scoring(request, datastore)
+
+    def check_trainer(self, request: dict[str, Any]) -> None:
+        """Raise `InputError` where `train` would refuse a request."""
+        model = request.get("model")
+        trainer = self._trainers.get(model) if isinstance(model, str) else None
+        if trainer is None:
+            raise UnknownError(f"Trainer {model!r} is not served; allowed: {_list(self._trainers)}.")
+        check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
+
+    def check_scoring(self, request: dict[str, Any]) -> None:
+        """Raise `InputError` where `scoring` would refuse a request."""
+        method = request.get("method")
+        task = self._scoring_methods.get(method) if isinstance(method, str) else None
+        if task is None:
+            raise UnknownError(f"Scoring method {method!r} is not served; allowed: {_list(self._scoring_methods)}.")
+        check_keys(request, {"method", *(task.info().get("config") or {}), *_RUN_KEYS}, f"scoring method {method}")
+
+    def task(self, model: Any) -> ZeroShotTask | RefineTask:
+        """Return an infer task.
+
+        Raises
+        ------
+        UnknownError
+            If there is none of that name.
+        """
+        task = self._infers.get(model) if isinstance(model, str) else None
+        if not isinstance(task, (ZeroShotTask, RefineTask)):
+            raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self._infers)}.")
+        return task
+
+    def image_path(self, image: Any, datastore: Datastore | None = None) -> Path:
+        """Return the file or series folder of an image of the studies.
+
+        Raises
+        ------
+        InputError
+            If `image` is no image id.
+        UnknownError
+            If there is no such image.
+        """
+        image = checked_name(image, "Image")
+        uri = (datastore or self.datastore()).get_image_uri(image)
+        if not uri or not os.path.exists(uri):
+            raise UnknownError(f"Image {image!r} is not among the studies.")
+        return Path(uri)
+
+    def save_label(self, image: str, file: str, tag: str, info: dict[str, Any], store: Datastore | None = None) -> str:
+        """Save a label file and note it in the audit file.
+
+        Parameters
+        ----------
+        image : str
+            Id of the image.
+        file : str
+            The label; it is copied.
+        tag : str
+            The label's tag.
+        info : dict
+            What is kept with the label.
+        store : Datastore, optional
+            The app's own by default.
+
+        Returns
+        -------
+        str
+            The label's id.
+
+        Raises
+        ------
+        InputError
+            If there is no such image, or the label does not fit it.
+        """
+        label = str((store or self.datastore()).save_label(image, file, tag, info))
+        params = info.get("params")
+        weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
+        model = info.get("model")
+        self.audit.label("label saved", image, tag, model if isinstance(model, str) else None, weights)
+        return label
+
+    def run_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Do what `infer` does, and raise `MedClipSamError` where it raises `HTTPException`."""
+        task = self.task(request.get("model"))
         task.check(request)
         store = datastore or self.datastore()
         path, stored = self._source(request.get("image"), store)
         save = flag(request, "save_label", default=False) and stored
-        tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
-        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
-            raise OptionError("label_tag", tag, "letters, digits, - and _, such as original")
-        file, params = task({**copy.deepcopy(request), "image": str(path)})
+        tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
+        asked = {**copy.deepcopy(request), "image": str(path)}
+        file, params = self.pipeline.within_memory(lambda: task(asked))
+        self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)
 
         label = file
         if save:
-            label = store.save_label(request["image"], file, tag, {"model": request["model"], "params": params})
+            label = self.save_label(request["image"], file, tag, {"model": request["model"], "params": params}, store)
         return {"label": label, "tag": tag, "file": file, "params": params}
-
-    def _task(self, model: Any) -> ZeroShotTask | RefineTask:
-        task = self._infers.get(model) if isinstance(model, str) else None
-        if not isinstance(task, (ZeroShotTask, RefineTask)):
-            raise UnknownError(f"Model {model!r} is not served; allowed: {', '.join(self._infers)}.")
-        return task
 
     def _source(self, image: Any, datastore: Datastore) -> tuple[Path, bool]:
         """Return the file or folder of an image and whether the datastore holds it.
 
         A path is taken only where the server's own routes put what they receive: a request must not open other files.
         """
-        if not isinstance(image, str) or not image:
-            raise InputError(f"Image {image!r} is no image id; give the id of an image of the studies.")
-        if os.sep in image:
+        if isinstance(image, str) and os.sep in image:
             path = Path(image).resolve()
             if path.exists() and (is_upload(path) or self._is_session(path)):
                 return path, False
             raise UnknownError(f"Image {image!r} is not among the studies.")
-        uri = datastore.get_image_uri(image)
-        if not uri or not os.path.exists(uri):
-            raise UnknownError(f"Image {image!r} is not among the studies.")
-        return Path(uri), True
+        return self.image_path(image, datastore), True
 
     def _is_session(self, path: Path) -> bool:
         sessions = self.sessions()
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
+
+
+def check_keys(request: dict[str, Any], known: Iterable[str], what: str) -> None:
+    """Raise `InputError` where a request holds a key that is neither known nor one of MONAI Label's.
+
+    Parameters
+    ----------
+    request : dict
+        As the route hands it on.
+    known : iterable of str
+        Keys that `what` takes.
+    what : str
+        What is asked, for the sentence: "strategy random".
+    """
+    names = set(known)
+    check_monai_label_keys(request)
+    for key, value in request.items():
+        if key not in names and key not in _COMMON_KEYS:
+            allowed = ", ".join(sorted(names - {"strategy", "method"})) or "none"
+            raise InputError(
+                f"Option {key!r} (given as {str(value)[:40]!r}) is unknown to the {what}; allowed: {allowed}."
+            )
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none, since this server has none"
+
+
+def _quieten_subprocess() -> None:
+    """Keep requests, with their texts and image ids, out of what MONAI Label's sub-processes print into the log."""
+    module = sys.modules.get("__main__")
+    spec = getattr(module, "__spec__", None)
+    if spec is not None and spec.name == "monailabel.interfaces.utils.app":
+        logging.getLogger("__main__").setLevel(logging.WARNING)
+        logging.getLogger("monailabel").setLevel(logging.WARNING)
 
 
 def _set_by_user(name: str) -> Any:

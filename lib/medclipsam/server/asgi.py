@@ -1,60 +1,136 @@
-"""The ASGI application of `medclipsam serve`: own routes first, then those of MONAI Label that are kept as they are."""
+"""The ASGI application of `medclipsam serve`.
+
+It has the routes of MONAI Label, each decided one by one, in front of the object that MONAI Label calls the app:
+checked, with roles, and off the event loop, so that one request makes another wait for nothing but the models. MONAI
+Label's own route functions are not used: they run on the event loop whatever takes its time, and open what a request
+names.
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
-from monailabel.interfaces.utils.app import app_instance
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
 
+from medclipsam import __version__
 from medclipsam.errors import MedClipSamError
-from medclipsam.server.evidence import evidence_router
+from medclipsam.server.access import Access
+from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
-from medclipsam.server.http import status_of
+from medclipsam.server.http import UnauthenticatedError, headers_of, status_of
 from medclipsam.server.metrics import METRICS, CountInfers
+from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
+from medclipsam.server.routes import datastore, infer, login, pages, proxy, sessions, tasks
+from medclipsam.server.work import WorkQueue
 
 
-def own_routers() -> Sequence[APIRouter]:
-    """Return the routers of this package; a route of theirs goes before MONAI Label's of the same path."""
-    return [health_router(not_ready), metrics_router(), evidence_router(lambda: app_instance().evidence)]
+def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
+    """Return the routers of the application; of two routes that fit a request the first one answers."""
+    return [
+        health_router(not_ready),
+        metrics_router(),
+        evidence_router(lambda: evidence),
+        login.router,
+        # before infer, whose routes would take their addresses as a model's
+        pages.router,
+        infer.router,
+        tasks.router,
+        datastore.router,
+        sessions.router,
+        proxy.router,
+    ]
 
 
-def create_app() -> FastAPI:
-    """Return the application; MONAI Label's settings must stand by now, the app is made when the server starts."""
-    from monailabel.app import app as stock
+def create_app(
+    label_app: MedClipSamApp, access: Access | None = None, *, origins: Sequence[str] = (), local: bool = False
+) -> FastAPI:
+    """Make the application.
 
-    app = FastAPI(title="medclipsam", openapi_url="/openapi.json", docs_url=None, redoc_url="/docs", lifespan=_lifespan)
-    for router in own_routers():
+    Its `state` has what routes and metrics need: `label_app`, `queue`, `access`.
+
+    Parameters
+    ----------
+    label_app : MedClipSamApp
+        The app that MONAI Label has made.
+    access : Access, optional
+        How users are told apart; everyone is let in by default.
+    origins : sequence of str
+        Other web origins that are let in.
+    local : bool
+        Whether the server is reached by this machine's own addresses only.
+    """
+    access = access or Access()
+    limits = label_app.app_conf.limits
+    app = FastAPI(
+        title="medclipsam",
+        version=__version__,
+        description="Text-driven segmentation (MedCLIP-SAMv2) as a MONAI Label server. For research use only.",
+        docs_url=None,
+        redoc_url="/docs",
+        lifespan=_lifespan,
+        responses={"4XX": {"description": "One sentence says what is wrong", "content": _SENTENCE}},
+    )
+    app.state.label_app = label_app
+    app.state.access = access
+    app.state.local = local
+    app.state.queue = WorkQueue(limits.queue_length, limits.max_seconds)
+    for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
-    taken = {route.path for route in app.routes if isinstance(route, Route)}
-    app.router.routes.extend(route for route in stock.routes if getattr(route, "path", None) not in taken)
-    app.user_middleware.extend(stock.user_middleware)
-    app.add_middleware(CountInfers, models=lambda: app_instance().model_names)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     app.add_exception_handler(MedClipSamError, _refused)
-    app.add_exception_handler(json.JSONDecodeError, _not_json)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    # the last one added is the first to see a request
+    app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(CountInfers, models=lambda: label_app.model_names)
+    app.add_middleware(SameOrigin, origins=origins, local=local)
+    app.add_middleware(UnforeseenErrors)
     return app
+
+
+_SENTENCE = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+    }
+}
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    instance = app_instance()
-    instance.server_mode(True)
-    instance.on_init_complete()
-    METRICS.state = instance.pipeline.state
-    instance.evidence.open(settings.MONAI_LABEL_API_STR)
+    label_app: MedClipSamApp = app.state.label_app
+    label_app.server_mode(True)
+    label_app.on_init_complete()
+    queue: WorkQueue = app.state.queue
+    METRICS.state = lambda: dataclasses.replace(label_app.pipeline.state(), queue_length=queue.waiting)
+    label_app.evidence.open(settings.MONAI_LABEL_API_STR)
     yield
+    queue.close()
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, status_code=status_of(error))
+    assert isinstance(error, MedClipSamError)
+    headers = headers_of(error)
+    if isinstance(error, UnauthenticatedError):
+        access: Access = request.app.state.access
+        # a browser that is asked for Basic asks its user, and sends the answer with all that the page asks for
+        headers["WWW-Authenticate"] = "Bearer" if access.oidc else 'Basic realm="medclipsam", charset="UTF-8"'
+    return JSONResponse({"detail": str(error)}, status_code=status_of(error), headers=headers)
 
 
-def _not_json(request: Request, error: Exception) -> JSONResponse:
-    """Answer params that are no JSON, which MONAI Label's routes read before the app is asked."""
-    hint = "curl cuts a -F value at ';', use --form-string"
-    return JSONResponse({"detail": f"The params of the request are no JSON ({error}; {hint})."}, status_code=400)
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Answer a parameter of the address or a field of the form that is missing or of the wrong type."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return JSONResponse({"detail": f"Parameter {name!r} of the request: {first['msg']}."}, status_code=400)

@@ -10,11 +10,58 @@ from dataclasses import dataclass, field
 from medclipsam.errors import OptionError
 from medclipsam.options import ZeroShotOptions
 
+# What a server lets its clients have: key -> (least, greatest), all whole numbers.
+_LIMITS: dict[str, tuple[int, int]] = {
+    "queue_length": (0, 1000),
+    "max_seconds": (1, 7 * 24 * 3600),
+    "max_upload_mb": (1, 1024 * 1024),
+    "cache_days": (1, 3650),
+}
+
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
-_APP_KEYS = ("targets", "weights", "device", "targets_file")
+_APP_KEYS = ("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text")
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server lets its clients have.
+
+    Parameters
+    ----------
+    queue_length : int
+        Requests that may wait for the models beside the one that is worked on.
+    max_seconds : int
+        Longest a request may take; one that is estimated to take longer is refused at once.
+    max_upload_mb : int
+        Largest body of a request, in MiB; an archive may unpack to four times as much.
+    cache_days : int
+        Days after which series fetched from a DICOMweb server and no longer asked for are removed.
+    """
+
+    queue_length: int = 8
+    max_seconds: int = 1800
+    max_upload_mb: int = 2048
+    cache_days: int = 7
+
+    @classmethod
+    def from_strings(cls, given: Mapping[str, str]) -> Limits:
+        """Read `--conf` strings.
+
+        Raises
+        ------
+        OptionError
+            If a value is no whole number or out of range.
+        """
+        values: dict[str, int] = {}
+        for key, text in given.items():
+            low, high = _LIMITS[key]
+            if not re.fullmatch(r"\d{1,9}", str(text).strip()) or not low <= int(text) <= high:
+                raise OptionError(key, text, f"a whole number from {low} to {high}")
+            values[key] = int(text)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -33,6 +80,12 @@ class AppConf:
         Targets files that are read after the package's own.
     defaults : ZeroShotOptions
         What a request's options are when the request does not say.
+    limits : Limits
+        What clients may have.
+    audit_file : str or None
+        Where each mask and label is noted; None keeps no notes.
+    audit_text : bool
+        Whether the notes hold the texts that were asked for.
     """
 
     targets: tuple[str, ...] = ()
@@ -40,6 +93,9 @@ class AppConf:
     device: str | None = None
     targets_files: tuple[str, ...] = ()
     defaults: ZeroShotOptions = field(default_factory=ZeroShotOptions)
+    limits: Limits = field(default_factory=Limits)
+    audit_file: str | None = None
+    audit_text: bool = False
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -63,11 +119,18 @@ class AppConf:
         weights = chosen.pop("weights", "demo").strip()
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
+        audit_text = str(chosen.pop("audit_text", "false")).strip().lower()
+        if audit_text not in ("true", "false"):
+            raise OptionError("audit_text", audit_text, "true or false")
+        limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         return cls(
             targets=split_names(chosen.pop("targets", "")),
             weights=weights,
             device=None if device == "auto" else device,
             targets_files=split_names(chosen.pop("targets_file", "")),
+            limits=Limits.from_strings(limits),
+            audit_file=chosen.pop("audit_file", "").strip() or None,
+            audit_text=audit_text == "true",
             defaults=ZeroShotOptions.from_mapping(chosen),
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,20 @@ class DicomWebStudies(DICOMWebDatastore):
 
     def __init__(self, *args: Any, check_label: CheckLabel | None = None, **more: Any) -> None:
         self._check_label = check_label
+        # requests run in threads: MONAI Label's cached listings are not made for that, and a series is fetched once
+        self._listing = threading.RLock()
+        self._fetching: dict[str, threading.Lock] = defaultdict(threading.Lock)
         super().__init__(*args, **more)
+
+    def list_images(self) -> list[str]:
+        """Return the UIDs of the series."""
+        with self._listing:
+            return list(super().list_images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the UIDs of the series that a SEG series refers to."""
+        with self._listing:
+            return list(super().get_labeled_images(label_tag, labels))
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the folder that holds the series, fetched at the first call.
@@ -55,8 +71,11 @@ class DicomWebStudies(DICOMWebDatastore):
             raise UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
 
         folder = Path(self._datastore.image_path(), image_id).resolve()
-        if not folder.is_dir():
-            self._fetch(image_id, folder)
+        with self._fetching[image_id]:
+            if not folder.is_dir():
+                self._fetch(image_id, folder)
+        # the time of the latest use, by which folders that nobody asks for are found
+        os.utime(folder)
         if image_id not in self._datastore.objects:
             # with an empty extension the folder itself is the image's file
             image = DataModel(info=self._dicom_info(image_id), ext="")
@@ -82,6 +101,18 @@ class DicomWebStudies(DICOMWebDatastore):
                 "install it with: pip install dcmqi."
             )
         return super().save_label(image_id, label_filename, label_tag, label_info, label_id)
+
+    def forget_series(self, seconds: float) -> int:
+        """Remove the fetched series that have not been asked for so long, and return how many; labels are kept."""
+        removed = 0
+        oldest = time.time() - seconds
+        for image_id in list(self._datastore.objects):
+            folder = Path(self._datastore.image_path(), image_id).resolve()
+            with self._fetching[image_id]:
+                if folder.is_dir() and folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += 1
+        return removed
 
     def _fetch(self, image_id: str, folder: Path) -> None:
         from monailabel.datastore.utils.dicom import dicom_web_download_series

@@ -6,19 +6,24 @@ sub-processes inherit them.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
+from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.conf import AppConf
 from medclipsam.server.doctor import check_pacs
 from medclipsam.server.workspace import Workspace, default_workspace
@@ -26,7 +31,12 @@ from medclipsam.server.workspace import Workspace, default_workspace
 if TYPE_CHECKING:
     import uvicorn
 
+    from medclipsam.server.work import WorkQueue
+
 logger = logging.getLogger(__name__)
+
+# Seconds that requests have to end in, once the server is told to.
+_GRACE = 10
 
 
 def serve(
@@ -40,6 +50,10 @@ def serve(
     device: str | None = None,
     conf: Mapping[str, str] | None = None,
     warm_up: bool = False,
+    token_file: Path | None = None,
+    certificate: tuple[Path, Path] | None = None,
+    behind_proxy: str | None = None,
+    insecure: bool = False,
 ) -> None:
     """Serve studies until the process is told to stop.
 
@@ -63,6 +77,14 @@ def serve(
         Further settings of the app, see `AppConf`.
     warm_up : bool
         Whether the models are loaded and tried before the server answers, so that the first request does not wait.
+    token_file : Path, optional
+        Tokens of the users, see `load_tokens`.
+    certificate : tuple of Path, optional
+        Certificate chain and private key (PEM) for TLS.
+    behind_proxy : str, optional
+        Addresses of a proxy that ends TLS, whose X-Forwarded headers are believed: "127.0.0.1".
+    insecure : bool
+        Listen to other machines without authentication or TLS.
 
     Raises
     ------
@@ -77,18 +99,57 @@ def serve(
     if device:
         settings["device"] = device
     typed = _checked_conf(settings)
+    access = Access(load_tokens(token_file), oidc=_oidc_is_set())
+    if access.tokens and access.oidc:
+        raise InputError("Users come with tokens of this server, or of MONAI_LABEL_AUTH_REALM_URI; choose one.")
+    check_exposure(
+        host,
+        authenticates=access.authenticates,
+        encrypts=certificate is not None or behind_proxy is not None,
+        insecure=insecure,
+    )
+    if certificate is not None:
+        _check_certificate(*certificate)
     studies = _checked_studies(studies)
+    reached = Reached(host, access, certificate, behind_proxy)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
     with _listen(host, port) as listener, Workspace(place) as space:
         _check_models(typed)
         _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
-        address = listener.getsockname()[1]
+        settings.setdefault("audit_file", str(space.audit))
         _set_environment(space)
         warning = cpu_warning(Machine.look(), typed.device)
         if warning:
             sys.stderr.write(f"medclipsam: warning: {warning} `medclipsam doctor` tells more.\n")
-        _run(studies, host, address, settings, space, listener, warm_up)
+        _run(studies, reached, settings, space, listener, warm_up)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where and by whom a server is reached; see `serve` for the fields."""
+
+    host: str
+    access: Access
+    certificate: tuple[Path, Path] | None = None
+    behind_proxy: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine's own addresses lead here."""
+        return is_loopback(self.host) and self.behind_proxy is None
+
+
+def _oidc_is_set() -> bool:
+    return os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").strip().lower() in ("1", "true", "yes", "on", "t", "y")
+
+
+def _check_certificate(chain: Path, key: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or getattr(error, "reason", None) or "no pair of certificate and key in PEM format"
+        raise InputError(f"Certificate {chain} with key {key} cannot be used: {reason}.") from None
 
 
 def _checked_conf(settings: Mapping[str, str]) -> AppConf:
@@ -170,12 +231,13 @@ def _set_environment(space: Workspace) -> None:
         os.environ.setdefault(key, value)
     os.environ["TMPDIR"] = str(space.temporary)
     tempfile.tempdir = None
+    # what is written here, by sub-processes too, is for the owner's eyes
+    os.umask(0o077)
 
 
 def _run(
     studies: str,
-    host: str,
-    port: int,
+    reached: Reached,
     conf: Mapping[str, str],
     space: Workspace,
     listener: socket.socket,
@@ -188,52 +250,80 @@ def _run(
     from monailabel.utils.async_tasks.utils import processes, stop_background_task
     from monailabel.utils.others.generic import init_log_config
 
-    command = ["start_server", "--app", str(space.app), "--studies", studies, "--host", host, "--port", str(port)]
+    port = listener.getsockname()[1]
+    command = ["start_server", "--app", str(space.app), "--studies", studies]
+    command += ["--host", reached.host, "--port", str(port)]
     for key, value in conf.items():
         command += ["--conf", key, value]
     main = Main(loglevel=logging.WARNING)
     arguments = main.args_parser().parse_args(command)
-    # MONAI Label cannot export origins: it fails to write them, and its sub-processes fail to read them. Without any
-    # it would let in every origin, with credentials.
+    # MONAI Label cannot export origins: it fails to write them, and its sub-processes fail to read them.
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     settings.MONAI_LABEL_CORS_ORIGINS = []
     main.start_server_init_settings(arguments)
-    own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
-    settings.MONAI_LABEL_CORS_ORIGINS = origins or own
-    log_config = init_log_config(None, arguments.app, "app.log", arguments.verbose)
-    # reads the origins when it is imported
+    log_config = _quiet(init_log_config(None, arguments.app, "app.log", arguments.verbose))
+    # before the server answers, so that what is wrong with the app is an error and not a failed start
     from medclipsam.server.asgi import create_app
 
-    config = uvicorn.Config(create_app(), log_config=log_config, access_log=False)
-    # made before the server answers, so that what is wrong with it is an error and not a failed start
     instance = app_instance()
     if warm_up:
         _say("medclipsam: loading the models ...\n")
         instance.pipeline.warm_up()
+    app = create_app(instance, reached.access, origins=origins, local=reached.local)
+    chain, private = reached.certificate or (None, None)
+    config = uvicorn.Config(
+        app,
+        log_config=log_config,
+        access_log=False,
+        ssl_certfile=chain,
+        ssl_keyfile=private,
+        proxy_headers=reached.behind_proxy is not None,
+        forwarded_allow_ips=reached.behind_proxy,
+        timeout_graceful_shutdown=_GRACE,
+    )
     # uvicorn raises a signal again once it has shut down, and SIGTERM's own way would leave the sub-processes running
     signal.signal(signal.SIGTERM, _leave)
+    base = address(reached.host, port, secure=reached.certificate is not None)
     try:
-        _announcing_server(config, host, port).run(sockets=[listener])
+        _announcing_server(config, base, app.state.queue).run(sockets=[listener])
     finally:
         for method in ("train", "batch_infer", "scoring"):
             while processes(method):
                 stop_background_task(method)
 
 
+def _quiet(config: str) -> str:
+    """Keep requests, with their texts and image ids, out of the log: MONAI Label writes them at level INFO.
+
+    pydicom's warnings quote what stands in a file, patients' names among them.
+    """
+    file = Path(config)
+    settings = json.loads(file.read_text())
+    settings["loggers"]["monailabel"] = {"level": "WARNING"}
+    settings["loggers"]["pydicom"] = {"level": "CRITICAL"}
+    file.write_text(json.dumps(settings))
+    warnings.filterwarnings("ignore", module="pydicom")
+    return config
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _announcing_server(config: uvicorn.Config, host: str, port: int) -> uvicorn.Server:
+def _announcing_server(config: uvicorn.Config, base: str, queue: WorkQueue) -> uvicorn.Server:
     import uvicorn
 
     class AnnouncingServer(uvicorn.Server):
-        """Says where to go once it answers."""
+        """Says where to go once it answers; told to end, it lets nobody wait for the models."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                _say(addresses(host, port))
+                _say(welcome(base))
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            queue.close()
 
     return AnnouncingServer(config)
 
@@ -243,10 +333,14 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def addresses(host: str, port: int) -> str:
-    """Return the addresses to open, for people."""
+def address(host: str, port: int, *, secure: bool = False) -> str:
+    """Return the URL that a browser on this machine can open."""
     shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    base = f"http://{shown}:{port}"
+    return f"{'https' if secure else 'http'}://{shown}:{port}"
+
+
+def welcome(base: str) -> str:
+    """Return the addresses below `base` to open, for people."""
     return (
         f"\nmedclipsam serves at {base}\n"
         f"  API, to try out   {base}/\n"

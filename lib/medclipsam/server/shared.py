@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from medclipsam.options import ZeroShotOptions
+from medclipsam.options import ZeroShotOptions, parse_planes
 from medclipsam.server.conf import AppConf
+from medclipsam.server.http import BusyError
 from medclipsam.server.metrics import ServerState
+from medclipsam.server.pace import Pace
+from medclipsam.server.work import current_job
+from medclipsam.targets import parse_prompt
 from medclipsam.weights import are_here
 
 if TYPE_CHECKING:
@@ -18,6 +24,13 @@ if TYPE_CHECKING:
     from medclipsam.refine import Clicks, RefineResult
     from medclipsam.targets import TargetSet
     from medclipsam.zeroshot import KeepMap, ZeroShot, ZeroShotResult
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# torch has no error class of its own for a CPU's memory
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 class SharedPipeline:
@@ -33,9 +46,15 @@ class SharedPipeline:
         Names the weights and the device.
     targets : TargetSet
         Known targets.
+
+    Attributes
+    ----------
+    pace : Pace
+        How long requests take here.
     """
 
     def __init__(self, conf: AppConf, targets: TargetSet) -> None:
+        self.pace = Pace()
         self._conf = conf
         self._targets = targets
         self._lock = threading.Lock()
@@ -44,9 +63,29 @@ class SharedPipeline:
     def segment(
         self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None
     ) -> ZeroShotResult:
-        """Segment `image` as `ZeroShot.segment` does."""
+        """Segment `image` as `ZeroShot.segment` does; a job of the queue gets its progress and may be cancelled.
+
+        Raises
+        ------
+        InputError
+            If a job of the queue would take longer than the server allows.
+        """
+        job = current_job.get()
+        planes = len(parse_planes(options.planes, image.n_planes))
+        if job is not None:
+            targets = len(parse_prompt(text, image.modality, self._targets))
+            self.pace.check(planes, targets, options, job.max_seconds)
         with self._lock:
-            return self._loaded().segment(image, text, options, keep_map=keep_map)
+            result = self._loaded().segment(
+                image,
+                text,
+                options,
+                keep_map=keep_map,
+                progress=job.progress if job else None,
+                cancelled=job.stopped if job else None,
+            )
+        self.pace.record(result, planes, options)
+        return result
 
     def refine(
         self,
@@ -62,6 +101,34 @@ class SharedPipeline:
             pipeline = self._loaded()
             result = refine(image, pipeline.sam, present, clicks, windows=windows)
         return result, {"sam": pipeline.weights.get("sam")}
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Do `work`; where it runs out of memory, give back what is remembered of images.
+
+        Raises
+        ------
+        BusyError
+            If memory ran out.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            logger.error("Out of memory: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        # Only here, where the error is gone and with it the frames that hold the request's arrays.
+        self._free()
+        raise BusyError(
+            "The server ran out of memory on this request and has freed what it could; ask for fewer planes or fewer "
+            "samples, or ask again later.",
+            30,
+        )
+
+    def _free(self) -> None:
+        with self._lock:
+            if self._pipeline is not None:
+                self._pipeline.forget_images()
+            _collect()
 
     def warm_up(self) -> None:
         """Load the weights and segment a small plane, so that the first request does not wait for either.
@@ -82,15 +149,9 @@ class SharedPipeline:
 
     def release(self) -> None:
         """Drop the models and what they have cached, once no request uses them; the next request loads them again."""
-        import gc
-
-        import torch
-
         with self._lock:
             self._pipeline = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _collect()
 
     @property
     def is_loaded(self) -> bool:
@@ -124,3 +185,21 @@ class SharedPipeline:
             device = self._conf.device or ("cuda" if torch.cuda.is_available() else "cpu")
             self._pipeline = ZeroShot.load(self._conf.weights, device=device, targets=self._targets)
         return self._pipeline
+
+
+def _collect() -> None:
+    """Give memory that nothing refers to back to the machine and the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, the device's or the machine's."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY)

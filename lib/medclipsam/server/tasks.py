@@ -177,12 +177,17 @@ class ZeroShotBatch(BatchInferTask):
         if not torch.cuda.is_available():
             request = {**request, "multi_gpu": False, "device": "cpu"}
 
+        done = itertools.count(1)
+
         def infer_one(one: dict[str, Any], store: Any) -> dict[str, Any]:
+            # the log counts the images and does not name them: a file may be named after its patient
             try:
-                return infer(one, store)
+                answer = infer(one, store)
             except MedClipSamError as error:
-                logger.warning("Image %s: %s", one.get("image"), error)
+                logger.warning("Image %d could not be segmented (%s)", next(done), type(error).__name__)
                 return {"error": str(error)}
+            logger.info("Image %d is done", next(done))
+            return answer
 
         return super().__call__(request, datastore, infer_one)
 

@@ -69,6 +69,11 @@ class Workspace:
         """Series fetched from a DICOMweb server."""
         return self.folder / "dicomweb"
 
+    @property
+    def audit(self) -> Path:
+        """One line for each mask and label."""
+        return self.folder / "audit.jsonl"
+
     def release(self) -> None:
         """Let another server use the workspace."""
         self._lock.close()

@@ -1,0 +1,161 @@
+"""What holds for every request: its origin, its size, and that no error leaves as a traceback."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medclipsam.server.access import is_loopback
+
+logger = logging.getLogger(__name__)
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class UnforeseenErrors:
+    """Answer an error that nobody foresaw with a sentence and a number, under which the log has the traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and answer what comes out."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except Exception:
+            number = secrets.token_hex(4)
+            logger.exception("Error %s at %s %s", number, scope["method"], _route(scope))
+            if started:
+                raise
+            sentence = f"The server failed on this request, which should not happen; its log has the cause as {number}."
+            await JSONResponse({"detail": sentence}, status_code=500)(scope, receive, send)
+
+
+class SameOrigin:
+    """Refuse what a page of another origin makes its visitor's browser send.
+
+    A browser sends forms and other simple requests to any address, a server on its own machine included, and names the
+    page's origin with them. A page can also give its own host name this machine's address: a server that only its own
+    machine reaches answers to that machine's names alone.
+
+    Parameters
+    ----------
+    app : ASGI application
+        What follows.
+    origins : sequence of str
+        Other origins that are let in, such as "https://viewer.example".
+    local : bool
+        Whether the server is reached by loopback addresses only.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], local: bool) -> None:
+        self.app = app
+        self.origins = {origin.rstrip("/").lower() for origin in origins}
+        self.local = local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may pass."""
+        if scope["type"] == "http" and (reason := self._refusal(scope)):
+            await JSONResponse({"detail": reason}, status_code=403)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        if self.local and not is_loopback(_name(host)):
+            return f"This server answers to addresses of its own machine only, not to {host!r}."
+        origin = headers.get("origin", "").rstrip("/").lower()
+        if scope["method"] in _SAFE_METHODS or not origin or origin in self.origins:
+            return ""
+        if host and origin.partition("://")[2] == host:
+            return ""
+        return f"Pages of {origin!r} may not change anything here; MONAI_LABEL_CORS_ORIGINS names origins that may."
+
+
+class BodyLimit:
+    """Refuse a body of more bytes than a server takes, before or while it is read.
+
+    Parameters
+    ----------
+    app : ASGI application
+        What follows.
+    max_bytes : int
+        Most bytes of a body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, counting."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        told = Headers(scope=scope).get("content-length", "")
+        if told.isdigit() and int(told) > self.max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        read = 0
+        answered = False
+
+        async def counting() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                raise _TooLarge
+            return message
+
+        async def replacing(message: Message) -> None:
+            # whoever read the body may have made another error of ours
+            nonlocal answered
+            if read <= self.max_bytes:
+                await send(message)
+            elif not answered:
+                answered = True
+                await self._refuse(scope, receive, send)
+
+        try:
+            await self.app(scope, counting, replacing)
+        except _TooLarge:
+            if not answered:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sentence = f"The request is larger than {self.max_bytes / 2**20:g} MiB, which is the server's max_upload_mb."
+        await JSONResponse({"detail": sentence}, status_code=413, headers={"Connection": "close"})(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """A body went over the limit while it was read."""
+
+
+def _name(host: str) -> str:
+    """Return the name of a Host header without its port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _route(scope: Scope) -> str:
+    """Return the pattern of the route: what stands in an address may be a patient's."""
+    return str(getattr(scope.get("route"), "path", "an unknown path"))

@@ -1,0 +1,86 @@
+"""What the routes share: the app, the queue, received files and answers with files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, UploadFile
+from fastapi.responses import FileResponse
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.utils.others.generic import get_mime_type
+from requests import RequestException
+from retrying import RetryError
+
+from medclipsam.errors import InputError
+from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.audit import Caller, caller
+from medclipsam.server.http import UnknownError, UpstreamError
+from medclipsam.server.work import WorkQueue
+
+
+def _app(request: Request) -> MedClipSamApp:
+    found: MedClipSamApp = request.app.state.label_app
+    return found
+
+
+def _queue(request: Request) -> WorkQueue:
+    found: WorkQueue = request.app.state.queue
+    return found
+
+
+# Parameters of a route: the MONAI Label app, and the queue for model work.
+App = Annotated[MedClipSamApp, Depends(_app)]
+Queue = Annotated[WorkQueue, Depends(_queue)]
+
+
+def note_caller(request: Request, user: str, params: dict[str, Any] | None = None) -> None:
+    """Say for the audit file who asks; holds for the rest of the request and the work that it queues."""
+    client = str((params or {}).get("client_id") or "")
+    caller.set(Caller(user, client[:100], f"{request.method} {request.url.path}"))
+
+
+def on_dicomweb(app: MedClipSamApp) -> bool:
+    """Return whether the studies lie on a DICOMweb server."""
+    return isinstance(app.datastore(), DICOMWebDatastore)
+
+
+def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:
+    """Raise `InputError` where the studies lie on a DICOMweb server: there `what` is that server's business."""
+    if on_dicomweb(app):
+        raise InputError(f"The studies lie on a DICOMweb server; {what} there.")
+
+
+@contextmanager
+def upstream() -> Iterator[None]:
+    """Turn what goes wrong between this server and a DICOMweb server into an error with a sentence."""
+    try:
+        yield
+    except (RequestException, RetryError) as error:
+        raise UpstreamError(f"The DICOMweb server did not answer as it should ({type(error).__name__}).") from error
+
+
+def receive(upload: UploadFile, suffix: str) -> Path:
+    """Copy a received file to a temporary one, which the caller removes."""
+    handle, name = tempfile.mkstemp(suffix=suffix)
+    with os.fdopen(handle, "wb") as copy:
+        shutil.copyfileobj(upload.file, copy, 1024 * 1024)
+    return Path(name)
+
+
+def file_answer(path: str, what: str) -> FileResponse:
+    """Return the answer that is a file.
+
+    Raises
+    ------
+    UnknownError
+        If there is none.
+    """
+    if not path or not os.path.isfile(path):
+        raise UnknownError(f"{what} is not here as a file.")
+    return FileResponse(path, media_type=get_mime_type(path), filename=os.path.basename(path))

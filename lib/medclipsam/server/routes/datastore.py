@@ -1,0 +1,251 @@
+"""Images and labels of the studies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from monailabel.interfaces.datastore import DefaultLabelTag
+from starlette.background import BackgroundTask
+
+from medclipsam.errors import ImageError, InputError
+from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser
+from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.http import ConflictError, UnknownError
+from medclipsam.server.names import checked_name, checked_tag, file_suffix, id_from_file
+from medclipsam.server.requests import parse_params
+from medclipsam.server.routes.common import (
+    App,
+    file_answer,
+    note_caller,
+    on_dicomweb,
+    receive,
+    refuse_on_dicomweb,
+    upstream,
+)
+
+router = APIRouter(prefix="/datastore", tags=["Datastore"])
+
+FINAL = DefaultLabelTag.FINAL.value
+
+
+class Listing(StrEnum):
+    """What the listing of the studies holds."""
+
+    stats = "stats"
+    all = "all"
+    train = "train"
+
+
+@router.get("/", summary="List images and labels")
+def listing(app: App, user: AsUser, output: Listing = Listing.stats) -> Any:
+    """Answer counts, all images and labels, or the pairs of images and final labels."""
+    store = app.datastore()
+    with upstream():
+        if output is Listing.all:
+            return store.json()
+        if output is Listing.train:
+            return [{kind: os.path.basename(path) for kind, path in pair.items()} for pair in store.datalist()]
+        return store.status()
+
+
+@router.put("/", include_in_schema=False)
+@router.put("/image", summary="Add an image")
+def add_image(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    file: Annotated[UploadFile, File(description="an image file")],
+    image: str | None = None,
+    params: Annotated[str, Form(description="JSON object that is kept with the image")] = "{}",
+) -> dict[str, str]:
+    """Add an image to a studies folder; its id is the file's name unless `image` names one."""
+    from medclipsam.imaging import read_image
+
+    refuse_on_dicomweb(app, "images are added")
+    image_id = checked_name(image, "Image") if image else id_from_file(file.filename)
+    info = parse_params(params)
+    suffix = file_suffix(file.filename)
+    if not suffix:
+        raise InputError(
+            f"The file {file.filename!r} is no image that is served; its name must end in .nii.gz, .png ..."
+        )
+    if image_id in app.datastore().list_images():
+        raise ConflictError(f"Image {image_id!r} is among the studies already; remove it first, or name another id.")
+    path = receive(file, suffix)
+    try:
+        try:
+            read_image(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), file.filename or "The file")) from None
+        added = app.datastore().add_image(image_id, str(path), {**info, "user": user.username})
+    finally:
+        path.unlink(missing_ok=True)
+    return {"image": str(added)}
+
+
+@router.delete("/", include_in_schema=False)
+@router.delete("/image", summary="Remove an image and its labels")
+def remove_image(request: Request, app: App, user: AsAdmin, id: str) -> dict[str, Any]:
+    """Remove an image of a studies folder."""
+    refuse_on_dicomweb(app, "images are removed")
+    app.image_path(id)
+    app.datastore().remove_image(id)
+    note_caller(request, user.username)
+    app.audit.label("image removed", id, "")
+    return {}
+
+
+@router.get("/image", summary="Download an image")
+def get_image(app: App, user: AsUser, image: str) -> FileResponse:
+    """Answer the image's file."""
+    return file_answer(str(app.image_path(image)), f"Image {image!r}, which is a folder of DICOM files,")
+
+
+@router.head("/image", summary="Check whether an image is here")
+def check_image(app: App, user: AsUser, image: str, check_sum: str | None = None) -> Response:
+    """Answer 200 where the image is here and has the checksum, given as "SHA256:digest"."""
+    path = app.image_path(image)
+    if check_sum:
+        kind, _, digest = check_sum.rpartition(":")
+        if (kind or "SHA256") not in ("SHA256", "SHA512", "MD5"):
+            raise InputError(f"The checksum {check_sum[:40]!r} cannot be checked; allowed: SHA256, SHA512 or MD5.")
+        if not path.is_file() or _digest(path, kind or "SHA256") != digest.lower():
+            raise UnknownError(f"Image {image!r} has another checksum.")
+    return Response()
+
+
+@router.get("/image/info", summary="Tell of an image")
+def get_image_info(app: App, user: AsUser, image: str) -> dict[str, Any]:
+    """Answer what is kept with an image."""
+    _known_image(app, image)
+    return {key: value for key, value in app.datastore().get_image_info(image).items() if key != "path"}
+
+
+@router.put("/image/info", summary="Change what is told of an image")
+def put_image_info(app: App, user: AsAnnotator, image: str, info: Annotated[str, Form()] = "{}") -> dict[str, Any]:
+    """Add the JSON object `info` to what is kept with an image."""
+    _known_image(app, image)
+    app.datastore().update_image_info(image, {**parse_params(info, "info"), "user": user.username})
+    return {}
+
+
+@router.put("/label", summary="Save a label")
+def save_label(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    image: str,
+    label: Annotated[UploadFile, File(description="the mask, an image file")],
+    params: Annotated[str, Form(description="JSON object that is kept with the label")] = "{}",
+    tag: str = FINAL,
+) -> dict[str, Any]:
+    """Save a label of an image under a tag; `final` is one that a person has approved."""
+    _known_image(app, image)
+    tag = checked_tag(tag, FINAL)
+    info = parse_params(params)
+    suffix = file_suffix(label.filename)
+    if not suffix:
+        raise InputError(
+            f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
+        )
+    note_caller(request, user.username, info)
+    path = receive(label, suffix)
+    try:
+        with upstream():
+            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username})
+        answer = app.on_save_label(image, label_id) or {}
+    finally:
+        path.unlink(missing_ok=True)
+    return {**answer, "image": image, "label": label_id}
+
+
+@router.delete("/label", summary="Remove a label")
+def remove_label(request: Request, app: App, user: AsAdmin, id: str, tag: str) -> dict[str, Any]:
+    """Remove the label of a tag."""
+    _label_file(app, id, tag)
+    app.datastore().remove_label(id, tag)
+    note_caller(request, user.username)
+    app.audit.label("label removed", id, tag)
+    return {}
+
+
+@router.get("/label", summary="Download a label")
+def get_label(app: App, user: AsUser, label: str, tag: str) -> FileResponse:
+    """Answer the label's file."""
+    return file_answer(_label_file(app, label, tag), f"Label {label!r}")
+
+
+@router.head("/label", summary="Check whether a label is here")
+def check_label(app: App, user: AsUser, tag: str, label: str | None = None, image: str | None = None) -> Response:
+    """Answer 200 where the label is here; MONAI Label's own route calls the label's id `image`."""
+    _label_file(app, label or image, tag)
+    return Response()
+
+
+@router.get("/label/info", summary="Tell of a label")
+def get_label_info(app: App, user: AsUser, label: str, tag: str) -> dict[str, Any]:
+    """Answer what is kept with a label."""
+    _label_file(app, label, tag)
+    return dict(app.datastore().get_label_info(label, tag))
+
+
+@router.put("/label/info", summary="Change what is told of a label")
+def put_label_info(
+    app: App, user: AsAnnotator, label: str, tag: str, info: Annotated[str, Form()] = "{}"
+) -> dict[str, Any]:
+    """Add the JSON object `info` to what is kept with a label."""
+    _label_file(app, label, tag)
+    app.datastore().update_label_info(label, tag, {**parse_params(info, "info"), "user": user.username})
+    return {}
+
+
+@router.put("/updatelabelinfo", include_in_schema=False)
+def put_label_info_by_params(
+    app: App, user: AsAnnotator, label: str, tag: str, params: Annotated[str, Form()] = "{}"
+) -> dict[str, Any]:
+    """Do as `PUT /datastore/label/info` does."""
+    return put_label_info(app, user, label, tag, params)
+
+
+@router.get("/dataset", summary="Download images and final labels as a ZIP archive")
+def get_dataset(app: App, user: AsAnnotator, limit_cases: int | None = None) -> FileResponse:
+    """Answer an archive of the images that have a final label, at most `limit_cases` of them."""
+    store = app.datastore()
+    with upstream():
+        if not store.get_labeled_images():
+            raise UnknownError("No image has a final label yet, so that there is no dataset.")
+        path = Path(store.get_dataset_archive(limit_cases))
+    return FileResponse(
+        path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
+    )
+
+
+def _known_image(app: MedClipSamApp, image: str) -> None:
+    """Raise `UnknownError` where there is no such image; fetches nothing."""
+    with upstream():
+        if checked_name(image, "Image") not in app.datastore().list_images():
+            raise UnknownError(f"Image {image!r} is not among the studies.")
+
+
+def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:
+    """Return the file of a label."""
+    label, tag = checked_name(label, "Label"), checked_tag(tag, FINAL)
+    if not on_dicomweb(app) or tag != FINAL:
+        path = app.datastore().get_label_uri(label, tag)
+    else:
+        with upstream():
+            path = app.datastore().get_label_uri(label, tag)
+    if not path or not os.path.exists(path):
+        raise UnknownError(f"Label {label!r} with the tag {tag!r} is not here.")
+    return str(path)
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, kind.lower()).hexdigest()

@@ -1,0 +1,123 @@
+"""What the server tells of itself: its models, pages for people, the log; and the routes of MONAI Label it has not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+import monailabel.endpoints
+from fastapi import APIRouter, Query, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from monailabel.config import settings
+from monailabel.utils.others.generic import get_mime_type
+
+from medclipsam.server.access import Access, AsAdmin, AsUser
+from medclipsam.server.http import ForbiddenError, UnknownError
+from medclipsam.server.routes.common import App, file_answer
+
+STATIC = Path(monailabel.endpoints.__file__).parent / "static"
+_OHIF = STATIC / "ohif"
+
+router = APIRouter()
+
+
+@router.get("/info/", tags=["App"], summary="Tell of models, labels, options and studies")
+def info(app: App, user: AsUser) -> dict[str, Any]:
+    """Answer what is served, as MONAI Label's clients expect it."""
+    told: dict[str, Any] = app.info()
+    return told
+
+
+@router.get("/", include_in_schema=False)
+def try_out(request: Request) -> HTMLResponse:
+    """Answer a page to try the API out."""
+    where = f"{request.scope.get('root_path', '')}/openapi.json"
+    return get_swagger_ui_html(openapi_url=where, title="medclipsam - API", swagger_favicon_url="favicon.ico")
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+def favicon() -> FileResponse:
+    """Answer the icon of the pages."""
+    return FileResponse(STATIC / "favicon.ico", media_type="image/x-icon")
+
+
+@router.get("/ohif/{path:path}", include_in_schema=False)
+def ohif(user: AsUser, path: str) -> FileResponse:
+    """Answer a file of the OHIF viewer; a path of the viewer's own pages gets the viewer."""
+    file = (_OHIF / path).resolve() if "\0" not in path else _OHIF
+    if not file.is_relative_to(_OHIF.resolve()) or not file.is_file():
+        file = _OHIF / "index.html"
+    return FileResponse(file, media_type=get_mime_type(str(file)))
+
+
+@router.get("/logs/", tags=["Others"], summary="Read the end of the log")
+def logs(request: Request, user: AsAdmin, lines: Annotated[int, Query(ge=1, le=10_000)] = 300) -> PlainTextResponse:
+    """Answer the latest lines; only where users must say who they are."""
+    _must_authenticate(request, "The log")
+    file = Path(settings.MONAI_LABEL_APP_DIR, "logs", "app.log")
+    if not file.is_file():
+        raise UnknownError("There is no log yet.")
+    with file.open(encoding="utf-8", errors="replace") as content:
+        return PlainTextResponse("".join(deque(content, lines)))
+
+
+@router.get("/logs/gpu", tags=["Others"], summary="Tell of the GPUs")
+def gpus(request: Request, user: AsAdmin) -> PlainTextResponse:
+    """Answer what nvidia-smi says; only where users must say who they are."""
+    _must_authenticate(request, "The state of the GPUs")
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise UnknownError("This machine has no nvidia-smi.")
+    told = subprocess.run([program], capture_output=True, text=True, timeout=30, check=False)
+    return PlainTextResponse(told.stdout)
+
+
+@router.get("/model/info/{model}", tags=["Model"], summary="Tell of a model's file")
+def model_info(app: App, user: AsAdmin, model: str) -> dict[str, Any]:
+    """Answer checksum and time of the file of a model that has one of its own."""
+    app.task(model)
+    told: dict[str, Any] | None = app.model_info(model)
+    if not told:
+        raise UnknownError(
+            f"Model {model!r} has no file of its own; GET /info/ and `medclipsam weights` tell of weights."
+        )
+    return told
+
+
+@router.get("/model/{model}", tags=["Model"], summary="Download a model's file")
+def get_model(app: App, user: AsAdmin, model: str) -> FileResponse:
+    """Answer the file of a model that has one of its own."""
+    app.task(model)
+    return file_answer(app.model_file(model) or "", f"Model {model!r}")
+
+
+@router.put("/model/{model}", include_in_schema=False)
+@router.delete("/model/{model}", include_in_schema=False)
+def change_model(user: AsAdmin, model: str) -> None:
+    """Refuse: weights are brought by the command `medclipsam weights`, which checks them."""
+    raise ForbiddenError("Models are not changed over HTTP; bring weights with `medclipsam weights fetch`.")
+
+
+@router.post("/infer/wsi/{model}", include_in_schema=False)
+@router.post("/infer/wsi_v2/{model}", include_in_schema=False)
+def infer_whole_slide(user: AsUser, model: str) -> None:
+    """Refuse: there is no model for whole slides."""
+    raise UnknownError("No model for whole-slide images is served; POST /infer/{model} takes images.")
+
+
+@router.post("/reload", include_in_schema=False)
+def reload(user: AsAdmin) -> None:
+    """Refuse: it would make a second app beside the first, with models of its own."""
+    raise ForbiddenError("The app is not made anew while it serves; restart the server.")
+
+
+def _must_authenticate(request: Request, what: str) -> None:
+    access: Access = request.app.state.access
+    if not access.authenticates:
+        raise ForbiddenError(
+            f"{what} is shown to an admin of a server with authentication; here it is in the workspace."
+        )

@@ -1,0 +1,198 @@
+"""Active learning, and the tasks that MONAI Label runs in sub-processes: training, scoring, batch inference."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.utils.async_tasks.task import AsyncTask
+
+from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
+from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.http import AlreadyRunningError, UnknownError
+from medclipsam.server.names import checked_name
+from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
+from medclipsam.server.routes.common import App, Queue, upstream
+
+router = APIRouter()
+
+Params = Annotated[dict[str, Any] | None, Body(description="JSON object of options")]
+
+
+@router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Get the image to look at next")
+def next_sample(request: Request, app: App, user: AsUser, strategy: str, params: Params = None) -> dict[str, Any]:
+    """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
+    asked = client_params(checked_object(params))
+    check_monai_label_keys(asked)
+    with upstream():
+        sample = app.next_sample({**asked, "strategy": strategy})
+        if not sample:
+            return {}
+        image = sample["id"]
+        info = app.datastore().get_image_info(image)
+        seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
+        served = {**info.get("strategy", {}), strategy: seen}
+        app.datastore().update_image_info(image, {"strategy": served})
+    answer = {**sample, **info, "strategy": served}
+    if not request.app.state.local:
+        # a client on this machine may open the file where it lies; to others it says nothing
+        answer["path"] = ""
+    return answer
+
+
+@router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images in the background")
+def start_batch(
+    app: App,
+    queue: Queue,
+    user: AsAdmin,
+    model: str,
+    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+    params: Params = None,
+    run_sync: bool = False,
+) -> Any:
+    """Start a batch, which saves a label for each image; `run_sync` waits for it and answers its results."""
+    asked = client_params(checked_object(params), model=model)
+    task = app.task(model)
+    task.check(asked)
+    named = asked.get("images")
+    if isinstance(named, list):
+        with upstream():
+            known = set(app.datastore().list_images())
+        for image in named:
+            if checked_name(image, "Image") not in known:
+                raise UnknownError(f"Image {image!r} is not among the studies.")
+    request = {"images": images.value, "save_label": True, **asked, "model": model, "user": user.username}
+    if run_sync:
+        return _wait(queue, lambda: app.batch_infer(request), f"batch of {model}", user)
+    return _start("batch_infer", request)
+
+
+@router.get("/batch/infer", tags=["Infer"], summary="Tell of the batch")
+def batch_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
+    """Answer the latest batch's state, or all batches'."""
+    return _status("batch_infer", all, check_if_running)
+
+
+@router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch")
+def stop_batch(user: AsAdmin) -> Any:
+    """Stop the batch that runs."""
+    return AsyncTask.stop("batch_infer")
+
+
+@router.post("/train/{model}", tags=["Train"], summary="Train a trainer of /info/")
+def start_training(
+    app: App,
+    queue: Queue,
+    user: AsAdmin,
+    model: str,
+    params: Params = None,
+    run_sync: bool = False,
+    enqueue: bool = False,
+) -> Any:
+    """Start training in the background; `enqueue` lets it wait for one that runs."""
+    return _train(app, queue, model, checked_object(params), run_sync, enqueue, user)
+
+
+@router.post("/train/", tags=["Train"], include_in_schema=False)
+def start_all_training(
+    app: App, queue: Queue, user: AsAdmin, params: Params = None, run_sync: bool = False
+) -> dict[str, Any]:
+    """Start all trainers one after the other; `params` holds an object for each."""
+    asked = _for_each(params, app.info()["trainers"], "Trainer")
+    return {name: {"result": _train(app, queue, name, one, run_sync, True, user)} for name, one in asked.items()}
+
+
+@router.get("/train/", tags=["Train"], summary="Tell of the training")
+def training_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
+    """Answer the latest training's state, or all trainings'."""
+    return _status("train", all, check_if_running)
+
+
+@router.delete("/train/", tags=["Train"], summary="Stop the training")
+def stop_training(user: AsAdmin) -> Any:
+    """Stop the training that runs."""
+    return AsyncTask.stop("train")
+
+
+@router.post("/scoring/{method}", tags=["Scoring"], summary="Run a scoring method of /info/")
+def start_scoring(
+    app: App, queue: Queue, user: AsAnnotator, method: str, params: Params = None, run_sync: bool = False
+) -> Any:
+    """Start scoring in the background."""
+    return _score(app, queue, method, checked_object(params), run_sync, False, user)
+
+
+@router.post("/scoring/", tags=["Scoring"], include_in_schema=False)
+def start_all_scoring(
+    app: App, queue: Queue, user: AsAnnotator, params: Params = None, run_sync: bool = False
+) -> dict[str, Any]:
+    """Start all scoring methods one after the other; `params` holds an object for each."""
+    asked = _for_each(params, app.info()["scoring"], "Scoring method")
+    return {name: {"result": _score(app, queue, name, one, run_sync, True, user)} for name, one in asked.items()}
+
+
+@router.get("/scoring/", tags=["Scoring"], summary="Tell of the scoring")
+def scoring_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
+    """Answer the latest scoring's state, or all scorings'."""
+    return _status("scoring", all, check_if_running)
+
+
+@router.delete("/scoring/", tags=["Scoring"], summary="Stop the scoring")
+def stop_scoring(user: AsAnnotator) -> Any:
+    """Stop the scoring that runs."""
+    return AsyncTask.stop("scoring")
+
+
+def _train(
+    app: MedClipSamApp, queue: Queue, model: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
+) -> Any:
+    request = {**client_params(params, model=model), "model": model, "user": user.username}
+    app.check_trainer(request)
+    if sync:
+        return _wait(queue, lambda: app.train(request), f"training of {model}", user)
+    return _start("train", request, enqueue)
+
+
+def _score(
+    app: MedClipSamApp, queue: Queue, method: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
+) -> Any:
+    request = {**client_params(params), "method": method, "user": user.username}
+    app.check_scoring(request)
+    if sync:
+        return _wait(queue, lambda: app.scoring(request), f"scoring {method}", user)
+    return _start("scoring", request, enqueue)
+
+
+def _wait(queue: Queue, work: Callable[[], Any], what: str, user: User) -> Any:
+    """Do long work in the queue, without a limit to its time."""
+    return queue.submit(work, what=what, owner=user.username, max_seconds=math.inf).future.result()
+
+
+def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:
+    """Return the params for each of `known`."""
+    given = checked_object(params)
+    given.pop("client_id", None)
+    for name, value in given.items():
+        if name not in known:
+            raise UnknownError(f"{what} {name!r} is not served; allowed: {', '.join(known) or 'none'}.")
+        if not isinstance(value, dict):
+            raise UnknownError(f"The params of {what.lower()} {name!r} are no JSON object.")
+    return {name: given.get(name, {}) for name in known}
+
+
+def _start(method: str, request: dict[str, Any], enqueue: bool = False) -> Any:
+    task, _ = AsyncTask.run(method, request=request, enqueue=enqueue)
+    if task is None:
+        raise AlreadyRunningError(f"Another {method.replace('_', ' ')} runs; ask for its state, or stop it first.", 30)
+    return task
+
+
+def _status(method: str, every: bool, running: bool) -> Any:
+    task, _ = AsyncTask.status(method, every, running)
+    if task is None:
+        raise UnknownError(f"No {method.replace('_', ' ')} {'runs' if running else 'has been started'}.")
+    return task
