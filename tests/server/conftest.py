@@ -1,5 +1,6 @@
 """A stand-in for the pipeline, so that the server's own work is tested in milliseconds."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medclipsam.errors import InputError
+from medclipsam.errors import CancelledError, InputError
 from medclipsam.options import ZeroShotOptions
 from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet, assign_labels, parse_prompt
 from medclipsam.zeroshot import ZeroShot, ZeroShotResult
+
+
+class Gate:
+    """Holds requests for "slow" things until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def pass_through(self, progress: Any, cancelled: Any) -> None:
+        self.entered.release()
+        while not self.open.wait(0.01):
+            if progress is not None:
+                progress(0.5, "masks, plane 2 of 3")
+            if cancelled is not None and cancelled():
+                raise CancelledError("The request was cancelled.")
 
 
 class BrightSam:
@@ -29,16 +46,29 @@ class BrightSam:
 class BrightPixels:
     """Finds every target where the image is bright; refuses what the real pipeline refuses."""
 
-    def __init__(self, targets: TargetSet) -> None:
+    def __init__(self, targets: TargetSet, gate: Gate) -> None:
         self.targets = targets
+        self.gate = gate
+        self.forgotten = 0
         self.asked: list[tuple[str, ZeroShotOptions]] = []
         self.sam = BrightSam()
         self.weights = {"sam": {"name": "bright", "sha256": "0" * 64}}
 
-    def segment(self, image: Any, text: str, options: ZeroShotOptions, **more: Any) -> ZeroShotResult:
+    def forget_images(self) -> None:
+        self.forgotten += 1
+
+    def segment(
+        self, image: Any, text: str, options: ZeroShotOptions, progress: Any = None, cancelled: Any = None, **more: Any
+    ) -> ZeroShotResult:
         self.asked.append((text, options))
         if text == "explode":
             raise InputError("The text 'explode' is refused.")
+        if text == "huge":
+            raise MemoryError("Unable to allocate 3 TiB")
+        if text == "a bug":
+            raise ZeroDivisionError("John^Doe")
+        if text.startswith("slow"):
+            self.gate.pass_through(progress, cancelled)
         names = assign_labels(parse_prompt(text, image.modality, self.targets))
         planes = np.stack([image.plane(index)[..., 0] for index in range(image.n_planes)])
         labels = np.where(planes > 128, next(iter(names.values())), 0).astype(np.uint8)
@@ -58,6 +88,7 @@ class Loaded(list[BrightPixels]):
     """The pipelines that were loaded, and with what."""
 
     arguments: list[dict[str, Any]]
+    gate: Gate
 
 
 @pytest.fixture
@@ -65,10 +96,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     """Replace `ZeroShot.load`; returns the pipelines that were loaded since."""
     pipelines = Loaded()
     pipelines.arguments = []
+    pipelines.gate = Gate()
 
     def load(weights: str = "demo", *, device: Any = "cpu", targets: TargetSet | None = None) -> BrightPixels:
         pipelines.arguments.append({"weights": weights, "device": device})
-        pipelines.append(BrightPixels(targets or TargetSet.load()))
+        pipelines.append(BrightPixels(targets or TargetSet.load(), pipelines.gate))
         return pipelines[-1]
 
     monkeypatch.setattr(ZeroShot, "load", load)

@@ -7,7 +7,6 @@ only. With it each route asks for one of MONAI Label's roles.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import ipaddress
 import os
@@ -222,7 +221,7 @@ def _token_of(authorization: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return ""
     return ""
 

@@ -6,7 +6,6 @@ import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -57,11 +56,14 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int = 20_0
                     if written > max_bytes:
                         raise TooLargeError(f"The archive unpacks to more than {max_bytes / 2**20:g} MiB.")
                     copy.write(chunk)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"The archive is damaged or encrypted ({type(error).__name__}).") from None
+    except (InputError, MemoryError):
+        raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"The archive cannot be unpacked: {reason}.") from None
+    except Exception as error:
+        # archives break in more ways than their readers have errors for
+        raise InputError(f"The archive is damaged or encrypted ({type(error).__name__}).") from None
     if not count:
         raise InputError("The archive holds no file.")
     return count

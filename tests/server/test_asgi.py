@@ -1,0 +1,612 @@
+"""The application over HTTP in this process, with a stand-in for the pipeline."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import SimpleITK
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
+
+from medclipsam.server.access import Access, load_tokens
+from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.asgi import create_app
+
+MakeClient = Callable[..., TestClient]
+TEXT = {"text": "heart"}
+# What anyone may ask: pages without data, whether the server lives, and how to log in.
+PUBLIC = {"/", "/docs", "/openapi.json", "/favicon.ico", "/healthz", "/readyz", "/auth/", "/auth/token"}
+
+
+@pytest.fixture
+def make_client(make_app: Callable[..., MedClipSamApp], loaded: Any, tmp_path: Path) -> Iterator[MakeClient]:
+    asgi: list[FastAPI] = []
+
+    def make(access: Access | None = None, local: bool = False, **conf: str) -> TestClient:
+        app = make_app(**{"targets": "lungs x-ray", "audit_file": str(tmp_path / "audit.jsonl"), **conf})
+        asgi.append(create_app(app, access, local=local))
+        return TestClient(asgi[-1], base_url="http://127.0.0.1:8000")
+
+    yield make
+    loaded.gate.open.set()
+    for app in asgi:
+        app.state.queue.close()
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> TestClient:
+    return make_client()
+
+
+def infer(client: TestClient, params: Any = TEXT, model: str = "text_prompt", **query: Any) -> httpx.Response:
+    query = {"image": "chest", **query}
+    files = query.pop("files", None)
+    return client.post(
+        f"/infer/{model}",
+        params=query,
+        data={"params": params if isinstance(params, str) else json.dumps(params)},
+        files=files,
+    )
+
+
+def sentence(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert isinstance(detail, str)
+    assert "\n" not in detail
+    assert "Traceback" not in detail
+    return detail
+
+
+def mask_of(answer: httpx.Response, tmp_path: Path) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    file = tmp_path / f"mask{time.monotonic_ns()}.nii.gz"
+    file.write_bytes(answer.content)
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file))
+
+
+# --- which routes there are, and who may call them ---
+
+
+def paths(app: Any) -> set[tuple[str, str]]:
+    """Return method and path of each route, parameters' names left out."""
+    found = set()
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route if hasattr(context, "original_route") else context
+        for method in getattr(route, "methods", None) or ():
+            found.add((method, re.sub(r"\{\w+(:path)?\}", r"{\1}", getattr(context, "path", route.path))))
+    return found
+
+
+def test_every_route_of_monai_label_is_decided_here(client: TestClient) -> None:
+    from monailabel.app import app as stock
+
+    own = paths(client.app)
+    merged = {("GET", "/proxy/dicom/{:path}"), ("POST", "/proxy/dicom/{:path}")}
+    for service in ("wado", "qido", "stow"):
+        merged |= {(method, f"/proxy/dicom/{service}/{{:path}}") for method in ("GET", "POST")}
+    assert {("GET", "/proxy/dicom/{}/{:path}"), ("POST", "/proxy/dicom/{}/{:path}")} <= own
+    left = {pair for pair in paths(stock) - own - merged if pair[0] != "HEAD"}
+    assert left == set()
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
+    monkeypatch.delenv("MEDCLIPSAM_TOKEN", raising=False)
+    file = tmp_path / "tokens"
+    file.write_text("".join(f"{role}-name {role} {role}-0123456789abcdef\n" for role in ("admin", "annotator", "user")))
+    file.chmod(0o600)
+    return Access(load_tokens(file))
+
+
+def as_role(role: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {role}-0123456789abcdef"}
+
+
+def test_every_route_but_the_public_ones_asks_who_is_there(make_client: MakeClient, tokens: Access) -> None:
+    client = make_client(tokens)
+    asked = 0
+    for method, path in sorted(paths(client.app)):
+        if method in ("HEAD", "OPTIONS") or path in PUBLIC:
+            continue
+        where = path.replace("{:path}", "x").replace("{}", "x")
+        answer = client.request(method, where)
+        # a route that is told too little may say so first
+        assert answer.status_code in (400, 401), (method, path, answer.text)
+        if answer.status_code == 401:
+            asked += 1
+            assert answer.headers["WWW-Authenticate"].startswith("Basic")
+    assert asked > 20
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "least"),
+    [
+        ("GET", "/info/", "user"),
+        ("GET", "/metrics", "user"),
+        ("GET", "/ohif/", "user"),
+        ("GET", "/datastore/?output=all", "user"),
+        ("GET", "/requests/", "user"),
+        ("PUT", "/datastore/image/info?image=chest", "annotator"),
+        ("GET", "/logs/", "admin"),
+        ("DELETE", "/datastore/image?id=nobody", "admin"),
+        ("DELETE", "/train/", "admin"),
+        ("POST", "/batch/infer/nobody", "admin"),
+        ("POST", "/reload", "admin"),
+    ],
+)
+def test_roles(make_client: MakeClient, tokens: Access, method: str, path: str, least: str) -> None:
+    client = make_client(tokens)
+    roles = ("user", "annotator", "admin")
+    for role in roles:
+        answer = client.request(method, path, headers=as_role(role))
+        if roles.index(role) < roles.index(least):
+            assert f"monailabel-{least}" in sentence(answer, 403)
+        else:
+            assert answer.status_code != 401
+            assert "has not the role" not in answer.text
+
+
+def test_log_in_as_slicer_does(make_client: MakeClient, tokens: Access) -> None:
+    client = make_client(tokens)
+    assert client.get("/auth/").json()["enabled"] is True
+    form = {"username": "ann", "password": "user-0123456789abcdef", "grant_type": "password"}
+    token = client.post("/auth/token", data=form).json()
+    header = {"Authorization": f"{token['token_type']} {token['access_token']}"}
+    assert client.get("/auth/token/valid", headers=header).json()["username"] == "user-name"
+    sentence(client.post("/auth/token", data={**form, "password": "wrong-0123456789abcdef"}), 401)
+    assert make_client().get("/auth/").json()["enabled"] is False
+
+
+def test_closed_routes_say_what_to_do_instead(client: TestClient) -> None:
+    assert "weights fetch" in sentence(client.put("/model/text_prompt", files={"file": b"x"}), 403)
+    assert "workspace" in sentence(client.get("/logs/"), 403)
+    assert "restart" in sentence(client.post("/reload"), 403)
+    assert "whole-slide" in sentence(client.post("/infer/wsi/x"), 404)
+    assert "no file of its own" in sentence(client.get("/model/info/text_prompt"), 404)
+    assert "folder" in sentence(client.get("/proxy/dicom/qido/studies"), 404)
+
+
+# --- bad requests ---
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ('{"text": "left lung', ["no JSON", "--form-string"]),
+        ("[1, 2]", ["list", "object"]),
+        ('"heart"', ["text", "object"]),
+        ("null", ["null", "object"]),
+        ("[" * 5000, ["no JSON"]),
+        ('{"label_info": ' + '{"a": ' * 50 + "1" + "}" * 51, ["nested deeper"]),
+        ('{"text": "\\ud800"}', ["no Unicode"]),
+        ({}, ["'text'"]),
+        ({"text": "  "}, ["'text'"]),
+        ({"text": "x" * 2000}, ["2000 characters", "1000"]),
+        ({"text": "explode"}, ["explode"]),
+        ({**TEXT, "colour": "red"}, ["'colour'", "'red'"]),
+        ({**TEXT, "beta": 10**400}, ["'beta'"]),
+        ({**TEXT, "steps": 1001}, ["'steps'", "1 to 1000"]),
+        ({**TEXT, "planes": "7"}, ["'planes'", "'7'"]),
+        ({**TEXT, "result_dtype": "object"}, ["'result_dtype'", "uint8"]),
+        ({**TEXT, "result_compress": {}}, ["'result_compress'", "true or false"]),
+        ({**TEXT, "restore_label_idx": "x"}, ["'restore_label_idx'"]),
+        ({**TEXT, "label_tag": "../x"}, ["'label_tag'"]),
+        ({**TEXT, "label_info": "lung"}, ["'label_info'", "object"]),
+        ({**TEXT, "logging": "LOUD"}, ["'logging'", "WARNING"]),
+        ({**TEXT, "timeout": "soon"}, ["'timeout'"]),
+        ({**TEXT, "gpus": "0;1"}, ["'gpus'"]),
+        ({**TEXT, "max_workers": 1.5}, ["'max_workers'", "whole"]),
+        ({**TEXT, "client_id": 3}, ["'client_id'"]),
+        ({**TEXT, "device": "x" * 2000}, ["'device'"]),
+        ({**TEXT, "image": "/etc/passwd"}, ["'image'", "address"]),
+        ({**TEXT, "model": "lungs_x_ray"}, ["'model'", "address"]),
+        ({**TEXT, "session": {"image": "/etc/passwd"}}, ["'session'"]),
+        ({**TEXT, "user": "root"}, ["'user'"]),
+        ({**TEXT, "label": "/etc/passwd"}, ["'label'"]),
+    ],
+)
+def test_bad_params_are_one_sentence(client: TestClient, params: Any, names: list[str]) -> None:
+    detail = sentence(infer(client, params), 400)
+    for name in names:
+        assert name in detail
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "name"),
+    [
+        ({"model": "left_ear"}, 404, "text_prompt, lungs_x_ray"),
+        ({"image": "nobody"}, 404, "'nobody'"),
+        ({"image": "../studies/chest"}, 400, "separators"),
+        ({"image": "/etc/passwd"}, 400, "separators"),
+        ({"image": ""}, 400, "no image"),
+        ({"image": "broken"}, 400, "broken"),
+        ({"image": "", "session_id": "../../etc"}, 404, "Session"),
+        ({"image": "chest", "session_id": "x"}, 400, "one of image, session_id and file"),
+        ({"output": "dicom_seg"}, 400, "'output'"),
+        ({"request_id": "a/b"}, 400, "request_id"),
+    ],
+)
+def test_bad_addresses_are_one_sentence(client: TestClient, query: dict[str, Any], status: int, name: str) -> None:
+    assert name in sentence(infer(client, **query), status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "name"),
+    [
+        ("POST", "/activelearning/cleverest", {}, 404, "random"),
+        ("POST", "/activelearning/random", {"colour": 1}, 400, "'colour'"),
+        ("POST", "/activelearning/random", [1], 400, "dict"),
+        ("POST", "/train/unet", {}, 404, "'unet'"),
+        ("POST", "/train/", {"unet": {}}, 404, "'unet'"),
+        ("POST", "/scoring/dice", {}, 404, "'dice'"),
+        ("POST", "/batch/infer/left_ear", TEXT, 404, "'left_ear'"),
+        ("POST", "/batch/infer/text_prompt", {}, 400, "'text'"),
+        ("POST", "/batch/infer/text_prompt", {**TEXT, "images": ["nobody"]}, 404, "'nobody'"),
+        ("POST", "/batch/infer/text_prompt", {**TEXT, "images": ["../x"]}, 400, "'../x'"),
+        ("POST", "/batch/infer/text_prompt", {**TEXT, "images": "some"}, 400, "'images'"),
+        ("POST", "/batch/infer/text_prompt?images=some", TEXT, 400, "'images'"),
+        ("GET", "/batch/infer", None, 404, "batch infer"),
+        ("GET", "/train/", None, 404, "train"),
+        ("GET", "/requests/nobody", None, 404, "'nobody'"),
+        ("GET", "/session/../../etc", None, 404, ""),
+        ("GET", "/session/meta", None, 404, "'meta'"),
+        ("DELETE", "/session/meta", None, 404, "'meta'"),
+        ("GET", "/datastore/image?image=../x", None, 400, "'../x'"),
+        ("GET", "/datastore/image?image=nobody", None, 404, "'nobody'"),
+        ("GET", "/datastore/image", None, 400, "'image'"),
+        ("GET", "/datastore/label?label=chest&tag=../..", None, 400, "label_tag"),
+        ("GET", "/datastore/label?label=chest&tag=final", None, 404, "'chest'"),
+        ("GET", "/datastore/label/info?label=chest&tag=final", None, 404, "'chest'"),
+        ("GET", "/datastore/image/info?image=nobody", None, 404, "'nobody'"),
+        ("GET", "/datastore/?output=everything", None, 400, "'output'"),
+        ("GET", "/datastore/dataset", None, 404, "final label"),
+        ("DELETE", "/datastore/image?id=nobody", None, 404, "'nobody'"),
+        ("DELETE", "/datastore/label?id=chest&tag=final", None, 404, "'chest'"),
+        ("GET", "/logs/?lines=many", None, 400, "'lines'"),
+    ],
+)
+def test_other_routes_refuse_in_one_sentence(
+    client: TestClient, method: str, path: str, body: Any, status: int, name: str
+) -> None:
+    answer = client.request(method, path, json=body)
+    assert name in sentence(answer, status)
+
+
+def test_an_unforeseen_error_is_a_number(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    detail = sentence(infer(client, {"text": "a bug"}), 500)
+    assert "John" not in detail
+    assert "/infer/{model}" in caplog.text
+    assert infer(client, output="json").status_code == 200
+
+
+# --- the work ---
+
+
+@pytest.fixture
+def slow(client: TestClient, loaded: Any) -> Callable[..., Any]:
+    """Send requests that are held at the gate, in a thread each."""
+    pool = ThreadPoolExecutor(20)
+
+    def send(text: str = "slow heart", *, wait: bool = True, **query: Any) -> Any:
+        sent = pool.submit(infer, client, {"text": text}, output="image", **query)
+        if wait:
+            assert loaded.gate.entered.acquire(timeout=10)
+        return sent
+
+    return send
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_other_routes_answer_while_a_request_is_worked_on(client: TestClient, slow: Any, loaded: Any) -> None:
+    held = slow()
+    start = time.perf_counter()
+    assert client.get("/info/").status_code == 200
+    assert client.post("/activelearning/random", json={}).json()["id"]
+    assert time.perf_counter() - start < 5
+    assert not held.done()
+    loaded.gate.open.set()
+    assert held.result(10).status_code == 200
+
+
+def test_requests_that_overlap_give_the_masks_of_serial_ones(
+    client: TestClient, slow: Any, loaded: Any, tmp_path: Path
+) -> None:
+    asked = [("chest", "slow left lung"), ("stack", "slow heart"), ("film", "slow lungs"), ("stack", "slow left lung")]
+    first = slow(asked[0][1], image=asked[0][0])
+    others = [slow(text, image=image, wait=False) for image, text in asked[1:]]
+    until(lambda: client.app.state.queue.waiting == 3)  # type: ignore[attr-defined]
+    loaded.gate.open.set()
+    together = [mask_of(sent.result(10), tmp_path) for sent in (first, *others)]
+    for (image, text), mask in zip(asked, together, strict=True):
+        assert np.array_equal(mask, mask_of(infer(client, {"text": text}, image=image, output="image"), tmp_path))
+        assert mask.any()
+
+
+def test_a_full_queue_is_503_with_a_time_to_come_back(make_client: MakeClient, loaded: Any) -> None:
+    client = make_client(queue_length="1")
+    with ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(infer, client, {"text": "slow heart"})]
+        assert loaded.gate.entered.acquire(timeout=10)
+        held.append(pool.submit(infer, client, TEXT))
+        until(lambda: client.app.state.queue.waiting == 1)  # type: ignore[attr-defined]
+        answer = infer(client)
+        assert "1 more wait" in sentence(answer, 503)
+        assert int(answer.headers["Retry-After"]) >= 1
+        # what is wrong is told at once, full or not
+        sentence(infer(client, {"text": ""}), 400)
+        loaded.gate.open.set()
+        assert [sent.result(10).status_code for sent in held] == [200, 200]
+
+
+def test_progress_is_told_and_a_request_is_cancelled(client: TestClient, slow: Any) -> None:
+    held = slow(request_id="mine", image="stack")
+    until(lambda: client.get("/requests/mine").json()["fraction"] == 0.5)
+    told = client.get("/requests/mine").json()
+    assert (told["state"], told["model"], told["before"]) == ("running", "text_prompt", 0)
+    assert told["message"] == "masks, plane 2 of 3"
+    waiting = slow(wait=False, request_id="next")
+    until(lambda: len(client.get("/requests/").json()) == 2)
+    assert client.get("/requests/next").json()["before"] == 1
+    assert "running already" in sentence(infer(client, request_id="mine"), 409)
+    for name, sent in (("next", waiting), ("mine", held)):
+        assert client.delete(f"/requests/{name}").status_code == 200
+        assert "cancelled" in sentence(sent.result(10), 409)
+        assert sent.result().headers["X-Request-ID"] == name
+        assert client.get(f"/requests/{name}").json()["state"] == "cancelled"
+    assert client.get("/requests/").json() == []
+
+
+def test_a_request_is_its_users_own(make_client: MakeClient, tokens: Access, loaded: Any) -> None:
+    client = make_client(tokens)
+    with ThreadPoolExecutor(1) as pool:
+        where = {"params": {"image": "chest", "request_id": "mine"}, "data": {"params": '{"text": "slow heart"}'}}
+        held = pool.submit(client.post, "/infer/text_prompt", headers=as_role("user"), **where)  # type: ignore[arg-type]
+        assert loaded.gate.entered.acquire(timeout=10)
+        sentence(client.delete("/requests/mine", headers=as_role("annotator")), 404)
+        assert client.get("/requests/", headers=as_role("annotator")).json() == []
+        assert len(client.get("/requests/", headers=as_role("admin")).json()) == 1
+        assert client.delete("/requests/mine", headers=as_role("user")).status_code == 200
+        assert held.result(10).status_code == 409
+
+
+def test_a_client_that_leaves_stops_its_work(client: TestClient, loaded: Any, tmp_path: Path) -> None:
+    """Spoken as the web server does: a client's leaving is a message."""
+    import asyncio
+
+    body = b"params=%7B%22text%22%3A+%22slow+heart%22%7D"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/infer/text_prompt",
+        "query_string": b"image=chest&request_id=left",
+        "headers": [(b"host", b"x"), (b"content-type", b"application/x-www-form-urlencoded")],
+    }
+
+    async def speak() -> list[Any]:
+        left = asyncio.Event()
+        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            message = next(given, None)
+            if message is None:
+                await left.wait()
+                return {"type": "http.disconnect"}
+            return message
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        task = asyncio.create_task(client.app(scope, receive, send))  # type: ignore[arg-type]
+        assert await asyncio.to_thread(loaded.gate.entered.acquire, timeout=10)
+        left.set()
+        await asyncio.wait_for(task, 10)
+        return sent
+
+    assert asyncio.run(speak())[0]["status"] == 499
+    assert client.get("/requests/left").json()["state"] == "cancelled"
+
+
+def test_a_request_that_would_take_too_long_is_refused_with_the_estimate(make_client: MakeClient) -> None:
+    client = make_client(max_seconds="60")
+    pace = client.app.state.label_app.pipeline.pace  # type: ignore[attr-defined]
+    for rate, seconds in (("presence", 1.0), ("saliency m2ib", 0.25), ("rest", 4.0)):
+        pace._rates[rate].append(seconds)
+    # 1 s of presence, 100 steps and samples at 0.25 s, 4 s of SAM
+    assert infer(client, image="chest").status_code == 200
+    detail = sentence(infer(client, image="stack"), 400)
+    assert "about 90 s (3 planes at 30 s" in detail
+    assert "at most 2 planes" in detail
+    assert infer(client, {**TEXT, "planes": "0-1"}, image="stack").status_code == 200
+
+
+def test_running_out_of_memory_frees_it_and_the_server_serves_on(client: TestClient, loaded: Any) -> None:
+    assert infer(client).status_code == 200
+    answer = infer(client, {"text": "huge"})
+    assert "out of memory" in sentence(answer, 503)
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert loaded[0].forgotten == 1
+    assert infer(client).status_code == 200
+    assert len(loaded) == 1
+
+
+# --- what is sent and stored ---
+
+
+@pytest.fixture
+def label(client: TestClient, tmp_path: Path) -> bytes:
+    return infer(client, image="film", output="image").content
+
+
+def nothing_outside(tmp_path: Path) -> set[str]:
+    return {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("tag", ["../..", "a/b", "..", "%2e%2e"])
+@pytest.mark.parametrize("image", ["film"])
+def test_no_tag_leads_out_of_the_studies(
+    client: TestClient, label: bytes, tmp_path: Path, image: str, tag: str
+) -> None:
+    before = nothing_outside(tmp_path)
+    answer = client.put("/datastore/label", params={"image": image, "tag": tag}, files={"label": ("x.nii.gz", label)})
+    assert "label_tag" in sentence(answer, 400)
+    assert nothing_outside(tmp_path) == before
+
+
+@pytest.mark.parametrize("image", ["../x", "/tmp/x", "a/b", "..", ".x", "a\\b", "a\0b"])
+def test_no_image_id_leads_out_of_the_studies(client: TestClient, studies: Path, tmp_path: Path, image: str) -> None:
+    before = nothing_outside(tmp_path)
+    picture = (studies / "chest.png").read_bytes()
+    for path in ("/datastore/image", "/datastore/"):
+        sentence(client.put(path, params={"image": image}, files={"file": ("x.png", picture)}), 400)
+    assert nothing_outside(tmp_path) == before
+
+
+def test_an_image_is_added_once_and_only_if_it_can_be_read(client: TestClient, studies: Path) -> None:
+    picture = (studies / "chest.png").read_bytes()
+    added = client.put(
+        "/datastore/image", files={"file": ("../../new.png", picture)}, data={"params": '{"from": "me"}'}
+    )
+    assert added.json() == {"image": "new"}
+    assert (studies / "new.png").read_bytes() == picture
+    told = client.get("/datastore/image/info", params={"image": "new"}).json()
+    assert (told["from"], told["user"]) == ("me", "anonymous")
+    assert "path" not in told
+    assert client.get("/datastore/image", params={"image": "new"}).content == picture
+    assert "already" in sentence(client.put("/datastore/image", files={"file": ("new.png", picture)}), 409)
+    broken = client.put("/datastore/image", files={"file": ("b.png", picture[:50])})
+    assert str(studies.parent) not in sentence(broken, 400)
+    sentence(client.put("/datastore/image", files={"file": ("b.exe", picture)}), 400)
+    assert client.delete("/datastore/image", params={"id": "new"}).status_code == 200
+    assert not (studies / "new.png").exists()
+
+
+def test_a_checksum_is_compared(client: TestClient, studies: Path) -> None:
+    import hashlib
+
+    digest = hashlib.sha256((studies / "chest.png").read_bytes()).hexdigest()
+    ask = {"image": "chest", "check_sum": f"SHA256:{digest}"}
+    assert client.head("/datastore/image", params=ask).status_code == 200
+    assert client.head("/datastore/image", params={**ask, "check_sum": digest[::-1]}).status_code == 404
+    assert client.head("/datastore/image", params={**ask, "check_sum": "CRC:1"}).status_code == 400
+
+
+def test_a_label_is_saved_told_of_and_removed(client: TestClient, label: bytes, tmp_path: Path) -> None:
+    saved = client.put(
+        "/datastore/label",
+        params={"image": "film"},
+        files={"label": ("x.nii.gz", label)},
+        data={"params": '{"client_id": "slicer"}'},
+    )
+    assert saved.json() == {"image": "film", "label": "film"}
+    where = {"label": "film", "tag": "final"}
+    assert client.get("/datastore/label", params=where).content == label
+    assert client.head("/datastore/label", params=where).status_code == 200
+    assert client.put("/datastore/label/info", params=where, data={"info": '{"seen": 1}'}).status_code == 200
+    assert client.get("/datastore/label/info", params=where).json()["seen"] == 1
+    pairs = client.get("/datastore/", params={"output": "train"}).json()
+    assert pairs == [{"image": "film.dcm", "label": "film.nii.gz"}]
+    assert zipfile.ZipFile(io.BytesIO(client.get("/datastore/dataset").content)).testzip() is None
+    assert client.delete("/datastore/label", params={"id": "film", "tag": "final"}).status_code == 200
+    sentence(client.put("/datastore/label", params={"image": "nobody"}, files={"label": ("x.nii.gz", label)}), 404)
+    sentence(client.put("/datastore/label", params={"image": "film"}, files={"label": ("x.exe", label)}), 400)
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["route"], line["client"]) for line in lines] == [
+        ("mask", "POST /infer/text_prompt", ""),
+        ("label saved", "PUT /datastore/label", "slicer"),
+        ("label removed", "DELETE /datastore/label", ""),
+    ]
+
+
+def test_a_file_sent_along_is_used_and_removed(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    sent = {"file": ("../../x.png", (studies / "chest.png").read_bytes())}
+    for output in ("image", "json", "all"):
+        answer = infer(client, image="", output=output, files=sent)
+        assert answer.status_code == 200
+    sentence(infer(client, {"text": ""}, image="", files=sent), 400)
+    sentence(infer(client, {"text": "explode"}, image="", files=sent), 400)
+    sentence(infer(client, image="", files={"file": ("x.png", b"no image")}), 400)
+    assert list(place.iterdir()) == []
+
+
+def test_a_session_of_an_archive_that_leads_outside_is_refused(client: TestClient, tmp_path: Path) -> None:
+    before = nothing_outside(tmp_path) | {"sessions"}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../../evil.dcm", b"x")
+    answer = client.put("/session/", params={"uncompress": True}, files={"files": ("a.zip", packed.getvalue())})
+    assert "outside" in sentence(answer, 400)
+    assert nothing_outside(tmp_path) <= before
+    sentence(client.put("/session/", files={"files": ("meta.info", b"x")}), 400)
+
+
+def test_a_session_lives_and_ends(client: TestClient, studies: Path) -> None:
+    made = client.put("/session/", files={"files": ("/a/film.dcm", (studies / "film.dcm").read_bytes())}).json()
+    session = made["session_id"]
+    assert made["session_info"]["image"] == "film.dcm"
+    assert made["session_info"]["path"] == ""
+    assert infer(client, image="", session_id=session, output="json").json()["image"]["modality"] == "DX"
+    where = f"/session/{session}"
+    assert client.get(where, params={"image": True}).content == (studies / "film.dcm").read_bytes()
+    assert client.delete(where).status_code == 200
+    sentence(client.get(where), 404)
+    sentence(infer(client, image="", session_id=session), 404)
+
+
+def test_a_request_of_too_many_bytes_is_refused(make_client: MakeClient) -> None:
+    client = make_client(max_upload_mb="1")
+    answer = client.put("/datastore/image", files={"file": ("x.png", b"x" * 2**21)})
+    assert "1 MiB" in sentence(answer, 413)
+
+
+def test_paths_of_the_server_are_told_to_its_own_machine_alone(make_client: MakeClient, studies: Path) -> None:
+    told = make_client(local=True).post("/activelearning/random", json={}).json()["path"]
+    assert Path(told).parent == studies
+    assert make_client().post("/activelearning/random", json={}).json()["path"] == ""
+
+
+@pytest.mark.parametrize("path", ["", "viewer", "../../app.py", "%2e%2e/%2e%2e/app.py", "/etc/passwd", "a%00b"])
+def test_the_viewer_is_all_that_its_route_serves(client: TestClient, path: str) -> None:
+    answer = client.get(f"/ohif/{path}")
+    if answer.status_code == 200:
+        assert "<html" in answer.text.lower()
+    else:
+        assert answer.status_code == 404
+
+
+def test_the_viewers_files_are_served(client: TestClient) -> None:
+    answer = client.get("/ohif/app-config.js")
+    assert answer.headers["content-type"].startswith(("text/javascript", "application/javascript"))
+    assert "window.config" in answer.text
+
+
+def test_the_description_of_the_api_is_whole(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
+            assert operation.get("summary"), path
+            assert "422" not in operation["responses"], path

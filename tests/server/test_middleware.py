@@ -1,0 +1,119 @@
+"""What holds for every request, whatever its route."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, File, Request, UploadFile
+from fastapi.testclient import TestClient
+
+from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/upload")
+    async def upload(file: UploadFile = File()) -> dict[str, int]:  # noqa: B008 (as FastAPI has it)
+        return {"bytes": len(await file.read())}
+
+    @app.post("/raw")
+    async def raw(request: Request) -> dict[str, int]:
+        return {"bytes": len(await request.body())}
+
+    @app.get("/patients/{name}")
+    def fail(name: str) -> None:
+        raise ZeroDivisionError("a secret")
+
+    return app
+
+
+def test_an_unforeseen_error_is_a_number_that_the_log_has_too(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    app.add_middleware(UnforeseenErrors)
+    with caplog.at_level(logging.ERROR):
+        answer = TestClient(app).get("/patients/John-Doe")
+    assert answer.status_code == 500
+    detail = answer.json()["detail"]
+    assert "secret" not in detail
+    assert "Traceback" not in detail
+    (record,) = [record for record in caplog.records if record.name == "medclipsam.server.middleware"]
+    assert detail.rstrip(".").split()[-1] in record.getMessage()
+    assert record.exc_info is not None
+    assert "John" not in record.getMessage()
+
+
+def test_a_body_up_to_the_limit_passes_and_a_larger_one_does_not(app: FastAPI) -> None:
+    client = TestClient(BodyLimit(app, max_bytes=1000))
+    assert client.post("/raw", content=b"x" * 1000).json() == {"bytes": 1000}
+    answer = client.post("/raw", content=b"x" * 1001)
+    assert answer.status_code == 413
+    assert "max_upload_mb" in answer.json()["detail"]
+
+
+def test_a_body_that_does_not_tell_its_length_is_counted(app: FastAPI) -> None:
+    client = TestClient(BodyLimit(app, max_bytes=1000))
+    assert client.post("/raw", content=iter([b"x" * 400] * 2)).json() == {"bytes": 800}
+    assert client.post("/raw", content=iter([b"x" * 400] * 3)).status_code == 413
+
+
+def test_reading_ends_where_the_limit_is_passed(app: FastAPI) -> None:
+    """Also in a form, whose reader makes an answer of its own out of any error."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    given = 0
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        given += 1
+        return {"type": "http.request", "body": head if given == 1 else b"x" * 100, "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/upload", "query_string": b"", "headers": headers}
+    asyncio.run(BodyLimit(app, max_bytes=1000)(scope, receive, send))  # type: ignore[arg-type]
+    assert given < 15
+    assert sent[0]["status"] == 413
+    assert b"max_upload_mb" in sent[1]["body"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({}, True),
+        ({"Origin": "http://127.0.0.1:8000"}, True),
+        ({"Origin": "https://viewer.example"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "http://127.0.0.1:9000"}, False),
+        ({"Origin": "null"}, False),
+    ],
+)
+def test_pages_of_other_origins_change_nothing(app: FastAPI, headers: dict[str, str], passes: bool) -> None:
+    wrapped = SameOrigin(app, ["https://viewer.example/"], local=True)
+    client = TestClient(wrapped, base_url="http://127.0.0.1:8000")
+    assert client.post("/raw", content=b"x", headers=headers).status_code == (200 if passes else 403)
+    # reading is left to the browser's own rule, which needs a header that such pages do not get
+    assert client.get("/docs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "passes"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("[::1]:8000", True),
+        ("evil.example", False),
+        ("[", False),
+        ("", False),
+    ],
+)
+def test_a_local_server_answers_to_local_names_only(app: FastAPI, host: str, passes: bool) -> None:
+    client = TestClient(SameOrigin(app, [], local=True), base_url="http://127.0.0.1:8000")
+    assert client.get("/docs", headers={"Host": host}).status_code == (200 if passes else 403)
+    other = TestClient(SameOrigin(app, [], local=False), base_url="http://127.0.0.1:8000")
+    assert other.get("/docs", headers={"Host": host}).status_code == 200
