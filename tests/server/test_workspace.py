@@ -3,6 +3,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,20 @@ def test_default_workspaces_differ_by_studies_and_lie_in_the_data_folder(
     assert all(place.parent == tmp_path / "medclipsam" / "workspaces" for place in (first, second, pacs))
     assert first.name.startswith("studies-")
     assert pacs == default_workspace("http://pacs:8042/dicom-web")
+
+
+def test_old_temporary_files_expire(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "space") as space:
+        old, new = space.temporary / "old.nii.gz", space.temporary / "new.nii.gz"
+        for file in (old, new):
+            file.write_bytes(b"x")
+        os.utime(old, (time.time() - 100, time.time() - 100))
+        assert space.expire(50) == 1
+        assert not old.exists()
+        assert new.exists()
+
+
+def test_what_is_made_is_the_owners_alone(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "space") as space:
+        made = [space.folder, *space.folder.rglob("*")]
+        assert [path for path in made if path.stat().st_mode & 0o077] == []

@@ -14,6 +14,8 @@ import socket
 import ssl
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +33,16 @@ from medclipsam.server.workspace import Workspace, default_workspace
 if TYPE_CHECKING:
     import uvicorn
 
+    from medclipsam.server.app import MedClipSamApp
     from medclipsam.server.work import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 # Seconds that requests have to end in, once the server is told to.
 _GRACE = 10
+# Seconds after which a temporary file is nobody's, and between two looks for such.
+_LEFT_BEHIND = 24 * 3600
+_EXPIRE_EVERY = 600
 
 
 def serve(
@@ -269,6 +275,7 @@ def _run(
     if warm_up:
         _say("medclipsam: loading the models ...\n")
         instance.pipeline.warm_up()
+    threading.Thread(target=_expire, args=(space, instance), name="expire", daemon=True).start()
     app = create_app(instance, reached.access, origins=origins, local=reached.local)
     chain, private = reached.certificate or (None, None)
     config = uvicorn.Config(
@@ -290,6 +297,18 @@ def _run(
         for method in ("train", "batch_infer", "scoring"):
             while processes(method):
                 stop_background_task(method)
+
+
+def _expire(space: Workspace, instance: MedClipSamApp) -> None:
+    """Remove what requests have left behind and what nobody asks for any more, now and then."""
+    from medclipsam.server.dicomweb import DicomWebStudies
+
+    while True:
+        space.expire(_LEFT_BEHIND)
+        store = instance.datastore()
+        if isinstance(store, DicomWebStudies):
+            store.forget_series(instance.app_conf.limits.cache_days * 24 * 3600)
+        time.sleep(_EXPIRE_EVERY)
 
 
 def _quiet(config: str) -> str:

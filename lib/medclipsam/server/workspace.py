@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -38,6 +40,7 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        before = os.umask(0o077)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
@@ -48,6 +51,8 @@ class Workspace:
             (self.app / "main.py").write_text(_MAIN)
         except OSError as error:
             raise InputError(f"Workspace {folder} cannot be used: {error.strerror}.") from error
+        finally:
+            os.umask(before)
 
     @property
     def app(self) -> Path:
@@ -73,6 +78,18 @@ class Workspace:
     def audit(self) -> Path:
         """One line for each mask and label."""
         return self.folder / "audit.jsonl"
+
+    def expire(self, seconds: float) -> int:
+        """Remove temporary files that have not been touched for so long, and return how many."""
+        oldest = time.time() - seconds
+        removed = 0
+        for file in self.temporary.iterdir():
+            # whoever uses the file may remove it in this moment
+            with contextlib.suppress(OSError):
+                if file.is_file() and file.stat().st_mtime < oldest:
+                    file.unlink()
+                    removed += 1
+        return removed
 
     def release(self) -> None:
         """Let another server use the workspace."""
