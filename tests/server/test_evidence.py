@@ -22,6 +22,7 @@ from PIL import Image
 
 from medclipsam.errors import MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.server.access import Access
 from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.http import UnknownError, status_of
 from medclipsam.server.images import ImageReader
@@ -74,6 +75,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvidenceStore:
 @pytest.fixture
 def client(store: EvidenceStore) -> TestClient:
     app = FastAPI()
+    app.state.access = Access()
     app.include_router(evidence_router(lambda: store), prefix="/api")
     app.add_exception_handler(MedClipSamError, lambda request, error: JSONResponse({}, status_of(error)))
     return TestClient(app)
