@@ -198,6 +198,8 @@ def test_closed_routes_say_what_to_do_instead(client: TestClient) -> None:
         ({"text": "explode"}, ["explode"]),
         ({**TEXT, "colour": "red"}, ["'colour'", "'red'"]),
         ({**TEXT, "beta": 10**400}, ["'beta'"]),
+        ('{"text": "heart", "label_info": {"idx": 1e999}}', ["inf", "finite"]),
+        ('{"text": "heart", "beta": NaN}', ["nan", "finite"]),
         ({**TEXT, "steps": 1001}, ["'steps'", "1 to 1000"]),
         ({**TEXT, "planes": "7"}, ["'planes'", "'7'"]),
         ({**TEXT, "result_dtype": "object"}, ["'result_dtype'", "uint8"]),

@@ -14,8 +14,10 @@ import pydicom
 import pytest
 import SimpleITK
 from fastapi import HTTPException
+from fastapi.testclient import TestClient
 
 from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.asgi import create_app
 from medclipsam.server.dicomweb import DicomWebStudies
 
 SERIES_TAGS = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID")
@@ -28,6 +30,7 @@ class Pacs(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.series = {str(data.SeriesInstanceUID): data for data in map(pydicom.dcmread, files)}
         self.retrieved: list[str] = []
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.working = True
 
     @property
@@ -38,7 +41,13 @@ class Pacs(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Pacs
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((f"POST {len(body)} bytes", self.path, dict(self.headers)))
+        self._answer("application/dicom+json", b"{}")
+
     def do_GET(self) -> None:
+        self.server.asked.append(("GET", self.path, dict(self.headers)))
         where = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(where.query).items()}
         steps = where.path.removeprefix("/dicom-web").strip("/").split("/")
@@ -152,3 +161,102 @@ def test_a_failing_server_is_a_bad_gateway(app: MedClipSamApp, pacs: Pacs, film:
         app.infer({"model": "lungs_x_ray", "image": film})
     assert error.value.status_code == 502
     assert "\n" not in error.value.detail
+
+
+def test_a_series_that_nobody_asks_for_is_removed_and_fetched_again(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    answer = app.infer({"model": "lungs_x_ray", "image": film, "save_label": True})
+    Path(answer["file"]).unlink()
+    assert store.forget_series(3600) == 0
+    assert store.forget_series(-1) == 1
+    assert Path(store.get_label_uri(film, "original")).is_file()
+    Path(app.infer({"model": "lungs_x_ray", "image": film})["file"]).unlink()
+    assert pacs.retrieved == [film, film]
+
+
+def test_a_series_is_fetched_once_by_many_threads(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    threads = [threading.Thread(target=app.image_path, args=(film,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pacs.retrieved == [film]
+
+
+@pytest.fixture
+def viewer(app: MedClipSamApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A client of the routes that pass requests on, with credentials of its own."""
+    from monailabel.config import settings
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", "pacs-user")
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", "pacs-password")
+    asgi = create_app(app)
+    yield TestClient(asgi, headers={"Authorization": "Bearer the-viewers-own", "Cookie": "a=b"})
+    asgi.state.queue.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "qido/studies?PatientID=P1&limit=5",
+        "qido/studies/1.2/series?includefield=all",
+        "wado/studies/1.2/series/1.3/instances/1.4/frames/1,2",
+        "wado/studies/1.2/series/1.3/metadata",
+        "wado/studies/1.2/series/1.3/instances/1.4/rendered?quality=50",
+        "studies/1.2/series",
+    ],
+)
+def test_searches_and_retrievals_are_passed_on_with_their_query(viewer: TestClient, pacs: Pacs, path: str) -> None:
+    viewer.get(f"/proxy/dicom/{path}")
+    method, asked, headers = pacs.asked[-1]
+    below = path.partition("/")[2] if path.startswith(("qido", "wado/")) else path
+    assert (method, asked.removeprefix("/dicom-web/")) == ("GET", below)
+    assert "the-viewers-own" not in str(headers)
+    assert "Cookie" not in headers
+    assert headers["Authorization"].startswith("Basic")
+
+
+def test_a_search_is_answered_as_the_server_answers_it(viewer: TestClient, pacs: Pacs, film: str) -> None:
+    answer = viewer.get("/proxy/dicom/qido/series", params={"SeriesInstanceUID": film})
+    assert answer.headers["content-type"] == "application/dicom+json"
+    assert [entry["0020000E"]["Value"] for entry in answer.json()] == [[film]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "wado/%2e%2e/system",
+        "wado/studies/%2e%2e/%2e%2e/system",
+        "qido/studies/1.2/../../../system",
+        "system",
+        "wado/studies/1.2/archive",
+        "qido/http:%2f%2fevil.example/studies",
+        "wado/studies/1.2%3fx=/series",
+        "wado/studies/1.2%0d%0aHost:x",
+    ],
+)
+def test_nothing_else_of_the_server_is_reached(viewer: TestClient, pacs: Pacs, path: str) -> None:
+    answer = viewer.get(f"/proxy/dicom/{path}")
+    assert answer.status_code in (403, 404)
+    assert "\n" not in answer.json()["detail"]
+    assert pacs.asked == []
+
+
+def test_instances_are_stored(viewer: TestClient, pacs: Pacs) -> None:
+    kind = 'multipart/related; type="application/dicom"; boundary=x'
+    assert (
+        viewer.post("/proxy/dicom/stow/studies", content=b"y" * 5000, headers={"Content-Type": kind}).status_code == 200
+    )
+    assert pacs.asked[-1][:2] == ("POST 5000 bytes", "/dicom-web/studies")
+    assert pacs.asked[-1][2]["Content-Type"] == kind
+    assert viewer.post("/proxy/dicom/qido/series", content=b"y").status_code == 403
+
+
+def test_a_server_that_fails_is_a_bad_gateway_for_the_viewer_too(viewer: TestClient, pacs: Pacs) -> None:
+    pacs.working = False
+    answer = viewer.get("/proxy/dicom/qido/studies")
+    assert answer.status_code == 502
+    assert "500" in answer.json()["detail"]
+    pacs.server_close()
+    assert viewer.get("/proxy/dicom/qido/studies").status_code == 502

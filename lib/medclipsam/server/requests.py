@@ -312,7 +312,8 @@ def checked_object(params: Mapping[str, Any] | None, what: str = "params") -> di
     Raises
     ------
     InputError
-        If it is nested deeply, or a text in it is no Unicode (half of a surrogate pair).
+        If it is nested deeply, or holds a number that is not finite or a text that is no Unicode (half of a surrogate
+        pair).
     """
     pending: list[tuple[Any, int]] = [(dict(params or {}), 0)]
     while pending:
@@ -324,6 +325,8 @@ def checked_object(params: Mapping[str, Any] | None, what: str = "params") -> di
                 value.encode()
             except UnicodeEncodeError:
                 raise InputError(f"The {what} of the request hold a text that is no Unicode: {value[:40]!r}.") from None
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"The {what} of the request hold the number {value}; allowed: finite numbers.")
         elif isinstance(value, Mapping):
             pending += [(key, depth) for key in value] + [(entry, depth + 1) for entry in value.values()]
         elif isinstance(value, list):

@@ -77,7 +77,8 @@ def add_image(
         )
     if image_id in app.datastore().list_images():
         raise ConflictError(f"Image {image_id!r} is among the studies already; remove it first, or name another id.")
-    path = receive(file, suffix)
+    # DICOM files often have names without an end
+    path = receive(file, file_suffix(file.filename) or ".dcm")
     try:
         try:
             read_image(path)

@@ -28,7 +28,7 @@ _STUDY, _SERIES, _INSTANCE = (
     f"(studies/{_UID}/)?series/{_UID}",
     f"studies/{_UID}/series/{_UID}/instances/{_UID}",
 )
-# DICOM PS3.18: Search (10.6), Retrieve (10.4), and URI (9) services
+# DICOM PS3.18, the services Search (10.6), Retrieve (10.4) and Store (10.5) of studies
 _SEARCH = re.compile(f"studies|series|instances|{_STUDY}/(series|instances)|{_SERIES}/instances")
 _BULK = r"bulkdata(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*"
 _RETRIEVE = re.compile(
@@ -45,7 +45,7 @@ _PASSED = ("content-type", "content-length", "content-encoding", "content-locati
 def retrieve(request: Request, app: App, user: AsUser, operation: str, path: str) -> StreamingResponse:
     """Pass on a search or a retrieval, with its query."""
     operation, path = _split(operation, path)
-    if not (_SEARCH.fullmatch(path) or _RETRIEVE.fullmatch(path) or (operation == "wado" and path in ("", "wado"))):
+    if not (_SEARCH.fullmatch(path) or _RETRIEVE.fullmatch(path)):
         raise ForbiddenError(f"{path[:80]!r} is no DICOMweb search or retrieval; only these and stores are passed on.")
     # some OHIF versions ask for metadata by the search service
     prefix = _prefix("wado" if path.endswith("metadata") else operation)
