@@ -22,7 +22,7 @@ from medclipsam.server.routes.common import App, on_dicomweb
 
 router = APIRouter(prefix="/proxy/dicom", tags=["Others"], include_in_schema=False)
 
-_UID = r"[0-9.]{1,64}"
+_UID = r"[0-9]+(\.[0-9]+)*"
 _STUDY, _SERIES, _INSTANCE = (
     f"studies/{_UID}",
     f"(studies/{_UID}/)?series/{_UID}",
