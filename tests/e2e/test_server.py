@@ -53,6 +53,11 @@ def test_info_has_labels_models_and_options(client: MONAILabelClient) -> None:
     assert config["text"] == ""
     assert config["visual_prompt"] == ["boxes", "points", "both"]
     assert config["presence_threshold"] == "auto"
+    # a lone DICOM slice is listed once its folder has been left alone for a while
+    end = time.monotonic() + 10
+    while info["datastore"]["total"] != len(IMAGES) and time.monotonic() < end:
+        time.sleep(0.2)
+        info = client.info()
     assert info["datastore"]["total"] == len(IMAGES)
 
 
