@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam import __version__
 from medclipsam.errors import InputError, MedClipSamError
-from medclipsam.options import CHOICES, ZeroShotOptions
+from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
 
 if TYPE_CHECKING:
     from medclipsam.zeroshot import ZeroShot
@@ -151,7 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--absent", type=int, help="further ones without the finding (default: half as many)")
     data.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     data.add_argument("--seed", type=int, help="seed of the first phantom (default: one for each split)")
-    data.add_argument("--renderer", default="phantoms", help="what draws them (default: %(default)s)")
+    data.add_argument(
+        "--renderer",
+        default="phantoms",
+        help="phantoms, or polygons unlike those the demo learned from (default: %(default)s)",
+    )
     data.set_defaults(run=_demo_data)
 
     weights = commands.add_parser("weights", help="list, fetch and verify model weights")
@@ -187,11 +191,36 @@ def _add_evaluate(commands: Any) -> None:
     run.add_argument("--tasks-file", type=Path, metavar="FILE", help="instead of DATA/tasks.yaml")
     run.add_argument("--limit", type=int, metavar="N", help="the first N images of each folder")
     run.add_argument("--sensitivity", action="store_true", help="measure what wrong, other and nonsense texts do too")
+    run.add_argument(
+        "--ladder",
+        nargs="?",
+        const=",".join(SALIENCY_METHODS),
+        metavar="METHOD[,METHOD]",
+        help="measure the pipeline stage by stage too, for these saliency methods (default: all)",
+    )
+    run.add_argument("--sam", action="append", default=[], metavar="NAME", help="further SAM weights on the ladder")
+    run.add_argument(
+        "--search", action="store_true", help="protocol A: search settings on validation images with masks"
+    )
+    run.add_argument("--search-images", type=int, default=3, metavar="N", help="how many of a task (default: 3)")
     run.add_argument("--draws", type=int, default=2000, help="bootstrap samples (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
     _add_model_arguments(run)
     _add_pipeline_options(run)
     run.set_defaults(run=_evaluate)
+    pair = actions.add_parser("compare", help="hold two runs against each other, image by image")
+    pair.add_argument("a", type=Path, metavar="A", help="folder of a run")
+    pair.add_argument("b", type=Path, metavar="B", help="folder of another")
+    pair.add_argument("--out", type=Path, metavar="DIR", help="write comparison.md and comparison.json there")
+    pair.add_argument("--draws", type=int, default=2000, help="bootstrap samples (default: %(default)s)")
+    pair.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    pair.set_defaults(run=_compare)
+    convert = actions.add_parser("convert", help="bring a public set into the paper's layout")
+    convert.add_argument("set", help="busi, udiat, brain-figshare, covid-qu-ex or chest-ct")
+    convert.add_argument("source", type=Path, metavar="FOLDER", help="its unpacked download")
+    convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="data folder")
+    convert.add_argument("--seed", type=int, default=0, help="of splits that are drawn (default: %(default)s)")
+    convert.set_defaults(run=_convert)
 
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
@@ -358,6 +387,10 @@ def _evaluate(given: argparse.Namespace) -> int:
                 tasks=tuple(given.tasks),
                 tasks_file=given.tasks_file,
                 limit=given.limit,
+                search=given.search,
+                search_images=given.search_images,
+                ladder=tuple(part.strip() for part in (given.ladder or "").split(",") if part.strip()),
+                sams=tuple(given.sam),
                 sensitivity=given.sensitivity,
                 draws=given.draws,
                 restart=given.restart,
@@ -369,6 +402,21 @@ def _evaluate(given: argparse.Namespace) -> int:
             show=sys.stderr.isatty(),
         )
     )
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from medclipsam.evaluation.compare import compare
+
+    print(compare(given.a, given.b, out=given.out, draws=given.draws, seed=given.seed))
+    return 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from medclipsam.evaluation.convert import convert
+
+    counts = convert(given.set, given.source, given.out, seed=given.seed, show=sys.stderr.isatty())
+    print(f"{given.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     return 0
 
 

@@ -36,7 +36,7 @@ from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_co
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 from medclipsam.sam import SamModel
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, negatives, parse_prompt
-from medclipsam.weights import ResolvedWeights, resolve_pair
+from medclipsam.weights import ResolvedWeights, resolve, resolve_pair
 
 Progress = Callable[[float, str], None]
 Cancelled = Callable[[], bool]
@@ -265,6 +265,27 @@ class ZeroShot:
             },
             batch_planes=batch_planes,
         )
+
+    def with_sam(self, name: str, *, device: str | torch.device = "cpu") -> ZeroShot:
+        """Return a pipeline with the same encoder and kept maps, and another SAM by its name.
+
+        Raises
+        ------
+        WeightsError
+            As `load`.
+        """
+        sam = resolve(name)
+        weights = {**self.weights, "sam": {"name": sam.name, "sha256": sam.sha256}}
+        other = ZeroShot(
+            self.encoder,
+            SamModel.from_weights(sam, device=device),
+            self.targets,
+            weights=weights,
+            batch_planes=self.batch_planes,
+            map_cache=self.map_cache,
+        )
+        other._maps = self._maps
+        return other
 
     def segment(
         self,

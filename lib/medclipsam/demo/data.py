@@ -21,13 +21,18 @@ from tqdm import tqdm
 
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
+from medclipsam.demo.polygons import make_polygon_phantom
 from medclipsam.errors import InputError
 
 # Seeds of the first phantom of each split: far apart, and below all that training takes (train_clip.FIRST_SEED).
 FIRST_SEEDS = {"test": 700_000, "val": 720_000, "train": 740_000}
 MOST_IMAGES = 10_000
 
-RENDERERS: dict[str, Callable[..., Phantom]] = {"phantoms": make_phantom}
+# "phantoms" draws what the demo models were trained on, "polygons" images unlike those.
+RENDERERS: dict[str, Callable[..., Phantom]] = {
+    "phantoms": make_phantom,
+    "polygons": make_polygon_phantom,
+}
 
 _FOLDERS = {"US": "breast-ultrasound", "MR": "brain-mri", "XR": "chest-xray", "CT": "chest-ct"}
 _NAMES = {"US": "ultrasound", "MR": "MRI", "XR": "x-ray", "CT": "CT"}
@@ -70,8 +75,8 @@ def write_data(
         no phantom with each other, nor with the demo models' training.
     split : {"train", "val", "test"}
         The split.
-    renderer : str
-        Key of `RENDERERS`.
+    renderer : {"phantoms", "polygons"}
+        What draws them: the demo's own phantoms, or `medclipsam.demo.polygons`.
     show : bool
         Whether to show progress.
 

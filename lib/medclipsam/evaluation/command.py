@@ -7,13 +7,16 @@ from pathlib import Path
 
 from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import Case, check_cases, find_cases
-from medclipsam.evaluation.predictors import ZeroShotPredictor
-from medclipsam.evaluation.runner import Plan, run
+from medclipsam.evaluation.predictors import ZeroShotPredictor, ladder
+from medclipsam.evaluation.report import write_report
+from medclipsam.evaluation.runner import PROTOCOLS, Methods, Plan, read_identity, run
+from medclipsam.evaluation.search import IMAGES, search_settings
 from medclipsam.evaluation.statistics import DRAWS
-from medclipsam.evaluation.summary import summarise
+from medclipsam.evaluation.summary import Summary, summarise
 from medclipsam.evaluation.tables import write_tables
 from medclipsam.evaluation.tasks import read_prompts
-from medclipsam.options import ZeroShotOptions
+from medclipsam.evaluation.text import NONE, markdown_table, with_interval
+from medclipsam.options import SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
 
@@ -41,6 +44,14 @@ class Request:
         Instead of the data folder's own.
     limit : int or None
         The first so many images of each folder.
+    search : bool
+        Protocol A: whether settings are searched on `search_images` validation images of each task.
+    search_images : int
+        How many.
+    ladder : tuple of str
+        Saliency methods whose ablation ladder is measured; empty for none.
+    sams : tuple of str
+        SAM weights on the ladder, beside those of `weights`.
     sensitivity : bool
         Whether to ask all texts of each task.
     draws : int
@@ -63,6 +74,10 @@ class Request:
     tasks: tuple[str, ...] = ()
     tasks_file: Path | None = None
     limit: int | None = None
+    search: bool = False
+    search_images: int = IMAGES
+    ladder: tuple[str, ...] = ()
+    sams: tuple[str, ...] = ()
     sensitivity: bool = False
     draws: int = DRAWS
     restart: bool = False
@@ -74,6 +89,13 @@ class Request:
     def __post_init__(self) -> None:
         if (self.protocol == "A") != (self.prompts is not None):
             raise InputError("Protocol A takes its prompts from a file (--prompts), and protocol B takes none.")
+        if self.search and self.protocol != "A":
+            raise InputError("Settings are searched under protocol A only (--protocol A --search).")
+        for method in self.ladder:
+            if method not in SALIENCY_METHODS:
+                raise OptionError("ladder", method, "saliency methods: " + ", ".join(SALIENCY_METHODS))
+        if self.sams and not self.ladder:
+            raise InputError("Further SAM weights (--sam) are measured on the ladder only (--ladder).")
         if self.limit is not None and self.limit < 1:
             raise OptionError("limit", self.limit, "a whole number from 1")
         if not 100 <= self.draws <= 1_000_000:
@@ -99,21 +121,60 @@ def evaluate(request: Request, *, show: bool = False) -> str:
     )
     check_cases(cases)
     prompts = read_prompts(request.prompts, _image_names(cases)) if request.prompts else {}
+    validation = _validation_cases(request, targets, cases) if request.search else {}
     pipeline = ZeroShot.load(request.weights, device=request.device, targets=targets)
     pipeline.map_cache = _MAP_CACHE
-    predictor = ZeroShotPredictor(pipeline, request.options)
+    pipelines = {str(pipeline.weights["sam"]["name"]): pipeline}
+    pipelines.update({name: pipeline.with_sam(name, device=request.device) for name in request.sams})
+    by_task, found = {}, {}
+    for task, images in validation.items():
+        options, found[task] = search_settings(
+            images, pipeline, request.options, images=request.search_images, show=show
+        )
+        by_task[task] = _methods(request, pipelines, options)
     plan = Plan(
-        predictor=predictor,
+        methods=_methods(request, pipelines, request.options),
         protocol=request.protocol,
         prompts=prompts,
-        sensitivity=(predictor.with_options(presence=True), predictor.with_options(presence=False))
-        if request.sensitivity
-        else None,
+        by_task=by_task,
+        search=found,
     )
     rows = run(cases, plan, request.out, restart=request.restart, show=show)
     summary = summarise(rows, draws=request.draws, seed=request.options.seed)
     write_tables(request.out, rows, summary)
-    return f"{len(rows)} cases of {len(summary['tasks'])} tasks: {request.out / 'summary.json'}"
+    write_report(request.out, cases, rows, summary, read_identity(request.out))
+    return _in_short(request, summary)
+
+
+def _methods(request: Request, pipelines: dict[str, ZeroShot], options: ZeroShotOptions) -> Methods:
+    predictor = ZeroShotPredictor(next(iter(pipelines.values())), options)
+    on_and_off = (predictor.with_options(presence=True), predictor.with_options(presence=False))
+    return Methods(
+        predictor,
+        ladder(pipelines, options, request.ladder),
+        on_and_off if request.sensitivity else None,
+    )
+
+
+def _validation_cases(request: Request, targets: TargetSet, cases: list[Case]) -> dict[str, list[Case]]:
+    """Return the validation images of each task that is measured."""
+    names = list(dict.fromkeys(case.task.name for case in cases))
+    found = find_cases(request.data, targets, split="val", only=names, tasks_file=request.tasks_file)
+    if request.split == "val":
+        raise InputError("Settings cannot be searched on the split that is measured; allowed: --split test or train.")
+    return {name: [case for case in found if case.task.name == name] for name in names}
+
+
+def _in_short(request: Request, summary: Summary) -> str:
+    """Return the main figures for a terminal."""
+    rows = []
+    for name, part in [*summary["tasks"].items(), ("pooled", summary["pooled"])]:
+        present = f"{part['dice_present']['n']} of {part['dice']['n']}"
+        rows.append((name, present, with_interval(part["dice_present"]), with_interval(part["nsd_present"])))
+    macro = summary["macro"]
+    rows.append(("macro", NONE, with_interval(macro["dice_present"]), with_interval(macro["nsd_present"])))
+    table = markdown_table(("task", "with target", "DSC %", "NSD %"), rows)
+    return f"Protocol {PROTOCOLS[request.protocol]}\n\n{table}\n\nReport: {request.out / 'report.html'}"
 
 
 def _image_names(cases: list[Case]) -> dict[str, list[str]]:

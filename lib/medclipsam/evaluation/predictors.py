@@ -31,6 +31,8 @@ class Prediction:
         What the score was held against.
     known : bool or None
         Whether the text meant a known target (None: the predictor does not tell).
+    window : tuple of float or None
+        (centre, width) in Hounsfield units that the image was looked at through; None for the file's own.
     seconds : mapping of str to float
         Seconds by stage.
     """
@@ -39,6 +41,7 @@ class Prediction:
     presence: float | None = None
     threshold: float | None = None
     known: bool | None = None
+    window: tuple[float, float] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -109,6 +112,7 @@ class ZeroShotPredictor:
             presence=target.presence_score,
             threshold=target.presence_threshold,
             known=target.known,
+            window=target.window,
             seconds=result.seconds,
         )
 

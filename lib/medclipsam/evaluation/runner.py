@@ -44,35 +44,63 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured on each case.
+class Methods:
+    """What is measured on an image.
 
     Attributes
     ----------
     predictor : Predictor
         The method whose figures head the report.
-    protocol : {"A", "B"}
-        See `PROTOCOLS`.
-    prompts : mapping
-        Protocol A: task -> file name of the image -> text.
     rungs : mapping of str to Predictor
         Further methods: the ablation ladder, a trained network.
     sensitivity : tuple of Predictor, or None
         The method with presence on and off, asked all texts of a task.
-    search : mapping
-        What a search of settings chose, and on which images; recorded with the run.
     """
 
     predictor: Predictor
-    protocol: str = "B"
-    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rungs: Mapping[str, Predictor] = field(default_factory=dict)
     sensitivity: tuple[Predictor, Predictor] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that their results depend on."""
+        return {
+            "predictor": self.predictor.identity(),
+            "rungs": {name: rung.identity() for name, rung in self.rungs.items()},
+            "sensitivity": [part.identity() for part in self.sensitivity or ()],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on each case, and how it is asked for.
+
+    Attributes
+    ----------
+    methods : Methods
+        For all tasks that have none of their own.
+    protocol : {"A", "B"}
+        See `PROTOCOLS`.
+    prompts : mapping
+        Protocol A: task -> file name of the image -> text.
+    by_task : mapping of str to Methods
+        Methods with settings that a search chose for a task.
+    search : mapping
+        What the search looked at and chose; recorded with the run.
+    """
+
+    methods: Methods
+    protocol: str = "B"
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    by_task: Mapping[str, Methods] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt(self, case: Case) -> str:
         """Return the text that a case is asked."""
         return self.prompts[case.task.name][case.image.name] if self.protocol == "A" else case.task.prompt
+
+    def methods_of(self, case: Case) -> Methods:
+        """Return what is measured on a case."""
+        return self.by_task.get(case.task.name, self.methods)
 
     def identity(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Return everything that the results depend on, JSON-able."""
@@ -81,13 +109,12 @@ class Plan:
             "version": __version__,
             "protocol": PROTOCOLS[self.protocol],
             "split": cases[0].split,
-            "tasks": {name: {**vars(task)} for name, task in tasks.items()},
+            "tasks": {name: vars(task) for name, task in tasks.items()},
             "cases": len(cases),
             "data": fingerprint(cases),
             "prompts": self.prompts,
-            "predictor": self.predictor.identity(),
-            "rungs": {name: rung.identity() for name, rung in self.rungs.items()},
-            "sensitivity": [part.identity() for part in self.sensitivity or ()],
+            **self.methods.identity(),
+            "by_task": {name: methods.identity() for name, methods in self.by_task.items()},
             "search": self.search,
         }
         return dict(json.loads(json.dumps(identity)))
@@ -207,8 +234,8 @@ def slug(name: str) -> str:
 
 
 def _measure(case: Case, plan: Plan, image: MedicalImage, truth: np.ndarray, out: Path) -> Row:
-    text = plan.prompt(case)
-    made = plan.predictor.predict(image, text)
+    text, methods = plan.prompt(case), plan.methods_of(case)
+    made = methods.predictor.predict(image, text)
     picture = not image.is_volume and case.image.suffix.lower() in PICTURE_SUFFIXES
     path = Path(slug(case.task.name)) / f"{case.name}{'.png' if picture else '.nii.gz'}"
     (out / PREDICTIONS / path).parent.mkdir(parents=True, exist_ok=True)
@@ -221,14 +248,15 @@ def _measure(case: Case, plan: Plan, image: MedicalImage, truth: np.ndarray, out
         "present": bool(truth.any()),
         "presence": made.presence,
         "threshold": made.threshold,
+        "window": made.window,
         **_figures(made, truth, image),
         "seconds": dict(made.seconds),
         "prediction": path.as_posix(),
     }
-    if plan.rungs:
-        row["rungs"] = {name: _rung(rung, image, text, truth) for name, rung in plan.rungs.items()}
-    if plan.sensitivity:
-        row["sensitivity"] = _ask_all(case, plan.sensitivity, image, text, truth)
+    if methods.rungs:
+        row["rungs"] = {name: _rung(rung, image, text, truth) for name, rung in methods.rungs.items()}
+    if methods.sensitivity:
+        row["sensitivity"] = _ask_all(case, methods.sensitivity, image, text, truth)
     return row
 
 
@@ -260,7 +288,10 @@ def _ask_all(
     right: np.ndarray | None = None
     for kind, texts in {**case.task.texts(), "right": (prompt,)}.items():
         for text in texts:
-            on, off = (predictor.predict(image, text) for predictor in predictors)
+            on = predictors[0].predict(image, text)
+            # Presence only gates: a mask of a single plane that passed is the one without it.
+            passed = not image.is_volume and bool(on.mask.any())
+            off = on if passed else predictors[1].predict(image, text)
             right = off.mask if right is None else right
             asked.append(
                 {
