@@ -52,7 +52,7 @@ def test_macro_is_the_mean_of_means_whatever_their_sizes() -> None:
 def test_nothing_and_one_value_have_no_spread() -> None:
     assert Bootstrap(units(3)).estimate([], []).mean is None
     one = Bootstrap(units(3)).estimate([0.4], [1])
-    assert (one.n, one.mean, one.sd, one.low, one.high) == (1, 0.4, None, pytest.approx(0.4), pytest.approx(0.4))
+    assert (one.n, one.mean, one.sd, one.low, one.high) == (1, 0.4, None, None, None)
 
 
 def test_the_paired_comparison_is_scipy_s_with_its_effect() -> None:

@@ -117,3 +117,15 @@ def test_overlays_that_cannot_be_made_are_refused(
     with pytest.raises(InputError, match=sentence):
         write_overlay(np.zeros(shape, np.uint8), picture(tmp_path), {}, tmp_path / name, plane=plane)
     assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_a_name_without_a_pixel_keeps_its_colour_when_it_is_not_listed(tmp_path: Path) -> None:
+    labels = np.zeros((60, 80), np.uint8)
+    labels[20:40, 30:60] = 2
+    names = {"absent": 1, "there": 2}
+    listed = write_overlay(labels, picture(tmp_path), names, tmp_path / "listed.png")
+    short = write_overlay(labels, picture(tmp_path), names, tmp_path / "short.png", list_absent=False)
+    with Image.open(listed) as one, Image.open(short) as two:
+        np.testing.assert_array_equal(np.asarray(one)[:500], np.asarray(two)[:500])
+        legends = [np.asarray(opened)[-30:] for opened in (one, two)]
+    assert (legends[1] != legends[1][0, 0]).any(axis=2).sum() < (legends[0] != legends[0][0, 0]).any(axis=2).sum()

@@ -27,6 +27,7 @@ from medclipsam.options import ZeroShotOptions
 FIGURES = "figures"
 _OVERLAY_SIDE = 360
 _BOTH, _ONLY_FOUND, _ONLY_TRUE = "found and true", "only found", "only true"
+_KINDS = {_BOTH: 1, _ONLY_FOUND: 2, _ONLY_TRUE: 3}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1c2126; }
@@ -221,7 +222,8 @@ def _sensitivity(summary: Mapping[str, Any]) -> list[_Part]:
             "text",
             "Each image is asked other texts. DSC is that against the truth of the task's structure, on images that "
             "hold it: high for right texts, low for all others. Overlap is the Dice with the mask of the right text, "
-            "presence off. Not empty: share of masks with any pixel. The last column holds the presence score against "
+            "presence off. Not empty: share of masks with any pixel (other structures of the modality may well be in "
+            "the image; another modality's and nonsense never are). The last column holds the presence score against "
             "the threshold that lets 95 % of the right texts through, chosen on these images themselves, apart for "
             "known targets and free text.",
         ),
@@ -323,6 +325,8 @@ def _overlays(out: Path, cases: Sequence[Case], rows: Sequence[Row]) -> list[_Pa
     for task, pairs in by_task.items():
         pairs.sort(key=lambda pair: (-pair[1]["dice"], pair[1]["name"]))
         picked = {"best": pairs[0], "median": pairs[len(pairs) // 2], "worst": pairs[-1]}
+        if len(pairs) < len(picked):
+            picked = dict(zip(("best", "worst"), pairs, strict=False))
         parts.append(_Part("subheading", task))
         for rank, (case, row) in picked.items():
             file = f"{FIGURES}/{slug(task)}-{rank}.png"
@@ -335,20 +339,12 @@ def _overlays(out: Path, cases: Sequence[Case], rows: Sequence[Row]) -> list[_Pa
 def _overlay(out: Path, case: Case, row: Row, path: Path) -> None:
     image, truth = read_case(case)
     found = read_mask(prediction_path(out, row), image) > 0
-    labels = np.zeros(truth.shape, dtype=np.uint8)
-    names = {}
-    for label, (name, part) in enumerate(
-        {_BOTH: found & truth, _ONLY_FOUND: found & ~truth, _ONLY_TRUE: truth & ~found}.items(), start=1
-    ):
-        labels[part] = label
-        if part.any():
-            names[name] = label
+    labels = np.select([found & truth, found, truth], [_KINDS[_BOTH], _KINDS[_ONLY_FOUND], _KINDS[_ONLY_TRUE]])
     window = Window(*row["window"]) if row["window"] else None
-    write_overlay(labels, image, names, path, window=window)
+    write_overlay(labels.astype(np.uint8), image, _KINDS, path, window=window, list_absent=False)
     with Image.open(path) as picture:
         small = picture.convert("RGB")
-    small.thumbnail((_OVERLAY_SIDE * 2, _OVERLAY_SIDE) if image.is_volume else (_OVERLAY_SIDE, _OVERLAY_SIDE))
-    small = small.quantize(128)
+    small.thumbnail((_OVERLAY_SIDE * (2 if image.is_volume else 1), _OVERLAY_SIDE), Image.Resampling.LANCZOS)
     replace_file(path, ".png", lambda temporary: small.save(temporary, format="PNG", optimize=True))
 
 

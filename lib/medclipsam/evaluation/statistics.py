@@ -22,7 +22,7 @@ class Estimate:
     mean, sd : float or None
         Mean and standard deviation (n - 1 in the denominator); None of no value, the deviation of one value is None.
     low, high : float or None
-        Bounds of the bootstrap 95 % interval of the mean.
+        Bounds of the bootstrap 95 % interval of the mean; None of less than two values.
     """
 
     n: int
@@ -99,8 +99,10 @@ class Bootstrap:
         array, index = np.asarray(values, dtype=np.float64), np.asarray(rows, dtype=int)
         if not array.size:
             return Estimate(0, None)
-        deviation = float(array.std(ddof=1)) if array.size > 1 else None
-        return Estimate(array.size, float(array.mean()), deviation, *interval(self.means(array, index)))
+        if array.size == 1:
+            return Estimate(1, float(array[0]))
+        bounds = interval(self.means(array, index))
+        return Estimate(array.size, float(array.mean()), float(array.std(ddof=1)), *bounds)
 
     def macro(self, groups: Sequence[tuple[Sequence[float], Sequence[int]]]) -> Estimate:
         """Return the mean of the groups' means, their deviation among groups, and the interval over images."""

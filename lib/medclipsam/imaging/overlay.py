@@ -49,6 +49,8 @@ def write_overlay(
     path: str | os.PathLike[str],
     plane: int | None = None,
     window: Window | None = None,
+    *,
+    list_absent: bool = True,
 ) -> Path:
     """Write a PNG of the image with its masks: translucent fill, outline and a legend.
 
@@ -70,6 +72,8 @@ def write_overlay(
         Show this plane alone.
     window : Window, optional
         Grey window, see `MedicalImage.plane`.
+    list_absent : bool
+        Whether the legend lists names without a pixel; their colours are kept for them either way.
 
     Raises
     ------
@@ -95,7 +99,8 @@ def write_overlay(
             _caption(tile, f"plane {n} of 0-{image.n_planes - 1}")
     sheet = _sheet(tiles)
     present = {int(v) for v in np.unique(labels)}
-    picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in names.items()])
+    listed = {name: label for name, label in names.items() if list_absent or label in present}
+    picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in listed.items()])
     replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
     return path
 
