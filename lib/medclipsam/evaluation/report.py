@@ -223,9 +223,9 @@ def _sensitivity(summary: Mapping[str, Any]) -> list[_Part]:
             "Each image is asked other texts. DSC is that against the truth of the task's structure, on images that "
             "hold it: high for right texts, low for all others. Overlap is the Dice with the mask of the right text, "
             "presence off. Not empty: share of masks with any pixel (other structures of the modality may well be in "
-            "the image; another modality's and nonsense never are). The last column holds the presence score against "
-            "the threshold that lets 95 % of the right texts through, chosen on these images themselves, apart for "
-            "known targets and free text.",
+            "the image; another modality's and nonsense never are). The last column is the point "
+            "where 95 % of the right texts and paraphrases pass, found on the images of the table itself by moving all "
+            "presence thresholds together.",
         ),
     ]
     header = (
@@ -248,17 +248,15 @@ def _sensitivity(summary: Mapping[str, Any]) -> list[_Part]:
             )
             for kind, part in table["kinds"].items()
         )
-        thresholds = ", ".join(
-            f"{sort} {NONE if value is None else f'{value:.4f}'}" for sort, value in table["thresholds"].items()
-        )
+        shift = NONE if table["shift"] is None else f"{table['shift']:+.2f}"
         auc = NONE if table["auc"] is None else f"{table['auc']:.3f}"
         parts += [
             _Part("subheading", name),
             _Part("table", header=header, rows=rows),
             _Part(
                 "text",
-                f"Thresholds at 95 % sensitivity: {thresholds}. AUC of the presence score, right texts against another "
-                f"modality's and nonsense: {auc}.",
+                f"At 95 % sensitivity the thresholds move by {shift} on the logit scale. AUC of the presence score over its "
+                f"threshold, right texts against another modality's and nonsense: {auc}.",
             ),
         ]
     # The table of all tasks comes first, below the explanation.

@@ -299,6 +299,7 @@ def _ask_all(
                     "text": text,
                     "known": on.known,
                     "presence": on.presence,
+                    "threshold": on.threshold,
                     "found_on": bool(on.mask.any()),
                     "found_off": bool(off.mask.any()),
                     "dice_on": dice(on.mask, truth),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from medclipsam.evaluation.runner import Row
-from medclipsam.evaluation.statistics import DRAWS, Bootstrap, Estimate
+from medclipsam.evaluation.statistics import DRAWS, Bootstrap
 from medclipsam.metrics import roc_auc
 
 KINDS = ("right", "paraphrase", "other structure", "other modality", "nonsense")
 SENSITIVITY = 0.95
+
+# Scores nearer to 0 and 1 than this are not told apart.
+_LEAST = 1e-12
 
 Summary = dict[str, Any]
 
@@ -135,12 +139,26 @@ def text_sensitivity(rows: Sequence[Row], places: Sequence[int], bootstrap: Boot
         For each kind of text: `pairs`, and estimates of `dice_on`, `dice_off` (against the truth of the right text,
         images that hold it), `overlap` (with the mask of the right text, presence off) and `found_on`, `found_off`,
         `found_at` (share of masks that are not empty; "right" and "paraphrase" are split into `present` and `absent`
-        images, the others ask for what is not the task's structure). `found_at` holds the presence score against the
-        threshold that lets 95 % of the right texts through, on the very images of this table: `thresholds`.
+        images, the others ask for what is not the task's structure). `found_at` is the share at the point where 95 % of
+        the right texts and paraphrases pass on the very images of this table: all thresholds are moved together by
+        `shift` on the logit scale, so that each target keeps its own.
     """
     asked = [(place, answer) for place in places for answer in rows[place]["sensitivity"]]
-    thresholds = {"known" if known else "free": _threshold(rows, asked, known) for known in (True, False)}
-    table: Summary = {"thresholds": thresholds, "auc": _sensitivity_auc(rows, asked), "kinds": {}}
+    right = sorted(
+        margin
+        for place, answer in asked
+        if answer["kind"] in ("right", "paraphrase")
+        and rows[place]["present"]
+        and (margin := _margin(answer)) is not None
+    )
+    shift = right[int((1 - SENSITIVITY) * len(right))] if right else None
+    wrong = [
+        margin
+        for _, answer in asked
+        if answer["kind"] in ("other modality", "nonsense") and (margin := _margin(answer)) is not None
+    ]
+    auc = roc_auc([*right, *wrong], [True] * len(right) + [False] * len(wrong))
+    table: Summary = {"shift": shift, "auc": auc, "kinds": {}}
     for kind in KINDS:
         of_kind = [(place, answer) for place, answer in asked if answer["kind"] == kind]
         parts = {"": of_kind}
@@ -152,14 +170,14 @@ def text_sensitivity(rows: Sequence[Row], places: Sequence[int], bootstrap: Boot
         for part, answers in parts.items():
             if answers:
                 name = f"{kind}, {part}" if part else kind
-                table["kinds"][name] = _kind(rows, answers, thresholds, bootstrap)
+                table["kinds"][name] = _kind(rows, answers, shift, bootstrap)
     return table
 
 
 def _kind(
     rows: Sequence[Row],
     answers: Sequence[tuple[int, Row]],
-    thresholds: Mapping[str, float | None],
+    shift: float | None,
     bootstrap: Bootstrap,
 ) -> Summary:
     def estimate(of: Callable[[int, Row], float | None]) -> dict[str, Any]:
@@ -167,13 +185,8 @@ def _kind(
         return asdict(bootstrap.estimate([value for value, _ in found], [place for _, place in found]))
 
     def at(place: int, answer: Row) -> float | None:
-        # Where no text of a sort (known target, free text) is right anywhere, the other sort's threshold stands in.
-        other = thresholds["known"] if thresholds["known"] is not None else thresholds["free"]
-        own = thresholds["known" if answer["known"] else "free"]
-        threshold = other if own is None else own
-        if threshold is None or answer["presence"] is None:
-            return None
-        return float(answer["found_off"] and answer["presence"] >= threshold)
+        margin = _margin(answer)
+        return None if shift is None or margin is None else float(answer["found_off"] and margin >= shift)
 
     return {
         "pairs": len(answers),
@@ -188,34 +201,12 @@ def _kind(
     }
 
 
-def _right_scores(rows: Sequence[Row], asked: Sequence[tuple[int, Row]], known: bool) -> list[float]:
-    return [
-        answer["presence"]
-        for place, answer in asked
-        if answer["kind"] in ("right", "paraphrase")
-        and rows[place]["present"]
-        and answer["presence"] is not None
-        and bool(answer["known"]) == known
-    ]
+def _margin(answer: Row) -> float | None:
+    """Return how far a presence score lies above the threshold it was held against, on the logit scale."""
+    score, threshold = answer["presence"], answer["threshold"]
+    return None if score is None or threshold is None else _logit(score) - _logit(threshold)
 
 
-def _threshold(rows: Sequence[Row], asked: Sequence[tuple[int, Row]], known: bool) -> float | None:
-    """Return the greatest threshold that at least 95 % of the right texts on images with the target reach."""
-    scores = sorted(_right_scores(rows, asked, known))
-    return scores[int((1 - SENSITIVITY) * len(scores))] if scores else None
-
-
-def _sensitivity_auc(rows: Sequence[Row], asked: Sequence[tuple[int, Row]]) -> float | None:
-    """Return how well the score tells right texts on images with the target from other modality's and nonsense."""
-    right = [score for known in (True, False) for score in _right_scores(rows, asked, known)]
-    wrong = [
-        answer["presence"]
-        for _, answer in asked
-        if answer["kind"] in ("other modality", "nonsense") and answer["presence"] is not None
-    ]
-    return roc_auc([*right, *wrong], [True] * len(right) + [False] * len(wrong))
-
-
-def estimate_of(value: Mapping[str, Any]) -> Estimate:
-    """Return a figure of a summary as an `Estimate`."""
-    return Estimate(**value)
+def _logit(probability: float) -> float:
+    kept = min(max(probability, _LEAST), 1 - _LEAST)
+    return math.log(kept / (1 - kept))
