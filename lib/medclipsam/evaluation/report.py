@@ -255,8 +255,8 @@ def _sensitivity(summary: Mapping[str, Any]) -> list[_Part]:
             _Part("table", header=header, rows=rows),
             _Part(
                 "text",
-                f"At 95 % sensitivity the thresholds move by {shift} on the logit scale. AUC of the presence score over its "
-                f"threshold, right texts against another modality's and nonsense: {auc}.",
+                f"At 95 % sensitivity the thresholds move by {shift} on the logit scale. AUC of the presence score "
+                f"over its threshold, right texts against another modality's and nonsense: {auc}.",
             ),
         ]
     # The table of all tasks comes first, below the explanation.
