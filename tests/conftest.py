@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,37 @@ def _write_series(pixels: np.ndarray, folder: Path, *, uid: str = "series", star
 def write_series() -> Callable[..., Path]:
     """Return the function that writes uint8 [k, H, W] as a folder of CT slices 5 mm apart."""
     return _write_series
+
+
+def _damaged(content: bytes, chance: random.Random) -> bytes:
+    """Flip bits, overwrite bytes and numbers of the header, cut off, cut out or blank a piece.
+
+    Headers lie in the first few hundred bytes, and most of what can go wrong is in them.
+    """
+    data = bytearray(content)
+    size = len(data)
+    kind = chance.choice(("flip", "flip", "header", "header", "cut", "blank", "gap", "number"))
+    if kind == "flip":
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            data[chance.randrange(size)] ^= 1 << chance.randrange(8)
+    elif kind == "header":
+        for _ in range(chance.choice((1, 1, 2, 4))):
+            data[chance.randrange(min(size, 700))] = chance.randrange(256)
+    elif kind == "cut":
+        del data[chance.randrange(size) :]
+    elif kind == "blank":
+        start = chance.randrange(size)
+        data[start : start + 64] = bytes(min(64, size - start))
+    elif kind == "gap":
+        start, end = sorted((chance.randrange(size), chance.randrange(size)))
+        del data[start:end]
+    else:
+        start = chance.randrange(min(size, 700))
+        data[start : start + 4] = chance.choice((b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\1\0", b"\0\0\0\x10"))
+    return bytes(data)
+
+
+@pytest.fixture(scope="session")
+def damaged() -> Callable[[bytes, random.Random], bytes]:
+    """Return the function that damages the bytes of a file in one of many ways."""
+    return _damaged

@@ -115,16 +115,17 @@ def phantoms(
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Iterator[Callable[..., Server]]:
-    """Start servers on copies of the phantoms; they end with the module, however its tests end."""
+    """Start servers on copies of the phantoms, or once more where one was; all end with the module's tests."""
     servers: list[Server] = []
 
-    def run(command: Callable[[Path, int], Sequence[str]], **environment: str) -> Server:
-        place = tmp_path_factory.mktemp("server")
+    def run(command: Callable[[Path, int], Sequence[str]], again: Server | None = None, **environment: str) -> Server:
+        place = again.log.parent if again else tmp_path_factory.mktemp("server")
         studies = place / "studies"
-        shutil.copytree(phantoms.folder, studies)
+        if again is None:
+            shutil.copytree(phantoms.folder, studies)
         port = free_port()
         log = place / "output.log"
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 list(command(studies, port)),
                 cwd=place,
