@@ -128,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     group = serve.add_argument_group("what clients may have")
     for name, text in _LIMITS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
+    serve.add_argument(
+        "--release-models",
+        action="store_true",
+        help="drop the models where a training or batch would not fit beside them",
+    )
     group.add_argument("--audit-text", action="store_true", help="note the texts that were asked for in the audit file")
     serve.set_defaults(run=_serve)
 
@@ -443,8 +448,9 @@ def _serve(given: argparse.Namespace) -> int:
     conf = {key: getattr(given, key) for key in _LIMITS if getattr(given, key) is not None}
     if given.targets_file:
         conf["targets_file"] = ",".join(map(str, given.targets_file))
-    if given.audit_text:
-        conf["audit_text"] = "true"
+    for switch in ("audit_text", "release_models"):
+        if getattr(given, switch):
+            conf[switch] = "true"
     if (given.ssl_certfile is None) != (given.ssl_keyfile is None):
         raise InputError("TLS needs both --ssl-certfile and --ssl-keyfile.")
     serve(

@@ -19,7 +19,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
-_APP_KEYS = ("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text")
+_APP_KEYS = ("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models")
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
@@ -86,6 +86,8 @@ class AppConf:
         Where each mask and label is noted; None keeps no notes.
     audit_text : bool
         Whether the notes hold the texts that were asked for.
+    release_models : bool
+        Whether the server drops its models where a training or a batch would not fit beside them.
     """
 
     targets: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ class AppConf:
     limits: Limits = field(default_factory=Limits)
     audit_file: str | None = None
     audit_text: bool = False
+    release_models: bool = False
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -119,9 +122,7 @@ class AppConf:
         weights = chosen.pop("weights", "demo").strip()
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
-        audit_text = str(chosen.pop("audit_text", "false")).strip().lower()
-        if audit_text not in ("true", "false"):
-            raise OptionError("audit_text", audit_text, "true or false")
+        switches = {key: _switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         return cls(
             targets=split_names(chosen.pop("targets", "")),
@@ -130,9 +131,16 @@ class AppConf:
             targets_files=split_names(chosen.pop("targets_file", "")),
             limits=Limits.from_strings(limits),
             audit_file=chosen.pop("audit_file", "").strip() or None,
-            audit_text=audit_text == "true",
+            **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),
         )
+
+
+def _switch(key: str, text: str) -> bool:
+    word = str(text).strip().lower()
+    if word not in ("true", "false"):
+        raise OptionError(key, text, "true or false")
+    return word == "true"
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from medclipsam.server.conf import AppConf
 from medclipsam.server.http import BusyError
 from medclipsam.server.metrics import ServerState
 from medclipsam.server.pace import Pace
+from medclipsam.server.room import free_memory, shortage
 from medclipsam.server.work import current_job
 from medclipsam.targets import parse_prompt
-from medclipsam.weights import are_here
+from medclipsam.weights import are_here, memory_need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,7 @@ class SharedPipeline:
         self._targets = targets
         self._lock = threading.Lock()
         self._pipeline: ZeroShot | None = None
+        self._put_aside = False
 
     def segment(
         self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None
@@ -148,9 +150,13 @@ class SharedPipeline:
             self._loaded().segment(image, "lungs", ZeroShotOptions.from_mapping({"presence": False, "steps": 1}))
 
     def release(self) -> None:
-        """Drop the models and what they have cached, once no request uses them; the next request loads them again."""
+        """Drop the models and what they have cached, once no request uses them, in favour of another process.
+
+        The next request loads them again, if there is room by then.
+        """
         with self._lock:
             self._pipeline = None
+            self._put_aside = True
             _collect()
 
     @property
@@ -182,9 +188,19 @@ class SharedPipeline:
 
             from medclipsam.zeroshot import ZeroShot
 
+            if self._put_aside:
+                self._check_room()
+                self._put_aside = False
             device = self._conf.device or ("cuda" if torch.cuda.is_available() else "cpu")
             self._pipeline = ZeroShot.load(self._conf.weights, device=device, targets=self._targets)
         return self._pipeline
+
+    def _check_room(self) -> None:
+        """Raise `BusyError` while the process that the models were dropped for leaves no room for them."""
+        need = memory_need(self._conf.weights)
+        reason = need and shortage("The models", need, free_memory(self._conf.device), new_process=False)
+        if reason:
+            raise BusyError(f"{reason}: they gave way to a training or a batch; ask again when it has ended.", 60)
 
 
 def _collect() -> None:

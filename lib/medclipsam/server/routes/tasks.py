@@ -10,15 +10,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import processes
 
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import AlreadyRunningError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
+from medclipsam.server.room import make_room
 from medclipsam.server.routes.common import App, Queue, upstream
 
 router = APIRouter()
+
+# Sub-processes that load models of their own, as the beginning of a sentence.
+_LOAD_MODELS = {"batch_infer": "A batch", "train": "A training"}
 
 Params = Annotated[dict[str, Any] | None, Body(description="JSON object of options")]
 
@@ -68,7 +73,7 @@ def start_batch(
     request = {"images": images.value, "save_label": True, **asked, "model": model, "user": user.username}
     if run_sync:
         return _wait(queue, lambda: app.batch_infer(request), f"batch of {model}", user)
-    return _start("batch_infer", request)
+    return _start(app, "batch_infer", request)
 
 
 @router.get("/batch/infer", tags=["Infer"], summary="Tell of the batch")
@@ -154,7 +159,7 @@ def _train(
     app.check_trainer(request)
     if sync:
         return _wait(queue, lambda: app.train(request), f"training of {model}", user)
-    return _start("train", request, enqueue)
+    return _start(app, "train", request, enqueue)
 
 
 def _score(
@@ -164,7 +169,7 @@ def _score(
     app.check_scoring(request)
     if sync:
         return _wait(queue, lambda: app.scoring(request), f"scoring {method}", user)
-    return _start("scoring", request, enqueue)
+    return _start(app, "scoring", request, enqueue)
 
 
 def _wait(queue: Queue, work: Callable[[], Any], what: str, user: User) -> Any:
@@ -184,7 +189,10 @@ def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -
     return {name: given.get(name, {}) for name in known}
 
 
-def _start(method: str, request: dict[str, Any], enqueue: bool = False) -> Any:
+def _start(app: MedClipSamApp, method: str, request: dict[str, Any], enqueue: bool = False) -> Any:
+    # scoring loads no models
+    if method in _LOAD_MODELS and not processes(method):
+        make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline)
     task, _ = AsyncTask.run(method, request=request, enqueue=enqueue)
     if task is None:
         raise AlreadyRunningError(f"Another {method.replace('_', ' ')} runs; ask for its state, or stop it first.", 30)
