@@ -372,6 +372,7 @@ def test_eight_clients_at_once_get_the_masks_of_one_after_the_other(server: Any)
 
 def test_the_log_has_no_traceback_and_the_metrics_no_failure(server: Any, reference: bytes) -> None:
     assert mask_of(server, "film", "heart") == reference
+    assert server.infer("made_up", "film").status_code == 404
     assert "Traceback" not in server.output()
     metrics = requests.get(f"{server.url}/metrics", timeout=30).text
     assert 'outcome="failed"' not in metrics
