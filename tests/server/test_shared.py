@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import WeightsError
+from medclipsam.errors import CancelledError, WeightsError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
+from medclipsam.refine import Clicks
 from medclipsam.server.conf import AppConf
 from medclipsam.server.shared import SharedPipeline
+from medclipsam.server.work import Job, current_job
 from medclipsam.targets import TargetSet
 
 
@@ -43,6 +45,22 @@ def test_a_warm_up_without_weights_is_an_error_that_says_how_to_get_them() -> No
     assert not shared.can_load()
     with pytest.raises(WeightsError, match="weights fetch"):
         shared.warm_up()
+
+
+def test_clicks_tell_their_job_how_far_they_are_and_stop_when_it_is_cancelled(loaded: Any, picture: Any) -> None:
+    shared = make()
+    image = MedicalImage.from_array(picture)
+    clicks = {1: Clicks.from_ijk(image, foreground=[[5, 5]])}
+    job = Job(lambda: None, "one", "refine", "somebody", 60.0)
+    token = current_job.set(job)
+    try:
+        shared.refine(image, None, clicks, {})
+        assert job.message.startswith("clicks, plane 1")
+        job.cancel()
+        with pytest.raises(CancelledError):
+            shared.refine(image, None, clicks, {})
+    finally:
+        current_job.reset(token)
 
 
 def test_the_state_counts_what_the_cache_spared() -> None:

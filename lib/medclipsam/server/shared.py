@@ -96,12 +96,24 @@ class SharedPipeline:
         clicks: Mapping[int, Clicks],
         windows: Mapping[int, Window | None],
     ) -> tuple[RefineResult, dict[str, Any]]:
-        """Mend a mask as `medclipsam.refine.refine` does; return the result and what identifies SAM's weights."""
+        """Mend a mask as `medclipsam.refine.refine` does, as a job of the queue where it is one.
+
+        Returns the result and what identifies SAM's weights.
+        """
         from medclipsam.refine import refine
 
+        job = current_job.get()
         with self._lock:
             pipeline = self._loaded()
-            result = refine(image, pipeline.sam, present, clicks, windows=windows)
+            result = refine(
+                image,
+                pipeline.sam,
+                present,
+                clicks,
+                windows=windows,
+                progress=job.progress if job else None,
+                cancelled=job.stopped if job else None,
+            )
         return result, {"sam": pipeline.weights.get("sam")}
 
     def within_memory(self, work: Callable[[], T]) -> T:
