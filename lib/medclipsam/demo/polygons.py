@@ -182,7 +182,9 @@ def _chest_ct(rng: Rng, shape: tuple[int, int], sick: bool) -> tuple[np.ndarray,
     cx, cy = 0.5 + rng.uniform(-0.02, 0.02), 0.52
     rx, ry = rng.uniform(0.4, 0.45), rng.uniform(0.32, 0.38)
     body = _fill(_blob(rng, cx, cy, rx, ry, rough=0.015), shape)
-    inside = _fill(_blob(rng, cx, cy, rx * 0.92, ry * 0.9, rough=0.015), shape)
+    inside = _fill(_blob(rng, cx, cy, rx * 0.94, ry * 0.92, rough=0.01), shape)
+    # Lungs keep within the ribs.
+    cavity = _fill(_blob(rng, cx, cy, rx * 0.8, ry * 0.78, rough=0.01), shape)
     soft = rng.uniform(0.6, 0.75)
     picture = 0.02 + body * (soft - 0.16) + inside * 0.16
     spine_at = (cx, cy + 0.68 * ry)
@@ -200,8 +202,8 @@ def _chest_ct(rng: Rng, shape: tuple[int, int], sick: bool) -> tuple[np.ndarray,
         lungs = {}
         for name, side in (("right lung", -1), ("left lung", 1)):
             width = rng.uniform(0.135, 0.16)
-            outline = _blob(rng, cx + side * 0.22, cy + 0.01, width, ry * 0.72, turn=side * 0.12, rough=0.05)
-            lungs[name] = _fill(outline, shape) * inside * (1 - heart) * (1 - bone)
+            outline = _blob(rng, cx + side * 0.21, cy + 0.01, width, ry * 0.72, turn=side * 0.12, rough=0.05)
+            lungs[name] = _fill(outline, shape) * cavity * (1 - heart) * (1 - bone)
             picture = picture * (1 - lungs[name]) + rng.uniform(0.08, 0.16) * lungs[name]
         vessels = np.clip(_field(rng, shape, 1.0) - 1.6, 0, 1)
         picture += 0.35 * vessels * (lungs["right lung"] + lungs["left lung"])
@@ -221,7 +223,7 @@ def _chest_ct(rng: Rng, shape: tuple[int, int], sick: bool) -> tuple[np.ndarray,
     masks["spine"] = bone > 0.5
     for angle in np.linspace(0.15, np.pi - 0.15, 6):
         for side in (-1, 1):
-            place = (cx + side * 0.86 * rx * np.sin(angle), cy - 0.86 * ry * np.cos(angle))
+            place = (cx + side * 0.87 * rx * np.sin(angle), cy - 0.87 * ry * np.cos(angle))
             rib = _fill(_blob(rng, *place, 0.022, 0.011, turn=side * (np.pi / 2 - angle), rough=0.05), shape)
             picture = np.maximum(picture, 0.95 * rib)
     return _smooth(picture, 0.7) + 0.025 * rng.standard_normal(shape) + 0.015 * _field(rng, shape, 1.0), masks
