@@ -162,3 +162,19 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     for name in ("summary.json", "per_image.csv", "per_image.json", "report.md", "report.html"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert len(json.loads((out / "per_image.json").read_text())) == 8
+
+
+def test_another_sam_shares_encoder_and_maps(spots: Path, tmp_path: Path) -> None:
+    first = ZeroShot.load("demo")
+    first.map_cache = 4
+    second = first.with_sam("demo_sam")
+    assert second.encoder is first.encoder
+    assert second.weights == first.weights
+    rungs = ladder({"one": first, "two": second}, OPTIONS, ("patch_text",), prompts=("boxes",))
+    cases = find_cases(spots, TARGETS, only=("spot",), limit=1)
+    (row,) = run(cases, Plan(Methods(ZeroShotPredictor(first, OPTIONS), rungs)), tmp_path / "run")
+    boxes = {name: figures for name, figures in row["rungs"].items() if name.endswith("boxes")}
+    assert list(boxes) == ["patch_text: + SAM one, boxes", "patch_text: + SAM two, boxes"]
+    one, two = boxes.values()
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    assert len(first._maps) == 1
