@@ -16,8 +16,9 @@ from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
 
-# Two cores: more threads only wait for one another.
-torch.set_num_threads(2)
+# The models are small, and a server or sub-process often works beside the tests: a second thread would wait for the
+# first, which costs several times what it saves.
+torch.set_num_threads(1)
 
 WORDS = (
     "a",
