@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,7 +91,6 @@ def test_chest_ct_takes_the_lungs_and_splits_by_patient(tmp_path: Path) -> None:
 
 
 def test_brain_tumours_of_figshare(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="the set's files are HDF5; h5py is not installed")
     source = tmp_path / "mat"
     source.mkdir()
     with h5py.File(source / "7.mat", "w") as file:

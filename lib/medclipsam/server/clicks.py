@@ -294,5 +294,5 @@ def _sentence(result: RefineResult, names: Mapping[str, int], source: str) -> st
         planes = [plane for plane in result.planes if plane.label == label]
         if planes:
             changed = sum(plane.changed for plane in planes)
-            parts.append(f"{name}: {changed} pixels on {len(planes)} plane{'s' if len(planes) > 1 else ''}")
+            parts.append(f"{name}: {changed} pixels changed on {len(planes)} plane{'s' if len(planes) > 1 else ''}")
     return f"{mask} was mended; {'; '.join(parts)}." if parts else f"{mask} was left as it is."
