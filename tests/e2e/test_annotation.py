@@ -92,7 +92,7 @@ def test_evidence_can_be_looked_at(server: Any, client: MONAILabelClient, tmp_pa
 
 
 def test_a_series_that_is_copied_in_is_one_image(
-    server: Any, client: MONAILabelClient, write_series: Callable[..., Path]
+    server: Any, client: MONAILabelClient, write_series: Callable[..., Path], tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 200, (4, 64, 80)).astype(np.uint8)
     folder = write_series(pixels, server.studies / "case" / "ct", uid="copied")
@@ -111,6 +111,17 @@ def test_a_series_that_is_copied_in_is_one_image(
     assert label_map(mended)[2, 30, 40] == heart
     client.save_label(uid, mended)
     assert np.array_equal(label_map(client.download_label(uid, "final")), label_map(mended))
+    answer = requests.get(f"{server.url}/datastore/image", params={"image": uid}, timeout=120)
+    assert f"{uid}.nii.gz" in answer.headers["content-disposition"]
+    (tmp_path / "series.nii.gz").write_bytes(answer.content)
+    volume, mask = SimpleITK.ReadImage(str(tmp_path / "series.nii.gz")), SimpleITK.ReadImage(mended)
+    slices = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    assert np.array_equal(
+        label_map(tmp_path / "series.nii.gz"), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(slices))
+    )
+    assert volume.GetSize() == mask.GetSize()
+    for about in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(volume, about)(), getattr(mask, about)(), atol=1e-4)
     shutil.rmtree(server.studies / "case")
     time.sleep(1.1)
     assert uid not in client.datastore()["objects"]

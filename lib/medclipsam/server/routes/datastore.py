@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,8 +105,13 @@ def remove_image(request: Request, app: App, user: AsAdmin, id: str) -> dict[str
 
 @router.get("/image", summary="Download an image")
 def get_image(app: App, user: AsUser, image: str) -> FileResponse:
-    """Answer the image's file."""
-    return file_answer(str(app.image_path(image)), f"Image {image!r}, which is a folder of DICOM files,")
+    """Answer the image's file; a series of DICOM files as one NIfTI volume, since clients load one file."""
+    path = app.image_path(image)
+    if not path.is_dir():
+        return file_answer(str(path), f"Image {image!r}")
+    volume = _series_as_volume(path, image)
+    name = f"{image}.nii.gz"
+    return FileResponse(volume, media_type="application/gzip", filename=name, background=BackgroundTask(volume.unlink))
 
 
 @router.head("/image", summary="Check whether an image is here")
@@ -225,6 +231,28 @@ def get_dataset(app: App, user: AsAnnotator, limit_cases: int | None = None) -> 
     return FileResponse(
         path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
     )
+
+
+def _series_as_volume(folder: Path, image: str) -> Path:
+    """Write a series as ITK reads it, on the grid that masks have too, to a temporary file that the caller removes.
+
+    Raises
+    ------
+    ImageError
+        If ITK cannot read the series.
+    """
+    import SimpleITK
+
+    handle, name = tempfile.mkstemp(suffix=".nii.gz")
+    os.close(handle)
+    path = Path(name)
+    try:
+        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+        SimpleITK.WriteImage(SimpleITK.ReadImage(files), name)
+    except RuntimeError:
+        path.unlink(missing_ok=True)
+        raise ImageError(f"Image {image!r} is a series that cannot be made one volume; read its DICOM files.") from None
+    return path
 
 
 def _known_image(app: MedClipSamApp, image: str) -> None:
