@@ -10,7 +10,7 @@ from medclipsam.demo import captions
 from medclipsam.demo.calibrate import DEVELOPMENT_SEED, DICOM_MODALITY, calibrate
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.encoders import Encoder, load_demo
-from medclipsam.presence import presence_reference, presence_scores
+from medclipsam.presence import presence_reference, presence_scores, resembled_target
 from medclipsam.targets import TargetSet
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
@@ -47,3 +47,16 @@ def test_shipped_weights_bring_a_threshold_for_every_structure_of_the_phantoms(e
     assert {"presence_threshold", "free_text_threshold"} <= set(encoder.defaults)
     for target in known:
         assert any(target.in_modality(code) for code in DICOM_MODALITY.values())
+
+
+def test_shipped_weights_take_phrases_that_were_not_taught_for_the_targets_they_mean(encoder: Encoder) -> None:
+    targets = TargetSet.load()
+    for structure, phrases in captions.HELD_OUT.items():
+        for phrase in phrases:
+            for modality in captions.SEEN_IN[structure]:
+                meant = resembled_target(encoder, [phrase], targets, DICOM_MODALITY[modality])
+                assert meant is not None, phrase
+                assert captions.structure_of(meant) == structure, phrase
+                assert meant.in_modality(DICOM_MODALITY[modality])
+    for nothing in ("a giraffe in the zoo", "pancreas on CT", "an MRI of the knee"):
+        assert all(resembled_target(encoder, [nothing], targets, code) is None for code in DICOM_MODALITY.values())
