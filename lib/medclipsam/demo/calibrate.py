@@ -20,7 +20,7 @@ from medclipsam.targets import Target, TargetSet
 DEVELOPMENT_SEED = 600_000
 
 # Free text that means a known target is judged as that target; for the rest a wrong mask is worse than none.
-_FREE_TEXT_SENSITIVITY = 0.7
+_FREE_TEXT_SENSITIVITY = 0.5
 
 # The DICOM modality of a phantom's modality.
 DICOM_MODALITY: Mapping[str, str] = {"US": "US", "MR": "MR", "XR": "DX", "CT": "CT"}
