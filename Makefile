@@ -32,7 +32,7 @@ bench: .venv/.ready
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lock: .venv/.uv
-	$(COMPILE) pyproject.toml --extra server --extra test -o requirements.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra test -o requirements.txt
 	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
 
 clean:

@@ -1,0 +1,1 @@
+"""The weakly supervised network: planning, training, checkpoint ensemble, uncertainty, publishing."""
