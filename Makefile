@@ -9,6 +9,8 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
+# Processes that share the tests' files; each needs up to 4 GB.
+WORKERS ?= 2
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 UV := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv
@@ -20,7 +22,7 @@ demo: .venv/.ready .demo/studies/.ready
 
 test: .venv/.ready-test
 	@echo "== Running the tests"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check
