@@ -1,9 +1,10 @@
 # make demo   the server with the embedded demo at http://127.0.0.1:8000
+# make demo-pacs   the same on a PACS: Orthanc on this machine, with phantoms in it
 # make test   the whole test suite
 # make lint   style, types, order of the rooms
 # make bench  ratios, measured side by side
 # make lock   the lock file anew from pyproject.toml
-.PHONY: demo test lint bench lock clean
+.PHONY: demo demo-pacs test lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -12,13 +13,23 @@ PORT ?= 8000
 # Processes that share the tests' files; each needs up to 4 GB.
 WORKERS ?= 2
 UV_VERSION := 0.13.9
+PACS_PORT ?= 8042
 BIN := .venv/bin
 UV := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv
+# A program of Debian's: $(call debian,FILE,PACKAGES) installs what is not there, or says what to install.
+debian = [ -e $(1) ] || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== Installing $(2)"; apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $(2) >/dev/null; else echo "$(1) is needed; install it with: apt-get install $(2)" >&2; exit 1; fi
 COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --custom-compile-command "make lock"
 
 demo: .venv/.ready .demo/studies/.ready
 	@echo "== Starting the demo server; stop it with Ctrl-C"
 	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --weights demo --port $(PORT) $(ARGS)
+
+demo-pacs: .venv/.ready
+	@$(call debian,/usr/sbin/Orthanc,orthanc)
+	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
+	@$(call debian,/usr/bin/cc,gcc libc6-dev)
+	@echo "== Starting Orthanc and the server; stop them with Ctrl-C"
+	@exec $(BIN)/python -m medclipsam.demo.pacs .demo/pacs --port $(PORT) --pacs-port $(PACS_PORT) -- $(ARGS)
 
 test: .venv/.ready-test
 	@echo "== Running the tests"
@@ -56,6 +67,9 @@ clean:
 # The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.
 .venv/.ready-test: .venv/.ready requirements-crf.txt
 	@command -v g++ >/dev/null || { echo "== Installing g++ for the optional CRF"; apt-get update -qq && apt-get install -y -qq g++; }
+	@$(call debian,/usr/sbin/Orthanc,orthanc)
+	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
+	@$(call debian,/usr/bin/dciodvfy,dicom3tools)
 	@echo "== Installing the optional CRF (compiled from source)"
 	@$(UV) pip install --quiet --require-hashes --no-deps -r requirements-crf.txt
 	@touch $@

@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import pytest
 import requests
+
+if TYPE_CHECKING:
+    from medclipsam.demo.dicom import DicomPhantom
+    from medclipsam.demo.pacs import Orthanc
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180
@@ -145,6 +149,36 @@ def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Itera
         for server in servers:
             if server.process.poll() is None:
                 server.stop()
+
+
+@pytest.fixture(scope="session")
+def pacs_phantoms() -> dict[str, DicomPhantom]:
+    """Small phantoms of the four modalities as DICOM series, by name: brain-mri-1, chest-ct-1, chest-xray-1, ..."""
+    from medclipsam.demo.dicom import phantom_series
+
+    return {phantom.name: phantom for phantom in phantom_series(2, size=128, n_planes=8)}
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory, pacs_phantoms: dict[str, DicomPhantom]) -> Iterator[Orthanc]:
+    """A real Orthanc on a free port of 127.0.0.1 with the phantoms and pydicom's own images, one for a test file."""
+    from medclipsam.demo.pacs import Orthanc, load
+
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as pacs:
+        load(pacs, pacs_phantoms.values())
+        yield pacs
+
+
+@pytest.fixture(scope="module")
+def pacs_server(start: Callable[..., Server], orthanc: Orthanc) -> Server:
+    """`medclipsam serve` on the PACS, with its user and password."""
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        options = ["--studies", orthanc.url, "--port", str(port), "--targets", "lungs x-ray,breast tumour"]
+        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+
+    credentials = {"MONAI_LABEL_DICOMWEB_USERNAME": orthanc.user, "MONAI_LABEL_DICOMWEB_PASSWORD": orthanc.password}
+    return start(command, **credentials)
 
 
 def _wait(server: Server) -> None:

@@ -15,9 +15,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
+from medclipsam.demo.dicom import ct_slice, dicom_bytes, xray
 from medclipsam.demo.phantoms import make_phantom, make_volume
 from medclipsam.errors import InputError
 
@@ -29,10 +28,6 @@ _PYDICOM_FILES = {
     "real-us-palette.dcm": "examples_palette.dcm",
     "real-us-cine.dcm": "examples_ybr_color.dcm",
 }
-
-_UID_SEED = "medclipsam demo phantom"
-_COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
-_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 def write_studies(folder: str | Path, n: int = 3, *, seed: int = 0) -> list[Path]:
@@ -71,7 +66,7 @@ def write_studies(folder: str | Path, n: int = 3, *, seed: int = 0) -> list[Path
         number = index + 1
         made = {
             f"breast-us-{number}.png": _png(seed + index, sick),
-            f"chest-xray-{number}.dcm": _xray(seed + index, sick),
+            f"chest-xray-{number}.dcm": dicom_bytes(xray("CR", seed + index, pathology=sick).files[0]),
             f"brain-mri-{number}.nii.gz": _nifti("MR", seed + index, sick),
             f"chest-ct-{number}.nii.gz": _nifti("CT", seed + index, sick),
             f"chest-ct-slice-{number}.dcm": _ct_slice(seed + index, sick),
@@ -111,77 +106,10 @@ def _nifti(modality: str, seed: int, pathology: bool) -> bytes:
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
-def _xray(seed: int, pathology: bool) -> bytes:
-    pixels = make_phantom("XR", seed, size=512, pathology=pathology).image
-    dataset = _dicom("CR", _COMPUTED_RADIOGRAPHY, seed, pixels.astype(np.uint16) * 16)
-    dataset.BitsStored, dataset.HighBit = 12, 11
-    dataset.PixelRepresentation = 0
-    dataset.BodyPartExamined = "CHEST"
-    dataset.ViewPosition = "PA"
-    # Rows run to the patient's left, columns to the feet: the right of the patient is at the image's left.
-    dataset.PatientOrientation = ["L", "F"]
-    dataset.ImagerPixelSpacing = [0.8, 0.8]
-    dataset.WindowCenter, dataset.WindowWidth = "2048", "4096"
-    dataset.PresentationLUTShape = "IDENTITY"
-    return _dicom_bytes(dataset)
-
-
 def _ct_slice(seed: int, pathology: bool) -> bytes:
     # The middle of the lungs, one plane of a volume of few.
     stack, _ = make_volume("CT", 500 + seed, 9, size=256, pathology=pathology, raw=True)
-    dataset = _dicom("CT", _CT_IMAGE, seed, np.clip(stack[5].astype(np.int32) + 1024, 0, 4095).astype(np.uint16))
-    rows, columns = stack.shape[1:]
-    spacing = 1.4
-    dataset.BitsStored, dataset.HighBit = 12, 11
-    dataset.PixelRepresentation = 0
-    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "-1024", "1", "HU"
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.ImagePositionPatient = [-spacing * (columns - 1) / 2, -spacing * (rows - 1) / 2, 0]
-    dataset.PixelSpacing = [spacing, spacing]
-    dataset.SliceThickness = "5"
-    dataset.WindowCenter, dataset.WindowWidth = ["-600", "40"], ["1500", "400"]
-    dataset.BodyPartExamined = "CHEST"
-    return _dicom_bytes(dataset)
-
-
-def _dicom(modality: str, sop_class: str, seed: int, pixels: np.ndarray) -> FileDataset:
-    """Return a DICOM data set of a phantom: 16 bits allocated, made-up names, UIDs from the seed."""
-
-    def uid(what: str) -> UID:
-        return generate_uid(entropy_srcs=[_UID_SEED, modality, str(seed), what])
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class)
-    meta.MediaStorageSOPInstanceUID = uid("instance")
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID = sop_class
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid("series")
-    dataset.FrameOfReferenceUID = uid("frame")
-    dataset.Modality = modality
-    dataset.PatientName = f"Phantom^{modality} {seed}"
-    dataset.PatientID = f"PHANTOM-{modality}-{seed}"
-    dataset.PatientBirthDate = dataset.PatientSex = ""
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = "Computer-generated phantom; there is no patient"
-    dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber, dataset.StudyID = "20260101", "000000", "", "1"
-    dataset.ReferringPhysicianName = ""
-    dataset.Manufacturer = "medclipsam phantom"
-    dataset.SeriesNumber = dataset.InstanceNumber = 1
-    dataset.ImageType = ["DERIVED", "PRIMARY"] if modality == "CR" else ["DERIVED", "PRIMARY", "AXIAL"]
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated = 16
-    dataset.PixelData = np.ascontiguousarray(pixels, dtype="<u2").tobytes()
-    return dataset
-
-
-def _dicom_bytes(dataset: FileDataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    return dicom_bytes(ct_slice(stack[5], seed, spacing=1.4))
 
 
 def _copy_real(folder: Path) -> list[Path]:
