@@ -45,5 +45,9 @@ class WeightsError(MedClipSamError):
     """Weights are missing, damaged or of another architecture than asked for."""
 
 
+class TrainingError(MedClipSamError):
+    """A network cannot be trained or used: out of memory, a folder of another training, a damaged network."""
+
+
 class CancelledError(MedClipSamError):
     """The caller asked to stop; nothing was written."""

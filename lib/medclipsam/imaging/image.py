@@ -160,6 +160,41 @@ class MedicalImage:
         except Exception as error:
             raise ImageError(f"{self.source} has look-up tables that cannot be applied: {error}.") from error
 
+    @property
+    def has_units(self) -> bool:
+        """Whether the file holds more than 8-bit display values: grey values in the modality's units."""
+        if self.is_colour:
+            return False
+        return self._stored.dtype != np.uint8 or any(has_modality_transform(lut) for lut in self._luts)
+
+    def values(self, index: int) -> np.ndarray:
+        """Return one plane in the modality's units (CT: Hounsfield units), in display orientation.
+
+        Parameters
+        ----------
+        index : int
+            0-based plane.
+
+        Returns
+        -------
+        ndarray of float32, shape (H, W)
+
+        Raises
+        ------
+        InputError
+            If there is no such plane, or the image holds colours.
+        ImageError
+            If the file's look-up tables are broken.
+        """
+        self._check_index(index)
+        if self.is_colour:
+            raise InputError(f"{self.source.name} holds colours, which have no units.")
+        try:
+            values = self._values(self.layout.plane(self._stored, index), self._lut(index))
+        except Exception as error:
+            raise ImageError(f"{self.source} has look-up tables that cannot be applied: {error}.") from error
+        return np.ascontiguousarray(values, dtype=np.float32)
+
     def valid_region(self, index: int) -> np.ndarray | None:
         """Return the part of plane `index` that holds image (bool [H, W]); None means all of it."""
         self._check_index(index)

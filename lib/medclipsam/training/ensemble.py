@@ -1,0 +1,343 @@
+"""The checkpoint ensemble: its file, and its prediction on an image, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medclipsam.errors import CancelledError, OptionError, TrainingError
+from medclipsam.imaging import MedicalImage
+from medclipsam.training.examples import PreparedImage
+from medclipsam.training.network import Network
+from medclipsam.training.plan import PLAN_FILE, Plan
+from medclipsam.training.uncertainty import (
+    METHODS,
+    Moments,
+    class_entropies,
+    image_score,
+    total_entropy,
+    welch,
+)
+
+ENSEMBLE_FILE = "ensemble.safetensors"
+# Bytes that a prediction may take beside the network: planes are worked on in groups that fit.
+MEMORY = 1 << 30
+_OVERLAP = 0.5
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """What an ensemble says about an image.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        uint8 [n_planes, H, W], display orientation; values are class indices.
+    uncertainty : numpy.ndarray or None
+        float32 [n_planes, H, W]. For several classes "class_entropy" is the greatest of the classes' entropies.
+    probabilities : numpy.ndarray or None
+        float16 [n_planes, classes + 1, H, W]: the members' mean, where it was asked for.
+    scores : dict of str to float
+        Uncertainty score of each class by its name, and "image" of all together; see `uncertainty.image_score`. A class
+        has the score of its own entropy map and mask, or of the one map with its mask for the other methods.
+    plane_scores : numpy.ndarray or None
+        float64 [n_planes]: "image" of each plane on its own.
+    """
+
+    labels: np.ndarray
+    uncertainty: np.ndarray | None
+    probabilities: np.ndarray | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    plane_scores: np.ndarray | None = None
+
+
+class Ensemble:
+    """The members of one training, which predict together.
+
+    Made by `Ensemble.load`. Weights stay in their file (mapped into memory) and are brought one member at a time.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Holds `plan.json` and `ensemble.safetensors`.
+    plan : Plan
+        What it was trained as.
+    identity : str
+        SHA-256 of weights and plan.
+    members : int
+        Number of checkpoints.
+    device : torch.device
+        Where it runs.
+    memory : int
+        Bytes that a prediction may take beside the network.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, identity: str, members: int, device: torch.device, memory: int = MEMORY
+    ) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.identity = identity
+        self.members = members
+        self.device = device
+        self.memory = memory
+        self._network = Network(plan).to(device).eval()
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | None = None, memory: int | None = None) -> Ensemble:
+        """Load an ensemble.
+
+        Parameters
+        ----------
+        folder : pathlib.Path
+            Holds `plan.json` and `ensemble.safetensors`.
+        device : str, optional
+            By default the GPU where there is one.
+        memory : int, optional
+            Bytes that a prediction may take beside the network; 1 GiB by default.
+
+        Raises
+        ------
+        TrainingError
+            If there is none, it is damaged, or weights and plan do not belong together.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        plan = Plan.read(folder)
+        path = folder / ENSEMBLE_FILE
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+            identity = hashlib.sha256((folder / PLAN_FILE).read_bytes())
+            with open(path, "rb") as content:
+                while block := content.read(1 << 20):
+                    identity.update(block)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{folder} holds no network: {ENSEMBLE_FILE} cannot be read ({error}).") from error
+        members = 1 + max((int(name.split(".", 1)[0]) for name in names), default=-1)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        made = cls(folder, plan, identity.hexdigest(), members, where, memory or MEMORY)
+        wanted = {f"{index}.{key}" for index in range(members) for key in made._network.state_dict()}
+        if not members or names != wanted:
+            raise TrainingError(f"The weights in {folder} are not those of its plan.")
+        return made
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        image: MedicalImage,
+        *,
+        mirror: bool = False,
+        uncertainty: str = "class_entropy",
+        members: int | None = None,
+        probabilities: bool = False,
+        progress: Callable[[float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> NetworkResult:
+        """Segment an image.
+
+        Parameters
+        ----------
+        image : MedicalImage
+        mirror : bool
+            Average over mirrored inputs too, along the axes that training mirrored.
+        uncertainty : {"class_entropy", "total_entropy", "welch", "none"}
+            Which map is made.
+        members : int, optional
+            Only the last so many checkpoints; all by default.
+        probabilities : bool
+            Whether the mean probabilities are returned.
+        progress : callable, optional
+            Called with the share that is done.
+        cancelled : callable, optional
+            Asked between members; True stops the work.
+
+        Raises
+        ------
+        InputError
+            If the image is of another kind than the network was trained on.
+        OptionError
+            If an option is not allowed.
+        CancelledError
+            If it was stopped.
+        TrainingError
+            If memory runs out.
+        """
+        if uncertainty not in METHODS:
+            raise OptionError("uncertainty", uncertainty, "one of " + ", ".join(METHODS))
+        if members is not None and not 1 <= members <= self.members:
+            raise OptionError("members", members, f"a whole number from 1 to {self.members}")
+        chosen = range(self.members - (members or self.members), self.members)
+        if uncertainty == "welch" and len(chosen) < 2:
+            raise OptionError("uncertainty", "welch", "class_entropy or total_entropy for one member")
+        prepared = PreparedImage(image, self.plan)
+        made = _Collected(self.plan, image, uncertainty, probabilities)
+        group = self._group(prepared, uncertainty)
+        total = len(chosen) * -(-image.n_planes // group)
+        done = 0
+        try:
+            for start in range(0, image.n_planes, group):
+                planes = list(range(start, min(start + group, image.n_planes)))
+                inputs = torch.stack([prepared.plane(index) for index in planes])
+                moments = Moments(variance=uncertainty == "welch")
+                for member in self._bring(chosen):
+                    if cancelled is not None and cancelled():
+                        raise CancelledError("The request was cancelled.")
+                    moments.add(self._probabilities(member, inputs, mirror))
+                    done += 1
+                    if progress is not None:
+                        progress(done / total)
+                for place, index in enumerate(planes):
+                    made.add(index, prepared, moments, place)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error):
+                raise TrainingError(
+                    f"Memory ran out on {self.device} while predicting planes of {prepared.shape}: load the network "
+                    f"with less than {self.memory / 1e9:.1f} GB for predictions, or free some."
+                ) from error
+            raise
+        return made.result()
+
+    def _probabilities(self, network: Network, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
+        """Return one member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
+        half = self.device.type == "cuda"
+        made = []
+        for plane in inputs:
+            x = plane[None].to(self.device)
+            variants = [()] if not mirror else _flips(self.plan.mirror_axes)
+            total = sum(
+                sliding_logits(network, x.flip(axes) if axes else x, self.plan, half=half).softmax(dim=1).flip(axes)
+                for axes in variants
+            )
+            made.append((torch.as_tensor(total) / len(variants))[0].float().cpu().numpy())
+        return np.stack(made)
+
+    def _bring(self, members: Sequence[int]) -> Iterator[Network]:
+        """Yield the network with the weights of one member after another."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / ENSEMBLE_FILE, framework="pt") as file:
+            for index in members:
+                state = {name: file.get_tensor(f"{index}.{name}") for name in self._network.state_dict()}
+                self._network.load_state_dict(state)
+                yield self._network
+
+    def _group(self, prepared: PreparedImage, uncertainty: str) -> int:
+        """Return how many planes fit the memory together."""
+        rows, columns = prepared.shape
+        copies = (3 if uncertainty == "welch" else 2) + 1
+        each = 4 * rows * columns * (self.plan.channels + copies * (self.plan.n_classes + 1))
+        return int(max(1, min(prepared.n_planes, self.memory // each)))
+
+
+class _Collected:
+    """Results of the planes of an image, on its own pixels."""
+
+    def __init__(self, plan: Plan, image: MedicalImage, method: str, probabilities: bool) -> None:
+        shape = image.plane_shape
+        self.plan, self.method = plan, method
+        self.image = image
+        self.labels = np.zeros((image.n_planes, *shape), dtype=np.uint8)
+        self.map = None if method == "none" else np.zeros((image.n_planes, *shape), dtype=np.float32)
+        self.probabilities = (
+            np.zeros((image.n_planes, plan.n_classes + 1, *shape), dtype=np.float16) if probabilities else None
+        )
+        # of each class, and of all together: the map's sum and the boundary's length, plane by plane
+        self.sums = np.zeros((image.n_planes, plan.n_classes + 1))
+
+    def add(self, index: int, prepared: PreparedImage, moments: Moments, place: int) -> None:
+        assert moments.mean is not None
+        mean = prepared.restore(torch.from_numpy(moments.mean[place])).numpy()
+        self.labels[index] = mean.argmax(axis=0)
+        region = self.image.valid_region(index)
+        if region is not None:
+            self.labels[index][~region] = 0
+        if self.probabilities is not None:
+            self.probabilities[index] = mean
+        if self.map is None:
+            return
+        if self.method == "class_entropy":
+            entropies = class_entropies(mean)
+            self.map[index] = entropies.max(axis=0)
+        elif self.method == "total_entropy":
+            self.map[index] = total_entropy(mean)
+        else:
+            values = welch(moments.mean[place], moments.variance[place], moments.count)
+            self.map[index] = np.clip(prepared.restore(torch.from_numpy(values)).numpy(), 0, 1)
+        if region is not None:
+            self.map[index][~region] = 0
+        for value in range(1, self.plan.n_classes + 1):
+            own = entropies[value - 1] if self.method == "class_entropy" else self.map[index]
+            self.sums[index, value] = float(own.sum(dtype=np.float64))
+
+    def result(self) -> NetworkResult:
+        if self.map is None:
+            return NetworkResult(self.labels, None, self.probabilities)
+        from medclipsam.training.uncertainty import boundary_length
+
+        found = self.labels > 0
+        scores = {"image": image_score(self.map, found)}
+        for name, value in self.plan.classes.items():
+            length = boundary_length(self.labels == value)
+            scores[name] = float(self.sums[:, value].sum() / max(length, 1))
+        planes = np.asarray([image_score(self.map[index], found[index]) for index in range(len(found))])
+        return NetworkResult(self.labels, self.map, self.probabilities, scores, planes)
+
+
+def sliding_logits(network: Network, x: torch.Tensor, plan: Plan, *, half: bool = False) -> torch.Tensor:
+    """Return the finest level's logits of planes of any size: windows of the plan's patch, blended by a Gaussian.
+
+    Parameters
+    ----------
+    network : Network
+        In evaluation mode.
+    x : torch.Tensor
+        float [B, C, h, w].
+    plan : Plan
+    half : bool
+        Mixed precision, on CUDA.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [B, classes + 1, h, w].
+    """
+    from monai.inferers import sliding_window_inference
+
+    with torch.autocast(x.device.type, dtype=torch.float16, enabled=half):
+        logits = sliding_window_inference(
+            x, plan.patch_size, 4, lambda window: network(window)[0], overlap=_OVERLAP, mode="gaussian"
+        )
+    return torch.as_tensor(logits).float()
+
+
+def write_members(states: Sequence[Mapping[str, torch.Tensor]], path: Path) -> None:
+    """Write weights of members in 16 bits as one file, whole or not at all.
+
+    A file of several holds the names "0.<name>", "1.<name>", ...; one of a single member its plain names.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    for index, state in enumerate(states):
+        for name, tensor in state.items():
+            key = f"{index}.{name}" if path.name == ENSEMBLE_FILE else name
+            tensors[key] = tensor.detach().to("cpu", torch.float16, copy=True).contiguous()
+    part = path.with_name(f".{path.name}.part")
+    save_file(tensors, part)
+    os.replace(part, path)
+
+
+def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the axes of [B, C, h, w] to flip for every combination of mirrored axes."""
+    made: list[tuple[int, ...]] = [()]
+    for axis in axes:
+        made += [(*flips, axis - 2) for flips in made]
+    return made

@@ -1,0 +1,125 @@
+"""Prepared planes on disk: each training image is read and resampled once, and memory holds what is looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medclipsam.errors import CancelledError, TrainingError
+from medclipsam.training.examples import Example, PreparedImage
+from medclipsam.training.plan import Plan
+
+
+class PlaneStore:
+    """Planes of examples as the network sees them, in one file that is mapped into memory.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; a JSON of the same name says what lies where.
+
+    Attributes
+    ----------
+    classes : numpy.ndarray
+        bool [n, classes + 1]: which classes each plane holds.
+    weights : numpy.ndarray
+        float64 [n]: how often each plane is drawn; the planes of an image share its weight.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            self._data = np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"The prepared planes {path} cannot be read: {error}.") from error
+        self.key = index["key"]
+        self.channels = int(index["channels"])
+        self._places = [tuple(entry) for entry in index["places"]]
+        self.classes = np.asarray(index["classes"], dtype=bool)
+        self.weights = np.asarray(index["weights"], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image (float32 [C, h, w]) and label (uint8 [h, w]) of a plane."""
+        start, rows, columns = self._places[index]
+        pixels = rows * columns
+        middle = start + 2 * self.channels * pixels
+        image = self._data[start:middle].view(np.float16).reshape(self.channels, rows, columns)
+        label = self._data[middle : middle + pixels].reshape(rows, columns)
+        return torch.from_numpy(image.astype(np.float32)), torch.from_numpy(label.copy())
+
+
+def open_planes(
+    examples: Sequence[Example],
+    plan: Plan,
+    path: Path,
+    key: str,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+    step: Callable[[int], None] | None = None,
+) -> PlaneStore:
+    """Prepare the planes of examples, or open them where that was done before.
+
+    Parameters
+    ----------
+    examples : sequence of Example
+    plan : Plan
+    path : pathlib.Path
+        The file; written whole or not at all.
+    key : str
+        What the planes are made of; planes of another key are made anew.
+    should_stop : callable, optional
+        Asked before each image.
+    step : callable, optional
+        Called with the number of images done.
+
+    Raises
+    ------
+    InputError
+        If an image or label cannot be used.
+    CancelledError
+        If it was stopped.
+    """
+    if path.is_file():
+        store = PlaneStore(path)
+        if store.key == key:
+            return store
+    places: list[tuple[int, int, int]] = []
+    classes: list[list[int]] = []
+    weights: list[float] = []
+    part, offset = path.with_name(f".{path.name}.part"), 0
+    with open(part, "wb") as file:
+        for done, example in enumerate(examples):
+            if should_stop is not None and should_stop():
+                raise CancelledError("The training was stopped before its first epoch.")
+            image = example.read()
+            labels = example.labels(image, plan.n_classes)
+            prepared = PreparedImage(image, plan)
+            for index in range(prepared.n_planes):
+                label = prepared.label(labels[index]).numpy()
+                content = prepared.plane(index).numpy().astype(np.float16).tobytes() + label.tobytes()
+                content += b"\0" * (len(content) % 2)
+                file.write(content)
+                places.append((offset, *prepared.shape))
+                offset += len(content)
+                present = np.bincount(label.ravel(), minlength=plan.n_classes + 1) > 0
+                classes.append([int(value) for value in present])
+                weights.append(example.weight / prepared.n_planes)
+            if step is not None:
+                step(done + 1)
+    index_part = part.with_suffix(".json")
+    index_part.write_text(
+        json.dumps({"key": key, "channels": plan.channels, "places": places, "classes": classes, "weights": weights}),
+        encoding="utf-8",
+    )
+    path.with_suffix(".json").unlink(missing_ok=True)
+    os.replace(part, path)
+    os.replace(index_part, path.with_suffix(".json"))
+    return PlaneStore(path)
