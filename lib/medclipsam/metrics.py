@@ -123,6 +123,47 @@ def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     return float((ranks[truth].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
+def calibration_bins(probability: np.ndarray, truth: np.ndarray, *, bins: int = 15) -> list[list[float]]:
+    """Count how often the class that a probability favours is right, by how sure the probability is.
+
+    Parameters
+    ----------
+    probability : numpy.ndarray
+        Of the foreground, float of any shape, in [0, 1]; 0.5 or more favours the foreground.
+    truth : numpy.ndarray
+        bool, of the same shape.
+    bins : int
+        Number of bins of equal width for the confidence max(p, 1 - p).
+
+    Returns
+    -------
+    list of [count, sum of confidences, count of right ones]
+        One for each bin; lists of several images may be added up.
+    """
+    p = np.clip(np.asarray(probability, dtype=np.float64).ravel(), 0, 1)
+    chosen = p >= 0.5
+    confidence = np.where(chosen, p, 1 - p)
+    right = chosen == np.asarray(truth, dtype=bool).ravel()
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    counted = [np.bincount(place, weights=weights, minlength=bins) for weights in (None, confidence, right)]
+    return [[float(value) for value in row] for row in np.stack(counted, axis=1)]
+
+
+def expected_calibration_error(bins: Sequence[Sequence[float]]) -> float | None:
+    """Return the mean gap between confidence and accuracy over bins of `calibration_bins`, weighted by their counts.
+
+    Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
+
+    Returns
+    -------
+    float or None
+        None where nothing was counted.
+    """
+    table = np.asarray(bins, dtype=np.float64).reshape(-1, 3)
+    total = table[:, 0].sum()
+    return None if total == 0 else float(np.abs(table[:, 1] - table[:, 2]).sum() / total)
+
+
 def _pair(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
     if mask.shape != truth.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ import numpy as np
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import VISUAL_PROMPTS, ZeroShotOptions
+from medclipsam.targets import TargetSet, normalise
+from medclipsam.training.ensemble import Ensemble
 from medclipsam.zeroshot import ZeroShot
 
 # Stages of the pipeline whose mask can be measured; "sam" is its result.
@@ -35,6 +38,10 @@ class Prediction:
         (centre, width) in Hounsfield units that the image was looked at through; None for the file's own.
     seconds : mapping of str to float
         Seconds by stage.
+    uncertainty : float or None
+        Score that ranks images by how unsure their mask is; larger is less sure.
+    probability : numpy.ndarray or None
+        Probability of the structure, float [n_planes, H, W], for its calibration.
     """
 
     mask: np.ndarray
@@ -43,6 +50,8 @@ class Prediction:
     known: bool | None = None
     window: tuple[float, float] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    uncertainty: float | None = None
+    probability: np.ndarray | None = None
 
 
 class Predictor(Protocol):
@@ -115,6 +124,82 @@ class ZeroShotPredictor:
             window=target.window,
             seconds=result.seconds,
         )
+
+
+class NetworkPredictor:
+    """A trained network.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        The network.
+    targets : TargetSet
+        Says which of its classes a text means, where it has several.
+    members : int, optional
+        Only the last so many checkpoints.
+    mirror : bool
+        Average over mirrored inputs too.
+    uncertainty : str
+        Map that the uncertainty score is made of.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        targets: TargetSet,
+        *,
+        members: int | None = None,
+        mirror: bool = False,
+        uncertainty: str = "class_entropy",
+    ) -> None:
+        self.ensemble = ensemble
+        self.targets = targets
+        self.members = members
+        self.mirror = mirror
+        self.uncertainty = uncertainty
+
+    def identity(self) -> dict[str, Any]:
+        """Return weights, plan and options."""
+        return {
+            "network": self.ensemble.identity,
+            "members": self.members or self.ensemble.members,
+            "mirror": self.mirror,
+            "uncertainty": self.uncertainty,
+        }
+
+    def predict(self, image: MedicalImage, text: str) -> Prediction:
+        """Segment an image; see `Ensemble.predict`.
+
+        Raises
+        ------
+        InputError
+            If the text means none of the network's classes, or the image is of another kind than its training's.
+        """
+        name = self._class(text)
+        start = time.perf_counter()
+        made = self.ensemble.predict(
+            image, mirror=self.mirror, uncertainty=self.uncertainty, members=self.members, probabilities=True
+        )
+        seconds = time.perf_counter() - start
+        assert made.probabilities is not None
+        index = self.ensemble.plan.classes[name]
+        return Prediction(
+            mask=made.labels == index,
+            seconds={"total": seconds},
+            uncertainty=made.scores.get(name),
+            probability=made.probabilities[:, index],
+        )
+
+    def _class(self, text: str) -> str:
+        names = list(self.ensemble.plan.classes)
+        if len(names) == 1:
+            return names[0]
+        target = self.targets.match(text)
+        asked = {normalise(text)} | ({normalise(target.name)} if target else set())
+        for name in names:
+            if normalise(name) in asked:
+                return name
+        raise InputError(f"The text {text!r} means none of the network's classes: {', '.join(names)}.")
 
 
 def ladder(

@@ -32,7 +32,7 @@ from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import Prediction, Predictor
 from medclipsam.imaging import MedicalImage, write_mask
 from medclipsam.imaging.read import PICTURE_SUFFIXES
-from medclipsam.metrics import dice, surface_dice
+from medclipsam.metrics import calibration_bins, dice, surface_dice
 
 PROTOCOLS = {
     "A": "A: a prompt for each image from a file; settings may be searched on masked validation images",
@@ -252,6 +252,7 @@ def _measure(case: Case, plan: Plan, image: MedicalImage, truth: np.ndarray, out
         **_figures(made, truth, image),
         "seconds": dict(made.seconds),
         "prediction": path.as_posix(),
+        **_certainty(made, truth),
     }
     if methods.rungs:
         row["rungs"] = {name: _rung(rung, image, text, truth) for name, rung in methods.rungs.items()}
@@ -277,7 +278,17 @@ def _figures(made: Prediction, truth: np.ndarray, image: MedicalImage) -> Row:
 
 def _rung(rung: Predictor, image: MedicalImage, text: str, truth: np.ndarray) -> Row:
     made = rung.predict(image, text)
-    return {**_figures(made, truth, image), "seconds": made.seconds.get("total")}
+    return {**_figures(made, truth, image), "seconds": made.seconds.get("total"), **_certainty(made, truth)}
+
+
+def _certainty(made: Prediction, truth: np.ndarray) -> Row:
+    """Return how sure a method was that says it: its score, and the bins of its calibration."""
+    row: Row = {}
+    if made.uncertainty is not None:
+        row["uncertainty"] = made.uncertainty
+    if made.probability is not None:
+        row["calibration"] = calibration_bins(made.probability, truth)
+    return row
 
 
 def _ask_all(

@@ -20,6 +20,7 @@ from medclipsam.training.plan import PLAN_FILE, Plan
 from medclipsam.training.uncertainty import (
     METHODS,
     Moments,
+    boundary_length,
     class_entropies,
     image_score,
     total_entropy,
@@ -138,7 +139,7 @@ class Ensemble:
         uncertainty: str = "class_entropy",
         members: int | None = None,
         probabilities: bool = False,
-        progress: Callable[[float], None] | None = None,
+        progress: Callable[[float, str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> NetworkResult:
         """Segment an image.
@@ -155,7 +156,7 @@ class Ensemble:
         probabilities : bool
             Whether the mean probabilities are returned.
         progress : callable, optional
-            Called with the share that is done.
+            Called with the share that is done, and what is being done.
         cancelled : callable, optional
             Asked between members; True stops the work.
 
@@ -193,7 +194,7 @@ class Ensemble:
                     moments.add(self._probabilities(member, inputs, mirror))
                     done += 1
                     if progress is not None:
-                        progress(done / total)
+                        progress(done / total, f"network, plane {planes[-1] + 1} of {image.n_planes}")
                 for place, index in enumerate(planes):
                     made.add(index, prepared, moments, place)
         except (MemoryError, RuntimeError) as error:
@@ -280,8 +281,6 @@ class _Collected:
     def result(self) -> NetworkResult:
         if self.map is None:
             return NetworkResult(self.labels, None, self.probabilities)
-        from medclipsam.training.uncertainty import boundary_length
-
         found = self.labels > 0
         scores = {"image": image_score(self.map, found)}
         for name, value in self.plan.classes.items():

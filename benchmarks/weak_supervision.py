@@ -1,0 +1,226 @@
+"""The claim of weak supervision, tested on phantoms: does a network trained on zero-shot masks beat those masks?
+
+For each of the paper's four tasks: the zero-shot pipeline; a network trained on its masks (pseudo-labels) of all
+training images; networks for which 5, 10, 25 and 100 % of these were replaced by the true masks. Each network is
+measured as an ensemble and by its last checkpoint alone. Phantoms are made harder than the demo's own: less contrast,
+and grain.
+
+    python benchmarks/weak_supervision.py OUT [--seeds 0 1 2] [--tasks ...] [--shares 0 5 10 25 100]
+
+Everything is resumed where an earlier call ended; each further call adds what is missing. The table is written anew
+after each network, as OUT/table.md and OUT/table.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import spearmanr
+
+from medclipsam.demo.data import FIRST_SEEDS, write_data
+from medclipsam.evaluation.data import Case, find_cases
+from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor
+from medclipsam.evaluation.runner import Methods, Plan, Row, prediction_path, read_results, run, slug
+from medclipsam.evaluation.statistics import compare_pairs
+from medclipsam.metrics import expected_calibration_error
+from medclipsam.options import ZeroShotOptions
+from medclipsam.targets import TargetSet
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
+from medclipsam.training.examples import Example
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.plan import make_plan
+from medclipsam.training.trainer import train
+from medclipsam.zeroshot import ZeroShot
+
+TASKS = ("breast tumour, ultrasound", "brain tumour, MRI", "lungs, x-ray", "lungs, CT")
+SHARES = (0, 5, 10, 25, 100)
+LAST = "last checkpoint"
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Test the claim of weak supervision on phantoms.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--images", type=int, default=80, help="phantoms of each task and split with its finding")
+    parser.add_argument("--absent", type=int, default=20, help="further ones without it (not for X-rays)")
+    parser.add_argument("--contrast", type=float, default=0.7, help="contrast of the phantoms, 1 for the demo's own")
+    parser.add_argument("--grain", type=float, default=15.0, help="standard deviation of the grain, of 255 grey values")
+    parser.add_argument("--first", type=int, nargs=2, help="first seeds of the training and test phantoms")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--shares", type=int, nargs="+", default=SHARES, help="percent of corrected training images")
+    parser.add_argument("--option", nargs="+", default=[], metavar="KEY=VALUE", help="options of the trainings")
+    given = parser.parse_args()
+    options = TrainingOptions.from_mapping(dict(entry.split("=", 1) for entry in given.option))
+    train_seed, test_seed = given.first or (FIRST_SEEDS["train"], FIRST_SEEDS["test"])
+    data = given.out / "data"
+    for split, first in (("train", train_seed), ("test", test_seed)):
+        draw(data, split, first, given.images, given.absent, given.contrast, given.grain)
+    targets = TargetSet.load()
+    cases = {split: find_cases(data, targets, split=split, only=list(TASKS)) for split in ("train", "test")}
+    predictor = ZeroShotPredictor(ZeroShot.load(), ZeroShotOptions())
+    for split in ("test", "train"):
+        run(cases[split], Plan(Methods(predictor)), given.out / f"zero-shot-{split}", show=True)
+    for seed in given.seeds:
+        for share in sorted(given.shares, key=lambda share: share not in (0, 100)):
+            for task in given.tasks:
+                measure(given.out, task, share, seed, cases, options, targets)
+                write_table(given.out, options)
+
+
+def draw(data: Path, split: str, first: int, images: int, absent: int, contrast: float, grain: float) -> None:
+    """Write the phantoms of a split, made harder: contrast about the image's mean, and grain of 0.7 pixels."""
+    done = data / f".{split}-done"
+    if done.is_file():
+        return
+    write_data(data, images, absent=absent, seed=first, split=split, show=True)
+    for path in sorted(data.glob(f"*/{split}_images/*.png")):
+        pixels = np.asarray(Image.open(path).convert("L"), dtype=np.float64)
+        rng = np.random.default_rng([int(path.stem.split("-")[1]), ord(path.stem[0])])
+        noise = ndimage.gaussian_filter(rng.standard_normal(pixels.shape), 0.7)
+        changed = (pixels - pixels.mean()) * contrast + pixels.mean() + noise * (grain / noise.std())
+        Image.fromarray(np.clip(np.rint(changed), 0, 255).astype(np.uint8)).save(path)
+    done.touch()
+
+
+def measure(
+    out: Path,
+    task: str,
+    share: int,
+    seed: int,
+    cases: dict[str, list[Case]],
+    options: TrainingOptions,
+    targets: TargetSet,
+) -> None:
+    """Train one network and measure it on the test images."""
+    name = f"{slug(task)}/{share:03d}-{seed}"
+    network, result = out / "networks" / name, out / "runs" / name
+    tests = [case for case in cases["test"] if case.task.name == task]
+    if len(read_results(result)) == len(tests):
+        return
+    options = TrainingOptions(**{**options.to_dict(), "seed": seed})
+    if not (network / ENSEMBLE_FILE).is_file():
+        examples = mixed(out, [case for case in cases["train"] if case.task.name == task], share, seed, options)
+        train(examples, make_plan(examples, {task.split(",")[0]: 1}, options), options, network)
+    ensemble = Ensemble.load(network)
+    methods = Methods(NetworkPredictor(ensemble, targets), {LAST: NetworkPredictor(ensemble, targets, members=1)})
+    run(tests, Plan(methods), result)
+
+
+def mixed(out: Path, cases: Sequence[Case], share: int, seed: int, options: TrainingOptions) -> list[Example]:
+    """Return training examples: a share with their true masks, drawn by the seed, the others with pseudo-labels.
+
+    The draws of one seed are nested: what 5 % holds, 10 % holds too.
+    """
+    zero = out / "zero-shot-train"
+    rows = {row["name"]: row for row in read_results(zero) if row["task"] == cases[0].task.name}
+    order = np.random.default_rng(seed).permutation(len(cases))
+    corrected = set(order[: round(len(cases) * share / 100)])
+    made = []
+    for place, case in enumerate(cases):
+        if place in corrected:
+            held = set(case.task.labels or ())
+            values = {value: int(value in held) for value in range(1, 256)}
+            example = Example(
+                case.name, case.image, case.mask, "final", case.task.modality, values, options.final_weight
+            )
+        else:
+            mask = prediction_path(zero, rows[case.name])
+            values = dict.fromkeys(range(1, 256), 1)
+            example = Example(
+                case.name, case.image, mask, "original", case.task.modality, values, options.original_weight
+            )
+        made.append(example)
+    return made
+
+
+def write_table(out: Path, options: TrainingOptions) -> None:
+    """Write what has been measured so far."""
+    zero = read_results(out / "zero-shot-test")
+    table: dict[str, Any] = {"options": options.resolved().to_dict(), "tasks": {}}
+    lines = [
+        "| task | masks | seeds | Dice | Dice - zero-shot | last checkpoint | ensemble - last "
+        "| ECE, ensemble | ECE, last | Spearman |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        base = {row["name"]: row for row in zero if row["task"] == task}
+        found = base.values()
+        if not base:
+            continue
+        mean = float(np.mean([row["dice"] for row in found]))
+        table["tasks"][task] = {"zero-shot": {"dice": mean, "images": len(base)}}
+        lines.append(f"| {task} | zero-shot | | {mean:.3f} | | | | | | |")
+        for share in SHARES:
+            runs = [
+                rows
+                for path in sorted((out / "runs" / slug(task)).glob(f"{share:03d}-*"))
+                if len(rows := read_results(path)) == len(base)
+            ]
+            if runs:
+                table["tasks"][task][f"{share} %"] = arm = figures(runs, base)
+                lines.append(_line(task, share, arm))
+    text = "\n".join(lines) + "\n"
+    for name, content in (("table.md", text), ("table.json", json.dumps(table, indent=1))):
+        part = out / f".{name}.part"
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, out / name)
+
+
+def figures(runs: Sequence[Sequence[Row]], base: dict[str, Row]) -> dict[str, Any]:
+    """Return the figures of one arm: each image's figure is its mean over the seeds, so that images are the units."""
+    names = [row["name"] for row in runs[0]]
+    units = [(row["folder"], row["name"]) for row in runs[0]]
+    dice = np.asarray([[row["dice"] for row in rows] for rows in runs])
+    last = np.asarray([[row["rungs"][LAST]["dice"] for row in rows] for rows in runs])
+    zero = [base[name]["dice"] for name in names]
+    over_zero = compare_pairs(zero, list(dice.mean(axis=0)), units)
+    over_last = compare_pairs(list(last.mean(axis=0)), list(dice.mean(axis=0)), units)
+    scores = [
+        float(spearmanr([row["uncertainty"] for row in rows], [1 - row["dice"] for row in rows]).statistic)
+        for rows in runs
+    ]
+    return {
+        "seeds": len(runs),
+        "images": len(names),
+        "dice": float(dice.mean()),
+        "dice_of_seeds": [float(value) for value in dice.mean(axis=1)],
+        "over_zero_shot": [over_zero.difference, over_zero.low, over_zero.high],
+        "last_checkpoint": float(last.mean()),
+        "over_last": [over_last.difference, over_last.low, over_last.high],
+        "ece": _calibration([[row["calibration"] for row in rows] for rows in runs]),
+        "ece_last": _calibration([[row["rungs"][LAST]["calibration"] for row in rows] for rows in runs]),
+        "spearman": scores,
+        "missed": int(sum(row["present"] and not row["found"] for rows in runs for row in rows)),
+        "found_absent": int(sum(not row["present"] and row["found"] for rows in runs for row in rows)),
+    }
+
+
+def _calibration(bins: Sequence[Sequence[Any]]) -> float:
+    """Return the mean over the seeds of the calibration error, pooled over all pixels of a seed's images."""
+    found = [expected_calibration_error(np.sum(np.asarray(rows), axis=0).tolist()) for rows in bins]
+    return float(np.mean([value for value in found if value is not None]))
+
+
+def _line(task: str, share: int, arm: dict[str, Any]) -> str:
+    def gap(values: Sequence[float]) -> str:
+        return f"{values[0]:+.3f} ({values[1]:+.3f} to {values[2]:+.3f})"
+
+    kind = "pseudo-labels" if share == 0 else f"{share} % corrected"
+    return (
+        f"| {task} | {kind} | {arm['seeds']} | {arm['dice']:.3f} | {gap(arm['over_zero_shot'])} "
+        f"| {arm['last_checkpoint']:.3f} | {gap(arm['over_last'])} | {arm['ece']:.4f} | {arm['ece_last']:.4f} "
+        f"| {np.nanmean(arm['spearman']):.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
