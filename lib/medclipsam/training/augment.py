@@ -127,7 +127,7 @@ class Augmenter:
             axes = [axis - 2 for axis in (0, 1) if flips[axis]]
             patch, mask = (patch.flip(axes), mask.flip(axes)) if axes else (patch, mask)
         else:
-            patch, mask = _resample(image, label, centre, self.patch, angle, scale, flips)
+            patch, mask = resample(image, label, centre, self.patch, angle, scale, flips)
         if self.enabled:
             patch = torch.as_tensor(self._grey(patch))
         return patch, mask.long()
@@ -152,7 +152,7 @@ def cut(
     return made, mask
 
 
-def _resample(
+def resample(
     image: torch.Tensor,
     label: torch.Tensor,
     centre: Sequence[float],
@@ -161,7 +161,7 @@ def _resample(
     scale: float,
     flips: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut a patch, turned by `angle` and enlarged by `scale` about its centre, in one resampling."""
+    """Cut a patch turned by `angle` (radians, anticlockwise) and enlarged by `scale` about its centre."""
     rows = (torch.arange(patch[0]) + 0.5 - patch[0] / 2) * (-1 if flips[0] else 1)
     columns = (torch.arange(patch[1]) + 0.5 - patch[1] / 2) * (-1 if flips[1] else 1)
     y, x = torch.meshgrid(rows, columns, indexing="ij")

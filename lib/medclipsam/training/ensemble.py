@@ -220,15 +220,18 @@ class Ensemble:
             made.append((torch.as_tensor(total) / len(variants))[0].float().cpu().numpy())
         return np.stack(made)
 
-    def _bring(self, members: Sequence[int]) -> Iterator[Network]:
-        """Yield the network with the weights of one member after another."""
+    def weights(self, member: int) -> dict[str, torch.Tensor]:
+        """Return the weights of one member, 0-based, as float32."""
         from safetensors import safe_open
 
         with safe_open(self.folder / ENSEMBLE_FILE, framework="pt") as file:
-            for index in members:
-                state = {name: file.get_tensor(f"{index}.{name}") for name in self._network.state_dict()}
-                self._network.load_state_dict(state)
-                yield self._network
+            return {name: file.get_tensor(f"{member}.{name}").float() for name in self._network.state_dict()}
+
+    def _bring(self, members: Sequence[int]) -> Iterator[Network]:
+        """Yield the network with the weights of one member after another."""
+        for index in members:
+            self._network.load_state_dict(self.weights(index))
+            yield self._network
 
     def _group(self, prepared: PreparedImage, uncertainty: str) -> int:
         """Return how many planes fit the memory together."""

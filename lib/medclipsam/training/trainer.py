@@ -36,7 +36,7 @@ from torch import nn
 from medclipsam import __version__
 from medclipsam.errors import CancelledError, TrainingError
 from medclipsam.training.augment import Augmenter
-from medclipsam.training.ensemble import ENSEMBLE_FILE, sliding_logits, write_members
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of
 from medclipsam.training.network import Network, SegmentationLoss
 from medclipsam.training.options import TrainingOptions
@@ -90,6 +90,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     resume: bool = True,
+    start: Path | None = None,
 ) -> Path:
     """Train a network.
 
@@ -111,6 +112,8 @@ def train(
         Asked between steps; True ends the training, which can be resumed.
     resume : bool
         Go on with what an earlier call left in the folder; else it is thrown away.
+    start : pathlib.Path, optional
+        Folder of an earlier network of the same architecture, whose last checkpoint the training starts from.
 
     Returns
     -------
@@ -122,16 +125,16 @@ def train(
     InputError
         If an example cannot be used.
     TrainingError
-        If memory is short, the loss is no number, or the folder holds another training.
+        If memory is short, the loss is no number, the folder holds another training, or the network to start from has
+        another architecture.
     CancelledError
         If it was stopped.
     """
     options = options.resolved()
     check_examples(examples)
-    rank, world = _place()
+    first = None if start is None else Ensemble.load(start, device="cpu")
     with memory_errors(options, plan):
-        work = _Work(list(examples), list(validation), plan, options, Path(folder), rank, world, progress, should_stop)
-        work.run(resume)
+        _Work(list(examples), list(validation), plan, options, Path(folder), progress, should_stop, first).run(resume)
     return Path(folder)
 
 
@@ -145,23 +148,23 @@ class _Work:
         plan: Plan,
         options: TrainingOptions,
         folder: Path,
-        rank: int,
-        world: int,
         progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool] | None,
+        start: Ensemble | None,
     ) -> None:
         assert options.epochs is not None
         assert options.iterations is not None
         self.examples, self.validation = examples, validation
         self.plan, self.options, self.folder = plan, options, folder
-        self.rank, self.world = rank, world
+        self.rank, self.world = _place()
         self.progress, self.should_stop = progress, should_stop
+        self.start = start
         self.schedule = Schedule.from_options(options)
         self.epochs, self.iterations = options.epochs, options.iterations
         self.device = torch.device(options.device)
-        if self.device.type == "cuda" and self.device.index is None and world > 1:
-            self.device = torch.device("cuda", rank % torch.cuda.device_count())
-        self.batch = max(1, plan.batch_size // world)
+        if self.device.type == "cuda" and self.device.index is None and self.world > 1:
+            self.device = torch.device("cuda", self.rank % torch.cuda.device_count())
+        self.batch = max(1, plan.batch_size // self.world)
         self.half = options.amp and self.device.type == "cuda"
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -173,11 +176,23 @@ class _Work:
         planes, seen = self._planes(key)
         with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
             torch.manual_seed(self.options.seed)
-            network = Network(self.plan).to(self.device)
+            network = Network(self.plan)
+            if self.start is not None:
+                self._start_from(network, self.start)
+            network.to(self.device)
             self._train(network, planes, seen, key)
         if self.rank == 0:
             self._finish(key)
         self._wait()
+
+    def _start_from(self, network: Network, start: Ensemble) -> None:
+        try:
+            network.load_state_dict(start.weights(start.members - 1))
+        except RuntimeError as error:
+            raise TrainingError(
+                f"The training cannot start from the network in {start.folder}, which has another plan: plan with the "
+                "same options, classes and kind of images, or start from nothing."
+            ) from error
 
     def _train(self, network: Network, planes: PlaneStore, seen: PlaneStore | None, key: str) -> None:
         options = self.options
@@ -353,6 +368,7 @@ class _Work:
         options = {name: value for name, value in self.options.to_dict().items() if name not in _FREE}
         parts = [__version__, self.plan.to_json(), json.dumps(options), str(self.world)]
         parts += [identity_of(self.examples), identity_of(self.validation)]
+        parts += [] if self.start is None else [self.start.identity]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _claim(self, key: str, resume: bool) -> bool:
@@ -403,6 +419,7 @@ class _Work:
             "torch": torch.__version__,
             "options": self.options.to_dict(),
             "seed": self.options.seed,
+            "start": None if self.start is None else self.start.identity,
             "members": [epoch + 1 for epoch in kept],
             "images": {kind: sum(each.kind == kind for each in self.examples) for kind in ("final", "original")},
             "validation_images": len(self.validation),
