@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from medclipsam.encoders import Fit, fit_plane
 from medclipsam.sam import MaskResult
@@ -280,3 +281,84 @@ def _damaged(content: bytes, chance: random.Random) -> bytes:
 def damaged() -> Callable[[bytes, random.Random], bytes]:
     """Return the function that damages the bytes of a file in one of many ways."""
     return _damaged
+
+
+DISC_SIDE = 48
+DISC = 1  # the label of "breast tumour"
+
+# A training of seconds on one core, and enough for discs.
+TINY_TRAINING: dict[str, Any] = {
+    "epochs": 6,
+    "cycles": 2,
+    "keep": 2,
+    "iterations": 12,
+    "base_filters": 4,
+    "max_filters": 16,
+    "max_patch": 32,
+    "max_side": 48,
+    "batch_size": 4,
+    "device": "cpu",
+}
+
+
+def draw_disc(seed: int, *, absent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture, uint8 [48, 48], and its mask, uint8 [48, 48] of 0 and `DISC`."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.ogrid[:DISC_SIDE, :DISC_SIDE]
+    row, column = rng.uniform(14, DISC_SIDE - 14, 2)
+    inside = (rows - row) ** 2 + (columns - column) ** 2 <= rng.uniform(6, 11) ** 2
+    if absent:
+        inside = np.zeros_like(inside)
+    picture = np.clip(rng.normal(70, 15, (DISC_SIDE, DISC_SIDE)) + 110 * inside, 0, 255)
+    return picture.astype(np.uint8), inside.astype(np.uint8) * DISC
+
+
+def evidence(name: str = "breast tumour", **more: Any) -> dict[str, Any]:
+    """Return what the server saves with a pseudo-label."""
+    target = {"name": name, "label": DISC, "found": True, "presence_score": 0.9, "presence_threshold": 0.5}
+    target.update({"sam_score": 0.95, **more})
+    return {"model": "text_prompt", "params": {"label_names": {name: DISC}, "targets": [target]}}
+
+
+class Discs:
+    """A studies folder of bright discs on noise, which a tiny network learns in seconds, as the server keeps it."""
+
+    draw = staticmethod(draw_disc)
+    evidence = staticmethod(evidence)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def add(self, name: str, seed: int, kind: str | None, *, info: dict[str, Any] | None = None, **how: Any) -> None:
+        """Write an image and, for a kind "final" or "original", its label."""
+        picture, mask = draw_disc(seed, **how)
+        Image.fromarray(picture).save(self.folder / f"{name}.png")
+        if kind is not None:
+            self.label(name, mask, kind, info)
+
+    def label(self, name: str, mask: np.ndarray, kind: str, info: dict[str, Any] | None = None) -> Path:
+        """Write a label and what is saved with it."""
+        place = self.folder / "labels" / kind
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(place / f"{name}.png")
+        file = self.folder / "datastore_v2.json"
+        content = (
+            json.loads(file.read_text()) if file.is_file() else {"name": "discs", "description": "", "objects": {}}
+        )
+        entry = content["objects"].setdefault(name, {"image": {"info": {}}, "labels": {}})
+        entry["labels"][kind] = {"ext": ".png", "info": info or {}}
+        file.write_text(json.dumps(content))
+        return place / f"{name}.png"
+
+
+@pytest.fixture(scope="session")
+def make_discs() -> Callable[[Path], Discs]:
+    """Return the function that begins a studies folder of discs."""
+    return Discs
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Return options of a training that takes seconds."""
+    return dict(TINY_TRAINING)

@@ -1,4 +1,4 @@
-"""The command `medclipsam`: segment, serve, evaluate, doctor, demo, weights, targets.
+"""The command `medclipsam`: segment, serve, evaluate, train, doctor, demo, weights, targets.
 
 Bad input is one line on standard error and exit code 2; an absent target is an empty mask, a sentence and exit code 0.
 """
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from medclipsam import __version__
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
+from medclipsam.server.workspace import default_workspace
+from medclipsam.training.command import add_train
 
 if TYPE_CHECKING:
     from medclipsam.zeroshot import ZeroShot
@@ -145,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     _add_evaluate(commands)
+    add_train(commands, default_workspace)
 
     demo = commands.add_parser("demo", help="make phantoms to try things on")
     made = demo.add_subparsers(dest="action", required=True, parser_class=_Parser)

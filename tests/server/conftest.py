@@ -107,6 +107,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     return pipelines
 
 
+@pytest.fixture(autouse=True)
+def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep workspaces that no test names out of the user's own folder."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
 @pytest.fixture
 def picture() -> np.ndarray:
     """uint8 [40, 60] with a bright box in rows 10..19 and columns 30..49."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +58,9 @@ def small() -> TrainingOptions:
         max_patch=32,
         batch_size=4,
     )
+
+
+@pytest.fixture
+def studies(tmp_path: Path, make_discs: Callable[[Path], Any]) -> Any:
+    """A studies folder without an image."""
+    return make_discs(tmp_path / "studies")

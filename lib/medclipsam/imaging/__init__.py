@@ -1,5 +1,6 @@
 """Image files to display planes, and masks back to the files' own geometry."""
 
+from medclipsam.imaging.dicom import read_origin
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import read_mask
@@ -15,6 +16,7 @@ __all__ = [
     "find_images",
     "read_image",
     "read_mask",
+    "read_origin",
     "write_evidence",
     "write_map",
     "write_mask",

@@ -73,6 +73,7 @@ _LUT_ELEMENTS = (
     *(f"Segmented{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue", "Alpha")),
 )
 
+_ORIGIN_TAGS = ["PatientID", "StudyInstanceUID", "Modality"]
 _HEADER_TAGS = [
     "SOPClassUID",
     "SeriesInstanceUID",
@@ -113,6 +114,35 @@ def read_header(path: Path) -> Dataset | None:
     if not header.get("Rows") or header.get("Modality") in NOT_IMAGES:
         return None
     return header
+
+
+def read_origin(path: Path) -> tuple[str | None, str | None, str | None]:
+    """Return patient, study and modality of a DICOM file or a folder with one series; None for each that is not said.
+
+    Parameters
+    ----------
+    path : Path
+        Image file or series folder; a file of another format says none of them.
+
+    Returns
+    -------
+    patient : str or None
+        PatientID.
+    study : str or None
+        StudyInstanceUID.
+    modality : str or None
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file() or not looks_like_dicom(file):
+            continue
+        try:
+            header = _dcmread(file, stop_before_pixels=True, specific_tags=_ORIGIN_TAGS)
+        except Exception:
+            continue
+        patient, study, modality = (str(header.get(tag) or "").strip() or None for tag in _ORIGIN_TAGS)
+        return patient, study, modality
+    return None, None, None
 
 
 def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:

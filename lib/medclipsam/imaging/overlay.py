@@ -115,6 +115,7 @@ def write_evidence(
     plane: int,
     prompt: Mapping[str, Any] | None = None,
     window: Window | None = None,
+    what: str = "saliency and prompt",
 ) -> Path:
     """Write a PNG that shows where one target's mask comes from: saliency map and prompts, and beside them the mask.
 
@@ -136,6 +137,8 @@ def write_evidence(
         `boxes` [K, 4], `points` [M, 2] and `point_labels` [M] as SAM was given them, in pixels of the plane.
     window : Window, optional
         Grey window, see `MedicalImage.plane`.
+    what : str
+        What the map and the marks on it are.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def write_evidence(
     for tile in tiles:
         _draw_prompt(tile, prompt or {}, scale)
     where = f", plane {plane} of 0-{image.n_planes - 1}" if image.is_volume else ""
-    _caption(tiles[0], f"saliency and prompt{where}")
+    _caption(tiles[0], f"{what}{where}")
     _caption(tiles[1], "mask")
     picture = _with_legend(_sheet(tiles), [(name, COLOURS[0], bool(mask.any()))])
     replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))

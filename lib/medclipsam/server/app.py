@@ -17,6 +17,8 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 
 import medclipsam
 from medclipsam.errors import InputError, MedClipSamError, TargetError
@@ -30,11 +32,18 @@ from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.labels import LabelCheck
 from medclipsam.server.names import checked_name, checked_tag
+from medclipsam.server.networks import NetworkTask, SharedNetworks
 from medclipsam.server.present import LastMasks
 from medclipsam.server.requests import check_monai_label_keys, flag
 from medclipsam.server.shared import SharedPipeline
+from medclipsam.server.strategy import RandomSample
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
+from medclipsam.server.trainer import NetworkTrainer
+from medclipsam.server.workspace import default_workspace
 from medclipsam.targets import TargetSet, label_table
+from medclipsam.training.names import DEFAULT_NAME
+from medclipsam.training.store import NetworkStore
+from medclipsam.weights import MemoryNeed
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +100,28 @@ class MedClipSamApp(MONAILabelApp):
 
     @property
     def model_names(self) -> list[str]:
-        """Names of the infer tasks."""
-        return list(self._infers)
+        """Names of the infer tasks that are served."""
+        return [name for name, task in self._served().items() if task.is_valid()]
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients are told."""
+        self._served()
+        return dict(super().info())
+
+    def _served(self) -> dict[str, InferTask]:
+        """Return the infer tasks, with those of networks that were published since."""
+        for name in self.networks.store.names():
+            if name not in self._infers:
+                self._infers[name] = NetworkTask(name, self.networks, **self._shared)
+        return dict(self._infers)
+
+    def _networks_folder(self) -> Path:
+        if self.app_conf.networks:
+            return Path(self.app_conf.networks).expanduser().absolute()
+        studies = self.studies
+        if not studies.startswith(("http://", "https://")):
+            studies = str(Path(studies).expanduser().resolve())
+        return default_workspace(studies) / "networks"
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
@@ -100,7 +129,11 @@ class MedClipSamApp(MONAILabelApp):
         self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
         images, masks = self.images, LastMasks()
         self.evidence = EvidenceStore(images)
-        shared: Any = {"images": images, "masks": masks, "evidence": self.evidence}
+        shared: dict[str, Any] = {"images": images, "masks": masks, "evidence": self.evidence}
+        self._shared = shared
+        self.networks = SharedNetworks(NetworkStore(self._networks_folder()), self.app_conf.device)
+        # drawn before there is any label
+        self.networks.store.split(self.app_conf.split)
         tasks: dict[str, InferTask] = {
             TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
@@ -111,7 +144,17 @@ class MedClipSamApp(MONAILabelApp):
                 raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
             label = {target.name: target.label}
             tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, **shared)
+        # there before it is trained, so that it is listed as soon as it is published
+        tasks[DEFAULT_NAME] = NetworkTask(DEFAULT_NAME, self.networks, **shared)
         return tasks
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Return the trainer of networks."""
+        return {DEFAULT_NAME: NetworkTrainer(self.targets, self.networks.store, self.app_conf.device)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Return the strategies that say what to label next."""
+        return {"random": RandomSample(self.networks.store)}
 
     def init_batch_infer(self) -> BatchInferTask:
         """Return the batch task."""
@@ -222,11 +265,18 @@ class MedClipSamApp(MONAILabelApp):
         Raises
         ------
         fastapi.HTTPException
-            404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes.
+            404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes; in a
+            sub-process SystemExit, since its last lines of output are what the client is shown.
         """
-        with as_http():
+        try:
             self.check_trainer(request)
-            return super().train(request)
+            return dict(super().train(request))
+        except MedClipSamError as error:
+            if self._server_mode:
+                with as_http():
+                    raise
+            logger.error("%s", error)
+            raise SystemExit(2) from None
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run one of the scoring methods that `/info/` lists.
@@ -247,6 +297,13 @@ class MedClipSamApp(MONAILabelApp):
         if trainer is None:
             raise UnknownError(f"Trainer {model!r} is not served; allowed: {_list(self._trainers)}.")
         check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
+        if isinstance(trainer, NetworkTrainer):
+            trainer.check(request)
+
+    def training_need(self, request: dict[str, Any]) -> MemoryNeed | None:
+        """Return what the training of a checked request takes; None where it is not known."""
+        trainer = self._trainers[request["model"]]
+        return trainer.need(request) if isinstance(trainer, NetworkTrainer) else None
 
     def check_scoring(self, request: dict[str, Any]) -> None:
         """Raise `InputError` where `scoring` would refuse a request."""
@@ -256,7 +313,7 @@ class MedClipSamApp(MONAILabelApp):
             raise UnknownError(f"Scoring method {method!r} is not served; allowed: {_list(self._scoring_methods)}.")
         check_keys(request, {"method", *(task.info().get("config") or {}), *_RUN_KEYS}, f"scoring method {method}")
 
-    def task(self, model: Any) -> ZeroShotTask | RefineTask:
+    def task(self, model: Any) -> ZeroShotTask | RefineTask | NetworkTask:
         """Return an infer task.
 
         Raises
@@ -264,9 +321,9 @@ class MedClipSamApp(MONAILabelApp):
         UnknownError
             If there is none of that name.
         """
-        task = self._infers.get(model) if isinstance(model, str) else None
-        if not isinstance(task, (ZeroShotTask, RefineTask)):
-            raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self._infers)}.")
+        task = self._served().get(model) if isinstance(model, str) else None
+        if not isinstance(task, (ZeroShotTask, RefineTask, NetworkTask)) or not task.is_valid():
+            raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self.model_names)}.")
         return task
 
     def image_path(self, image: Any, datastore: Datastore | None = None) -> Path:

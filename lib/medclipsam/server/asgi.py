@@ -28,7 +28,7 @@ from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import UnauthenticatedError, headers_of, status_of
 from medclipsam.server.metrics import METRICS, CountInfers
 from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
-from medclipsam.server.routes import datastore, infer, login, pages, proxy, sessions, tasks
+from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, sessions, tasks
 from medclipsam.server.work import WorkQueue
 
 
@@ -43,6 +43,7 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         pages.router,
         infer.router,
         tasks.router,
+        networks.router,
         datastore.router,
         sessions.router,
         proxy.router,

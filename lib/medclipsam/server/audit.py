@@ -73,6 +73,10 @@ class AuditFile:
         """Note that a label was saved or removed: `event` is "label saved", "label removed" or "image removed"."""
         self._note(event, image=image, tag=tag, model=model, weights=_hashes(weights))
 
+    def network(self, event: str, name: str, version: int) -> None:
+        """Note that another network is served."""
+        self._note(event, model=name, version=version)
+
     def _note(self, event: str, **fields: Any) -> None:
         if self._path is None:
             return

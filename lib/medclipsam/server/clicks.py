@@ -17,11 +17,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam import __version__
 from medclipsam.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
-from medclipsam.options import ZeroShotOptions
 from medclipsam.refine import Clicks, RefineResult
 from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.present import LastMasks, client_of
-from medclipsam.server.requests import MODALITIES, MONAI_LABEL_KEYS, SegmentRequest, flag
+from medclipsam.server.requests import MODALITIES, SegmentRequest, flag
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table
@@ -96,13 +95,8 @@ class RefineRequest:
         box = _points("box", given.pop("box", None)) or None
         use_last_mask = flag(given, "use_last_mask", default=True)
         given.pop("use_last_mask", None)
-        unknown = given.keys() - MONAI_LABEL_KEYS - {"modality"}
-        if unknown:
-            key = min(unknown)
-            raise OptionError(
-                key, given[key], "the keys foreground, background, box, label, modality, use_last_mask and the labels"
-            )
-        answer = SegmentRequest.from_mapping(given, ZeroShotOptions(), takes_text=False)
+        own = ("foreground", "background", "box", "label", "use_last_mask", "the labels")
+        answer = SegmentRequest.from_answer(given, own)
         return cls(
             {name: marked for name, marked in points.items() if marked},
             foreground,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from medclipsam.errors import OptionError
 from medclipsam.options import ZeroShotOptions
+from medclipsam.training.split import Split
 
 # What a server lets its clients have: key -> (least, greatest), all whole numbers.
 _LIMITS: dict[str, tuple[int, int]] = {
@@ -19,7 +20,10 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
-_APP_KEYS = ("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models")
+_APP_KEYS = (
+    *("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models"),
+    *("networks", "validation_share", "validation_seed"),
+)
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
@@ -88,6 +92,10 @@ class AppConf:
         Whether the notes hold the texts that were asked for.
     release_models : bool
         Whether the server drops its models where a training or a batch would not fit beside them.
+    networks : str or None
+        Folder of the trained networks; None takes the one of the studies' default workspace.
+    split : Split or None
+        How the patients that networks are validated with are drawn; None takes what was kept, or the defaults.
     """
 
     targets: tuple[str, ...] = ()
@@ -99,6 +107,8 @@ class AppConf:
     audit_file: str | None = None
     audit_text: bool = False
     release_models: bool = False
+    networks: str | None = None
+    split: Split | None = None
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -131,9 +141,27 @@ class AppConf:
             targets_files=split_names(chosen.pop("targets_file", "")),
             limits=Limits.from_strings(limits),
             audit_file=chosen.pop("audit_file", "").strip() or None,
+            networks=chosen.pop("networks", "").strip() or None,
+            split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),
         )
+
+
+def _split(share: str | None, seed: str | None) -> Split | None:
+    if share is None and seed is None:
+        return None
+    default, given = Split(), {}
+    for key, text, number in (("validation_share", share, float), ("validation_seed", seed, int)):
+        try:
+            given[key] = None if text is None else number(str(text))
+        except ValueError:
+            raise OptionError(key, text, "a number") from None
+    wanted_share, wanted_seed = given["validation_share"], given["validation_seed"]
+    return Split(
+        default.seed if wanted_seed is None else int(wanted_seed),
+        default.share if wanted_share is None else float(wanted_share),
+    )
 
 
 def _switch(key: str, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an answer's masks rest on, to look at: saliency maps and pictures under addresses that expire.
+"""What an answer's masks rest on, to look at: maps of saliency or uncertainty and pictures under addresses that expire.
 
 A map is kept as the pipeline makes it, in a file of its own; the files that are asked for are made at their first
 request, so that an answer does not wait for what nobody looks at.
@@ -31,11 +31,11 @@ from medclipsam.imaging import MedicalImage, Window, write_evidence, write_map
 from medclipsam.server.access import requires
 from medclipsam.server.http import UnknownError
 from medclipsam.server.images import ImageReader, Signature, is_upload, signature
-from medclipsam.zeroshot import TargetEvidence, ZeroShotResult
+from medclipsam.zeroshot import ZeroShotResult
 
 MAX_BYTES = 2 * 2**30
 MAX_SECONDS = 3600.0
-SALIENCY, OVERLAY = "saliency.nii.gz", "overlay.png"
+SALIENCY, UNCERTAINTY, OVERLAY = "saliency.nii.gz", "uncertainty.nii.gz", "overlay.png"
 _MAPS = "maps.bin"
 _GONE = "There is no such evidence, or it has expired; ask for the mask again."
 
@@ -44,17 +44,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Kept:
-    """One target of one answer."""
+    """One map of one answer, and the mask that belongs to it."""
 
     folder: Path
     source: Path
     modality: str | None
     image: Signature
-    target: TargetEvidence
+    name: str
     planes: list[int]
     mask: bytes
     shape: tuple[int, int, int]
     until: float
+    kind: str = SALIENCY
+    # what a picture shows as its brightest
+    brightest: float = 1.0
+    window: tuple[float, float] | None = None
+    prompts: dict[int, dict[str, Any]] = field(default_factory=dict)
     making: threading.Lock = field(default_factory=threading.Lock)
 
     def map(self, plane: int | None = None) -> np.ndarray:
@@ -69,6 +74,11 @@ class _Kept:
         """Return the target's mask, bool [N, H, W]."""
         bits = np.frombuffer(zlib.decompress(self.mask), np.uint8)
         return np.unpackbits(bits, count=math.prod(self.shape)).reshape(self.shape).astype(bool)
+
+    @property
+    def what(self) -> str:
+        """What the map is: "saliency" or "uncertainty"."""
+        return self.kind.split(".")[0]
 
     @property
     def nbytes(self) -> int:
@@ -154,36 +164,90 @@ class EvidenceStore:
         """
         draft.close()
         addresses: dict[str, dict[str, Any]] = {}
-        now = self._clock()
         for target in result.targets:
-            folder = draft.folders.get(target.name)
-            if folder is None or not draft.planes[target.name]:
-                continue
-            mask = np.packbits(result.labels == target.label)
-            kept = _Kept(
-                folder=folder,
-                source=source,
-                modality=modality,
-                image=signature(source),
-                target=target,
-                planes=draft.planes[target.name],
-                mask=zlib.compress(mask.tobytes(), 1),
-                shape=draft.shape,
-                until=now + self.max_seconds,
-            )
-            if is_upload(source):  # it is gone as soon as the answer has been sent
-                for name in (SALIENCY, OVERLAY):
-                    _make(kept, name, image, None)
-            token = secrets.token_urlsafe(24)
-            with self._lock:
-                self._kept[token] = kept
-            addresses[target.name] = {
-                "saliency": f"{self._address}/evidence/{token}/{SALIENCY}",
-                "overlay": f"{self._address}/evidence/{token}/{OVERLAY}",
-                "expires_in": int(self.max_seconds),
-            }
+            if target.name in draft.folders and draft.planes[target.name]:
+                mask = result.labels == target.label
+                kept = self._kept_of(draft, target.name, mask, source, modality)
+                kept.window = target.window
+                kept.prompts = {each.plane: each.prompt for each in target.planes}
+                addresses[target.name] = self._add(kept, image)
         self._prune()
         return addresses
+
+    def keep_uncertainty(
+        self,
+        image: MedicalImage,
+        values: np.ndarray,
+        mask: np.ndarray,
+        name: str,
+        source: Path,
+        modality: str | None = None,
+        *,
+        brightest: float = 1.0,
+    ) -> dict[str, Any] | None:
+        """Keep an uncertainty map.
+
+        Parameters
+        ----------
+        image : MedicalImage
+            The image.
+        values : numpy.ndarray
+            The map, float [N, H, W] in display orientation.
+        mask : numpy.ndarray
+            What was found, bool [N, H, W].
+        name : str
+            What it was looked for.
+        source, modality
+            What `image` was read from and with.
+        brightest : float
+            The value that a picture shows as its brightest.
+
+        Returns
+        -------
+        dict or None
+            The addresses `uncertainty` and `overlay`, and `expires_in`, seconds; None while the store is closed, or
+            where the disk is full.
+        """
+        draft = self.begin(image)
+        if draft is None:
+            return None
+        for plane, each in enumerate(values):
+            draft.add(name, plane, each)
+        draft.close()
+        if not draft.planes.get(name):
+            return None
+        kept = self._kept_of(draft, name, mask, source, modality)
+        kept.kind, kept.brightest = UNCERTAINTY, brightest
+        addresses = self._add(kept, image)
+        self._prune()
+        return addresses
+
+    def _kept_of(self, draft: Draft, name: str, mask: np.ndarray, source: Path, modality: str | None) -> _Kept:
+        return _Kept(
+            folder=draft.folders[name],
+            source=source,
+            modality=modality,
+            image=signature(source),
+            name=name,
+            planes=draft.planes[name],
+            mask=zlib.compress(np.packbits(mask).tobytes(), 1),
+            shape=draft.shape,
+            until=self._clock() + self.max_seconds,
+        )
+
+    def _add(self, kept: _Kept, image: MedicalImage) -> dict[str, Any]:
+        """Give evidence its addresses."""
+        if is_upload(kept.source):  # it is gone as soon as the answer has been sent
+            for name in (kept.kind, OVERLAY):
+                _make(kept, name, image, None)
+        token = secrets.token_urlsafe(24)
+        with self._lock:
+            self._kept[token] = kept
+        return {
+            kept.what: f"{self._address}/evidence/{token}/{kept.kind}",
+            "overlay": f"{self._address}/evidence/{token}/{OVERLAY}",
+            "expires_in": int(self.max_seconds),
+        }
 
     def file(self, token: str, name: str, plane: int | None = None) -> Path:
         """Return the file of an address, made now if nobody has asked for it before.
@@ -192,7 +256,7 @@ class EvidenceStore:
         ----------
         token : str
             The secret part of the address.
-        name : {"saliency.nii.gz", "overlay.png"}
+        name : {"saliency.nii.gz", "uncertainty.nii.gz", "overlay.png"}
             Which file.
         plane : int, optional
             Plane of the picture; by default the one with most of the mask.
@@ -207,12 +271,10 @@ class EvidenceStore:
         self._prune()
         with self._lock:
             kept = self._kept.get(token)
-        if kept is None:
+        if kept is None or name not in (kept.kind, OVERLAY):
             raise UnknownError(_GONE)
         if plane is not None and plane not in kept.planes:
-            raise InputError(
-                f"Plane {plane} has no saliency map of {kept.target.name!r}; allowed: {_ranges(kept.planes)}."
-            )
+            raise InputError(f"Plane {plane} has no {kept.what} map of {kept.name!r}; allowed: {_ranges(kept.planes)}.")
         with kept.making:
             path = kept.folder / _file_name(name, plane)
             if not path.exists():
@@ -312,7 +374,11 @@ def evidence_router(store: Callable[[], EvidenceStore]) -> APIRouter:
     def saliency(token: str) -> Response:
         return _answer(store().file(token, SALIENCY), "application/gzip")
 
-    @router.get("/{token}/" + OVERLAY, summary="Picture of a target's saliency map, prompt and mask", responses=missing)
+    @router.get("/{token}/" + UNCERTAINTY, summary="A network's uncertainty, on the image's voxels", responses=missing)
+    def uncertainty(token: str) -> Response:
+        return _answer(store().file(token, UNCERTAINTY), "application/gzip")
+
+    @router.get("/{token}/" + OVERLAY, summary="Picture of a map and the mask", responses=missing)
     def overlay(token: str, plane: int | None = None) -> Response:
         return _answer(store().file(token, OVERLAY, plane), "image/png")
 
@@ -330,23 +396,22 @@ def _answer(path: Path, kind: str) -> Response:
 def _make(kept: _Kept, name: str, image: MedicalImage, plane: int | None) -> None:
     """Make one of the files of a target's evidence."""
     path = kept.folder / _file_name(name, plane)
-    if name == SALIENCY:
+    if name == kept.kind:
         write_map(kept.map(), image, path)
     else:
         masks = kept.masks()
         if plane is None:
             plane = max(kept.planes, key=lambda each: int(masks[each].sum()))
-        seen = {each.plane: each.prompt for each in kept.target.planes}
-        window = Window(*kept.target.window) if kept.target.window else None
         write_evidence(
             masks[plane],
-            kept.map(plane),
+            kept.map(plane) / kept.brightest,
             image,
-            kept.target.name,
+            kept.name,
             path,
             plane=plane,
-            prompt=seen.get(plane),
-            window=window,
+            prompt=kept.prompts.get(plane),
+            window=Window(*kept.window) if kept.window else None,
+            what="saliency and prompt" if kept.kind == SALIENCY else kept.what,
         )
     path.chmod(0o600)
 

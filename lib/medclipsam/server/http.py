@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from fastapi import HTTPException
 
 from medclipsam.errors import CancelledError, InputError, MedClipSamError
+from medclipsam.training.lock import TrainingRunsError
+from medclipsam.training.store import UnknownNetworkError
 
 
 class UnknownError(InputError):
@@ -60,11 +62,13 @@ _STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
     (UnauthenticatedError, 401),
     (ForbiddenError, 403),
     (UnknownError, 404),
+    (UnknownNetworkError, 404),
     (ConflictError, 409),
     (CancelledError, 409),
     (TooLargeError, 413),
     (UpstreamError, 502),
     (AlreadyRunningError, 429),
+    (TrainingRunsError, 429),
     (BusyError, 503),
     (MedClipSamError, 400),
 )

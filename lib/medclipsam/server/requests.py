@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,20 @@ class SegmentRequest:
             compress=flag(request, "result_compress", default=True),
             modality=modality,
         )
+
+    @classmethod
+    def from_answer(cls, request: Mapping[str, Any], allowed: Sequence[str] = ()) -> SegmentRequest:
+        """Check what is left of a request once a task has taken its own options: the answer's format, the modality.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown, `allowed` being the task's own, or a value is not allowed.
+        """
+        for key in request:
+            if key not in MONAI_LABEL_KEYS and key != "modality":
+                raise OptionError(key, request[key], "the keys " + ", ".join(sorted({*allowed, "modality"})))
+        return cls.from_mapping(request, ZeroShotOptions(), takes_text=False)
 
 
 def option_table(defaults: ZeroShotOptions) -> dict[str, Any]:

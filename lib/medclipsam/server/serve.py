@@ -124,6 +124,7 @@ def serve(
         _check_models(typed)
         _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
         settings.setdefault("audit_file", str(space.audit))
+        settings.setdefault("networks", str(space.networks))
         _set_environment(space)
         warning = cpu_warning(Machine.look(), typed.device)
         if warning:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TextIO
 
 from medclipsam.errors import InputError
+from medclipsam.training.lock import holder_of
 
 # What MONAI Label loads as the app; the repository's apps/medclipsam/main.py is the same for the stock start command.
 _MAIN = "from medclipsam.server.app import MedClipSamApp\n\n__all__ = ['MedClipSamApp']\n"
@@ -45,8 +46,10 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
             self._lock = self._acquire()
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            for part in (self.app, self.temporary, self.sessions, self.dicomweb):
+            # a training that outlived the server before still works in it
+            if holder_of(self.networks) is None:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+            for part in (self.app, self.temporary, self.sessions, self.dicomweb, self.networks):
                 part.mkdir(exist_ok=True)
             (self.app / "main.py").write_text(_MAIN)
         except OSError as error:
@@ -61,7 +64,7 @@ class Workspace:
 
     @property
     def temporary(self) -> Path:
-        """Uploads and results on their way; emptied at each start."""
+        """Uploads and results on their way; emptied at each start, but where a training still runs."""
         return self.folder / "tmp"
 
     @property
@@ -73,6 +76,11 @@ class Workspace:
     def dicomweb(self) -> Path:
         """Series fetched from a DICOMweb server."""
         return self.folder / "dicomweb"
+
+    @property
+    def networks(self) -> Path:
+        """Trained networks."""
+        return self.folder / "networks"
 
     @property
     def audit(self) -> Path:

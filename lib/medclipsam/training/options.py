@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from medclipsam.errors import OptionError
 
@@ -46,20 +46,77 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-def _number(default: float | None, low: float, high: float) -> Any:
+def number(default: float | None, low: float, high: float) -> Any:
+    """Return a field that is a number in a range, both bounds allowed."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
-def _whole(default: int | None, low: int, high: int) -> Any:
+def whole(default: int | None, low: int, high: int) -> Any:
+    """Return a field that is a whole number in a range, both bounds allowed."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": True})
 
 
-def _choice(default: str | None, *choices: str) -> Any:
+def choice(default: str | None, *choices: str) -> Any:
+    """Return a field that is one of a few words."""
     return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class CheckedOptions:
+    """Options whose fields are checked by their types and metadata when they are made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._check(field)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Make options from strings or JSON values.
+
+        A list stands for a drop-down that nobody touched and means its first entry; an empty string, "auto" (where
+        None is allowed) or None means the default.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown, or a value is of the wrong type or out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        chosen: dict[str, Any] = {}
+        for key, given in values.items():
+            if key not in fields:
+                raise OptionError(key, given, "one of the options " + ", ".join(sorted(fields)))
+            value = given[0] if isinstance(given, (list, tuple)) and given else given
+            if value is None or value == "" or (value == "auto" and fields[key].default is None):
+                continue
+            chosen[key] = _parse(fields[key], value)
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a JSON-able dictionary."""
+        return dataclasses.asdict(self)
+
+    def _check(self, field: dataclasses.Field[Any]) -> None:
+        value, rules = getattr(self, field.name), field.metadata
+        if value is None and field.default is None:
+            return
+        if "choices" in rules:
+            if value not in rules["choices"]:
+                raise OptionError(field.name, value, "one of " + ", ".join(rules["choices"]))
+        elif "low" in rules:
+            kinds = int if rules.get("whole") else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not rules["low"] <= value <= rules["high"]:
+                what = "a whole number" if rules.get("whole") else "a number"
+                raise OptionError(field.name, value, f"{what} from {rules['low']:g} to {rules['high']:g}")
+        elif isinstance(field.default, bool):
+            if not isinstance(value, bool):
+                raise OptionError(field.name, value, "true or false")
+        elif not isinstance(value, str):
+            raise OptionError(field.name, value, "a text")
+
+
+@dataclass(frozen=True)
+class TrainingOptions(CheckedOptions):
     """Options of one training of the weakly supervised network.
 
     Parameters
@@ -125,74 +182,46 @@ class TrainingOptions:
         Planes of the validation images that are looked at, at most.
     """
 
-    preset: str = _choice("auto", "auto", *PRESETS)
+    preset: str = choice("auto", "auto", *PRESETS)
     device: str = "auto"
-    seed: int = _whole(0, 0, 2**31 - 1)
-    epochs: int | None = _whole(None, 1, 100_000)
-    iterations: int | None = _whole(None, 1, 100_000)
-    cycles: int = _whole(3, 1, 1000)
-    keep: int | None = _whole(None, 1, 1000)
-    learning_rate: float = _number(0.01, 1e-8, 10)
-    restart_rate: float = _number(0.1, 1e-8, 10)
-    gamma: float = _number(0.8, 0, 1)
-    denominator: str | None = _choice(None, "total", "cycle")
-    momentum: float | None = _number(None, 0, 0.9999)
-    weight_decay: float = _number(3e-5, 0, 1)
-    clip: float = _number(12.0, 1e-6, 1e6)
-    loss: str = _choice("dice_ce", "dice_ce", "dice_gce")
-    q: float = _number(0.7, 0.01, 1)
-    class_weights: str = _choice("none", "none", "balanced")
-    foreground: float = _number(0.33, 0, 1)
-    final_weight: float = _number(3.0, 0, 1000)
-    original_weight: float = _number(1.0, 0, 1000)
+    seed: int = whole(0, 0, 2**31 - 1)
+    epochs: int | None = whole(None, 1, 100_000)
+    iterations: int | None = whole(None, 1, 100_000)
+    cycles: int = whole(3, 1, 1000)
+    keep: int | None = whole(None, 1, 1000)
+    learning_rate: float = number(0.01, 1e-8, 10)
+    restart_rate: float = number(0.1, 1e-8, 10)
+    gamma: float = number(0.8, 0, 1)
+    denominator: str | None = choice(None, "total", "cycle")
+    momentum: float | None = number(None, 0, 0.9999)
+    weight_decay: float = number(3e-5, 0, 1)
+    clip: float = number(12.0, 1e-6, 1e6)
+    loss: str = choice("dice_ce", "dice_ce", "dice_gce")
+    q: float = number(0.7, 0.01, 1)
+    class_weights: str = choice("none", "none", "balanced")
+    foreground: float = number(0.33, 0, 1)
+    final_weight: float = number(3.0, 0, 1000)
+    original_weight: float = number(1.0, 0, 1000)
     augment: bool = True
-    mirror: str = _choice("auto", "auto", "none", "horizontal", "both")
+    mirror: str = choice("auto", "auto", "none", "horizontal", "both")
     deep_supervision: bool = True
-    spacing: float | None = _number(None, 1e-3, 1000)
-    max_side: int | None = _whole(None, 16, 16384)
-    max_patch: int | None = _whole(None, 16, 16384)
-    base_filters: int | None = _whole(None, 2, 1024)
-    max_filters: int | None = _whole(None, 2, 4096)
-    batch_size: int | None = _whole(None, 1, 4096)
-    max_batch: int | None = _whole(None, 1, 4096)
-    memory: int | None = _whole(None, 50 * 10**6, 10**13)
+    spacing: float | None = number(None, 1e-3, 1000)
+    max_side: int | None = whole(None, 16, 16384)
+    max_patch: int | None = whole(None, 16, 16384)
+    base_filters: int | None = whole(None, 2, 1024)
+    max_filters: int | None = whole(None, 2, 4096)
+    batch_size: int | None = whole(None, 1, 4096)
+    max_batch: int | None = whole(None, 1, 4096)
+    memory: int | None = whole(None, 50 * 10**6, 10**13)
     window: str | None = None
     amp: bool = True
-    validate_every: int = _whole(1, 1, 100_000)
-    validation_planes: int = _whole(50, 1, 100_000)
+    validate_every: int = whole(1, 1, 100_000)
+    validation_planes: int = whole(50, 1, 100_000)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check(field)
+        super().__post_init__()
         if self.window is not None:
             self.ct_window()
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> TrainingOptions:
-        """Make options from strings or JSON values.
-
-        A list stands for a drop-down that nobody touched and means its first entry; an empty string, "auto" (where
-        None is allowed) or None means the default.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown, or a value is of the wrong type or out of range.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {}
-        for key, given in values.items():
-            if key not in fields:
-                raise OptionError(key, given, "one of the training options " + ", ".join(sorted(fields)))
-            value = given[0] if isinstance(given, (list, tuple)) and given else given
-            if value is None or value == "" or (value == "auto" and fields[key].default is None):
-                continue
-            chosen[key] = _parse(fields[key], value)
-        return cls(**chosen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as a JSON-able dictionary."""
-        return dataclasses.asdict(self)
 
     def resolved(self) -> TrainingOptions:
         """Return the options with device and preset decided and nothing left open that a preset decides.
@@ -245,24 +274,6 @@ class TrainingOptions:
         if not (math.isfinite(centre) and math.isfinite(width) and width >= 1):
             raise OptionError("window", self.window, '"centre/width" in Hounsfield units, such as "-600/1500"')
         return centre, width
-
-    def _check(self, field: dataclasses.Field[Any]) -> None:
-        value, rules = getattr(self, field.name), field.metadata
-        if value is None and field.default is None:
-            return
-        if "choices" in rules:
-            if value not in rules["choices"]:
-                raise OptionError(field.name, value, "one of " + ", ".join(rules["choices"]))
-        elif "low" in rules:
-            kinds = int if rules.get("whole") else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not rules["low"] <= value <= rules["high"]:
-                what = "a whole number" if rules.get("whole") else "a number"
-                raise OptionError(field.name, value, f"{what} from {rules['low']:g} to {rules['high']:g}")
-        elif isinstance(field.default, bool):
-            if not isinstance(value, bool):
-                raise OptionError(field.name, value, "true or false")
-        elif not isinstance(value, str):
-            raise OptionError(field.name, value, "a text")
 
 
 def _parse(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import processes
+from monailabel.utils.async_tasks.utils import processes, tasks
 
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.app import MedClipSamApp
@@ -19,6 +20,9 @@ from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
 from medclipsam.server.routes.common import App, Queue, upstream
+from medclipsam.server.trainer import adopted, describe, end
+from medclipsam.training.lock import holder_of, training_state
+from medclipsam.weights import MemoryNeed
 
 router = APIRouter()
 
@@ -112,14 +116,25 @@ def start_all_training(
 
 
 @router.get("/train/", tags=["Train"], summary="Tell of the training")
-def training_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
-    """Answer the latest training's state, or all trainings'."""
-    return _status("train", all, check_if_running)
+def training_status(app: App, user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
+    """Answer the latest training's state, or all trainings'; also of one that an earlier server has started."""
+    store = app.networks.store
+    holder = adopted(store, _own_processes("train"))
+    if holder is not None:
+        running = describe(store, holder)
+        return [*tasks("train"), running] if all else running
+    answer = _status("train", all, check_if_running)
+    if not all and answer["status"] == "RUNNING" and holder_of(store.folder) is not None:
+        return {**answer, "progress": training_state(store.folder)}
+    return answer
 
 
 @router.delete("/train/", tags=["Train"], summary="Stop the training")
-def stop_training(user: AsAdmin) -> Any:
-    """Stop the training that runs."""
+def stop_training(app: App, user: AsAdmin) -> Any:
+    """Stop the training that runs; what was published before stays."""
+    holder = adopted(app.networks.store, _own_processes("train"))
+    if holder is not None:
+        return end(app.networks.store, holder)
     return AsyncTask.stop("train")
 
 
@@ -157,9 +172,11 @@ def _train(
 ) -> Any:
     request = {**client_params(params, model=model), "model": model, "user": user.username}
     app.check_trainer(request)
+    if adopted(app.networks.store, _own_processes("train")) is not None:
+        raise AlreadyRunningError("A training runs that was started before; ask for its state, or stop it first.", 30)
     if sync:
         return _wait(queue, lambda: app.train(request), f"training of {model}", user)
-    return _start(app, "train", request, enqueue)
+    return _start(app, "train", request, enqueue, app.training_need(request))
 
 
 def _score(
@@ -189,14 +206,23 @@ def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -
     return {name: given.get(name, {}) for name in known}
 
 
-def _start(app: MedClipSamApp, method: str, request: dict[str, Any], enqueue: bool = False) -> Any:
+def _start(
+    app: MedClipSamApp, method: str, request: dict[str, Any], enqueue: bool = False, need: MemoryNeed | None = None
+) -> Any:
     # scoring loads no models
     if method in _LOAD_MODELS and not processes(method):
-        make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline)
+        app.networks.release()
+        make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline, need=need)
     task, _ = AsyncTask.run(method, request=request, enqueue=enqueue)
     if task is None:
         raise AlreadyRunningError(f"Another {method.replace('_', ' ')} runs; ask for its state, or stop it first.", 30)
     return task
+
+
+def _own_processes(method: str) -> set[int]:
+    """Return the processes that this server has started for a method, and its own, which trains where it waits."""
+    started = [process.pid for process in processes(method).values()]
+    return {os.getpid(), *started}
 
 
 def _status(method: str, every: bool, running: bool) -> Any:

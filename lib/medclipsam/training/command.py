@@ -1,0 +1,190 @@
+"""`medclipsam train run | history | show | publish | rollback`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medclipsam.errors import InputError
+
+if TYPE_CHECKING:
+    from medclipsam.training.store import Network, NetworkStore
+
+# Returns the workspace of a studies folder.
+FindWorkspace = Callable[[str], Path]
+
+
+def add_train(commands: Any, workspace: FindWorkspace) -> None:
+    """Add the command to a parser's sub-commands.
+
+    Parameters
+    ----------
+    commands : argparse sub-parsers
+    workspace : callable
+        Returns the default workspace of a studies folder.
+    """
+    from medclipsam.training.options import TrainingOptions
+    from medclipsam.training.settings import RunOptions
+
+    train = commands.add_parser("train", help="train a network on the labels of a studies folder (docs/training.md)")
+    kind = type(train)
+    actions = train.add_subparsers(dest="action", required=True, parser_class=kind)
+
+    run = actions.add_parser("run", help="train, validate, publish")
+    run.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    group = run.add_argument_group("validation images, which are drawn once for a workspace")
+    group.add_argument("--validation-share", type=float, metavar="SHARE", help="of patients (default: 0.15)")
+    group.add_argument("--validation-seed", type=int, metavar="SEED", help="(default: 0)")
+    _add_options(run.add_argument_group("what is trained"), RunOptions)
+    _add_options(run.add_argument_group("how it is trained"), TrainingOptions)
+    run.set_defaults(run=_run)
+
+    history = actions.add_parser("history", help="what was trained, and what is served")
+    history.set_defaults(run=_history)
+    show = actions.add_parser("show", help="the report of a network")
+    show.add_argument("version", nargs="?", type=int, help="by default the one that is served, else the newest")
+    show.set_defaults(run=_show)
+    publish = actions.add_parser("publish", help="judge a network again by today's validation images, and serve it")
+    publish.add_argument("version", type=int)
+    publish.add_argument("--force", action="store_true", help="serve it whatever it scores")
+    publish.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    publish.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    publish.set_defaults(run=_publish)
+    rollback = actions.add_parser("rollback", help="serve an earlier network again")
+    rollback.add_argument("version", nargs="?", type=int, help="by default the one served before")
+    rollback.set_defaults(run=_rollback)
+    for action in (run, history, show, publish, rollback):
+        needs = action in (run, publish)
+        action.add_argument("--studies", type=Path, required=needs, help="folder of images and labels")
+        action.add_argument("--workspace", type=Path, help="where the networks are (default: that of the studies)")
+        action.set_defaults(find_workspace=workspace)
+    for action in (history, show, publish, rollback):
+        action.add_argument("--name", default="network", help="name of the network (default: %(default)s)")
+    for action in (history, show):
+        action.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_options(group: Any, options: type[Any]) -> None:
+    for field in dataclasses.fields(options):
+        choices, low = field.metadata.get("choices"), field.metadata.get("low")
+        allowed = f"{low:g} to {field.metadata['high']:g}, " if low is not None else ""
+        default = "auto" if field.default is None else field.default
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            choices=choices,
+            metavar=None if choices else "VALUE",
+            help=f"{allowed}default: {default if default != '' else 'all there are'}",
+        )
+
+
+def _store(given: argparse.Namespace) -> NetworkStore:
+    from medclipsam.training.store import NetworkStore
+
+    if given.studies is not None and not given.studies.is_dir():
+        raise InputError(f"Studies {given.studies} is no folder.")
+    if given.workspace is None and given.studies is None:
+        raise InputError("Say which networks are meant: --studies FOLDER, or --workspace DIR.")
+    place = given.workspace or given.find_workspace(str(given.studies.resolve()))
+    return NetworkStore(place.expanduser().absolute() / "networks")
+
+
+def _run(given: argparse.Namespace) -> int:
+    from medclipsam.targets import TargetSet
+    from medclipsam.training.collect import read_studies
+    from medclipsam.training.options import TrainingOptions
+    from medclipsam.training.run import train_network
+    from medclipsam.training.settings import Request, RunOptions
+    from medclipsam.training.split import Split
+
+    names = [field.name for kind in (RunOptions, TrainingOptions) for field in dataclasses.fields(kind)]
+    chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
+    request = Request.from_mapping(chosen)
+    store = _store(given)
+    split = None
+    if given.validation_share is not None or given.validation_seed is not None:
+        default = Split()
+        split = Split(
+            default.seed if given.validation_seed is None else given.validation_seed,
+            default.share if given.validation_share is None else given.validation_share,
+        )
+    network = train_network(
+        lambda: read_studies(given.studies),
+        TargetSet.load(*given.targets_file),
+        store,
+        request,
+        split=split,
+        show=sys.stderr.isatty(),
+    )
+    sys.stdout.write(f"{_in_short(network)}\nReport: {network.folder / 'report.md'}\n")
+    return 1 if network.status == "refused" else 0
+
+
+def _history(given: argparse.Namespace) -> int:
+    store = _store(given)
+    networks, current = store.history(given.name), store.current(given.name)
+    if given.json:
+        content = {
+            "networks": [network.to_dict() for network in networks],
+            "current": None if current is None else current.version,
+            "events": store.events(given.name),
+        }
+        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+        return 0
+    if not networks:
+        sys.stdout.write(f"No network {given.name!r} has been trained here.\n")
+    for network in networks:
+        served = "*" if current is not None and network.version == current.version else " "
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(network.created))
+        sys.stdout.write(f"{served} {network.version:4d}  {made}  {_in_short(network)}\n")
+    return 0
+
+
+def _show(given: argparse.Namespace) -> int:
+    store = _store(given)
+    network = store.current(given.name) if given.version is None else store.get(given.name, given.version)
+    if network is None:
+        every = store.history(given.name)
+        if not every:
+            raise InputError(f"No network {given.name!r} has been trained here.")
+        network = every[-1]
+    file = network.folder / ("report.json" if given.json else "report.md")
+    sys.stdout.write(file.read_text(encoding="utf-8"))
+    return 0
+
+
+def _publish(given: argparse.Namespace) -> int:
+    from medclipsam.targets import TargetSet
+    from medclipsam.training.collect import read_studies
+    from medclipsam.training.run import judge_again
+
+    store = _store(given)
+    if given.force:
+        store.publish(given.name, given.version, "by hand")
+        sys.stdout.write(f"Version {given.version} of {given.name} is served.\n")
+        return 0
+    verdict = judge_again(
+        store, given.name, given.version, TargetSet.load(*given.targets_file), read_studies(given.studies), given.device
+    )
+    if verdict.status != "published":
+        sys.stdout.write(f"Version {given.version} of {given.name} is not served. {verdict.sentence}\n")
+        return 1
+    store.publish(given.name, given.version, verdict.sentence)
+    sys.stdout.write(f"Version {given.version} of {given.name} is served. {verdict.sentence}\n")
+    return 0
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    network = _store(given).rollback(given.name, given.version)
+    sys.stdout.write(f"Version {network.version} of {network.name} is served again.\n")
+    return 0
+
+
+def _in_short(network: Network) -> str:
+    labels = ", ".join(network.labels)
+    return f"{network.name} version {network.version} ({labels}): {network.status}. {network.reason}"
