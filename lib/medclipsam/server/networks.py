@@ -165,7 +165,7 @@ class SharedNetworks:
                     mirror=options.mirror,
                     uncertainty=options.uncertainty,
                     members=options.members,
-                    progress=(lambda share: job.progress(share, "network")) if job else None,
+                    progress=job.progress if job else None,
                     cancelled=job.stopped if job else None,
                 )
             except TrainingError as error:
