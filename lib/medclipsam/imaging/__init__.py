@@ -3,7 +3,7 @@
 from medclipsam.imaging.dicom import read_origin
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.masks import read_mask
+from medclipsam.imaging.masks import has_place, read_mask
 from medclipsam.imaging.overlay import write_evidence, write_overlay
 from medclipsam.imaging.read import find_images, read_image
 from medclipsam.imaging.windows import Window
@@ -14,6 +14,7 @@ __all__ = [
     "MedicalImage",
     "Window",
     "find_images",
+    "has_place",
     "read_image",
     "read_mask",
     "read_origin",

@@ -11,6 +11,7 @@ from PIL import Image
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.read import read_image
+from medclipsam.imaging.volumes import nrrd_fields
 
 _VOLUMES = (".nii.gz", ".nii", ".nrrd")
 # Those that keep every value.
@@ -23,9 +24,9 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     Parameters
     ----------
     path : str or path-like
-        A NIfTI or NRRD file on the image's voxel grid, or a picture of an image of one plane, which is held against
-        the image's size alone, since pictures know no place in space. A picture is grey, or has a palette, whose
-        indices count.
+        A NIfTI or NRRD file on the image's voxel grid, or a picture of an image of one plane. A picture, and an NRRD
+        file without a `space` where the image has no place in space either, are held against the image's size alone.
+        A picture is grey, or has a palette, whose indices count.
     image : MedicalImage
         The image.
 
@@ -56,7 +57,7 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     if _three(mask.grid.size) != _three(image.grid.size):
         own, theirs = (" x ".join(map(str, each.grid.size)) for each in (mask, image))
         raise InputError(f"The label {path.name} has {own} voxels, the image {theirs}.")
-    if not name.endswith(_PICTURES) and not mask.grid.lies_on(image.grid):
+    if not name.endswith(_PICTURES) and not _both_placeless(path, image) and not mask.grid.lies_on(image.grid):
         raise InputError(
             f"The label {path.name} does not lie on the image: it has the spacing {_short(mask.grid.spacing)} and the "
             f"origin {_short(mask.grid.origin)}, the image {_short(image.grid.spacing)} and "
@@ -78,6 +79,17 @@ def _values(path: Path, mask: MedicalImage) -> np.ndarray:
                 return np.asarray(picture)[None]
     values = mask.voxels()
     return values[..., 0] if values.ndim == 4 and (values == values[..., :1]).all() else values
+
+
+def has_place(path: Path) -> bool:
+    """Return whether an NRRD file says where its voxels lie in space."""
+    return bool({"space", "space dimension"} & nrrd_fields(path))
+
+
+def _both_placeless(path: Path, image: MedicalImage) -> bool:
+    """Return whether neither an NRRD label nor its image says where it lies; DICOM viewers know no more of such."""
+    placed = any(image.grid.origin) or (image.grid.direction != np.eye(image.grid.ndim)).any()
+    return not placed and path.suffix.lower() == ".nrrd" and not has_place(path)
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def read_nrrd(path: Path, modality: str | None = None) -> MedicalImage:
         raise ImageError(
             f"{path} is NRRD, which needs SimpleITK: pip install SimpleITK, or convert it to .nii.gz."
         ) from None
-    given = _nrrd_fields(path)
+    given = nrrd_fields(path)
     try:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
@@ -203,7 +203,7 @@ def _rescale(file: Any) -> list[Dataset]:
     return [lut]
 
 
-def _nrrd_fields(path: Path) -> set[str]:
+def nrrd_fields(path: Path) -> set[str]:
     """Return the names of the header's fields, which tell a given spacing from ITK's default of 1.
 
     A header may name other files that hold the voxels. They must lie beside it: an image that was sent to a server must

@@ -22,6 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 import medclipsam
 from medclipsam.errors import InputError, MedClipSamError, TargetError
+from medclipsam.imaging import MedicalImage
 from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
@@ -35,6 +36,7 @@ from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
 from medclipsam.server.present import LastMasks
 from medclipsam.server.requests import check_monai_label_keys, flag
+from medclipsam.server.segments import settled
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.strategy import RandomSample
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
@@ -83,7 +85,7 @@ class MedClipSamApp(MONAILabelApp):
         self.app_conf = AppConf.from_strings(conf or {})
         self.audit = AuditFile(self.app_conf.audit_file, with_text=self.app_conf.audit_text)
         self.targets = TargetSet.load(*map(Path, self.app_conf.targets_files))
-        table = label_table(self.targets)
+        self.label_table = table = label_table(self.targets)
         self.images = ImageReader()
         self.check_label = LabelCheck(self.images, table.values())
         super().__init__(
@@ -368,7 +370,13 @@ class MedClipSamApp(MONAILabelApp):
         InputError
             If there is no such image, or the label does not fit it.
         """
-        label = str((store or self.datastore()).save_label(image, file, tag, info))
+        store = store or self.datastore()
+
+        def read() -> MedicalImage:
+            return self.images.read(self.image_path(image, store))
+
+        with settled(Path(file), info, self.label_table, read) as (kept, told):
+            label = str(store.save_label(image, str(kept), tag, told))
         params = info.get("params")
         weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
         model = info.get("model")

@@ -72,16 +72,23 @@ def named_labels(info: Mapping[str, Any]) -> frozenset[int]:
     entries = info.get("label_info")
     for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
         if isinstance(entry, Mapping):
-            found.add(_label(entry.get("idx", place)))
+            found.add(label_number(entry.get("idx", place)))
     params = info.get("params")
     for holder in (info, params if isinstance(params, Mapping) else {}):
         names = holder.get("label_names")
         if isinstance(names, Mapping):
-            found.update(map(_label, names.values()))
+            found.update(map(label_number, names.values()))
     return frozenset(found)
 
 
-def _label(value: Any) -> int:
+def label_number(value: Any) -> int:
+    """Return a label's number, a whole one from 0 to 255.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or not 0 <= value <= 255:
         raise InputError(f"The label number {value!r} cannot be used; whole numbers from 0 to 255 are allowed.")
     return int(value)

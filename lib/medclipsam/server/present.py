@@ -48,8 +48,8 @@ class LastMasks:
 
     Notes
     -----
-    A client is who a request says it is (`client_id`). Clients that say nothing count as one: on the same image each
-    of them mends the mask that was given last to any of them.
+    A client is who a request says it is (`client_id`); the routes name a browser by its cookie. Clients that say
+    nothing count as one: on the same image each of them mends the mask that was given last to any of them.
     """
 
     def __init__(

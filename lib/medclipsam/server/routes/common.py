@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, UploadFile
+from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.utils.others.generic import get_mime_type
@@ -37,6 +39,26 @@ def _queue(request: Request) -> WorkQueue:
 # Parameters of a route: the MONAI Label app, and the queue for model work.
 App = Annotated[MedClipSamApp, Depends(_app)]
 Queue = Annotated[WorkQueue, Depends(_queue)]
+
+
+# Tells a browser from others: the pages of the viewer name no client in what they ask.
+CLIENT_COOKIE = "medclipsam_client"
+_CLIENT = re.compile(r"[0-9a-f]{32}")
+
+
+def with_client(request: Request, params: dict[str, Any]) -> dict[str, Any]:
+    """Return the params of a request with a `client_id`: its own, or else the one of the browser's cookie."""
+    cookie = request.cookies.get(CLIENT_COOKIE, "")
+    if params.get("client_id") or not _CLIENT.fullmatch(cookie):
+        return params
+    return {**params, "client_id": f"browser-{cookie}"}
+
+
+def give_client(request: Request, response: Response) -> None:
+    """Give a browser that has none the cookie that tells it from others, until it is closed."""
+    if not _CLIENT.fullmatch(request.cookies.get(CLIENT_COOKIE, "")):
+        secure = request.url.scheme == "https"
+        response.set_cookie(CLIENT_COOKIE, secrets.token_hex(16), httponly=True, samesite="strict", secure=secure)
 
 
 def note_caller(request: Request, user: str, params: dict[str, Any] | None = None) -> None:

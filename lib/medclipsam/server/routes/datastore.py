@@ -28,6 +28,7 @@ from medclipsam.server.routes.common import (
     receive,
     refuse_on_dicomweb,
     upstream,
+    with_client,
 )
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
@@ -161,7 +162,7 @@ def save_label(
         raise InputError(
             f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
         )
-    note_caller(request, user.username, info)
+    note_caller(request, user.username, with_client(request, info))
     path = receive(label, suffix)
     try:
         with upstream():

@@ -9,6 +9,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -22,7 +23,7 @@ from medclipsam.server.access import AsUser, User
 from medclipsam.server.http import UnknownError, headers_of, status_of
 from medclipsam.server.names import checked_request_id, file_suffix
 from medclipsam.server.requests import client_params, parse_params
-from medclipsam.server.routes.common import App, Queue, note_caller, receive
+from medclipsam.server.routes.common import App, Queue, note_caller, receive, with_client
 from medclipsam.server.routes.sessions import session_image
 from medclipsam.server.work import Job, WorkQueue
 
@@ -30,6 +31,9 @@ router = APIRouter(tags=["Infer"])
 
 # Seconds between two looks whether the client is still there.
 _LOOK = 0.2
+
+# Characters of a sentence that go into a header; proxies take some kilobytes of headers.
+_LONGEST_HEADER = 500
 
 
 # What nginx notes of a client that did not wait for its answer; nobody reads it but the metrics.
@@ -70,6 +74,7 @@ async def infer(
     files: list[Path] = []
     try:
         asked = await run_in_threadpool(_prepare, app, model, image, session_id, params, file, label, files)
+        asked = with_client(request, asked)
         note_caller(request, user.username, asked)
         job = queue.submit(
             partial(app.run_infer, asked), what=model, owner=user.username, job_id=checked_request_id(request_id)
@@ -148,6 +153,7 @@ def _answer(result: dict[str, Any], output: Output) -> Response:
             file,
             media_type=get_mime_type(file),
             filename=os.path.basename(file),
+            headers=_sentence(result),
             background=BackgroundTask(_remove, [Path(file)]),
         )
     try:
@@ -162,6 +168,12 @@ def _answer(result: dict[str, Any], output: Output) -> Response:
             return Response(message.to_string(), media_type=message.content_type)
     finally:
         _remove([Path(file)])
+
+
+def _sentence(result: dict[str, Any]) -> dict[str, str]:
+    """Return the header with what was found, for those who ask for the mask alone; percent-encoded, as texts may be."""
+    sentence = result["params"].get("sentence")
+    return {"X-Sentence": quote(sentence[:_LONGEST_HEADER])} if sentence else {}
 
 
 def _remove(files: list[Path]) -> None:

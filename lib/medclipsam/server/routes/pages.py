@@ -17,10 +17,17 @@ from monailabel.utils.others.generic import get_mime_type
 
 from medclipsam.server.access import Access, AsAdmin, AsUser
 from medclipsam.server.http import ForbiddenError, UnknownError
-from medclipsam.server.routes.common import App, file_answer
+from medclipsam.server.routes.common import App, file_answer, give_client
 
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 _OHIF = STATIC / "ohif"
+# Takes the place of the bundle's own: what OHIF reads first, and may extend it by.
+_OHIF_CONFIGURATION = Path(__file__).parents[1] / "viewer" / "app-config.js"
+# The viewer asks its own server and nobody else, whatever the bundle would load (fonts) or be told to open.
+_OHIF_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+)
 
 router = APIRouter()
 
@@ -46,12 +53,19 @@ def favicon() -> FileResponse:
 
 
 @router.get("/ohif/{path:path}", include_in_schema=False)
-def ohif(user: AsUser, path: str) -> FileResponse:
+def ohif(request: Request, user: AsUser, path: str) -> FileResponse:
     """Answer a file of the OHIF viewer; a path of the viewer's own pages gets the viewer."""
     file = (_OHIF / path).resolve() if "\0" not in path else _OHIF
-    if not file.is_relative_to(_OHIF.resolve()) or not file.is_file():
+    if path == _OHIF_CONFIGURATION.name:
+        file = _OHIF_CONFIGURATION
+    elif not file.is_relative_to(_OHIF.resolve()) or not file.is_file():
         file = _OHIF / "index.html"
-    return FileResponse(file, media_type=get_mime_type(str(file)))
+    # those whose names tell their versions stay as they are
+    kept = {} if ".bundle." in file.name else {"Cache-Control": "no-cache"}
+    headers = {"Content-Security-Policy": _OHIF_POLICY, **kept}
+    response = FileResponse(file, media_type=get_mime_type(str(file)), headers=headers)
+    give_client(request, response)
+    return response
 
 
 @router.get("/logs/", tags=["Others"], summary="Read the end of the log")

@@ -19,7 +19,7 @@ from medclipsam.server.http import AlreadyRunningError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
-from medclipsam.server.routes.common import App, Queue, upstream
+from medclipsam.server.routes.common import App, Queue, upstream, with_client
 from medclipsam.server.trainer import adopted, describe, end
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.weights import MemoryNeed
@@ -35,7 +35,7 @@ Params = Annotated[dict[str, Any] | None, Body(description="JSON object of optio
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Get the image to look at next")
 def next_sample(request: Request, app: App, user: AsUser, strategy: str, params: Params = None) -> dict[str, Any]:
     """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
-    asked = client_params(checked_object(params))
+    asked = with_client(request, client_params(checked_object(params)))
     check_monai_label_keys(asked)
     with upstream():
         sample = app.next_sample({**asked, "strategy": strategy})
