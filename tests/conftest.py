@@ -51,11 +51,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in BiomedCLIP's layout and of its size (ViT-B/16 trunk, BERT-base text tower), random weights."""
+    return _write_biomedclip(tmp_path_factory.mktemp("biomedclip"), "vit_base_patch16_224", {})
+
+
+@pytest.fixture(scope="session")
+def tiny_biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a ViT-Ti/16 trunk and a BERT of two narrow layers, for what takes long at BiomedCLIP's size."""
+    narrow = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    return _write_biomedclip(tmp_path_factory.mktemp("tiny_biomedclip"), "vit_tiny_patch16_224", narrow)
+
+
+def _write_biomedclip(folder: Path, trunk: str, bert: dict[str, int]) -> Path:
     import open_clip
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("biomedclip")
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -66,12 +76,12 @@ def biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
-    BertConfig(vocab_size=30522).save_pretrained(folder)
+    BertConfig(vocab_size=30522, **bert).save_pretrained(folder)
     published = {
         "model_cfg": {
             "embed_dim": 512,
             "vision_cfg": {
-                "timm_model_name": "vit_base_patch16_224",
+                "timm_model_name": trunk,
                 "timm_model_pretrained": False,
                 "timm_pool": "",
                 "timm_proj": "linear",

@@ -1,16 +1,13 @@
-"""Losses against plain double loops, their limits, and a batch that is spread over processes."""
+"""Losses against plain double loops, and their limits."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.finetune.losses import LOSSES, ContrastiveLoss, LossOptions, gather
+from medclipsam.finetune.losses import LOSSES, ContrastiveLoss, LossOptions
 
 
 def features(count, seed=0, size=6, dtype=torch.float64):
@@ -155,37 +152,3 @@ def test_refuses_what_is_no_batch_of_pairs():
 def test_refuses_options_out_of_range(given, message):
     with pytest.raises(OptionError, match=message):
         LossOptions(**given)
-
-
-def work(rank, place):
-    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(6, 4, bias=False).double()
-    images, texts = features(6)
-    captions = torch.tensor([0, 1, 2, 0, 3, 4])
-    mine = slice(3 * rank, 3 * rank + 3)
-    for name in ("dhn-nce", "infonce", "siglip"):
-        loss = ContrastiveLoss(LossOptions(name)).double()
-        layer.zero_grad()
-        value = loss(gather(layer(images[mine])), gather(layer(texts[mine])), gather(captions[mine]))
-        value.backward()
-        dist.all_reduce(layer.weight.grad)
-        torch.save((value.detach(), layer.weight.grad.clone()), f"{place}/{name}-{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_have_the_value_and_the_gradient_of_one(tmp_path: Path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(6, 4, bias=False).double()
-    images, texts = features(6)
-    for name in ("dhn-nce", "infonce", "siglip"):
-        layer.zero_grad()
-        value = ContrastiveLoss(LossOptions(name)).double()(
-            layer(images), layer(texts), torch.tensor([0, 1, 2, 0, 3, 4])
-        )
-        value.backward()
-        for rank in (0, 1):
-            other, gradient = torch.load(tmp_path / f"{name}-{rank}.pt")
-            assert float(other) == pytest.approx(float(value.detach()), abs=1e-12)
-            torch.testing.assert_close(gradient, layer.weight.grad, atol=1e-12, rtol=0)

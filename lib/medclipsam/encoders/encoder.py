@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,26 @@ Tokenizer = Callable[[list[str]], torch.Tensor]
 _TEXT_CACHE = 1024
 # Tokens of a ViT-B plane are 0.6 MB; a second prompt on the same image then skips the first half of the tower.
 _PREFIX_CACHE = 32
+
+
+@dataclass(frozen=True)
+class InputMaker:
+    """Plane -> the tower's input, by the settings of an encoder; see `Encoder.preprocess`."""
+
+    image_size: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    dtype: torch.dtype
+    fit: str = "letterbox"
+
+    def __call__(self, plane: np.ndarray) -> torch.Tensor:
+        """Return [3, size, size] on the CPU for uint8 [H, W, 3]."""
+        return self.fitted(plane)[0]
+
+    def fitted(self, plane: np.ndarray) -> tuple[torch.Tensor, Fit]:
+        """Return the input and the way back to the plane."""
+        pixels, geometry = fit_plane(plane, self.image_size, self.fit)
+        return ((pixels - self.mean) / self.std).to(self.dtype), geometry
 
 
 class Encoder:
@@ -91,8 +112,7 @@ class Encoder:
     def double(self) -> Encoder:
         """Turn the model to float64 in place (for exact comparisons) and return self."""
         self.model.double()
-        self._texts.clear()
-        self._tokens.clear()
+        self.forget()
         return self
 
     def preprocess(self, plane: np.ndarray, fit: str = "letterbox") -> tuple[torch.Tensor, Fit]:
@@ -112,8 +132,11 @@ class Encoder:
         geometry : Fit
             The way back to the plane.
         """
-        pixels, geometry = fit_plane(plane, self.image_size, fit)
-        return ((pixels - self._mean) / self._std).to(self.dtype), geometry
+        return self.input_maker(fit).fitted(plane)
+
+    def input_maker(self, fit: str = "letterbox") -> InputMaker:
+        """Return what `preprocess` does to a plane, without the model: worker processes can be sent it."""
+        return InputMaker(self.image_size, self._mean, self._std, self.dtype, fit)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -194,17 +217,29 @@ class Encoder:
         """Run tokens [B, 1+P, D] of a vision block to the end: unit vectors [B, E]."""
         return F.normalize(self.tower.suffix(tokens, layer), dim=-1)
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that a text may have, special tokens included."""
+        # The tokenizer's, not the tower's: a BERT has positions for more than its CLIP was trained with.
+        return int(self.tokenizer(["a"]).shape[-1])
+
+    def count_tokens(self, text: str) -> int | None:
+        """Return how many tokens a text has before any cut; None where the tokenizer does not tell."""
+        return None if self._count_tokens is None else self._count_tokens(text)
+
     def forget_planes(self) -> None:
         """Drop what is remembered of planes; texts are kept."""
         self._tokens.clear()
 
+    def forget(self) -> None:
+        """Drop what is remembered of planes and texts, whose features a change of the weights makes wrong."""
+        self._tokens.clear()
+        self._texts.clear()
+
     def _check_length(self, text: str) -> None:
-        if self._count_tokens is None:
-            return
-        # The tokenizer's, not the tower's: a BERT has positions for more than its CLIP was trained with.
-        context = self.tokenizer(["a"]).shape[-1]
-        used = self._count_tokens(text)
-        if used > context:
+        used = self.count_tokens(text)
+        if used is not None and used > self.context_length:
             raise InputError(
-                f"The text {text[:40]!r}... has {used} tokens; the text encoder {self.name!r} reads at most {context}."
+                f"The text {text[:40]!r}... has {used} tokens; the text encoder {self.name!r} reads at most "
+                f"{self.context_length}."
             )

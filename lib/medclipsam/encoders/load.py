@@ -61,7 +61,7 @@ def load_folder(
     text = dict(config.get("text_cfg", {}))
     if "hf_model_name" in text:
         # As published it names a hub repository, which needs the network; the folder has its architecture.
-        text["hf_model_name"] = str(_text_folder(folder, str(text["hf_model_name"])))
+        text["hf_model_name"] = str(text_folder(folder, str(text["hf_model_name"])))
         text["hf_model_pretrained"] = False
         overrides["text_cfg"] = text
         if not (folder / "tokenizer.json").is_file():
@@ -217,7 +217,14 @@ def _checkpoint(folder: Path) -> Path:
     )
 
 
-def _text_folder(folder: Path, named: str) -> Path:
+def text_folder(folder: Path, named: str) -> Path:
+    """Return where the configuration of a model folder's text tower lies, which its open_clip config calls `named`.
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+    """
     for candidate in (folder / named, folder / "text", folder, Path(named)):
         if (candidate / "config.json").is_file():
             return candidate.resolve()
