@@ -42,6 +42,7 @@ _HASHES = ".sha256.json"
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 _KINDS = ("clip", "sam")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -438,6 +439,68 @@ def verify(name: str) -> list[CheckedFile]:
             recorded = "the hash recorded when it was fetched" if file.name in expected else "nothing published"
             checked.append(CheckedFile(path, found, "the published hash" if file.sha256 else recorded))
     return checked
+
+
+def add(name: str, source: str) -> Path:
+    """Copy weights of the user's own into `weights_home()`, where their name then finds them.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits, "-", "_" and "."; not that of published weights.
+    source : str
+        A folder, or a SAM's checkpoint, that `resolve` takes.
+
+    Returns
+    -------
+    pathlib.Path
+        The new folder; it appears under its name only when complete.
+
+    Raises
+    ------
+    WeightsError
+        If the name is not allowed or taken, or the source is not recognised as weights or cannot be copied.
+    """
+    if not _NAME.fullmatch(name) or name in REGISTRY or name == "demo":
+        raise WeightsError(
+            f"Weights cannot be added as {name!r}; allowed: letters, digits, '-', '_' and '.', and none of "
+            f"{', '.join(REGISTRY)}, demo."
+        )
+    target = weights_home() / name
+    if target.exists():
+        raise WeightsError(f"There are weights {name!r} already, in {target}; name them otherwise, or remove these.")
+    path = _as_path(source)
+    if not path.exists():
+        raise WeightsError(f"There is no folder or file {source} to add.")
+    _recognise(path)
+    part = target.with_name(f".{name}.part{os.getpid()}")
+    try:
+        if path.is_dir():
+            shutil.copytree(path, part)
+        else:
+            part.mkdir(parents=True)
+            for file in (path, path.with_suffix(".json")):
+                if file.is_file():
+                    shutil.copyfile(file, part / file.name)
+        _point_to(part, target)
+        os.replace(part, target)
+    except OSError as error:
+        raise WeightsError(f"The weights {source} cannot be copied to {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _point_to(folder: Path, final: Path) -> None:
+    """Let an open_clip config that names a folder for its text tower name the one where that will lie."""
+    file = folder / _OPEN_CLIP_CONFIG
+    if not file.is_file() or not (folder / "config.json").is_file():
+        return
+    config = _read_json(file)
+    text = config.get("model_cfg", {}).get("text_cfg", {})
+    if Path(str(text.get("hf_model_name", ""))).is_absolute():
+        text["hf_model_name"] = text["hf_tokenizer_name"] = str(final)
+        _write_json(file, config)
 
 
 def are_here(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medclipsam.encoders.encoder import Encoder
+from medclipsam.encoders.load import DEFAULT_KEYS, text_folder
 
 _CONFIG, _WEIGHTS, _DEFAULTS = "open_clip_config.json", "open_clip_model.safetensors", "medclipsam.json"
 # What a tokenizer and a text tower's configuration consist of.
@@ -55,38 +56,19 @@ def write_open_clip(
 
     # Tied tensors would be refused: each gets memory of its own.
     save_file({key: value.detach().cpu().clone().contiguous() for key, value in state.items()}, folder / _WEIGHTS)
-    config = json.loads((like / _CONFIG).read_text(encoding="utf-8"))
     for name in _TEXT_FILES:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
+    config = json.loads((like / _CONFIG).read_text(encoding="utf-8"))
     text = config["model_cfg"].get("text_cfg", {})
     if "hf_model_name" in text:
-        from medclipsam.encoders.load import text_folder
-
         shutil.copyfile(text_folder(like, str(text["hf_model_name"])) / "config.json", folder / "config.json")
+        # As published it names a repository on the hub, which needs the network at every start.
+        text["hf_model_name"] = text["hf_tokenizer_name"] = str((final or folder).absolute())
+        text["hf_model_pretrained"] = False
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    point_to(folder, final or folder)
     if defaults:
         (folder / _DEFAULTS).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
-
-
-def point_to(folder: Path, final: Path) -> None:
-    """Let the configuration in `folder` name `final` as the place of its text tower's configuration and tokenizer.
-
-    As published it names a repository on the hub, which needs the network at every start.
-    """
-    file = folder / _CONFIG
-    if not file.is_file() or not (folder / "config.json").is_file():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
-    text = config["model_cfg"].get("text_cfg", {})
-    if "hf_model_name" not in text:
-        return
-    text["hf_model_name"] = text["hf_tokenizer_name"] = str(final.absolute())
-    text["hf_model_pretrained"] = False
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
 
 
 def write_demo(
@@ -108,8 +90,6 @@ def write_demo(
         What made it; the weights' sha256 is added, which they are held to.
     """
     from safetensors.torch import save
-
-    from medclipsam.encoders.load import DEFAULT_KEYS
 
     content = save({key: value.detach().cpu().contiguous() for key, value in encoder.model.state_dict().items()})
     described = json.loads(like.read_text(encoding="utf-8"))

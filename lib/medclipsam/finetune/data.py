@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from medclipsam.encoders import Encoder
 from medclipsam.errors import CancelledError, InputError, MedClipSamError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import find_images, read_image
-from medclipsam.imaging.dicom import looks_like_dicom, read_header
+from medclipsam.imaging.dicom import looks_like_dicom
 
 # Share of the rows that may be bad.
 MAX_BAD = 0.1
@@ -37,6 +38,7 @@ _CAPTION_COLUMNS = ("caption", "captions", "text", "report", "findings", "descri
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff")
 _SHARD_IMAGES = ("dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp", "nii.gz", "nii", "nrrd")
 _SHARD_CAPTIONS = ("txt", "caption", "json")
+_STUDY_TAGS = ("StudyInstanceUID", "ImageComments", "StudyDescription", "SeriesDescription")
 # How many bad rows a sentence names.
 _NAMED = 3
 
@@ -101,7 +103,9 @@ class Listing:
         self.bad += other.bad
 
 
-def read_source(source: Path, *, images: Path | None = None, work: Path, columns: Mapping[str, str] | None = None) -> Listing:
+def read_source(
+    source: Path, *, work: Path, images: Path | None = None, columns: Mapping[str, str] | None = None
+) -> Listing:
     """List the pairs of a source of any kind.
 
     Parameters
@@ -318,7 +322,7 @@ def read_shards(shards: Sequence[Path], work: Path) -> Listing:
         try:
             for sample in samples:
                 _unpack(sample, shard, folder, found)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
             raise InputError(f"The shard {shard} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
     content = {
         "stamp": stamp,
@@ -612,35 +616,39 @@ def _stem(image: Path) -> str:
 
 
 def _header(image: Path) -> Any:
-    """Return the DICOM header of an image, of a series' first slice; None for other files."""
+    """Return what a DICOM image, or a series' first slice, says of its study; None for other files."""
     files = sorted(file for file in image.iterdir() if file.is_file()) if image.is_dir() else [image]
     first = next((file for file in files if looks_like_dicom(file)), None)
-    return None if first is None else read_header(first)
+    return None if first is None else _dataset(first, specific_tags=list(_STUDY_TAGS))
 
 
 def _structured_reports(folder: Path) -> dict[str, str]:
     """Return the text of the DICOM structured reports in a folder, by study."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*")):
+        data = _dataset(file) if file.is_file() and looks_like_dicom(file) else None
+        if data is not None and data.get("Modality") == "SR":
+            found.setdefault(str(data.get("StudyInstanceUID", "")), []).extend(_texts(data))
+    return {study: text for study, parts in found.items() if (text := report_text(" ".join(parts)))}
+
+
+def _dataset(file: Path, **options: Any) -> Any:
+    """Return a DICOM file's elements without its pixels, None where it cannot be read."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    found: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*")):
-        if not file.is_file() or not looks_like_dicom(file):
-            continue
-        try:
-            data = pydicom.dcmread(file, stop_before_pixels=True)
-        except (OSError, InvalidDicomError, EOFError, ValueError):
-            continue
-        if data.get("Modality") == "SR" and "ContentSequence" in data:
-            found.setdefault(str(data.get("StudyInstanceUID", "")), []).extend(_texts(data))
-    return {study: text for study, parts in found.items() if (text := report_text(" ".join(parts)))}
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, **options)
+    except (OSError, InvalidDicomError, EOFError, ValueError):
+        return None
 
 
 def _texts(item: Any) -> Iterator[str]:
     for part in item.get("ContentSequence", []):
         if part.get("ValueType") == "TEXT" and part.get("TextValue"):
-            heading = str(part.ConceptNameCodeSequence[0].get("CodeMeaning", "")) if part.get("ConceptNameCodeSequence") else ""
-            yield f"{heading.upper()}: {part.TextValue}" if heading else str(part.TextValue)
+            names = part.get("ConceptNameCodeSequence") or [{}]
+            heading = str(names[0].get("CodeMeaning", "")).upper()
+            yield f"{heading}: {part.TextValue}" if heading else str(part.TextValue)
         yield from _texts(part)
 
 

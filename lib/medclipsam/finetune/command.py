@@ -1,0 +1,205 @@
+"""`medclipsam finetune run | evaluate`: the command line of fine-tuning."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medclipsam.errors import InputError, OptionError
+from medclipsam.finetune.options import CHOICES, FinetuneOptions
+
+_HELP = {
+    "loss": "what pairs are taught by",
+    "temperature": "of the loss",
+    "beta1": "hardness, image to text",
+    "beta2": "hardness, text to image",
+    "method": "what is trained",
+    "epochs": "passes over the pairs",
+    "batch_size": "pairs that are negatives of each other, over all processes",
+    "chunk_size": "pairs in the model at once (all); the gradient stays that of the batch",
+    "learning_rate": "greatest rate of AdamW",
+    "weight_decay": "of AdamW",
+    "warmup": "share of the steps in which the rate rises",
+    "lora_rank": "rank of low-rank updates",
+    "lora_alpha": "their scale",
+    "validation": "share of the pairs that is held out, without --val",
+    "gallery": "candidates of a query in validation",
+    "max_bad": "share of the rows that may be bad",
+    "checkpoint_steps": "steps between checkpoints within an epoch",
+    "workers": "processes that read images",
+    "tracker": "where figures go beside the log",
+    "seed": "of split, order and dropout",
+}
+
+
+def add_commands(commands: Any, device: Callable[[str | None], str]) -> None:
+    """Add `finetune` to the sub-parsers of the command line.
+
+    Parameters
+    ----------
+    commands : argparse's sub-parsers
+        Of the whole command.
+    device : callable
+        Turns what `--device` was given into a device.
+    """
+    parser = commands.add_parser("finetune", help="fine-tune a CLIP on images with captions (docs/finetuning.md)")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
+    run = actions.add_parser("run", help="fine-tune; an interrupted run goes on where it was")
+    _add_data(run)
+    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder; the weights in DIR/model")
+    run.add_argument("--val", action="append", default=[], type=Path, metavar="DATA", help="held-out pairs")
+    run.add_argument("--weights", default="biomedclip", help="CLIP to start from (default: %(default)s)")
+    run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
+    for option in dataclasses.fields(FinetuneOptions):
+        default = "its own" if option.name in ("temperature", "beta1", "beta2") else option.default
+        run.add_argument(
+            "--" + option.name.replace("_", "-"),
+            choices=CHOICES.get(option.name),
+            metavar=None if option.name in CHOICES else "N",
+            help=f"{_HELP[option.name]} (default: {default})",
+        )
+    run.set_defaults(run=lambda given: _run(given, device))
+    evaluate = actions.add_parser("evaluate", help="measure how well images and captions find each other")
+    _add_data(evaluate)
+    evaluate.add_argument("--weights", action="append", required=True, help="CLIP; may be repeated")
+    evaluate.add_argument("--gallery", default="50", metavar="N", help='candidates, or "all" (default: %(default)s)')
+    evaluate.add_argument("--runs", type=int, default=5, help="shuffles (default: %(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the shuffles (default: %(default)s)")
+    evaluate.add_argument("--work", type=Path, metavar="DIR", help="where shards are unpacked")
+    evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    evaluate.add_argument("--max-bad", type=float, default=0.1, help="share of rows that may be bad (%(default)s)")
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.set_defaults(run=lambda given: _evaluate(given, device))
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", type=Path, metavar="DATA", help="CSV, shards or folder with report texts")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that a CSV's image names are relative to")
+    parser.add_argument("--image-column", help="heading of the image in a CSV")
+    parser.add_argument("--caption-column", help="heading of the caption in a CSV")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+
+
+def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
+    chosen = {option.name: getattr(given, option.name) for option in dataclasses.fields(FinetuneOptions)}
+    options = FinetuneOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+
+    from medclipsam.finetune.run import finetune
+
+    with _processes(device(given.device)) as (where, first):
+        work = given.out if first else given.out / f".process{os.environ['RANK']}"
+        done = finetune(
+            given.weights,
+            _listing(given, given.data, work),
+            given.out,
+            options,
+            validation=_listing(given, given.val, work / "validation") if given.val else None,
+            device=where,
+            restart=given.restart,
+            write=first,
+            show=first and sys.stderr.isatty(),
+        )
+        if first:
+            sys.stdout.write(_summary(done.card, done.folder))
+    return 0
+
+
+def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
+    import tempfile
+
+    from medclipsam.finetune.run import measure
+
+    gallery = None if given.gallery == "all" else _whole(given.gallery)
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        listing = _listing(given, given.data, given.work or Path(temporary))
+        for weights in given.weights:
+            found[weights], pairs = measure(
+                weights,
+                listing,
+                gallery=gallery,
+                runs=given.runs,
+                seed=given.seed,
+                device=device(given.device),
+                workers=given.workers,
+                max_bad=given.max_bad,
+                show=sys.stderr.isatty(),
+            )
+    if given.json:
+        sys.stdout.write(json.dumps({name: one.to_dict() for name, one in found.items()}, indent=2) + "\n")
+        return 0
+    for row in pairs.bad[:20]:
+        sys.stderr.write(f"medclipsam: left out: {row.name}: {row.reason}\n")
+    sys.stdout.write(f"{len(pairs)} pairs in galleries of {next(iter(found.values())).gallery}; mean and deviation, %\n")
+    for name, one in found.items():
+        cells = [f"{key} {100 * one.rates[key]:.1f} ± {100 * one.deviations[key]:.1f}" for key in one.rates]
+        sys.stdout.write(f"{name}: {'; '.join(cells)}\n")
+    return 0
+
+
+def _listing(given: argparse.Namespace, sources: list[Path], work: Path) -> Any:
+    from medclipsam.finetune.data import Listing, read_source
+
+    named = {"image": given.image_column, "caption": given.caption_column}
+    listing = Listing()
+    for number, source in enumerate(sources):
+        columns = {key: value for key, value in named.items() if value}
+        listing.add(read_source(source, images=given.images, work=work / f"source{number}", columns=columns))
+    return listing
+
+
+def _summary(card: dict[str, Any], folder: Path) -> str:
+    before, after = card["retrieval"]["before"], card["retrieval"]["after"]
+    pairs = card["pairs"]
+    lines = [
+        f"{pairs['training']} pairs for training, {pairs['validation']} held out, {pairs['bad']} left out; "
+        f"best epoch {card['best_epoch']} of {card['options']['epochs']}"
+        + ("" if card["best_epoch"] else ": no epoch was better than the start, whose weights these are"),
+        *(
+            f"  {key}: {100 * before['rates'][key]:.1f} % before, {100 * after['rates'][key]:.1f} % after"
+            for key in after["rates"]
+        ),
+        f"The weights are in {folder}; `medclipsam weights add NAME {folder}` gives them a name.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class _processes:
+    """The process group of torchrun, where it has started this process; yields device and whether it is the first."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._joined = False
+
+    def __enter__(self) -> tuple[str, bool]:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return self._device, True
+        import torch
+        import torch.distributed as dist
+
+        on_gpu = self._device.startswith("cuda")
+        if on_gpu:
+            self._device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(self._device)
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        self._joined = True
+        return self._device, dist.get_rank() == 0
+
+    def __exit__(self, *error: object) -> None:
+        if self._joined:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise OptionError("gallery", text, "a whole number from 2, or all")
+    return int(text)
