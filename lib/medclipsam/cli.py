@@ -1,4 +1,4 @@
-"""The command `medclipsam`: segment, serve, evaluate, train, doctor, demo, weights, targets.
+"""The command `medclipsam`: segment, serve, evaluate, train, finetune, doctor, demo, weights, targets.
 
 Bad input is one line on standard error and exit code 2; an absent target is an empty mask, a sentence and exit code 0.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam import __version__
 from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.server.workspace import default_workspace
 from medclipsam.training.command import add_train
@@ -175,6 +176,19 @@ def _parser() -> argparse.ArgumentParser:
     verify = actions.add_parser("verify", help="check the hashes of weights")
     verify.add_argument("names", nargs="*", metavar="NAME", help="all that are here by default")
     verify.set_defaults(run=_weights_verify)
+    add = actions.add_parser("add", help="give weights of your own a name")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("source", metavar="DIR", help="open_clip folder, SAM checkpoint, or a model in the demo's format")
+    add.set_defaults(run=_weights_add)
+    convert = actions.add_parser("convert", help="make an open_clip folder of a fine-tuned BiomedCLIP's checkpoint")
+    convert.add_argument("source", type=Path, metavar="FILE|DIR", help="pytorch_model.bin, or open_clip's epoch_N.pt")
+    convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new folder")
+    convert.add_argument(
+        "--like", default="biomedclip", help="weights whose configuration and tokenizer are taken over (%(default)s)"
+    )
+    convert.set_defaults(run=_weights_convert)
+
+    finetune_command.add_commands(commands, _device)
 
     targets = commands.add_parser("targets", help="list what can be asked for by name")
     targets.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
@@ -505,6 +519,24 @@ def _weights_verify(given: argparse.Namespace) -> int:
     for name in given.names or [row.name for row in available() if row.state in ("in package", "present")]:
         for file in verify(name):
             print(f"{name}: {file.path} {file.sha256} ({file.against})")
+    return 0
+
+
+def _weights_add(given: argparse.Namespace) -> int:
+    from medclipsam.weights import add
+
+    print(f"{given.name}: {add(given.name, given.source)}")
+    return 0
+
+
+def _weights_convert(given: argparse.Namespace) -> int:
+    from medclipsam.encoders.transformers_layout import convert
+    from medclipsam.weights import resolve
+
+    like = resolve(given.like)
+    if not like.path.is_dir():
+        raise InputError(f"Weights {given.like!r} are no open_clip folder whose configuration could be taken over.")
+    print(f"{convert(given.source, like.path, given.out)}")
     return 0
 
 

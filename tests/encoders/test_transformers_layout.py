@@ -135,7 +135,7 @@ def test_refuses_what_is_no_biomedclip_and_leaves_nothing_behind(tiny_biomedclip
         with pytest.raises(WeightsError, match=message):
             convert(file, tiny_biomedclip_folder, tmp_path / "tuned")
     file.write_bytes(b"no checkpoint")
-    with pytest.raises(WeightsError, match="3.bin"):
+    with pytest.raises(WeightsError, match=r"3\.bin"):
         convert(file, tiny_biomedclip_folder, tmp_path / "tuned")
     with pytest.raises(InputError, match="no checkpoint"):
         convert(tmp_path / "nowhere", tiny_biomedclip_folder, tmp_path / "tuned")

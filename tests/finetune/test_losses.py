@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.finetune.losses import LOSSES, ContrastiveLoss, LossOptions
+from medclipsam.finetune.losses import ContrastiveLoss
+from medclipsam.finetune.options import LOSSES, LossOptions
 
 
 def features(count, seed=0, size=6, dtype=torch.float64):
@@ -26,9 +27,7 @@ def by_loops(name, images, texts, temperature, beta1=0.0, beta2=0.0, captions=No
         if not others:
             return None
         hardness = sum(math.exp(beta * score(i, k)) for k in others)
-        total = sum(
-            len(others) * math.exp(beta * score(i, j)) / hardness * math.exp(score(i, j)) for j in others
-        )
+        total = sum(len(others) * math.exp(beta * score(i, j)) / hardness * math.exp(score(i, j)) for j in others)
         if name in ("infonce", "hn-nce"):
             total += math.exp(score(i, i))
         return -score(i, i) + math.log(total)

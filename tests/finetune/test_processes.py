@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
-from medclipsam.finetune.losses import ContrastiveLoss, LossOptions, gather
+from medclipsam.finetune.losses import ContrastiveLoss, gather
 from medclipsam.finetune.model import Tuned
-from medclipsam.finetune.options import FinetuneOptions
+from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import train
 
 NAMES = ("dhn-nce", "infonce", "siglip")

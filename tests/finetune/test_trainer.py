@@ -1,5 +1,6 @@
 """Training: exact accumulation, what is trained, that it learns, and that a killed run ends as one that was not."""
 
+import itertools
 import pickle
 import signal
 import subprocess
@@ -12,9 +13,9 @@ import torch
 from medclipsam.encoders import load_folder
 from medclipsam.errors import CancelledError, InputError, OptionError
 from medclipsam.finetune.data import Listing, prepare
-from medclipsam.finetune.losses import ContrastiveLoss, LossOptions
+from medclipsam.finetune.losses import ContrastiveLoss
 from medclipsam.finetune.model import Tuned
-from medclipsam.finetune.options import FinetuneOptions
+from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import accumulate, learning_rate, train
 
 
@@ -130,7 +131,7 @@ def test_rate_rises_then_falls_to_nothing():
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
     assert rates[30] == pytest.approx(0.5, abs=0.01)
-    assert all(one >= two for one, two in zip(rates[10:], rates[11:], strict=False))
+    assert all(one >= two for one, two in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.002
 
 
@@ -145,7 +146,7 @@ def learn(folder, encoder, listing, cancelled=None, **given):
 
 
 def test_it_learns_and_keeps_the_best_epoch(tmp_path, encoder, listing):
-    done, tuned = learn(tmp_path, encoder, listing)
+    done, _ = learn(tmp_path, encoder, listing)
     assert done.history[-1]["loss"] < done.history[0]["loss"]
     assert done.best.score > done.before.score + 0.1
     scores = [entry["score"] for entry in done.history]
@@ -176,7 +177,7 @@ import pickle, sys
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.model import Tuned
-from medclipsam.finetune.options import FinetuneOptions
+from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import train
 pairs = pickle.loads(Path(sys.argv[2]).read_bytes())
 encoder = load_folder(Path(sys.argv[1]))
@@ -203,7 +204,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, clip_folder
 
 def test_a_folder_of_another_run_is_refused_unless_restarted(tmp_path, clip_folder, listing):
     learn(tmp_path, load_folder(clip_folder), listing, epochs=1)
-    with pytest.raises(InputError, match="another|other weights"):
+    with pytest.raises(InputError, match="run of other weights, data or options"):
         learn(tmp_path, load_folder(clip_folder), listing, epochs=1, seed=5)
     (tmp_path / "last.pt").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot be read"):

@@ -30,7 +30,10 @@ _MODULES = {
     "text.proj.0": "text_projection.fc1",
     "text.proj.2": "text_projection.fc2",
 }
-_BLOCKS = (("visual.trunk.blocks.", "vision_model.encoder.layers."), ("text.transformer.encoder.layer.", "text_model.encoder.layers."))
+_BLOCKS = (
+    ("visual.trunk.blocks.", "vision_model.encoder.layers."),
+    ("text.transformer.encoder.layer.", "text_model.encoder.layers."),
+)
 _VISION = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
@@ -104,7 +107,9 @@ def from_transformers(state: Mapping[str, torch.Tensor]) -> State:
             result[_POSITIONS] = value[None]
         elif key == "logit_scale":
             result[key] = value
-        elif found := re.fullmatch(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv]_proj)\.(weight|bias)", key):
+        elif found := re.fullmatch(
+            r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv]_proj)\.(weight|bias)", key
+        ):
             parts.setdefault((found[1], found[3]), {})[found[2]] = value
         else:
             result[_renamed(key, back=True)] = value

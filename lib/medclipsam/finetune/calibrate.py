@@ -102,10 +102,7 @@ def _known(
     own = {family(code) for code in target.modality}
     shows = np.array([target in names for names in named])
     lacks = np.array(
-        [
-            bool(names) and not any(own & {family(code) for code in other.modality} for other in names)
-            for names in named
-        ]
+        [bool(names) and not any(own & {family(code) for code in other.modality} for other in names) for names in named]
     )
     if not shows.any() or not target.modality:
         return [], []

@@ -7,11 +7,12 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import OptionError
 from medclipsam.finetune.options import CHOICES, FinetuneOptions
 
 _HELP = {
@@ -52,7 +53,9 @@ def add_commands(commands: Any, device: Callable[[str | None], str]) -> None:
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
     run = actions.add_parser("run", help="fine-tune; an interrupted run goes on where it was")
     _add_data(run)
-    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder; the weights in DIR/model")
+    run.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the run's folder; the weights in DIR/model"
+    )
     run.add_argument("--val", action="append", default=[], type=Path, metavar="DATA", help="held-out pairs")
     run.add_argument("--weights", default="biomedclip", help="CLIP to start from (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
@@ -111,8 +114,6 @@ def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
 
 
 def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
-    import tempfile
-
     from medclipsam.finetune.run import measure
 
     gallery = None if given.gallery == "all" else _whole(given.gallery)
@@ -136,7 +137,9 @@ def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) ->
         return 0
     for row in pairs.bad[:20]:
         sys.stderr.write(f"medclipsam: left out: {row.name}: {row.reason}\n")
-    sys.stdout.write(f"{len(pairs)} pairs in galleries of {next(iter(found.values())).gallery}; mean and deviation, %\n")
+    sys.stdout.write(
+        f"{len(pairs)} pairs in galleries of {next(iter(found.values())).gallery}; mean and deviation, %\n"
+    )
     for name, one in found.items():
         cells = [f"{key} {100 * one.rates[key]:.1f} ± {100 * one.deviations[key]:.1f}" for key in one.rates]
         sys.stdout.write(f"{name}: {'; '.join(cells)}\n")

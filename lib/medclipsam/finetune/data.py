@@ -272,9 +272,9 @@ class Reports:
             return None
         if self._structured is None:
             self._structured = _structured_reports(self._folder)
-        text = self._structured.get(str(header.get("StudyInstanceUID", "")))
-        if text or not descriptions:
-            return text
+        told = self._structured.get(str(header.get("StudyInstanceUID", "")))
+        if told or not descriptions:
+            return told
         comments = tidy(str(header.get("ImageComments", "") or ""))
         short = (tidy(str(header.get(key, "") or "")) for key in ("StudyDescription", "SeriesDescription"))
         return comments or ", ".join(part for part in dict.fromkeys(short) if part) or None

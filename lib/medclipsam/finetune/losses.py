@@ -19,75 +19,16 @@ SigLIP (Zhai et al., ICCV 2023) judges each pair by itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import InputError
+from medclipsam.finetune.options import DECOUPLED, LossOptions
 
-LOSSES = ("dhn-nce", "infonce", "dcl", "hn-nce", "siglip")
-
-# Temperature, beta of both directions: DHN-NCE's as published, HN-NCE's beta as DiHT's; CLIP's initial temperature for
-# the losses without one of their own.
-_DEFAULTS: dict[str, tuple[float, float]] = {
-    "dhn-nce": (0.6, 0.15),
-    "infonce": (0.07, 0.0),
-    "dcl": (0.07, 0.0),
-    "hn-nce": (0.07, 0.25),
-    "siglip": (0.1, 0.0),
-}
-_DECOUPLED = frozenset({"dhn-nce", "dcl"})
-_HARD = frozenset({"dhn-nce", "hn-nce"})
 _SIGLIP_BIAS = -10.0
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Which loss, and its constants.
-
-    Parameters
-    ----------
-    name : {"dhn-nce", "infonce", "dcl", "hn-nce", "siglip"}
-        The loss.
-    temperature : float or None
-        tau, above 0 and at most 10; None takes the loss's own. SigLIP learns its temperature from there on.
-    beta1, beta2 : float or None
-        Hardness from image to text and from text to image, 0 to 10; None takes the loss's own. Only DHN-NCE and HN-NCE
-        have them.
-
-    Raises
-    ------
-    OptionError
-        If the loss is unknown or a value is out of range.
-    """
-
-    name: str = "dhn-nce"
-    temperature: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in LOSSES:
-            raise OptionError("loss", self.name, "one of " + ", ".join(LOSSES))
-        if self.temperature is not None and not 0 < self.temperature <= 10:
-            raise OptionError("temperature", self.temperature, "a number above 0 and at most 10")
-        for key in ("beta1", "beta2"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value <= 10:
-                raise OptionError(key, value, "a number from 0 to 10")
-            if value and self.name not in _HARD:
-                raise OptionError(key, value, f"nothing for {self.name}, which weights no negatives")
-
-    def constants(self) -> dict[str, float]:
-        """Return the values that are used, the loss's own where none was given."""
-        temperature, beta = _DEFAULTS[self.name]
-        chosen = {"temperature": temperature if self.temperature is None else self.temperature}
-        if self.name in _HARD:
-            chosen |= {key: beta if getattr(self, key) is None else getattr(self, key) for key in ("beta1", "beta2")}
-        return chosen
 
 
 class ContrastiveLoss(nn.Module):
@@ -116,9 +57,7 @@ class ContrastiveLoss(nn.Module):
             self.log_scale = nn.Parameter(torch.tensor(-math.log(self.temperature)))
             self.bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
 
-    def forward(
-        self, images: torch.Tensor, texts: torch.Tensor, captions: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, captions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the loss of a batch.
 
         Parameters
@@ -139,9 +78,7 @@ class ContrastiveLoss(nn.Module):
             If the batch has less than two pairs, or the shapes differ.
         """
         if images.shape != texts.shape or images.ndim != 2:
-            raise InputError(
-                f"Features must be [B, E] for both; given {list(images.shape)} and {list(texts.shape)}."
-            )
+            raise InputError(f"Features must be [B, E] for both; given {list(images.shape)} and {list(texts.shape)}.")
         if len(images) < 2:
             raise InputError("A contrastive loss needs at least two pairs in a batch; given 1.")
         with torch.autocast(images.device.type, enabled=False):
@@ -152,7 +89,7 @@ class ContrastiveLoss(nn.Module):
             if self.options.name == "siglip":
                 return _siglip(cosine * self.log_scale.exp() + self.bias, own, same)
             scores = cosine / self.temperature
-            decoupled = self.options.name in _DECOUPLED
+            decoupled = self.options.name in DECOUPLED
             return _direction(scores, same, self.betas[0], decoupled) + _direction(
                 scores.T, same, self.betas[1], decoupled
             )
@@ -163,7 +100,7 @@ def _direction(scores: torch.Tensor, same: torch.Tensor, beta: float, decoupled:
     positive = scores.diagonal()
     negatives = (~same).sum(dim=1)
     usable = negatives > 0
-    # Multiplied before it is masked: 0 * -inf would be NaN. Rows without negatives are filled, to keep gradients finite.
+    # Multiplied before it is masked, since 0 * -inf is NaN; rows without negatives are filled, for finite gradients.
     hidden = same & usable[:, None]
 
     def total(exponent: float) -> torch.Tensor:

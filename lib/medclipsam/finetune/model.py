@@ -118,7 +118,9 @@ def _with_lora(model: Any, options: FinetuneOptions) -> Any:
     targets = list(_lora_targets(model))
     if not targets:
         raise WeightsError("The CLIP has no attention or feed-forward layers for low-rank updates.")
-    config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets, bias="none")
+    # a whole number by its annotation, but any number divides
+    scale: Any = options.lora_alpha
+    config = LoraConfig(r=options.lora_rank, lora_alpha=scale, target_modules=targets, bias="none")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         return LoraModel(model, config, "default")

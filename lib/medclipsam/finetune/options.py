@@ -9,7 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from medclipsam.errors import OptionError
-from medclipsam.finetune.losses import LOSSES, LossOptions
+
+LOSSES = ("dhn-nce", "infonce", "dcl", "hn-nce", "siglip")
+
+# Temperature, beta of both directions: DHN-NCE's as published, HN-NCE's beta as DiHT's; CLIP's initial temperature for
+# the losses without one of their own.
+_DEFAULTS: dict[str, tuple[float, float]] = {
+    "dhn-nce": (0.6, 0.15),
+    "infonce": (0.07, 0.0),
+    "dcl": (0.07, 0.0),
+    "hn-nce": (0.07, 0.25),
+    "siglip": (0.1, 0.0),
+}
+# Losses whose positive pair is not in the denominator.
+DECOUPLED = frozenset({"dhn-nce", "dcl"})
+_HARD = frozenset({"dhn-nce", "hn-nce"})
 
 METHODS = ("full", "heads", "lora")
 TRACKERS = ("none", "tensorboard", "mlflow")
@@ -40,6 +54,52 @@ _INTEGERS = frozenset(
 )
 # What decides how fast it goes and what is written, but not the result.
 _WITHOUT_EFFECT = frozenset({"tracker", "checkpoint_steps", "workers", "max_bad"})
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Which loss, and its constants.
+
+    Parameters
+    ----------
+    name : {"dhn-nce", "infonce", "dcl", "hn-nce", "siglip"}
+        The loss.
+    temperature : float or None
+        tau, above 0 and at most 10; None takes the loss's own. SigLIP learns its temperature from there on.
+    beta1, beta2 : float or None
+        Hardness from image to text and from text to image, 0 to 10; None takes the loss's own. Only DHN-NCE and HN-NCE
+        have them.
+
+    Raises
+    ------
+    OptionError
+        If the loss is unknown or a value is out of range.
+    """
+
+    name: str = "dhn-nce"
+    temperature: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise OptionError("loss", self.name, "one of " + ", ".join(LOSSES))
+        if self.temperature is not None and not 0 < self.temperature <= 10:
+            raise OptionError("temperature", self.temperature, "a number above 0 and at most 10")
+        for key in ("beta1", "beta2"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 10:
+                raise OptionError(key, value, "a number from 0 to 10")
+            if value and self.name not in _HARD:
+                raise OptionError(key, value, f"nothing for {self.name}, which weights no negatives")
+
+    def constants(self) -> dict[str, float]:
+        """Return the values that are used, the loss's own where none was given."""
+        temperature, beta = _DEFAULTS[self.name]
+        chosen = {"temperature": temperature if self.temperature is None else self.temperature}
+        if self.name in _HARD:
+            chosen |= {key: beta if getattr(self, key) is None else getattr(self, key) for key in ("beta1", "beta2")}
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -140,7 +200,7 @@ class FinetuneOptions:
             If a key is unknown, or a value is of the wrong type or out of range.
         """
         known = [option.name for option in dataclasses.fields(cls)]
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for key, given in values.items():
             if key not in known:
                 raise OptionError(key, given, "one of the options " + ", ".join(known))

@@ -75,7 +75,9 @@ def write_result(
 def _model_card(base: ResolvedWeights, card: Mapping[str, Any]) -> str:
     options = card["options"]
     before, after = card["retrieval"]["before"], card["retrieval"]["after"]
-    rows = [f"| {name} | {100 * before['rates'][name]:.1f} | {100 * after['rates'][name]:.1f} |" for name in after["rates"]]
+    rows = [
+        f"| {name} | {100 * before['rates'][name]:.1f} | {100 * after['rates'][name]:.1f} |" for name in after["rates"]
+    ]
     licence = base.metadata.get("licence") or "that of the weights it was fine-tuned from"
     settings = [f"- {key}: {value}" for key, value in options.items() if value is not None]
     lines = [

@@ -90,12 +90,12 @@ def features_of(tuned: Tuned, pairs: PreparedPairs) -> tuple[torch.Tensor, torch
     """Return the unit features of all pairs, float32 [N, E] each, on the CPU."""
     tuned.eval()
     order = [range(at, min(at + _VALIDATION_BATCH, len(pairs))) for at in range(0, len(pairs), _VALIDATION_BATCH)]
-    images, texts = [], []
     with torch.no_grad():
-        for inputs, tokens, _ in pairs.batches(order):
-            for parts, part in zip((images, texts), tuned.encode(inputs, tokens), strict=True):
-                parts.append(torch.nn.functional.normalize(part.float(), dim=-1).cpu())
-    return torch.cat(images), torch.cat(texts)
+        made = [tuned.encode(inputs, tokens) for inputs, tokens, _ in pairs.batches(order)]
+    images, texts = (
+        torch.nn.functional.normalize(torch.cat(way).float(), dim=-1).cpu() for way in zip(*made, strict=True)
+    )
+    return images, texts
 
 
 def accumulate(
@@ -155,7 +155,9 @@ def accumulate(
         made = features[0] if len(parts) == 1 else encode(number)
         # with the projections alone trained, one tower may have nothing that is
         kept = [(one, feature.grad) for one, feature in zip(made, cut, strict=True) if one.requires_grad]
-        torch.autograd.backward([one for one, _ in kept], [gradient[part].to(one.dtype) for one, gradient in kept])
+        torch.autograd.backward(
+            [one for one, _ in kept], [gradient[part].to(one.dtype) for one, gradient in kept if gradient is not None]
+        )
     if _world() > 1:
         for parameter in tuned.parameters.values():
             if parameter.grad is not None:
@@ -250,13 +252,14 @@ class _Run:
         _wait()
         self._resume()
 
-    def go(
-        self, show: bool, progress: Progress | None, cancelled: Callable[[], bool] | None
-    ) -> Trained:
+    def go(self, show: bool, progress: Progress | None, cancelled: Callable[[], bool] | None) -> Trained:
         start = time.monotonic()
         before = self._first_look()
         tracker = Tracker.open(self.options, self.folder) if _rank() == 0 else Tracker()
-        with tracker, tqdm(total=self.steps, initial=self.step, unit="step", disable=not show, desc="fine-tuning") as bar:
+        with (
+            tracker,
+            tqdm(total=self.steps, initial=self.step, unit="step", disable=not show, desc="fine-tuning") as bar,
+        ):
             while self.step < self.steps:
                 for batch in self.pairs.batches(self._order(), self.options.workers):
                     if cancelled is not None and cancelled():
@@ -309,7 +312,8 @@ class _Run:
     def _end_epoch(self) -> dict[str, float]:
         epoch = self.step // self.per_epoch
         found = self._validate()
-        entry = {"epoch": epoch, "loss": float(np.mean(self.losses)), **found.to_dict()}
+        mean = float(np.mean(self.losses))
+        entry = {"epoch": epoch, "loss": mean, **found.to_dict()}
         self.history.append(entry)
         self.losses = []
         if found.score > self.best_score:
@@ -317,8 +321,8 @@ class _Run:
             if _rank() == 0:
                 _write(self.tuned.state(), self.folder / _BEST)
         self._save()
-        logger.info("Epoch %d of %d: loss %.4f, retrieval %.4f", epoch, self.options.epochs, entry["loss"], found.score)
-        return {"epoch_loss": entry["loss"], "retrieval": found.score, **found.rates}
+        logger.info("Epoch %d of %d: loss %.4f, retrieval %.4f", epoch, self.options.epochs, mean, found.score)
+        return {"epoch_loss": mean, "retrieval": found.score, **found.rates}
 
     def _validate(self) -> Retrieval:
         # each process computes the same: validation is small beside an epoch
