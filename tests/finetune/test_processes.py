@@ -1,5 +1,7 @@
 """A batch that is spread over two processes has the loss, the gradient and the training of one."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from medclipsam import cli
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss, gather
@@ -37,7 +40,7 @@ def learn(folder, clip_folder, pairs):
     return done, tuned.state()
 
 
-def work(rank, place, clip_folder, pairs):
+def work(rank, place, clip_folder, pairs, port):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
     shared, (images, texts) = layer(), features()
@@ -53,12 +56,29 @@ def work(rank, place, clip_folder, pairs):
     found["training"] = learn(Path(place) / "run", clip_folder, pairs)[1]
     torch.save(found, f"{place}/{rank}.pt")
     dist.destroy_process_group()
+    # as torchrun starts a process
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = ["finetune", "run", f"{place}/pairs.csv", "--weights", str(clip_folder), "--out", f"{place}/command"]
+    command += ["--device", "cpu", "--epochs", "1", "--batch-size", "12", "--gallery", "12"]
+    if cli.main(command) != 0:
+        raise RuntimeError("the command failed")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, clip_folder, listing):
+def place(tmp_path_factory, clip_folder, listing):
     place = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(place), clip_folder, listing.pairs), nprocs=2)
+    rows = [f"{pair.path},{pair.caption.replace(',', ' of')}" for pair in listing.pairs]
+    (place / "pairs.csv").write_text("\n".join(["filename,caption", *rows]))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(work, args=(str(place), clip_folder, listing.pairs, port), nprocs=2)
+    return place
+
+
+@pytest.fixture(scope="module")
+def ranks(place):
     return [torch.load(place / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -77,3 +97,9 @@ def test_the_training_is_that_of_one_process(tmp_path, ranks, clip_folder, listi
     for found in ranks:
         for name, value in weights.items():
             torch.testing.assert_close(found["training"][name], value, atol=2e-5, rtol=1e-3)
+
+
+def test_the_command_line_joins_the_processes_and_one_writes(place):
+    made = load_folder(place / "command" / "model")
+    assert made.encode_texts(["a red square"]).shape == (1, 32)
+    assert not list((place / "command").glob(".*part*"))

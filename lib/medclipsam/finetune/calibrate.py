@@ -149,7 +149,7 @@ def _same_meaning(encoder: Encoder, targets: TargetSet) -> float | None:
         similar = (prototypes @ encoder.encode_texts([target.name, *target.synonyms]).T).clamp(0, 1)
         own += similar[at].tolist()
         for beside, other in enumerate(known):
-            if not target.overlaps_with(other):
+            if other.meaning != target.meaning:
                 others += similar[beside].tolist()
     for texts in GENERIC_CAPTIONS:
         others += (prototypes @ encoder.encode_texts(texts).T).clamp(0, 1).flatten().tolist()
