@@ -225,6 +225,9 @@ def _add_evaluate(commands: Any) -> None:
         "--search", action="store_true", help="protocol A: search settings on validation images with masks"
     )
     run.add_argument("--search-images", type=int, default=3, metavar="N", help="how many of a task (default: 3)")
+    run.add_argument(
+        "--network", type=Path, metavar="DIR", help="measure the trained network in this folder, not the pipeline"
+    )
     run.add_argument("--draws", type=int, default=2000, help="bootstrap samples (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
     _add_model_arguments(run)
@@ -410,6 +413,7 @@ def _evaluate(given: argparse.Namespace) -> int:
                 tasks_file=given.tasks_file,
                 limit=given.limit,
                 search=given.search,
+                network=given.network,
                 search_images=given.search_images,
                 ladder=tuple(part.strip() for part in (given.ladder or "").split(",") if part.strip()),
                 sams=tuple(given.sam),

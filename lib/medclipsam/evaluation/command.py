@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import Case, check_cases, find_cases
-from medclipsam.evaluation.predictors import ZeroShotPredictor, ladder
+from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor, ladder
 from medclipsam.evaluation.report import write_report
 from medclipsam.evaluation.runner import PROTOCOLS, Methods, Plan, read_identity, run
 from medclipsam.evaluation.search import IMAGES, search_settings
@@ -18,6 +18,7 @@ from medclipsam.evaluation.tasks import read_prompts
 from medclipsam.evaluation.text import NONE, markdown_table, with_interval
 from medclipsam.options import SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.targets import TargetSet
+from medclipsam.training.ensemble import Ensemble
 from medclipsam.zeroshot import ZeroShot
 
 # Maps of one image: a few texts, a few saliency methods.
@@ -58,6 +59,8 @@ class Request:
         Bootstrap samples.
     restart : bool
         Whether to throw earlier results away.
+    network : pathlib.Path or None
+        Folder of a trained network that is measured in place of the zero-shot pipeline.
     weights, device : str
         Models, and where they run.
     targets_files : tuple of pathlib.Path
@@ -81,6 +84,7 @@ class Request:
     sensitivity: bool = False
     draws: int = DRAWS
     restart: bool = False
+    network: Path | None = None
     weights: str = "demo"
     device: str = "cpu"
     targets_files: tuple[Path, ...] = ()
@@ -94,6 +98,10 @@ class Request:
         for method in self.ladder:
             if method not in SALIENCY_METHODS:
                 raise OptionError("ladder", method, "saliency methods: " + ", ".join(SALIENCY_METHODS))
+        if self.network is not None and (self.search or self.ladder or self.sensitivity):
+            raise InputError(
+                "A network (--network) is measured as it is: without --search, --ladder or --sensitivity."
+            )
         if self.sams and not self.ladder:
             raise InputError("Further SAM weights (--sam) are measured on the ladder only (--ladder).")
         if self.limit is not None and self.limit < 1:
@@ -122,6 +130,28 @@ def evaluate(request: Request, *, show: bool = False) -> str:
     check_cases(cases)
     prompts = read_prompts(request.prompts, _image_names(cases)) if request.prompts else {}
     validation = _validation_cases(request, targets, cases) if request.search else {}
+    if request.network is not None:
+        network = NetworkPredictor(Ensemble.load(request.network, device=request.device), targets)
+        for case in cases:
+            network.check(case.task.prompt)
+        plan = Plan(Methods(network), protocol=request.protocol, prompts=prompts)
+    else:
+        plan = _zero_shot_plan(request, targets, validation, prompts, show=show)
+    rows = run(cases, plan, request.out, restart=request.restart, show=show)
+    summary = summarise(rows, draws=request.draws, seed=request.options.seed)
+    write_tables(request.out, rows, summary)
+    write_report(request.out, cases, rows, summary, read_identity(request.out))
+    return _in_short(request, summary)
+
+
+def _zero_shot_plan(
+    request: Request,
+    targets: TargetSet,
+    validation: dict[str, list[Case]],
+    prompts: dict[str, dict[str, str]],
+    *,
+    show: bool,
+) -> Plan:
     pipeline = ZeroShot.load(request.weights, device=request.device, targets=targets)
     pipeline.map_cache = _MAP_CACHE
     pipelines = {str(pipeline.weights["sam"]["name"]): pipeline}
@@ -132,18 +162,13 @@ def evaluate(request: Request, *, show: bool = False) -> str:
             images, pipeline, request.options, images=request.search_images, show=show
         )
         by_task[task] = _methods(request, pipelines, options)
-    plan = Plan(
+    return Plan(
         methods=_methods(request, pipelines, request.options),
         protocol=request.protocol,
         prompts=prompts,
         by_task=by_task,
         search=found,
     )
-    rows = run(cases, plan, request.out, restart=request.restart, show=show)
-    summary = summarise(rows, draws=request.draws, seed=request.options.seed)
-    write_tables(request.out, rows, summary)
-    write_report(request.out, cases, rows, summary, read_identity(request.out))
-    return _in_short(request, summary)
 
 
 def _methods(request: Request, pipelines: dict[str, ZeroShot], options: ZeroShotOptions) -> Methods:

@@ -175,7 +175,7 @@ class NetworkPredictor:
         InputError
             If the text means none of the network's classes, or the image is of another kind than its training's.
         """
-        name = self._class(text)
+        name = self.check(text)
         start = time.perf_counter()
         made = self.ensemble.predict(
             image, mirror=self.mirror, uncertainty=self.uncertainty, members=self.members, probabilities=True
@@ -190,7 +190,14 @@ class NetworkPredictor:
             probability=made.probabilities[:, index],
         )
 
-    def _class(self, text: str) -> str:
+    def check(self, text: str) -> str:
+        """Return the network's class that a text means; of a network of one class that is every text.
+
+        Raises
+        ------
+        InputError
+            If it means none of several.
+        """
         names = list(self.ensemble.plan.classes)
         if len(names) == 1:
             return names[0]

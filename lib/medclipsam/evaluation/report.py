@@ -140,6 +140,11 @@ def _tables(summary: Mapping[str, Any]) -> list[_Part]:
             NONE if part.get("presence_auc") is None else f"{part['presence_auc']:.3f}",
         )
 
+    certain = [
+        (name, f"{part['ece']:.4f}", NONE if part["uncertainty_rank"] is None else f"{part['uncertainty_rank']:.2f}")
+        for name, part in summary["tasks"].items()
+        if part["ece"] is not None
+    ]
     rows = [line(name, part) for name, part in summary["tasks"].items()]
     rows.append(line("macro, over tasks", summary["macro"], pooled=False))
     rows.append(line("pooled, over images", summary["pooled"]))
@@ -152,6 +157,19 @@ def _tables(summary: Mapping[str, Any]) -> list[_Part]:
             "that among tasks.",
         ),
         _Part("table", header=header, rows=tuple(rows)),
+        *(_certainty(certain) if certain else ()),
+    ]
+
+
+def _certainty(rows: Sequence[tuple[str, ...]]) -> list[_Part]:
+    return [
+        _Part("heading", "Certainty"),
+        _Part(
+            "text",
+            "ECE: the expected calibration error of the structure's probability, over all pixels. Rank: Spearman's "
+            "correlation of an image's uncertainty score with 1 - DSC, missed targets included.",
+        ),
+        _Part("table", header=("task", "ECE", "rank"), rows=tuple(rows)),
     ]
 
 

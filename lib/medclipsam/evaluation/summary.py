@@ -11,7 +11,7 @@ import numpy as np
 
 from medclipsam.evaluation.runner import Row
 from medclipsam.evaluation.statistics import DRAWS, Bootstrap
-from medclipsam.metrics import roc_auc
+from medclipsam.metrics import expected_calibration_error, roc_auc
 
 KINDS = ("right", "paraphrase", "other structure", "other modality", "nonsense")
 SENSITIVITY = 0.95
@@ -95,6 +95,35 @@ def _task(rows: Sequence[Row], places: Sequence[int], bootstrap: Bootstrap) -> S
         **_figures(rows, places, bootstrap),
         "median_dice_present": float(np.median(present)) if present else None,
         "presence_auc": roc_auc([row["presence"] for row in asked], [row["present"] for row in asked]),
+        **certainty(mine),
+    }
+
+
+def certainty(rows: Sequence[Row]) -> Summary:
+    """Summarise what a method said about its own certainty.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Results of one task (or what a rung has in their place).
+
+    Returns
+    -------
+    dict
+        `ece`: calibration error over all pixels of all images; `uncertainty_rank`: Spearman's correlation of the
+        uncertainty score with 1 - Dice, images without the target and missed targets included. None where the method
+        does not tell, or all images are alike.
+    """
+    from scipy.stats import spearmanr
+
+    bins = [row["calibration"] for row in rows if "calibration" in row]
+    scored = [(row["uncertainty"], 1 - row["dice"]) for row in rows if "uncertainty" in row]
+    rank = None
+    if len({score for score, _ in scored}) > 1 and len({error for _, error in scored}) > 1:
+        rank = float(spearmanr([score for score, _ in scored], [error for _, error in scored]).statistic)
+    return {
+        "ece": expected_calibration_error(np.sum(np.asarray(bins), axis=0).tolist()) if bins else None,
+        "uncertainty_rank": rank,
     }
 
 
