@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from medclipsam.errors import InputError
-from medclipsam.metrics import dice, roc_auc, surface_dice
+from medclipsam.metrics import calibration_bins, dice, expected_calibration_error, roc_auc, surface_dice
 
 HALF_DIAGONAL = 0.5**0.5
 
@@ -121,3 +121,26 @@ def test_the_area_under_the_roc_curve_counts_pairs() -> None:
     assert roc_auc(scores, truth) == pytest.approx(np.mean(pairs))
     assert roc_auc([0.1, 0.9], [False, True]) == 1.0
     assert roc_auc([0.1, 0.9], [True, True]) is None
+
+
+def test_calibration_bins_count_confidence_and_right_answers():
+    probability = np.array([0.02, 0.4, 0.6, 0.97, 1.0])
+    truth = np.array([False, True, True, False, True])
+    bins = np.asarray(calibration_bins(probability, truth, bins=10))
+    # confidences 0.98 (right), 0.6 (wrong), 0.6 (right), 0.97 (wrong), 1.0 (right)
+    np.testing.assert_allclose(bins[6], [2, 1.2, 1])
+    np.testing.assert_allclose(bins[9], [3, 2.95, 2])
+    assert bins[[0, 1, 2, 3, 4, 5, 7, 8]].sum() == 0
+
+
+def test_calibration_error_is_the_weighted_gap():
+    assert expected_calibration_error([[2, 1.2, 1], [3, 2.95, 2]]) == pytest.approx((0.2 + 0.95) / 5)
+    assert expected_calibration_error([[0, 0, 0]]) is None
+    assert expected_calibration_error([]) is None
+
+
+def test_a_probability_that_keeps_its_word_has_no_calibration_error():
+    rng = np.random.default_rng(0)
+    probability = rng.random(200_000)
+    bins = calibration_bins(probability, rng.random(200_000) < probability)
+    assert expected_calibration_error(bins) < 0.01

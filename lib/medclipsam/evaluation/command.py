@@ -99,9 +99,7 @@ class Request:
             if method not in SALIENCY_METHODS:
                 raise OptionError("ladder", method, "saliency methods: " + ", ".join(SALIENCY_METHODS))
         if self.network is not None and (self.search or self.ladder or self.sensitivity):
-            raise InputError(
-                "A network (--network) is measured as it is: without --search, --ladder or --sensitivity."
-            )
+            raise InputError("A network (--network) is measured as it is: without --search, --ladder or --sensitivity.")
         if self.sams and not self.ladder:
             raise InputError("Further SAM weights (--sam) are measured on the ladder only (--ladder).")
         if self.limit is not None and self.limit < 1:

@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_batch": 64,
         "memory": 8 * 10**9,
         "denominator": "total",
+        "learning_rate": 0.01,
         "momentum": 0.99,
     },
     "small": {
@@ -33,12 +34,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "keep": 3,
         "base_filters": 8,
         "max_filters": 128,
-        "max_patch": 128,
-        "max_side": 128,
+        "max_patch": 96,
+        "max_side": 96,
         "batch_size": 8,
         "max_batch": 8,
         "memory": 2 * 10**9,
         "denominator": "cycle",
+        # with few steps a momentum of 0.99 never gets under way, and the paper's rate is too low without it
+        "learning_rate": 0.1,
         "momentum": 0.9,
     },
 }
@@ -133,8 +136,10 @@ class TrainingOptions(CheckedOptions):
         Cycles of the learning rate (C).
     keep : int or None
         Checkpoints kept of the end of each cycle (K); the ensemble has `cycles * keep` members.
-    learning_rate, restart_rate : float
-        alpha_0, and alpha_r of the first epoch of a cycle.
+    learning_rate : float or None
+        alpha_0.
+    restart_rate : float
+        alpha_r, the rate of the first epoch of a cycle.
     gamma : float
         Share of a cycle after which the rate no longer falls.
     denominator : {"total", "cycle"} or None
@@ -189,7 +194,7 @@ class TrainingOptions(CheckedOptions):
     iterations: int | None = whole(None, 1, 100_000)
     cycles: int = whole(3, 1, 1000)
     keep: int | None = whole(None, 1, 1000)
-    learning_rate: float = number(0.01, 1e-8, 10)
+    learning_rate: float | None = number(None, 1e-8, 10)
     restart_rate: float = number(0.1, 1e-8, 10)
     gamma: float = number(0.8, 0, 1)
     denominator: str | None = choice(None, "total", "cycle")

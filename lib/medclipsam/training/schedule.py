@@ -56,6 +56,7 @@ class Schedule:
         assert options.epochs is not None
         assert options.keep is not None
         assert options.denominator is not None
+        assert options.learning_rate is not None
         return cls(
             options.epochs,
             options.cycles,
