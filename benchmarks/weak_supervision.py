@@ -17,6 +17,7 @@ after each network, as OUT/table.md and OUT/table.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -60,10 +61,12 @@ OPTIONS: dict[str, Any] = {
     "learning_rate": 0.1,
     "momentum": 0.9,
     "denominator": "cycle",
-    "iterations": 16,
+    "batch_size": 4,
+    "iterations": 32,
 }
-FIRST = {"epochs": 20, "cycles": 2, "keep": 1}
-NEXT = {"epochs": 9, "cycles": 3, "keep": 2}
+FIRST: dict[str, Any] = {"epochs": 32, "cycles": 2, "keep": 1}
+FIRST_LUNGS: dict[str, Any] = {"epochs": 8, "cycles": 2, "keep": 1}
+NEXT: dict[str, Any] = {"epochs": 9, "cycles": 3, "keep": 2}
 
 
 def main() -> None:
@@ -96,11 +99,11 @@ def main() -> None:
             limit = LUNGS if split == "train" and task.startswith("lungs") else None
             cases[split, task] = found = find_cases(data, targets, split=split, only=[task], limit=limit)
             run(found, Plan(Methods(predictor)), given.out / f"zero-shot-{split}" / slug(task), show=True)
-    for seed in given.seeds:
-        for share in sorted(given.shares, key=lambda share: share not in (0, 100)):
-            for task in given.tasks:
-                measure(given.out, task, share, seed, cases, options, targets)
-                write_table(given.out, options)
+    ends = [share for share in given.shares if share in (0, 100)]
+    for shares in (ends, [share for share in given.shares if share not in ends]):
+        for seed, share, task in itertools.product(given.seeds, shares, given.tasks):
+            measure(given.out, task, share, seed, cases, options, targets)
+            write_table(given.out, options)
 
 
 def draw(data: Path, split: str, first: int, images: int, absent: int, contrast: float, grain: float) -> None:
@@ -137,7 +140,7 @@ def measure(
     if not (network / ENSEMBLE_FILE).is_file():
         classes = {task.split(",")[0]: 1}
         first = out / "networks" / slug(task) / f"first-{seed}"
-        start = replace(options, **FIRST)
+        start = replace(options, **(FIRST_LUNGS if task.startswith("lungs") else FIRST))
         pseudo = mixed(out, training, 0, seed, start)
         plan = make_plan(pseudo, classes, start)
         train(pseudo, plan, start, first)
