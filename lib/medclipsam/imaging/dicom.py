@@ -174,22 +174,9 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         If the files are of several series, or are not the slices of one volume: other sizes or orientations, two
         slices at one position, or a gap where slices are missing.
     """
-    headers = [(path, header) for path in files if (header := read_header(path)) is not None]
-    if not headers:
-        raise ImageError(f"{folder} holds no DICOM image.")
-    series: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-    for path, header in headers:
-        series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-    if len(series) > 1:
-        names = ", ".join(f"{name or 'without a UID'} ({len(members)} files)" for name, members in series.items())
-        raise ImageError(f"{folder} holds {len(series)} DICOM series; give a folder with one of them: {names}.")
+    headers = _image_headers(folder, files)
     if len(headers) == 1:
         return read_dicom(headers[0][0], modality)
-    if not all(is_slice(header) for _, header in headers):
-        raise ImageError(
-            f"{folder} holds {len(headers)} DICOM files that are not slices of one volume (no position in the "
-            "patient, or several frames); give one file."
-        )
     ordered, positions = sort_slices(folder, headers)
     first = _read(ordered[0])
     stored = np.empty(0)
@@ -218,6 +205,50 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         known_spacing=geometry.spacing,
         luts=luts,
     )
+
+
+def source_headers(path: Path) -> list[Dataset]:
+    """Return the headers, whole but for the pixels, of the DICOM files that an image was read from.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or the folder of a series.
+
+    Returns
+    -------
+    list of pydicom.Dataset
+        In the order of the voxels' first axis: slice by slice as ITK stacks them, or one multi-frame file.
+
+    Raises
+    ------
+    ImageError
+        Where `read_image` raises it.
+    """
+    if not path.is_dir():
+        return [_read(path, pixels=False)]
+    headers = _image_headers(path, sorted(file for file in path.iterdir() if looks_like_dicom(file)))
+    files = [headers[0][0]] if len(headers) == 1 else sort_slices(path, headers)[0]
+    return [_read(file, pixels=False) for file in files]
+
+
+def _image_headers(folder: Path, files: Sequence[Path]) -> list[tuple[Path, Dataset]]:
+    """Return the files that hold images with their few elements, where they are one image."""
+    headers = [(path, header) for path in files if (header := read_header(path)) is not None]
+    if not headers:
+        raise ImageError(f"{folder} holds no DICOM image.")
+    series: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
+    for path, header in headers:
+        series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+    if len(series) > 1:
+        names = ", ".join(f"{name or 'without a UID'} ({len(members)} files)" for name, members in series.items())
+        raise ImageError(f"{folder} holds {len(series)} DICOM series; give a folder with one of them: {names}.")
+    if len(headers) > 1 and not all(is_slice(header) for _, header in headers):
+        raise ImageError(
+            f"{folder} holds {len(headers)} DICOM files that are not slices of one volume (no position in the "
+            "patient, or several frames); give one file."
+        )
+    return headers
 
 
 def _dcmread(path: Path, **options: Any) -> Dataset:

@@ -17,8 +17,8 @@ from requests import RequestException
 from retrying import RetryError
 
 from medclipsam.errors import InputError
-from medclipsam.server.folder import CheckLabel
 from medclipsam.server.http import UnknownError, UpstreamError
+from medclipsam.server.label_files import CheckLabel
 
 SEARCH_FILTER = {"Modality": "CT,MR,CR,DX,MG,US"}
 

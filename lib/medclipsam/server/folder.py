@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import atexit
 import copy
-import json
-import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
 from medclipsam.server import scan
 from medclipsam.server.http import UnknownError
-from medclipsam.server.scan import SUFFIXES, FolderScan, Found, Listing
+from medclipsam.server.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.scan import FolderScan, Found, Listing
 
-logger = logging.getLogger(__name__)
-
-# Checks a label before it is saved: the image, its file or folder, the label's file, and what comes with it.
-CheckLabel = Callable[[Path, Path, dict[str, Any]], None]
-
-_CONFIG = "datastore_v2.json"
 # Seconds between two looks at the folder.
 _LOOK_SECONDS = 1.0
 
 
-class FolderStudies(LocalDatastore):
+class FolderStudies(LabelFiles):
     """Images of a folder and its sub-folders, and their labels.
 
     An image is a file, or the slices of one DICOM series in one folder, whatever else lies there. Labels are kept as
@@ -72,26 +63,16 @@ class FolderStudies(LocalDatastore):
         settle: float | None = None,
     ) -> None:
         # The stock constructor lists, watches and writes in its own way; only its fields are taken over.
-        self._datastore_path = str(folder)
-        self._datastore_config_path = str(folder / _CONFIG)
-        self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
+        self._begin(folder)
         self._auto_reload = auto_reload
-        self._lock_file = str(folder / ".lock")
-        self._datastore = self._empty()
-        self._root = folder
         self._check_label = check_label
-        self._access = threading.RLock()
-        self._stamp: tuple[int, int, int] | None = None
         self._labels_stamp: dict[str, int] = {}
         self._looked = float("-inf")
         self._listing = Listing()
         self._links: dict[tuple[Path, ...], Path] = {}
         labels = folder / self._datastore.labels_dir
-        skip = {labels, folder / _CONFIG}
+        skip = {labels, folder / CONFIG}
         self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
-        logging.getLogger("filelock").setLevel(logging.ERROR)
-        for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
-            self._label_folder(tag)
         self._read_config(strict=True)
         self.refresh()
 
@@ -178,7 +159,7 @@ class FolderStudies(LocalDatastore):
             If its format is not one that is listed, or the id is that of another file.
         """
         name = os.path.basename(image_filename)
-        suffix = _suffix(name) or ".dcm"
+        suffix = label_suffix(name) or ".dcm"
         image_id = image_id or name[: len(name) - len(suffix)]
         path = self._root / f"{image_id}{suffix}"
         if path.parent != self._root or image_id.startswith("."):
@@ -188,7 +169,7 @@ class FolderStudies(LocalDatastore):
         if any(other != path for other in taken):
             raise InputError(f"Image id {image_id!r} is that of {self._scan.names(taken)} already; give another.")
         with self._changing():
-            _copy(Path(image_filename), path, self._mode)
+            copy_file(Path(image_filename), path, self._mode)
             info = {**(image_info or {}), "ts": int(time.time()), "name": path.name}
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
             self._scan.arrived(path)
@@ -240,11 +221,11 @@ class FolderStudies(LocalDatastore):
         info = dict(label_info or {})
         if self._check_label is not None:
             self._check_label(Path(uri), Path(label_filename), info)
-        suffix = _suffix(os.path.basename(label_filename))
+        suffix = label_suffix(os.path.basename(label_filename))
         with self._changing():
             labels = self._entry(image_id, self._listing.images[image_id]).labels
             path = self._label_folder(tag) / f"{image_id}{suffix}"
-            _copy(Path(label_filename), path, self._mode)
+            copy_file(Path(label_filename), path, self._mode)
             before = labels.get(tag)
             if before is not None and before.ext != suffix:
                 Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
@@ -290,16 +271,10 @@ class FolderStudies(LocalDatastore):
             If there is no such label.
         """
         self._current()
-        with self._changing():
-            label = self._datastore.label(label_id, label_tag)
-            if label is None:
-                raise UnknownError(f"Image {label_id!r} has no label of the tag {label_tag!r}.")
-            label.info.update(info)
+        super().update_label_info(label_id, label_tag, info)
 
-    def _empty(self) -> LocalDatastoreModel:
-        model = LocalDatastoreModel(name="new-dataset", description="New Dataset", images_dir=".")
-        model.base_path = self._datastore_path
-        return model
+    def _configuration_changed(self) -> None:
+        self._labels_stamp.clear()
 
     def _current(self) -> Listing:
         with self._access:
@@ -320,20 +295,6 @@ class FolderStudies(LocalDatastore):
         entry.image.ext = found.suffix
         return entry
 
-    @property
-    def _mode(self) -> int:
-        """Rights of files that are kept in the studies: whoever may look into the folder may read them."""
-        return self._root.stat().st_mode & 0o666
-
-    def _label_folder(self, tag: str) -> Path:
-        """Return the folder of a tag's labels, made where it is not there, with the rights of the studies."""
-        folder = self._root / self._datastore.labels_dir / tag
-        for each in (folder.parent, folder):
-            if not each.is_dir():
-                each.mkdir()
-                each.chmod(self._root.stat().st_mode & 0o777)
-        return folder
-
     def _linked(self, found: Found) -> Path:
         """Return a folder of links to the slices of a series that shares its own folder with other images."""
         with self._access:
@@ -345,9 +306,6 @@ class FolderStudies(LocalDatastore):
                     (folder / file.name).symlink_to(file)
             return folder
 
-    def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
-        return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
-
     def _look_at_labels(self) -> None:
         """Take in labels that were put into their folders by hand, and let go of those that were removed."""
         folder = self._root / self._datastore.labels_dir
@@ -357,7 +315,7 @@ class FolderStudies(LocalDatastore):
             changed = place.stat().st_mtime_ns
             if self._labels_stamp.get(place.name) == changed:
                 continue
-            there = {name: _suffix(name) for name in os.listdir(place) if _suffix(name) and name[0] != "."}
+            there = {name: label_suffix(name) for name in os.listdir(place) if label_suffix(name) and name[0] != "."}
             for image_id, entry in self._datastore.objects.items():
                 label = entry.labels.get(place.name)
                 if label is not None and f"{image_id}{label.ext}" not in there:
@@ -368,83 +326,3 @@ class FolderStudies(LocalDatastore):
                     info = {"ts": int(time.time()), "name": name}
                     entry.labels[place.name] = DataModel(info=info, ext=suffix)
             self._labels_stamp[place.name] = changed
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Change what is known while no other thread or process does, and write it."""
-        with self._access, FileLock(self._lock_file):
-            self._read_config()
-            yield
-            self._write_config()
-
-    def _read_config(self, strict: bool = False) -> None:
-        """Read `datastore_v2.json` if it is another than the one that was read or written last."""
-        path = Path(self._datastore_config_path)
-        try:
-            state = path.stat()
-            stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
-            if stamp == self._stamp:
-                return
-            model = LocalDatastoreModel.model_validate_json(path.read_text())
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            if strict:
-                raise InputError(f"{path} cannot be read; mend it, or move it away to begin a new one.") from error
-            logger.error("%s cannot be read; what was known before stands.", path.name)
-            return
-        model.base_path = self._datastore_path
-        for image_id, entry in self._datastore.objects.items():
-            # what is in memory only
-            model.objects.setdefault(image_id, entry)
-            if "strategy" in entry.image.info:
-                model.objects[image_id].image.info.setdefault("strategy", entry.image.info["strategy"])
-        self._datastore, self._stamp = model, stamp
-        self._labels_stamp.clear()
-
-    def _write_config(self) -> None:
-        path = Path(self._datastore_config_path)
-        content = self._datastore.model_dump(exclude={"base_path"})
-        # of the other images nothing is known but what the folder says itself
-        content["objects"] = {
-            image_id: entry
-            for image_id, entry in content["objects"].items()
-            if entry["labels"] or set(entry["image"]["info"]) - {"ts", "name"}
-        }
-        handle, name = tempfile.mkstemp(dir=self._root, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=2, default=str)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, self._mode)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-        state = path.stat()
-        self._stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        """Write what is known: the stock `set_name` and `set_description` call it."""
-        if not lock:
-            self._write_config()
-            return
-        with self._access, FileLock(self._lock_file):
-            self._write_config()
-
-
-def _copy(source: Path, target: Path, mode: int) -> None:
-    """Copy a file so that it appears under its name only when complete, with the rights `mode`."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
-    os.close(handle)
-    try:
-        shutil.copyfile(source, name)
-        os.chmod(name, mode)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _suffix(name: str) -> str:
-    end = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[len(name) - len(end) :]

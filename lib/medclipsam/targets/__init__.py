@@ -9,12 +9,14 @@ from medclipsam.targets.prompt import (
     negatives,
     parse_prompt,
 )
-from medclipsam.targets.target import MAX_LABEL, Target, TargetSet, normalise
+from medclipsam.targets.target import MAX_LABEL, SnomedCode, StructureCode, Target, TargetSet, normalise
 
 __all__ = [
     "FINDING_LABELS",
     "MAX_LABEL",
     "MAX_TEXT",
+    "SnomedCode",
+    "StructureCode",
     "Target",
     "TargetSet",
     "TextTarget",

@@ -49,7 +49,40 @@ _KEYS = (
     "num_components",
     "box_per_component",
     "saliency",
+    "code",
 )
+_CODE_KEYS = ("category", "type", "modifier", "region")
+_SNOMED_ID = re.compile(r"[1-9][0-9]{5,17}")
+
+
+@dataclass(frozen=True)
+class SnomedCode:
+    """A concept of SNOMED CT: its number, and its meaning in words."""
+
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class StructureCode:
+    """What a structure is in SNOMED CT, as DICOM segmentations say it.
+
+    Parameters
+    ----------
+    category : SnomedCode
+        DICOM CID 7150: an anatomical structure, a morphologically abnormal one, ...
+    type : SnomedCode
+        The structure itself, DICOM CID 7151.
+    modifier : SnomedCode or None
+        The side, DICOM CID 244.
+    region : SnomedCode or None
+        Where in the body it is found, for a type that does not say it.
+    """
+
+    category: SnomedCode
+    type: SnomedCode
+    modifier: SnomedCode | None = None
+    region: SnomedCode | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,8 @@ class Target:
         Whether each component has a box of its own.
     saliency : dict
         Preset name to {"beta", "variance", "layer"} of M2IB.
+    code : StructureCode or None
+        The structure in SNOMED CT.
     """
 
     name: str
@@ -96,6 +131,7 @@ class Target:
     num_components: int = 1
     box_per_component: bool = False
     saliency: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
+    code: StructureCode | None = None
 
     def in_modality(self, modality: str | None) -> bool:
         """Return whether the target is known in a DICOM modality (None: not known which, so any)."""
@@ -337,6 +373,7 @@ class _Entry:
             ),
             box_per_component=self._truth("box_per_component"),
             saliency=self._saliency(),
+            code=self._code(),
         )
 
     def _bad(self, key: str, value: object, allowed: str) -> TargetError:
@@ -409,3 +446,21 @@ class _Entry:
                 "layer": self._whole(where + "layer", values["layer"], *map(int, RANGES["layer"])),
             }
         return settings
+
+    def _code(self) -> StructureCode | None:
+        codes = self.entry.get("code")
+        if codes is None:
+            return None
+        if not isinstance(codes, dict) or not {"category", "type"} <= set(codes) <= set(_CODE_KEYS):
+            raise self._bad("code", codes, "the keys category and type, and where they help modifier and region")
+        found: dict[str, SnomedCode] = {}
+        for key, value in codes.items():
+            pair = value if isinstance(value, list) and len(value) == 2 else [None, None]
+            number, meaning = (None if isinstance(pair[0], bool) else str(pair[0])), pair[1]
+            # DICOM allows 64 characters for a meaning
+            if number is None or not _SNOMED_ID.fullmatch(number) or not isinstance(meaning, str):
+                raise self._bad(f"code.{key}", value, "a SNOMED CT number and its meaning, such as [80891009, Heart]")
+            if not 0 < len(meaning.strip()) <= 64:
+                raise self._bad(f"code.{key}", value, "a meaning of 1 to 64 characters")
+            found[key] = SnomedCode(number, meaning.strip())
+        return StructureCode(**found)

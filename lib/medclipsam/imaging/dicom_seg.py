@@ -1,0 +1,472 @@
+"""Label maps as DICOM Segmentation objects (DICOM PS3.3 A.51) and back, by highdicom.
+
+A segmentation of slices or frames that have a place in the patient carries that place. Where there is none (CR, DX, MG,
+US, loops) each frame of it names the frame that it was drawn on, which PS3.3 A.51.5 allows in place of a geometry.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydicom import dcmread, uid
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+
+import medclipsam
+from medclipsam.errors import ImageError, InputError
+from medclipsam.imaging.dicom import source_headers
+from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.write import replace_file
+from medclipsam.targets import SnomedCode, StructureCode
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation
+
+MANUFACTURER = "medclipsam"
+MODEL_NAME = "MedCLIP-SAM for MONAI Label"
+
+# What a segment is taken for about which nothing is known.
+TISSUE = StructureCode(SnomedCode("85756007", "Tissue"), SnomedCode("85756007", "Tissue"))
+
+# The private block that keeps a segment's number in label maps, and its only element.
+_PRIVATE_GROUP, _PRIVATE_CREATOR, _LABEL_ELEMENT = 0x0071, "MEDCLIPSAM SEGMENT", 0x01
+# DICOM has no code for it.
+_SUPERSEDED = ("SUPERSEDED", "99MEDCLIPSAM", "Superseded segmentation")
+_LONGEST_LO = 64
+# Elements of the patient and study that DICOM wants in each object, if only empty.
+_TYPE_2 = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """What is said of one segment.
+
+    Parameters
+    ----------
+    name : str
+        Its label in words.
+    label : int or None
+        Its number in label maps; None where a segmentation read from elsewhere does not say it.
+    code : StructureCode
+        What it is.
+    algorithm : {"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}
+        Computed, computed and then mended by a person, or drawn by a person.
+    algorithm_name, algorithm_version : str
+        Of what computed it; not used for MANUAL.
+    parameters : dict of str to str
+        What it was computed with: the prompt, the weights.
+    description : str
+        For people.
+    """
+
+    name: str
+    label: int | None
+    code: StructureCode = TISSUE
+    algorithm: str = "MANUAL"
+    algorithm_name: str = ""
+    algorithm_version: str = ""
+    parameters: dict[str, str] = field(default_factory=dict, hash=False)
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A segmentation that lies in the PACS."""
+
+    series: str
+    instance: str
+    number: int = 1
+    sop_class: str = str(uid.SegmentationStorage)
+
+
+def write_segmentation(
+    labels: np.ndarray,
+    image: MedicalImage,
+    segments: Sequence[SegmentInfo],
+    path: str | os.PathLike[str],
+    *,
+    series_description: str = "",
+    content_description: str = "",
+    creator: str = "",
+    supersedes: Reference | None = None,
+) -> Dataset:
+    """Write a label map as a DICOM SEG with one binary segment for each structure.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (n_planes, H, W)
+        In display orientation; each value but 0 is the label of one of `segments`.
+    image : MedicalImage
+        The image, read from DICOM.
+    segments : sequence of SegmentInfo
+        At least one. A segment of which the label map holds nothing is described all the same: it was looked for and
+        is not there. Where that holds for all of them, one frame of each is written, the middle one, and is empty.
+    path : str or path-like
+        The file; it appears under its name only when complete.
+    series_description, content_description, creator : str
+        For people; cut to the 64 characters that DICOM allows.
+    supersedes : Reference, optional
+        The segmentation that this one takes the place of. The new one joins its series.
+
+    Returns
+    -------
+    pydicom.Dataset
+        What was written.
+
+    Raises
+    ------
+    InputError
+        If there is no segment, a label has none, or the image is not DICOM.
+    ImageError
+        If its headers do not allow it.
+    """
+    from highdicom.seg import Segmentation
+
+    if not segments:
+        raise InputError("A DICOM SEG describes at least one segment; none is given.")
+    stray = sorted(set(np.unique(labels).tolist()) - {0} - {segment.label for segment in segments})
+    if stray:
+        raise InputError(f"The label map holds {', '.join(map(str, stray))}, of which no segment is described.")
+    sources = [_complete(header) for header in source_headers(image.source)]
+    native = image.to_native(np.asarray(labels, dtype=np.uint8))
+    native = native.reshape((-1, *native.shape[-2:]))
+    numbers = np.zeros(256, dtype=np.uint8)
+    for number, segment in enumerate(segments, start=1):
+        if segment.label is not None:
+            numbers[segment.label] = number
+    pixels = numbers[native]
+
+    placed = _has_places(sources)
+    if not placed:
+        for source in sources:
+            for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
+                source.pop(keyword, None)
+        if len(pixels) > 1:
+            sources = [_with_made_up_places(sources[0], len(pixels))]
+    given: dict[str, Any] = {}
+    if len(pixels) > 1 and not pixels.any():
+        middle = len(pixels) // 2
+        pixels, given["plane_positions"] = pixels[middle : middle + 1], [_position(sources, middle)]
+    now = datetime.datetime.now()
+    try:
+        with warnings.catch_warnings():
+            # empty segmentations and long names are meant
+            warnings.simplefilter("ignore")
+            made = Segmentation(
+                source_images=sources,
+                pixel_array=pixels,
+                segmentation_type="BINARY",
+                segment_descriptions=[_describe(number, each) for number, each in enumerate(segments, start=1)],
+                series_instance_uid=supersedes.series if supersedes else uid.generate_uid(),
+                series_number=300,
+                sop_instance_uid=uid.generate_uid(),
+                instance_number=supersedes.number + 1 if supersedes else 1,
+                manufacturer=MANUFACTURER,
+                manufacturer_model_name=MODEL_NAME,
+                software_versions=medclipsam.__version__,
+                device_serial_number="none",
+                content_label="SEGMENTATION",
+                content_description=_short(content_description) or None,
+                content_creator_name=_person_name(creator) or None,
+                series_description=_short(series_description) or None,
+                omit_empty_frames=bool(pixels.any()),
+                **given,
+            )
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ImageError(f"No DICOM SEG can be made of {image.source.name}: {reason}.") from error
+    if not placed:
+        _take_places_away(made)
+        # DICOM wants it where there is no orientation in space
+        made.PatientOrientation = sources[0].get("PatientOrientation") or []
+    if not creator:
+        made.ContentCreatorName = ""
+    made.SeriesDate, made.SeriesTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
+    if supersedes is not None:
+        _refer_to(made, supersedes)
+    target = Path(path)
+    replace_file(target, ".dcm", lambda temporary: made.save_as(temporary, enforce_file_format=True))
+    return made
+
+
+def read_segmentation(
+    path: str | os.PathLike[str], image: MedicalImage, label_of: Callable[[SegmentInfo], int]
+) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
+    """Read a DICOM SEG, ours or another program's, as a label map of the image that it was drawn on.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The segmentation.
+    image : MedicalImage
+        The image, read from DICOM.
+    label_of : callable
+        Gives a segment its label, 1 to 255; 0 leaves it out.
+
+    Returns
+    -------
+    labels : ndarray of uint8, shape (n_planes, H, W)
+        In display orientation. Where segments overlap the later one counts; a fraction counts from one half.
+    segments : list of (int, SegmentInfo)
+        Label and description of each segment, those that are empty too.
+
+    Raises
+    ------
+    ImageError
+        If the file is no segmentation or damaged.
+    InputError
+        If it was not drawn on this image.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            segmentation = _segmentation(path)
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ImageError(f"{path.name} cannot be read as a DICOM SEG: {reason}.") from error
+    sources = source_headers(image.source)
+    size = (int(sources[0].Rows), int(sources[0].Columns))
+    if (int(segmentation.Rows), int(segmentation.Columns)) != size:
+        raise InputError(
+            f"The segmentation has {segmentation.Columns} x {segmentation.Rows} pixels, the image "
+            f"{size[1]} x {size[0]}; one that was drawn on the image's own pixels is allowed."
+        )
+    found: list[tuple[int, SegmentInfo]] = []
+    frames = int(sources[0].get("NumberOfFrames") or 1)
+    native = np.zeros((max(len(sources), frames), *size), dtype=np.uint8)
+    for number in segmentation.segment_numbers:
+        info = _info(segmentation.get_segment_description(number))
+        label = label_of(info)
+        found.append((label, info))
+        if label:
+            native[_segment_pixels(segmentation, number, sources, frames)] = label
+    return image.from_native(native), found
+
+
+def is_ours(data: Dataset) -> bool:
+    """Whether a segmentation (or its metadata) says that this package wrote it."""
+    return data.get("Manufacturer") == MANUFACTURER and data.get("ManufacturerModelName") == MODEL_NAME
+
+
+def superseded_instances(data: Dataset) -> set[str]:
+    """Return the SOP Instance UIDs of the segmentations that one takes the place of."""
+    found = set()
+    for item in data.get("ReferencedInstanceSequence") or []:
+        purpose = (item.get("PurposeOfReferenceCodeSequence") or [Dataset()])[0]
+        if (purpose.get("CodeValue"), purpose.get("CodingSchemeDesignator")) == _SUPERSEDED[:2]:
+            found.add(str(item.ReferencedSOPInstanceUID))
+    return found
+
+
+def _segmentation(path: Path) -> Segmentation:
+    from highdicom.seg import Segmentation
+
+    data = dcmread(path)
+    if data.get("Modality") != "SEG":
+        raise ImageError(f"{path.name} is a DICOM {data.get('Modality', 'object')}, not a segmentation.")
+    return Segmentation.from_dataset(data, copy=False)
+
+
+def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[Dataset], frames: int) -> np.ndarray:
+    """Return where a segment is (bool [k, j, i]), frame by frame of the image it was drawn on."""
+    options: dict[str, Any] = {
+        "segment_numbers": [number],
+        # slices without the segment are left out
+        "assert_missing_frames_are_empty": True,
+        # said by few; what frames refer to, and their size, is checked
+        "ignore_spatial_locations": True,
+    }
+    try:
+        if frames > 1:
+            places = list(range(1, frames + 1))
+            pixels = segmentation.get_pixels_by_source_frame(str(sources[0].SOPInstanceUID), places, **options)
+        else:
+            names = [str(source.SOPInstanceUID) for source in sources]
+            pixels = segmentation.get_pixels_by_source_instance(names, **options)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".").strip("'\"")
+        raise InputError(f"The segmentation was not drawn on the frames of this image: {reason}.") from error
+    return np.asarray(pixels[..., 0] >= 0.5)
+
+
+def _describe(number: int, segment: SegmentInfo) -> Dataset:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+    from pydicom.sr.codedict import codes
+
+    def concept(code: SnomedCode) -> CodedConcept:
+        return CodedConcept(code.value, "SCT", code.meaning)
+
+    algorithm = None
+    if segment.algorithm != "MANUAL":
+        algorithm = AlgorithmIdentificationSequence(
+            name=_short(segment.algorithm_name or MODEL_NAME),
+            family=codes.DCM.ArtificialIntelligence,
+            version=_short(segment.algorithm_version or medclipsam.__version__),
+            source=MANUFACTURER,
+            parameters=segment.parameters or None,
+        )
+    code = segment.code
+    described = SegmentDescription(
+        segment_number=number,
+        segment_label=_short(segment.name),
+        segmented_property_category=concept(code.category),
+        segmented_property_type=concept(code.type),
+        algorithm_type=segment.algorithm,
+        algorithm_identification=algorithm,
+        anatomic_regions=[concept(code.region)] if code.region else None,
+    )
+    if code.modifier:
+        described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = DicomSequence(
+            [concept(code.modifier)]
+        )
+    if segment.description:
+        described.SegmentDescription = segment.description[:1024]
+    if segment.label is not None:
+        block = described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR, create=True)
+        block.add_new(_LABEL_ELEMENT, "US", segment.label)
+    return described
+
+
+def _info(described: Dataset) -> SegmentInfo:
+    def concept(item: Dataset, keyword: str) -> SnomedCode | None:
+        inner = (item.get(keyword) or [None])[0]
+        if inner is None or not inner.get("CodeValue"):
+            return None
+        return SnomedCode(str(inner.CodeValue), str(inner.get("CodeMeaning") or ""))
+
+    kind = concept(described, "SegmentedPropertyTypeCodeSequence") or TISSUE.type
+    inner = (described.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
+    try:
+        block = described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR)
+        label = int(block[_LABEL_ELEMENT].value)
+    except (KeyError, TypeError, ValueError):
+        label = None
+    algorithm = (described.get("SegmentationAlgorithmIdentificationSequence") or [Dataset()])[0]
+    return SegmentInfo(
+        name=str(described.get("SegmentLabel") or kind.meaning or f"segment {described.SegmentNumber}"),
+        label=label,
+        code=StructureCode(
+            concept(described, "SegmentedPropertyCategoryCodeSequence") or TISSUE.category,
+            kind,
+            concept(inner, "SegmentedPropertyTypeModifierCodeSequence"),
+            concept(described, "AnatomicRegionSequence"),
+        ),
+        algorithm=str(described.get("SegmentAlgorithmType") or "MANUAL"),
+        algorithm_name=str(described.get("SegmentAlgorithmName") or ""),
+        algorithm_version=str(algorithm.get("AlgorithmVersion") or ""),
+        description=str(described.get("SegmentDescription") or ""),
+    )
+
+
+def _complete(header: Dataset) -> Dataset:
+    """Add what highdicom copies from each image, and DICOM wants there if only empty."""
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    return header
+
+
+def _has_places(sources: Sequence[Dataset]) -> bool:
+    """Whether each slice or frame has a place of its own in a frame of reference."""
+    first = sources[0]
+    if not first.get("FrameOfReferenceUID"):
+        return False
+    if not int(first.get("NumberOfFrames") or 1) > 1:
+        return all(source.get("ImagePositionPatient") and source.get("ImageOrientationPatient") for source in sources)
+    shared = (first.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    places = set()
+    for frame in first.get("PerFrameFunctionalGroupsSequence") or []:
+        position = (frame.get("PlanePositionSequence") or shared.get("PlanePositionSequence") or [Dataset()])[0]
+        places.add(tuple(map(float, position.get("ImagePositionPatient") or ())))
+    return () not in places and len(places) == int(first.NumberOfFrames)
+
+
+def _with_made_up_places(source: Dataset, frames: int) -> Dataset:
+    """Return a header whose frames lie one behind the other.
+
+    highdicom takes several frames only where they have places; `_take_places_away` removes them from what it makes.
+    """
+    from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
+
+    placed = copy.deepcopy(source)
+    placed.FrameOfReferenceUID = uid.generate_uid()
+    shared = Dataset()
+    shared.PixelMeasuresSequence = PixelMeasuresSequence((1.0, 1.0), 1.0, 1.0)
+    shared.PlaneOrientationSequence = PlaneOrientationSequence("PATIENT", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    placed.SharedFunctionalGroupsSequence = DicomSequence([shared])
+    groups = []
+    for index in range(frames):
+        group = Dataset()
+        # highdicom sorts by falling z
+        group.PlanePositionSequence = PlanePositionSequence("PATIENT", (0.0, 0.0, float(-index)))
+        groups.append(group)
+    placed.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
+    return placed
+
+
+def _position(sources: Sequence[Dataset], index: int) -> Dataset:
+    """Return the place of one slice or frame."""
+    from highdicom import PlanePositionSequence
+
+    if len(sources) > 1:
+        place = sources[index].ImagePositionPatient
+    else:
+        place = sources[0].PerFrameFunctionalGroupsSequence[index].PlanePositionSequence[0].ImagePositionPatient
+    return PlanePositionSequence("PATIENT", tuple(map(float, place)))
+
+
+def _take_places_away(made: Dataset) -> None:
+    """Remove the made-up places and index the frames by the number of the frame that each was drawn on."""
+    for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator", "DimensionOrganizationType"):
+        made.pop(keyword, None)
+    shared = made.SharedFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        shared.pop(keyword, None)
+    for index in made.DimensionIndexSequence:
+        if index.get("FunctionalGroupPointer") == 0x00209113:
+            index.DimensionIndexPointer = 0x00209128
+            index.FunctionalGroupPointer = 0x00209111
+            index.DimensionDescriptionLabel = "Temporal Position Index"
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        if "PlanePositionSequence" not in frame:
+            continue
+        number = 1 - round(float(frame.PlanePositionSequence[0].ImagePositionPatient[2]))
+        del frame.PlanePositionSequence
+        content = frame.FrameContentSequence[0]
+        content.TemporalPositionIndex = number
+        content.DimensionIndexValues = [content.DimensionIndexValues[0], number]
+
+
+def _refer_to(made: Dataset, earlier: Reference) -> None:
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = _SUPERSEDED
+    item = Dataset()
+    item.ReferencedSOPClassUID = earlier.sop_class
+    item.ReferencedSOPInstanceUID = earlier.instance
+    item.PurposeOfReferenceCodeSequence = DicomSequence([purpose])
+    made.ReferencedInstanceSequence = DicomSequence([item])
+
+
+def _short(text: str) -> str:
+    """Return a text as DICOM's LO: one line of 64 characters, without a backslash."""
+    return " ".join(text.replace("\\", "/").split())[:_LONGEST_LO].rstrip()
+
+
+def _person_name(text: str) -> str:
+    return _short(text.replace("^", " ").replace("=", " "))
