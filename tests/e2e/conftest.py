@@ -153,10 +153,17 @@ def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Itera
 
 @pytest.fixture(scope="session")
 def pacs_phantoms() -> dict[str, DicomPhantom]:
-    """Small phantoms of the four modalities as DICOM series, by name: brain-mri-1, chest-ct-1, chest-xray-1, ..."""
-    from medclipsam.demo.dicom import phantom_series
+    """Small phantoms as DICOM series, by name: brain-mri-1, chest-ct-1, chest-xray-1, breast-us-1 ..., film."""
+    from medclipsam.demo.dicom import DicomPhantom, phantom_series, projection, xray
+    from medclipsam.demo.phantoms import make_phantom
 
-    return {phantom.name: phantom for phantom in phantom_series(2, size=128, n_planes=8)}
+    made = phantom_series(2, size=128, n_planes=8)
+    made.append(xray("CR", 5, size=192, name="film"))
+    # only its headers are those of a mammogram
+    picture = make_phantom("XR", 6, size=192)
+    masks = {name: mask[None] for name, mask in picture.masks.items()}
+    made.append(DicomPhantom("mammogram", [projection("MG", picture.image, 6)], masks))
+    return {phantom.name: phantom for phantom in made}
 
 
 @pytest.fixture(scope="module")

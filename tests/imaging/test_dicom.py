@@ -33,6 +33,9 @@ REAL_FILES = [
     "SC_rgb_small_odd.dcm",
     "SC_rgb_rle_16bit_2frame.dcm",
     "SC_rgb_jpeg_dcmtk.dcm",
+    "SC_rgb_jpeg_gdcm.dcm",
+    "SC_rgb_jls_lossy_line.dcm",
+    "JPEGLSNearLossless_16.dcm",
     "SC_ybr_full_422_uncompressed.dcm",
     "examples_jpeg2k.dcm",
     "examples_overlay.dcm",
@@ -631,6 +634,17 @@ def test_without_regions_everything_is_valid(make_dicom, save_dicom) -> None:
     assert image.valid_region(0) is None
 
 
+@pytest.mark.parametrize("syntax", ["RLE", "jp2klossless", "jpeg_ls_lossless"])
+def test_lossless_compression_loses_nothing(syntax: str) -> None:
+    plain = read_image(real_file("MR_small.dcm")).voxels()
+    assert np.array_equal(read_image(real_file(f"MR_small_{syntax}.dcm")).voxels(), plain)
+
+
+def test_jpeg_lossless_colours_are_those_of_the_uncompressed_picture() -> None:
+    plain = read_image(real_file("SC_rgb_rle.dcm")).voxels()
+    assert np.array_equal(read_image(real_file("SC_rgb_jpeg_gdcm.dcm")).voxels(), plain)
+
+
 # Broken files -------------------------------------------------------------------------------------------------------
 
 
@@ -638,7 +652,6 @@ def test_without_regions_everything_is_valid(make_dicom, save_dicom) -> None:
     ("name", "sentence"),
     [
         ("MR_truncated.dcm", "damaged or truncated"),
-        ("SC_rgb_jpeg_gdcm.dcm", "transfer syntax JPEG Lossless"),
         ("JPEG-lossy.dcm", "transfer syntax JPEG Extended"),
         ("liver_1frame.dcm", "is a DICOM SEG object, not an image"),
         ("rtdose.dcm", "is a DICOM RTDOSE object, not an image"),

@@ -1,8 +1,14 @@
-"""Studies on a DICOMweb server, against a small one that answers from a folder."""
+"""Studies on a DICOMweb server, against a small one that answers from memory and can be told to misbehave."""
 
 import io
 import json
+import os
+import re
+import socket
+import struct
 import threading
+import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,26 +22,45 @@ import SimpleITK
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
+from medclipsam.errors import OptionError
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.asgi import create_app
 from medclipsam.server.dicomweb import DicomWebStudies
+from medclipsam.server.http import UnknownError, UpstreamError
+from medclipsam.server.pacs_options import PacsOptions
 
 SERIES_TAGS = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID")
 
 
 class Pacs(ThreadingHTTPServer):
-    """QIDO-RS search for studies and series, WADO-RS retrieval of a series."""
+    """QIDO-RS search for studies and series, WADO-RS retrieval, STOW-RS, and what can go wrong with them.
+
+    `fault` is what goes wrong where the path matches `at`, `times` times.
+    """
+
+    daemon_threads = True
 
     def __init__(self, files: list[Path]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.series = {str(data.SeriesInstanceUID): data for data in map(pydicom.dcmread, files)}
+        self.instances: list[pydicom.Dataset] = [pydicom.dcmread(file) for file in files]
         self.retrieved: list[str] = []
         self.asked: list[tuple[str, str, dict[str, str]]] = []
-        self.working = True
+        self.fault, self.at, self.times = "", "", 1000
+        self.released = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/dicom-web"
+
+    def of(self, series: str) -> list[pydicom.Dataset]:
+        return [data for data in self.instances if str(data.SeriesInstanceUID) == series]
+
+    @property
+    def segmentations(self) -> list[pydicom.Dataset]:
+        return [data for data in self.instances if data.Modality == "SEG"]
+
+    def break_down(self, fault: str, at: str = "", times: int = 1000) -> None:
+        self.fault, self.at, self.times = fault, at, times
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -44,6 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((f"POST {len(body)} bytes", self.path, dict(self.headers)))
+        if self._misbehaves():
+            return
+        start, end = body.find(b"\r\n\r\n"), body.rfind(b"\r\n--")
+        if b"DICM" in body:
+            self.server.instances.append(pydicom.dcmread(io.BytesIO(body[start + 4 : end])))
         self._answer("application/dicom+json", b"{}")
 
     def do_GET(self) -> None:
@@ -51,28 +81,41 @@ class _Handler(BaseHTTPRequestHandler):
         where = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(where.query).items()}
         steps = where.path.removeprefix("/dicom-web").strip("/").split("/")
-        if not self.server.working:
-            self.send_error(500)
-        elif steps[-1] in ("studies", "series"):
-            wanted = query.get("SeriesInstanceUID") or query.get("0020000E")
-            modalities = (query.get("Modality") or query.get("00080060") or "").split(",")
-            found = [
-                data
-                for uid, data in self.server.series.items()
-                if wanted in (None, uid) and (modalities == [""] or data.Modality in modalities)
-            ]
-            self._answer("application/dicom+json", json.dumps([self._tags(data) for data in found]).encode())
+        if self._misbehaves():
+            return
+        if steps[-1] in ("studies", "series"):
+            self._search(query)
+        elif steps[-1] == "metadata":
+            found = self.server.of(steps[3])
+            content = [{k: v for k, v in data.to_json_dict().items() if k != "7FE00010"} for data in found]
+            self._answer("application/dicom+json", json.dumps(content).encode())
         else:
+            wanted = [data for data in self.server.of(steps[3]) if len(steps) < 6 or data.SOPInstanceUID == steps[5]]
             self.server.retrieved.append(steps[-1])
-            stored = io.BytesIO()
-            self.server.series[steps[-1]].save_as(stored)
-            part = b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + stored.getvalue() + b"\r\n--cut--\r\n"
-            self._answer('multipart/related; type="application/dicom"; boundary=cut', part)
+            if not wanted:
+                self.send_error(404)
+                return
+            parts = b""
+            for data in wanted:
+                stored = io.BytesIO()
+                data.save_as(stored)
+                parts += b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + stored.getvalue() + b"\r\n"
+            self._answer('multipart/related; type="application/dicom"; boundary=cut', parts + b"--cut--\r\n")
+
+    def _search(self, query: dict[str, str]) -> None:
+        modality = query.get("Modality", "")
+        series = {str(data.SeriesInstanceUID): data for data in self.server.instances}
+        found = [data for data in series.values() if data.Modality == (modality or data.Modality)]
+        for name in ("PatientID", "SeriesInstanceUID"):
+            found = [data for data in found if data[name].value == query.get(name, data[name].value)]
+        begin = int(query.get("offset", 0))
+        self._answer("application/dicom+json", json.dumps([self._tags(data) for data in found[begin:]]).encode())
 
     def _tags(self, data: pydicom.Dataset) -> dict[str, Any]:
         few = pydicom.Dataset()
         for name in SERIES_TAGS:
-            setattr(few, name, getattr(data, name))
+            setattr(few, name, data.get(name, ""))
+        few.NumberOfSeriesRelatedInstances = len(self.server.of(str(data.SeriesInstanceUID)))
         return few.to_json_dict()
 
     def _answer(self, kind: str, body: bytes) -> None:
@@ -81,6 +124,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _misbehaves(self) -> bool:
+        server = self.server
+        if not server.fault or not re.search(server.at, self.path) or server.times <= 0:
+            return False
+        server.times -= 1
+        if server.fault.isdigit():
+            status = int(server.fault)
+            self.send_response(status)
+            if status in (301, 302, 307):
+                self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif server.fault == "slow":
+            server.released.wait(20)
+        elif server.fault == "drop":
+            self.send_response(200)
+            self.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary=cut')
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + b"\0" * 128 + b"DICM" + b"x" * 2000)
+            # the connection is torn, not ended
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        elif server.fault == "short":
+            body = b"--cut\r\n\r\n" + b"\0" * 128 + b"DICM" + b"x" * 2000
+            self._answer('multipart/related; type="application/dicom"; boundary=cut', body)
+        else:
+            self._answer("application/dicom+json", server.fault.encode())
+        return True
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -92,20 +165,31 @@ def pacs(studies: Path, tmp_path: Path) -> Iterator[Pacs]:
     report.Modality, report.SeriesInstanceUID = "SR", "1.2.3.4"
     report.save_as(tmp_path / "report.dcm")
     with Pacs([studies / "film.dcm", tmp_path / "report.dcm"]) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
+        server.released.set()
         server.shutdown()
         thread.join()
 
 
 @pytest.fixture
-def app(pacs: Pacs, tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> MedClipSamApp:
+def conf() -> dict[str, str]:
+    """Settings of the app; a test may add some before it uses `app`."""
+    return {"targets": "lungs x-ray", "pacs_timeout": "1", "pacs_retries": "1"}
+
+
+@pytest.fixture
+def app(
+    pacs: Pacs, tmp_path: Path, loaded: Any, conf: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> MedClipSamApp:
     from monailabel.config import settings
 
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_CACHE_PATH", str(tmp_path / "cache"))
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-    return MedClipSamApp(str(tmp_path / "app"), pacs.url + "/", {"targets": "lungs x-ray"})
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", "pacs-user")
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", "pacs-password")
+    return MedClipSamApp(str(tmp_path / "app"), pacs.url + "/", conf)
 
 
 @pytest.fixture
@@ -129,6 +213,7 @@ def test_a_radiograph_is_segmented_as_dicom_and_fetched_once(
         assert np.array_equal(mask.reshape(picture.shape) > 0, picture > 128)
         assert answer["params"]["image"]["modality"] == "DX"
     assert pacs.retrieved == [film]
+    assert "transfer-syntax=*" in pacs.asked[-1][2]["Accept"]
 
 
 def test_an_original_label_is_kept_beside_the_fetched_series(app: MedClipSamApp, film: str) -> None:
@@ -136,15 +221,6 @@ def test_an_original_label_is_kept_beside_the_fetched_series(app: MedClipSamApp,
     Path(answer["file"]).unlink()
     assert answer["label"] == film
     assert Path(app.datastore().get_label_uri(film, "original")).is_file()
-
-
-def test_a_final_label_without_the_dicom_seg_writer_says_what_to_install(
-    app: MedClipSamApp, film: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(HTTPException, match="pip install dcmqi") as error:
-        app.infer({"model": "lungs_x_ray", "image": film, "save_label": True, "label_tag": "final"})
-    assert error.value.status_code == 400
 
 
 @pytest.mark.parametrize("image", ["1.2.3.4", "1.2.3", "labels"])
@@ -156,7 +232,7 @@ def test_what_is_not_listed_is_unknown(app: MedClipSamApp, pacs: Pacs, image: st
 
 
 def test_a_failing_server_is_a_bad_gateway(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
-    pacs.working = False
+    pacs.break_down("500")
     with pytest.raises(HTTPException, match=pacs.url) as error:
         app.infer({"model": "lungs_x_ray", "image": film})
     assert error.value.status_code == 502
@@ -169,7 +245,7 @@ def test_a_series_that_nobody_asks_for_is_removed_and_fetched_again(app: MedClip
     answer = app.infer({"model": "lungs_x_ray", "image": film, "save_label": True})
     Path(answer["file"]).unlink()
     assert store.forget_series(3600) == 0
-    assert store.forget_series(-1) == 1
+    assert store.forget_series(-1000) == 1
     assert Path(store.get_label_uri(film, "original")).is_file()
     Path(app.infer({"model": "lungs_x_ray", "image": film})["file"]).unlink()
     assert pacs.retrieved == [film, film]
@@ -185,12 +261,8 @@ def test_a_series_is_fetched_once_by_many_threads(app: MedClipSamApp, pacs: Pacs
 
 
 @pytest.fixture
-def viewer(app: MedClipSamApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def viewer(app: MedClipSamApp) -> Iterator[TestClient]:
     """A client of the routes that pass requests on, with credentials of its own."""
-    from monailabel.config import settings
-
-    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", "pacs-user")
-    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", "pacs-password")
     asgi = create_app(app)
     yield TestClient(asgi, headers={"Authorization": "Bearer the-viewers-own", "Cookie": "a=b"})
     asgi.state.queue.close()
@@ -257,9 +329,383 @@ def test_instances_are_stored(viewer: TestClient, pacs: Pacs) -> None:
 
 
 def test_a_server_that_fails_is_a_bad_gateway_for_the_viewer_too(viewer: TestClient, pacs: Pacs) -> None:
-    pacs.working = False
+    pacs.break_down("500")
     answer = viewer.get("/proxy/dicom/qido/studies")
     assert answer.status_code == 502
     assert "500" in answer.json()["detail"]
+    pacs.shutdown()
     pacs.server_close()
     assert viewer.get("/proxy/dicom/qido/studies").status_code == 502
+
+
+def test_a_redirect_is_not_followed(viewer: TestClient, pacs: Pacs) -> None:
+    pacs.break_down("302")
+    answer = viewer.get("/proxy/dicom/qido/studies")
+    assert (answer.status_code, "another address" in answer.json()["detail"]) == (502, True)
+
+
+def test_a_form_that_the_viewer_wants_is_asked_for(viewer: TestClient, pacs: Pacs) -> None:
+    kind = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+    viewer.get("/proxy/dicom/wado/studies/1.2/series/1.3/instances/1.4/frames/1", headers={"Accept": kind})
+    assert pacs.asked[-1][2]["Accept"] == kind
+
+
+# What goes wrong, where, and the answer: a status and a word of its sentence.
+FAULTS = {
+    "down for searches": ("500", "series\\?", 502, "500"),
+    "too busy": ("503", "", 502, "503"),
+    "wrong password": ("401", "", 502, "refuses the credentials"),
+    "forbidden": ("403", "/studies/", 502, "refuses the credentials"),
+    "slow to list": ("slow", "series\\?", 504, "within 1 second"),
+    "slow to send": ("slow", "/studies/", 504, "within 1 second"),
+    "sends elsewhere": ("307", "/studies/", 502, "another address"),
+    "drops in mid-download": ("drop", "/studies/", 502, "broke off"),
+    "sends half of it": ("short", "/studies/", 502, "broke off"),
+    "500 for the series": ("500", "/studies/", 502, "500"),
+    "malformed list": ('[{"0020000E": ', "series\\?", 502, "DICOM JSON"),
+    "a web page": ("<html>log in</html>", "series\\?", 502, "DICOM JSON"),
+    "no list": ('{"a": 1}', "series\\?", 502, "DICOM JSON"),
+    "series without UID": ('[{"00080060": {"vr": "CS", "Value": ["DX"]}}]', "series\\?", 502, "SeriesInstanceUID"),
+    "path for a UID": (
+        '[{"0020000E": {"vr": "UI", "Value": ["../x"]}, "0020000D": {"vr": "UI", "Value": ["1"]}}]',
+        "series\\?",
+        502,
+        "SeriesInstanceUID",
+    ),
+    "series deleted": ("404", "/studies/", 404, "any more"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_goes_wrong_is_told_and_leaves_nothing_behind(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, tmp_path: Path, case: str
+) -> None:
+    fault, at, status, words = FAULTS[case]
+    pacs.break_down(fault, at)
+    before = time.monotonic()
+    answer = viewer.post("/infer/lungs_x_ray", params={"image": film, "output": "json"})
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["detail"]
+    assert "\n" not in answer.json()["detail"]
+    assert time.monotonic() - before < 10
+    assert "pacs-password" not in answer.text
+    left = [path.name for path in (tmp_path / "cache").glob("*/*") if path.name not in ("labels", ".lock", ".storing")]
+    assert left == []
+    # and once it is well again, all is
+    pacs.break_down("")
+    assert viewer.get("/info/").status_code == 200
+    time.sleep(1.1 if status == 404 else 0)
+    assert viewer.post("/infer/lungs_x_ray", params={"image": film, "output": "json"}).status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "drop", "short"])
+def test_what_goes_wrong_once_is_tried_again(app: MedClipSamApp, pacs: Pacs, film: str, fault: str) -> None:
+    pacs.break_down(fault, "/studies/", times=1)
+    assert len(list(app.image_path(film).iterdir())) == 1
+
+
+def test_a_wrong_password_is_tried_once(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    pacs.break_down("401")
+    with pytest.raises(UpstreamError, match="refuses"):
+        app.image_path(film)
+    assert len(pacs.asked) == 1
+
+
+def test_a_series_of_which_instances_are_missing_is_not_taken(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    app.datastore().list_images()
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    store._series()[film].NumberOfSeriesRelatedInstances = 3
+    with pytest.raises(UpstreamError, match="1 of 3"):
+        app.image_path(film)
+
+
+def test_an_instance_of_another_series_is_not_taken(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    app.datastore().list_images()
+    pacs.of(film)[0].SeriesInstanceUID = "9.9.9"
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    with pytest.raises(UnknownError, match="any more"):
+        store.get_image_uri(film)
+
+
+def _label(folder: Path, picture: np.ndarray, label: int = 3) -> Path:
+    """Write a label that lies on the film as ITK reads it."""
+    mask = SimpleITK.GetImageFromArray(np.where(picture > 128, label, 0).astype(np.uint8)[None])
+    mask.SetSpacing((1.5, 1.5, 1.0))
+    SimpleITK.WriteImage(mask, folder / "label.nii.gz")
+    return folder / "label.nii.gz"
+
+
+def _forget_file(store: Any, image: str) -> None:
+    """Remove the file here of a label that is on the server."""
+    Path(store._label_path(image, "final", ".nii.gz")).unlink()
+
+
+def _put(viewer: TestClient, image: str, file: Path, **params: Any) -> Any:
+    with file.open("rb") as content:
+        return viewer.put(
+            "/datastore/label",
+            params={"image": image, "tag": "final"},
+            data={"params": json.dumps(params)},
+            files={"label": (file.name, content)},
+        )
+
+
+def test_a_label_that_the_server_does_not_store_is_not_saved(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    file = _label(tmp_path, picture)
+    pacs.break_down("507", "POST|studies/[0-9.]+$")
+    viewer.get("/datastore/image/info", params={"image": film})
+    pacs.break_down("")
+    app.image_path(film)
+    pacs.break_down("507", "studies/[0-9.]+$")
+    answer = _put(viewer, film, file)
+    assert (answer.status_code, "507" in answer.json()["detail"]) == (502, True)
+    assert app.datastore().get_labeled_images() == []
+    assert app.datastore().status()["completed"] == 0
+    pacs.break_down("")
+    assert _put(viewer, film, file).status_code == 200
+    assert app.datastore().get_labeled_images() == [film]
+
+
+def test_a_correction_takes_the_place_of_the_label_before(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    first, second = pacs.segmentations
+    assert first.SeriesInstanceUID == second.SeriesInstanceUID
+    assert (first.InstanceNumber, second.InstanceNumber) == (1, 2)
+    assert second.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == first.SOPInstanceUID
+    store = app.datastore()
+    # as another process sees it, which has saved nothing
+    _forget_file(store, film)
+    store.refresh()
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(store.get_label_uri(film, "final")))
+    assert np.array_equal(found.reshape(picture.shape), np.where(picture > 128, 11, 0))
+    info = store.get_label_info(film, "final")
+    assert info["label_info"] == [{"name": "left lung", "idx": 11}]
+    assert info["SOPInstanceUID"] == second.SOPInstanceUID
+    assert store.get_labels_by_image_id(film) == {"final": film}
+
+
+def test_a_label_that_is_removed_from_the_server_is_gone(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    _put(viewer, film, _label(tmp_path, picture))
+    assert viewer.get("/datastore/label", params={"label": film, "tag": "final"}).status_code == 200
+    assert viewer.delete("/datastore/label", params={"id": film, "tag": "final"}).status_code == 400
+    pacs.instances = [data for data in pacs.instances if data.Modality != "SEG"]
+    app.datastore().refresh()
+    assert viewer.get("/datastore/label", params={"label": film, "tag": "final"}).status_code == 404
+    assert app.datastore().get_unlabeled_images() == [film]
+
+
+def test_a_confirmed_absence_is_a_label(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    file = _label(tmp_path, np.zeros_like(picture))
+    assert _put(viewer, film, file, label_names={"heart": 13}).status_code == 200
+    (stored,) = pacs.segmentations
+    assert [segment.SegmentLabel for segment in stored.SegmentSequence] == ["heart"]
+    assert not stored.pixel_array.any()
+    assert stored.SeriesDescription == "medclipsam: no heart"
+    store = app.datastore()
+    _forget_file(store, film)
+    assert not SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(store.get_label_uri(film, "final"))).any()
+    assert store.get_label_info(film, "final")["label_names"] == {"heart": 13}
+    # nobody said what was looked for
+    assert _put(viewer, film, file).status_code == 200
+    assert pacs.segmentations[-1].SegmentSequence[0].SegmentLabel == "no finding"
+    assert store.get_labeled_images() == [film]
+
+
+def test_a_label_says_who_made_it(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    app.infer({"model": "text_prompt", "image": film, "text": "both lungs", "save_label": True, "label_tag": "final"})
+    asked = {"image": film, "output": "image"}
+    viewer.post("/infer/text_prompt", params=asked, data={"params": '{"text": "both lungs", "client_id": "c"}'})
+    _put(viewer, film, _label(tmp_path, picture), client_id="c")
+    changed = picture.copy()
+    changed[12:14, 32:40] = 0
+    _put(viewer, film, _label(tmp_path, changed), client_id="c")
+    _put(viewer, film, _label(tmp_path, picture, 13), client_id="another")
+    automatic, untouched, mended, drawn = (data.SegmentSequence[0] for data in pacs.segmentations)
+    assert [each.SegmentAlgorithmType for each in (automatic, untouched, mended, drawn)] == [
+        "AUTOMATIC",
+        "AUTOMATIC",
+        "SEMIAUTOMATIC",
+        "MANUAL",
+    ]
+    for computed in (automatic, untouched, mended):
+        assert computed.SegmentAlgorithmName == "MedCLIP-SAMv2 zero-shot"
+        assert "prompt: both lungs" in computed.SegmentDescription
+        assert computed.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion
+    assert "Changed by a person" in mended.SegmentDescription
+    assert "SegmentAlgorithmName" not in drawn
+    code = mended.SegmentedPropertyTypeCodeSequence[0]
+    assert (code.CodeValue, code.CodingSchemeDesignator) == ("39607008", "SCT")
+    assert code.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue == "51440002"
+    assert pacs.segmentations[0].ContentCreatorName == ""
+
+
+def _foreign(pacs: Pacs) -> pydicom.Dataset:
+    """Make the last segmentation one of another program."""
+    data = pacs.segmentations[-1]
+    data.Manufacturer = data.ManufacturerModelName = "another"
+    for segment in data.SegmentSequence:
+        del segment[0x0071, 0x0010], segment[0x0071, 0x1001]
+    return data
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_labels_of_other_programs_count_where_that_is_asked_for(
+    viewer: TestClient,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    film: str,
+    picture: np.ndarray,
+    tmp_path: Path,
+    counts: bool,
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    store.pacs.options = PacsOptions(foreign_labels=counts)
+    _put(viewer, film, _label(tmp_path, picture, 207), label_info=[{"name": "cyst", "idx": 207}])
+    _foreign(pacs)
+    # as a server sees it that has not saved the label itself
+    _forget_file(store, film)
+    store._segmentations.clear()
+    store.refresh()
+    assert store.get_labeled_images() == ([film] if counts else [])
+    if counts:
+        found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(store.get_label_uri(film, "final")))
+        assert set(np.unique(found)) == {0, 201}
+        assert store.get_label_info(film, "final")["label_names"] == {"cyst": 201}
+        # ours goes first
+        _put(viewer, film, _label(tmp_path, picture))
+        assert store.get_label_info(film, "final")["label_names"] == {"lungs x-ray": 3}
+
+
+def test_a_training_finds_what_it_asks_for(
+    viewer: TestClient, app: MedClipSamApp, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    _put(viewer, film, _label(tmp_path, picture))
+    store = app.datastore()
+    (pair,) = store.datalist()
+    assert pydicom.dcmread(next(Path(pair["image"]).iterdir())).SeriesInstanceUID == film
+    assert SimpleITK.ReadImage(pair["label"]).GetSize() == (60, 40, 1)
+    assert store.get_label(film, "final").read(2) == b"\x1f\x8b"
+    assert pydicom.dcmread(store.get_image(film)).SeriesInstanceUID == film
+    assert viewer.get("/datastore/", params={"output": "train"}).json() == [{"image": film, "label": f"{film}.nii.gz"}]
+    everything = viewer.get("/datastore/", params={"output": "all"}).json()["objects"]
+    assert everything[film]["labels"]["final"]["info"]["label_names"] == {"lungs x-ray": 3}
+    assert everything[film]["image"]["info"]["Modality"] == "DX"
+    archive = viewer.get("/datastore/dataset")
+    assert archive.status_code == 200
+    with zipfile.ZipFile(io.BytesIO(archive.content)) as content:
+        names = content.namelist()
+    assert f"label/{film}.nii.gz" in names
+    assert any(name.startswith(f"image/{film}/") for name in names)
+
+
+def test_the_cache_keeps_to_its_bytes(app: MedClipSamApp, pacs: Pacs, film: str, tmp_path: Path) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    for number in range(1, 5):
+        more = pydicom.dcmread(io.BytesIO(_bytes(pacs.of(film)[0])))
+        more.SeriesInstanceUID, more.SOPInstanceUID = f"1.9.{number}", f"1.9.{number}.1"
+        more.Rows, more.Columns = 3000, 2000
+        more.PixelData = bytes(6_000_000)
+        pacs.instances.append(more)
+    store.pacs.options = PacsOptions(cache_mb=16)
+    store.refresh()
+    for number in (1, 2, 3):
+        store.get_image_uri(f"1.9.{number}")
+        _long_ago(store, f"1.9.{number}", 100 - number)
+    # the first is asked for again, and so the second is the one that goes
+    assert [folder.name for folder, _ in store._fetched_folders() if folder.name == "1.9.1"] == []
+    store.get_image_uri("1.9.2")
+    _long_ago(store, "1.9.2", 1)
+    store.get_image_uri("1.9.4")
+    assert sorted(folder.name for folder, _ in store._fetched_folders()) == ["1.9.2", "1.9.4"]
+
+
+def _long_ago(store: DicomWebStudies, image: str, minutes: int) -> None:
+    when = time.time() - 60 * minutes
+    os.utime(store._folder(image), (when, when))
+
+
+def _bytes(data: pydicom.Dataset) -> bytes:
+    stored = io.BytesIO()
+    data.save_as(stored)
+    return stored.getvalue()
+
+
+def test_a_search_filter_leaves_the_others_out(pacs: Pacs, conf: dict[str, str], request: Any, film: str) -> None:
+    conf["pacs_filter"] = "PatientID=NOBODY"
+    assert request.getfixturevalue("app").datastore().list_images() == []
+    assert all("PatientID=NOBODY" in path for _, path, _ in pacs.asked)
+
+
+def test_a_server_that_ignores_a_filter_is_not_believed(
+    pacs: Pacs, conf: dict[str, str], request: Any, film: str
+) -> None:
+    conf["pacs_filter"] = "PatientID=NOBODY"
+    app = request.getfixturevalue("app")
+    answer = pydicom.dcmread(io.BytesIO(_bytes(pacs.of(film)[0])))
+    few = {key: value for key, value in answer.to_json_dict().items() if key[:4] in ("0008", "0010", "0020")}
+    pacs.break_down(json.dumps([few]), "series")
+    assert app.datastore().list_images() == []
+
+
+def test_a_token_goes_along_and_is_read_anew(
+    pacs: Pacs, conf: dict[str, str], request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monailabel.config import settings
+
+    conf["pacs_token_file"] = str(tmp_path / "token")
+    (tmp_path / "token").write_text("one\n")
+    with pytest.raises(OptionError, match="a token or a user"):
+        request.getfixturevalue("app")
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_USERNAME", "")
+    app = MedClipSamApp(str(tmp_path / "app"), pacs.url, conf)
+    app.datastore().list_images()
+    (tmp_path / "token").write_text("two\n")
+    app.datastore().refresh()
+    app.datastore().list_images()
+    sent = [headers["Authorization"] for _, _, headers in pacs.asked]
+    assert list(dict.fromkeys(sent)) == ["Bearer one", "Bearer two"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("modalities", "CT,SEG", "modalities of images"),
+        ("modalities", "", "modalities of images"),
+        ("modalities", "ct", "modalities of images"),
+        ("filter", "Modality=CT", "other than Modality"),
+        ("filter", "NoSuchThing=1", "DICOM keywords"),
+        ("filter", "PatientID", "DICOM keywords"),
+        ("timeout", "0", "from 1 to 3600"),
+        ("retries", "eleven", "from 0 to 10"),
+        ("cache_mb", "-1", "from 16"),
+        ("ca_file", "/nowhere/ca.pem", "can be read"),
+        ("foreign_labels", "perhaps", "true or false"),
+    ],
+)
+def test_settings_out_of_range_are_told(key: str, value: str, allowed: str) -> None:
+    with pytest.raises(OptionError, match=allowed) as error:
+        PacsOptions.from_strings({key: value})
+    assert f"pacs_{key}" in str(error.value)
+
+
+def test_settings_are_read() -> None:
+    given = {"modalities": "CT, PT", "filter": "StudyDate=20260101-; PatientID=A*", "cache_mb": "100"}
+    options = PacsOptions.from_strings(given)
+    assert options.modalities == ("CT", "PT")
+    assert options.filters == (("StudyDate", "20260101-"), ("PatientID", "A*"))
+    assert options.cache_mb == 100

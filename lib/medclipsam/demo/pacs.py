@@ -36,7 +36,7 @@ PYDICOM_FILES = (
     "examples_rgb_color.dcm",
     "examples_palette.dcm",
     "examples_ybr_color.dcm",
-    "JPEG-lossy.dcm",
+    "693_J2KI.dcm",
 )
 _START_SECONDS = 60.0
 

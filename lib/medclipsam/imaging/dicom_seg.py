@@ -28,7 +28,8 @@ from medclipsam.imaging.write import replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 
 if TYPE_CHECKING:
-    from highdicom.seg import Segmentation
+    from highdicom import PlanePositionSequence
+    from highdicom.seg import Segmentation, SegmentDescription
 
 MANUFACTURER = "medclipsam"
 MODEL_NAME = "MedCLIP-SAM for MONAI Label"
@@ -111,7 +112,7 @@ def write_segmentation(
         The image, read from DICOM.
     segments : sequence of SegmentInfo
         At least one. A segment of which the label map holds nothing is described all the same: it was looked for and
-        is not there. Where that holds for all of them, one frame of each is written, the middle one, and is empty.
+        is not there. Where that holds for all of them, frames in the middle are written, and are empty.
     path : str or path-like
         The file; it appears under its name only when complete.
     series_description, content_description, creator : str
@@ -154,10 +155,12 @@ def write_segmentation(
                 source.pop(keyword, None)
         if len(pixels) > 1:
             sources = [_with_made_up_places(sources[0], len(pixels))]
-    given: dict[str, Any] = {}
-    if len(pixels) > 1 and not pixels.any():
-        middle = len(pixels) // 2
-        pixels, given["plane_positions"] = pixels[middle : middle + 1], [_position(sources, middle)]
+    first, end = _extent(pixels)
+    given: dict[str, Any] = {"omit_empty_frames": False}
+    if len(pixels) > 1:
+        given["plane_positions"] = [_position(sources, index) for index in range(first, end)]
+        # the frames of a loop are found by their numbers, and need no neighbours
+        given["omit_empty_frames"] = not placed and bool(pixels.any())
     now = datetime.datetime.now()
     try:
         with warnings.catch_warnings():
@@ -165,7 +168,7 @@ def write_segmentation(
             warnings.simplefilter("ignore")
             made = Segmentation(
                 source_images=sources,
-                pixel_array=pixels,
+                pixel_array=pixels[first:end],
                 segmentation_type="BINARY",
                 segment_descriptions=[_describe(number, each) for number, each in enumerate(segments, start=1)],
                 series_instance_uid=supersedes.series if supersedes else uid.generate_uid(),
@@ -180,7 +183,6 @@ def write_segmentation(
                 content_description=_short(content_description) or None,
                 content_creator_name=_person_name(creator) or None,
                 series_description=_short(series_description) or None,
-                omit_empty_frames=bool(pixels.any()),
                 **given,
             )
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -192,7 +194,8 @@ def write_segmentation(
         made.PatientOrientation = sources[0].get("PatientOrientation") or []
     if not creator:
         made.ContentCreatorName = ""
-    made.SeriesDate, made.SeriesTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
+    for keyword, value in (("SeriesDate", now.strftime("%Y%m%d")), ("SeriesTime", now.strftime("%H%M%S.%f"))):
+        setattr(made, keyword, value)
     if supersedes is not None:
         _refer_to(made, supersedes)
     target = Path(path)
@@ -245,6 +248,7 @@ def read_segmentation(
             f"The segmentation has {segmentation.Columns} x {segmentation.Rows} pixels, the image "
             f"{size[1]} x {size[0]}; one that was drawn on the image's own pixels is allowed."
         )
+    _check_drawn_on(segmentation, sources)
     found: list[tuple[int, SegmentInfo]] = []
     frames = int(sources[0].get("NumberOfFrames") or 1)
     native = np.zeros((max(len(sources), frames), *size), dtype=np.uint8)
@@ -281,6 +285,21 @@ def _segmentation(path: Path) -> Segmentation:
     return Segmentation.from_dataset(data, copy=False)
 
 
+def _check_drawn_on(segmentation: Dataset, sources: Sequence[Dataset]) -> None:
+    """Raise `InputError` if a frame of a segmentation was drawn on something else than the image, or does not say."""
+    ours = {str(source.SOPInstanceUID) for source in sources}
+    shared = (segmentation.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    for frame in segmentation.get("PerFrameFunctionalGroupsSequence") or []:
+        derivations = frame.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or []
+        drawn_on = {
+            str(reference.ReferencedSOPInstanceUID)
+            for derivation in derivations
+            for reference in derivation.get("SourceImageSequence") or []
+        }
+        if not drawn_on or not drawn_on <= ours:
+            raise InputError("The segmentation was not drawn on the frames of this image, or does not say on which.")
+
+
 def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[Dataset], frames: int) -> np.ndarray:
     """Return where a segment is (bool [k, j, i]), frame by frame of the image it was drawn on."""
     options: dict[str, Any] = {
@@ -303,7 +322,7 @@ def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[D
     return np.asarray(pixels[..., 0] >= 0.5)
 
 
-def _describe(number: int, segment: SegmentInfo) -> Dataset:
+def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
@@ -420,7 +439,20 @@ def _with_made_up_places(source: Dataset, frames: int) -> Dataset:
     return placed
 
 
-def _position(sources: Sequence[Dataset], index: int) -> Dataset:
+def _extent(pixels: np.ndarray) -> tuple[int, int]:
+    """Return the range of planes that a segmentation has frames of.
+
+    It has the same for all segments, without gaps, and two planes at least: programs that make a volume of the frames,
+    ITK among them, take the distance of the first two for that of all.
+    """
+    filled = np.flatnonzero(pixels.any(axis=(1, 2)))
+    first, end = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (len(pixels) // 2, len(pixels) // 2 + 1)
+    if end - first == 1 and len(pixels) > 1:
+        return (first - 1, end) if first else (first, end + 1)
+    return first, end
+
+
+def _position(sources: Sequence[Dataset], index: int) -> PlanePositionSequence:
     """Return the place of one slice or frame."""
     from highdicom import PlanePositionSequence
 
@@ -469,4 +501,5 @@ def _short(text: str) -> str:
 
 
 def _person_name(text: str) -> str:
-    return _short(text.replace("^", " ").replace("=", " "))
+    plain = _short(text.replace("^", " ").replace("=", " "))
+    return f"{plain}^" if plain else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import logging
 import os
 import sys
@@ -10,9 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import Settings, settings
-from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
@@ -26,7 +26,8 @@ from medclipsam.imaging import MedicalImage
 from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
-from medclipsam.server.dicomweb import SEARCH_FILTER, DicomWebStudies
+from medclipsam.server.describe import SegmentDescriber
+from medclipsam.server.dicomweb import DicomWebStudies
 from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
@@ -34,6 +35,8 @@ from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.labels import LabelCheck
 from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
+from medclipsam.server.pacs import Credentials, Pacs
+from medclipsam.server.pacs_options import PacsOptions, checked_filters, checked_modalities
 from medclipsam.server.present import LastMasks
 from medclipsam.server.requests import check_monai_label_keys, flag
 from medclipsam.server.segments import settled
@@ -87,6 +90,7 @@ class MedClipSamApp(MONAILabelApp):
         self.targets = TargetSet.load(*map(Path, self.app_conf.targets_files))
         self.label_table = table = label_table(self.targets)
         self.images = ImageReader()
+        self.masks = LastMasks()
         self.check_label = LabelCheck(self.images, table.values())
         super().__init__(
             app_dir=app_dir,
@@ -129,7 +133,7 @@ class MedClipSamApp(MONAILabelApp):
         """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
         table = label_table(self.targets)
         self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
-        images, masks = self.images, LastMasks()
+        images, masks = self.images, self.masks
         self.evidence = EvidenceStore(images)
         shared: dict[str, Any] = {"images": images, "masks": masks, "evidence": self.evidence}
         self._shared = shared
@@ -165,8 +169,7 @@ class MedClipSamApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """Return the datastore of the studies; its list of file types is ours unless the settings name one."""
         if self.studies.startswith(("http://", "https://")):
-            self.studies = self.studies.strip().rstrip("/")
-            return self.init_remote_datastore()
+            return self._init_dicomweb_datastore()
         return FolderStudies(
             Path(self.studies),
             _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT"),
@@ -176,19 +179,32 @@ class MedClipSamApp(MONAILabelApp):
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """Return our datastore in place of the stock one, which at start would download a program to write SEG with."""
-        user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-        client = DICOMwebClientX(
-            url=self.studies,
-            session=create_session_from_user_pass(user, password) if user and password else None,
-            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
-            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
-            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-        )
+        options = self.app_conf.pacs
+        asked = _set_by_user("MONAI_LABEL_DICOMWEB_SEARCH_FILTER")
+        if asked:
+            options = _with_search(options, asked)
+        prefixes = {
+            "qido": settings.MONAI_LABEL_QIDO_PREFIX,
+            "wado": settings.MONAI_LABEL_WADO_PREFIX,
+            "stow": settings.MONAI_LABEL_STOW_PREFIX,
+        }
+        # MONAI Label reads its settings from a file too
+        names = [
+            f"MONAI_LABEL_{kind}_{name}" for kind in ("DICOMWEB", "DATASTORE") for name in ("USERNAME", "PASSWORD")
+        ]
+        environment = {**os.environ, **{name: getattr(settings, name) for name in names}}
+        pacs = Pacs(self.studies, options, Credentials.from_environment(options.token_file, environment), prefixes)
+        # without a user and password that may stand in it
+        self.studies = pacs.url
+        cache = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+        place = Path(cache) if cache else Path.home() / ".cache" / "monailabel" / "dicom"
+        describe = SegmentDescriber(self.targets, self.masks)
         return DicomWebStudies(
-            client=client,
-            search_filter=_set_by_user("MONAI_LABEL_DICOMWEB_SEARCH_FILTER") or SEARCH_FILTER,
-            cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or None,
-            fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+            pacs,
+            place / hashlib.sha256(pacs.url.encode()).hexdigest()[:16],
+            images=self.images,
+            describe=describe,
+            label_of=describe.label_of,
             check_label=self.check_label,
         )
 
@@ -450,6 +466,23 @@ def _quieten_subprocess() -> None:
     if spec is not None and spec.name == "monailabel.interfaces.utils.app":
         logging.getLogger("__main__").setLevel(logging.WARNING)
         logging.getLogger("monailabel").setLevel(logging.WARNING)
+
+
+def _with_search(options: PacsOptions, asked: dict[str, Any]) -> PacsOptions:
+    """Return the options with MONAI Label's own search filter: DICOM keywords to values, the modality among them.
+
+    Raises
+    ------
+    OptionError
+        If it holds something else.
+    """
+    conditions = {str(name): str(value) for name, value in asked.items()}
+    modalities = conditions.pop("Modality", "")
+    return dataclasses.replace(
+        options,
+        modalities=checked_modalities(modalities.split(",")) if modalities else options.modalities,
+        filters=checked_filters([*options.filters, *conditions.items()]),
+    )
 
 
 def _set_by_user(name: str) -> Any:

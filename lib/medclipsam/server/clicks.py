@@ -179,7 +179,7 @@ class RefineTask(InferTask):
         result, weights = self._pipeline.refine(image, present, clicks, windows)
         marks.append(time.perf_counter())
         named = self._named(clicks, result, names)
-        self._masks.keep(client, path, result.labels, named)
+        self._masks.keep(client, path, result.labels, named, {**self._masks.made(client, path), "clicks": True})
         file = write_result(result.labels, image, checked.answer)
         marks.append(time.perf_counter())
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from medclipsam.errors import OptionError
 from medclipsam.options import ZeroShotOptions
+from medclipsam.server.pacs_options import PACS_KEYS, PacsOptions
 from medclipsam.training.split import Split
 
 # What a server lets its clients have: key -> (least, greatest), all whole numbers.
@@ -20,9 +21,11 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
+_PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
 _APP_KEYS = (
     *("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models"),
     *("networks", "validation_share", "validation_seed"),
+    *_PACS_KEYS,
 )
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
@@ -96,6 +99,8 @@ class AppConf:
         Folder of the trained networks; None takes the one of the studies' default workspace.
     split : Split or None
         How the patients that networks are validated with are drawn; None takes what was kept, or the defaults.
+    pacs : PacsOptions
+        How the DICOMweb server of the studies is asked.
     """
 
     targets: tuple[str, ...] = ()
@@ -109,6 +114,7 @@ class AppConf:
     release_models: bool = False
     networks: str | None = None
     split: Split | None = None
+    pacs: PacsOptions = field(default_factory=PacsOptions)
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -134,12 +140,14 @@ class AppConf:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
         switches = {key: _switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
+        pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
         return cls(
             targets=split_names(chosen.pop("targets", "")),
             weights=weights,
             device=None if device == "auto" else device,
             targets_files=split_names(chosen.pop("targets_file", "")),
             limits=Limits.from_strings(limits),
+            pacs=PacsOptions.from_strings(pacs),
             audit_file=chosen.pop("audit_file", "").strip() or None,
             networks=chosen.pop("networks", "").strip() or None,
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),

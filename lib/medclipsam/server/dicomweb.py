@@ -1,57 +1,186 @@
-"""Studies on a DICOMweb server, read as the DICOM they are."""
+"""Studies on a DICOMweb server: series read as the DICOM they are, final labels kept there as DICOM SEG."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
-from collections import defaultdict
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
-from requests import RequestException
-from retrying import RetryError
+from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
+from medclipsam.imaging import MedicalImage, read_mask, write_mask
+from medclipsam.imaging.dicom_seg import (
+    Reference,
+    SegmentInfo,
+    is_ours,
+    read_segmentation,
+    superseded_instances,
+    write_segmentation,
+)
 from medclipsam.server.http import UnknownError, UpstreamError
-from medclipsam.server.label_files import CheckLabel
+from medclipsam.server.images import ImageReader, series_as_volume
+from medclipsam.server.label_files import CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.pacs import UID, Pacs
 
-SEARCH_FILTER = {"Modality": "CT,MR,CR,DX,MG,US"}
+logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL.value
+
+# Seconds for which one answer of the server holds.
+_FRESH_SECONDS = 1.0
+# A series that was asked for within so many seconds may be in use, and one of a data list for a day.
+_IN_USE_SECONDS = 120.0
+_LISTED_SECONDS = 24 * 3600.0
+# What a process that was killed leaves behind is nobody's after so many seconds.
+_LEFT_SECONDS = 3600.0
+_PARTIAL = ".partial"
+
+_FIELDS = ("StudyDescription", "SeriesDescription", "NumberOfSeriesRelatedInstances", "BodyPartExamined", "PatientID")
+# Told of an image; the patient's name is not.
+_INFO = (
+    *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "StudyDate", "StudyTime", "Modality", "BodyPartExamined"),
+    *("StudyDescription", "SeriesDescription", "RetrieveURL"),
+)
+# Conditions on images that hold for their segmentations too.
+_STUDY_LEVEL = frozenset(
+    {
+        *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "IssuerOfPatientID"),
+        *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
+        *("ReferringPhysicianName", "ModalitiesInStudy"),
+    }
+)
 
 
-class DicomWebStudies(DICOMWebDatastore):
-    """MONAI Label's DICOMweb datastore whose images are folders of DICOM files.
+@dataclass(frozen=True)
+class LabelText:
+    """What a DICOM SEG says beside its pixels."""
 
-    The stock one turns each series into NIfTI first, which loses the modality and the windows, and fails on radiographs
-    and on ultrasound.
+    segments: list[SegmentInfo]
+    series_description: str = ""
+    content_description: str = ""
+    creator: str = ""
+
+
+# Says what a label's segments are: the image's id, file, label map and what came with it.
+Describe = Callable[[str, Path, np.ndarray, Mapping[str, Any]], LabelText]
+# Gives a segment that was read its label.
+LabelOf = Callable[[SegmentInfo, set[int]], int]
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A segmentation on the server."""
+
+    image: str
+    study: str
+    reference: Reference
+    when: str
+    ours: bool
+    supersedes: frozenset[str]
+
+    @property
+    def order(self) -> tuple[str, int, str]:
+        """What grows from one to the next."""
+        return self.when, self.reference.number, self.reference.instance
+
+
+class DicomWebStudies(LabelFiles, DICOMWebDatastore):
+    """Series of a DICOMweb server as images, and their labels.
+
+    An image's id is its SeriesInstanceUID, and so is that of its labels. Series are fetched as they are stored, when
+    they are asked for, into a folder of bounded size. A final label is a DICOM SEG on the server; other labels are
+    files here.
 
     Parameters
     ----------
+    pacs : Pacs
+        The server.
+    cache : Path
+        Folder of fetched series and labels; made if needed.
+    images : ImageReader
+        Reads the images that labels are laid on.
+    describe : callable
+        Says what a final label's segments are.
+    label_of : callable
+        Gives the segments of a segmentation that is read their labels.
     check_label : callable, optional
-        Raises `InputError` for a label that must not be saved; given the image's folder, the label's file and what
-        comes with it.
+        Raises `InputError` for a label that must not be saved.
+
+    Notes
+    -----
+    Of the segmentations of a series that this package has written, the last one that no other takes the place of
+    counts; where there is none, the last one of another program, if the options say so.
     """
 
-    def __init__(self, *args: Any, check_label: CheckLabel | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        pacs: Pacs,
+        cache: Path,
+        *,
+        images: ImageReader,
+        describe: Describe,
+        label_of: LabelOf,
+        check_label: CheckLabel | None = None,
+    ) -> None:
+        # The stock constructor watches the cache with a thread and lists files as images.
+        self.pacs = pacs
+        cache.mkdir(parents=True, exist_ok=True)
+        self._begin(cache)
+        self._images = images
+        self._describe = describe
+        self._label_of = label_of
         self._check_label = check_label
-        # requests run in threads: MONAI Label's cached listings are not made for that, and a series is fetched once
         self._listing = threading.RLock()
-        self._fetching: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        super().__init__(*args, **more)
+        self._listed: tuple[float, dict[str, Dataset]] | None = None
+        self._labelled: tuple[float, dict[str, StoredLabel]] | None = None
+        # what the segmentations of a series refer to never changes, so that each is looked at once
+        self._segmentations: dict[tuple[str, int], list[StoredLabel]] = {}
+        self._fetching: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._read_config(strict=True)
+        self._remove_left_behind()
+
+    def name(self) -> str:
+        """Return the server's address."""
+        return self.pacs.url
+
+    def refresh(self) -> None:
+        """Forget what the server has answered."""
+        with self._listing:
+            self._listed = self._labelled = None
 
     def list_images(self) -> list[str]:
-        """Return the UIDs of the series."""
-        with self._listing:
-            return list(super().list_images())
+        """Return the UIDs of the series.
+
+        Raises
+        ------
+        UpstreamError
+            If the server does not list them.
+        """
+        return list(self._series())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the UIDs of the series that a SEG series refers to."""
-        with self._listing:
-            return list(super().get_labeled_images(label_tag, labels))
+        """Return the UIDs of the series that have a label of a tag, by default `final`."""
+        return [image for image in self.list_images() if self._has(image, label_tag)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the UIDs of the series that have no label of a tag, by default `final`."""
+        return [image for image in self.list_images() if not self._has(image, label_tag)]
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the folder that holds the series, fetched at the first call.
@@ -59,70 +188,436 @@ class DicomWebStudies(DICOMWebDatastore):
         Raises
         ------
         UnknownError
-            If the server lists no such series.
+            If the server has no such series.
         UpstreamError
             If the series cannot be fetched.
         """
-        try:
-            known = image_id in self.list_images()
-        except (RequestException, RetryError) as error:
-            raise UpstreamError(f"The DICOMweb server {self.name()} did not list its series: {error}.") from error
-        if not known:
-            raise UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
-
-        folder = Path(self._datastore.image_path(), image_id).resolve()
-        with self._fetching[image_id]:
-            if not folder.is_dir():
-                self._fetch(image_id, folder)
-        # the time of the latest use, by which folders that nobody asks for are found
-        os.utime(folder)
-        if image_id not in self._datastore.objects:
-            # with an empty extension the folder itself is the image's file
-            image = DataModel(info=self._dicom_info(image_id), ext="")
-            self._datastore.objects[image_id] = ImageLabelModel(image=image)
-            self._update_datastore_file()
+        folder, _ = self._fetched(image_id, _IN_USE_SECONDS)
         return str(folder)
+
+    def get_image(self, image_id: str, params: Any = None) -> Any:
+        """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
+        folder = Path(self.get_image_uri(image_id))
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        if len(files) == 1:
+            return self._to_bytes(files[0])
+        volume = series_as_volume(folder, image_id)
+        try:
+            return self._to_bytes(volume)
+        finally:
+            volume.unlink()
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return what the server says of a series, and what was kept with it here; empty where there is none."""
+        header = self._series().get(image_id)
+        if header is None:
+            return {}
+        told = {name: str(header[name].value) for name in _INFO if header.get(name) not in (None, "")}
+        entry = self._datastore.objects.get(image_id)
+        return {**told, **(entry.image.info if entry else {}), "path": str(self._folder(image_id))}
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Return the image's id for each tag that it has a label of."""
+        entry = self._datastore.objects.get(image_id)
+        tags = {tag for tag in (entry.labels if entry else {}) if tag != FINAL}
+        return dict.fromkeys([*sorted(tags), *([FINAL] if image_id in self._labels() else [])], image_id)
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Return a label's file, a final one as the server has it now; empty where there is none.
+
+        Raises
+        ------
+        UpstreamError
+            If it cannot be fetched.
+        InputError
+            If the segmentation does not lie on the image.
+        """
+        tag = _tag(label_tag)
+        if tag != FINAL:
+            return str(super(DICOMWebDatastore, self).get_label_uri(label_id, tag))
+        stored = self._labels().get(label_id)
+        if stored is None:
+            return ""
+        with self._fetching[label_id]:
+            known = self._datastore.label(label_id, FINAL)
+            path = Path(self._label_path(label_id, FINAL, ".nii.gz"))
+            if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
+                self._fetch_label(stored, path)
+            return str(path)
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what is known of a label: `label_info` and `label_names` name what its voxels are."""
+        if not self.get_label_uri(label_id, label_tag):
+            return {}
+        label = self._datastore.label(label_id, _tag(label_tag))
+        return dict(label.info) if label else {}
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Return image folder and label file of each finished series, all fetched, and kept here for a day."""
+        pairs = []
+        for image in self.get_labeled_images():
+            folder, _ = self._fetched(image, _LISTED_SECONDS)
+            pairs.append({"image": str(folder), "label": self.get_label_uri(image, FINAL)})
+        if full_path:
+            return pairs
+        return [{key: os.path.relpath(path, self._root) for key, path in pair.items()} for pair in pairs]
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """Return a ZIP archive, which the caller removes, of finished series and their labels."""
+        pairs = self.datalist()[: limit_cases or None]
+        handle, name = tempfile.mkstemp(suffix=".zip")
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for pair in pairs:
+                series = Path(pair["image"])
+                for part in sorted(series.iterdir()):
+                    archive.write(part, f"image/{series.name}/{part.name}")
+                archive.write(pair["label"], f"label/{Path(pair['label']).name}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return name
+
+    def status(self) -> dict[str, Any]:
+        """Return how many images there are, how many are finished, and how many labels each tag has."""
+        images = self.list_images()
+        tags = Counter(tag for image in images for tag in self.get_labels_by_image_id(image))
+        return {"total": len(images), "completed": tags.get(FINAL, 0), "label_tags": dict(tags)}
+
+    def json(self) -> dict[str, Any]:
+        """Return images and labels with what is known of them."""
+        content = self._datastore.model_dump(exclude={"base_path", "objects"})
+        objects = {}
+        for image in self.list_images():
+            entry = self._datastore.objects.get(image)
+            known = entry.labels if entry else {}
+            labels = {
+                tag: (known[tag].model_dump() if tag in known else {"ext": ".nii.gz", "info": {}})
+                for tag in self.get_labels_by_image_id(image)
+            }
+            info = {key: value for key, value in self.get_image_info(image).items() if key != "path"}
+            objects[image] = {"image": {"ext": "", "info": info}, "labels": labels}
+        return {**content, "objects": objects}
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
-        """Save a label; one tagged `final` also becomes a DICOM SEG series on the server.
+        """Save a label; one tagged `final` becomes a DICOM SEG on the server, in place of the one before.
+
+        Returns
+        -------
+        str
+            The label's id, which is the image's.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        InputError
+            If the label must not be saved.
+        UpstreamError
+            If the server does not take it; then nothing is saved.
+        """
+        tag, info = _tag(label_tag), dict(label_info or {})
+        folder = Path(self.get_image_uri(image_id))
+        if self._check_label is not None:
+            self._check_label(folder, Path(label_filename), info)
+        with self._fetching[image_id]:
+            if tag == FINAL:
+                self._store_label(image_id, folder, Path(label_filename), info)
+            else:
+                suffix = label_suffix(os.path.basename(label_filename))
+                self._keep_label(image_id, tag, Path(label_filename), suffix, info)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label that is a file here; one that is not there is none.
 
         Raises
         ------
         InputError
-            If the label must not be saved, or the tool that writes DICOM SEG is not installed.
+            If it is a final one: those belong to the server.
         """
-        if self._check_label is not None:
-            self._check_label(Path(self.get_image_uri(image_id)), Path(label_filename), label_info or {})
-        if label_tag == DefaultLabelTag.FINAL and shutil.which("itkimage2segimage") is None:
-            raise InputError(
-                "A final label becomes DICOM SEG, for which the program itkimage2segimage is needed; "
-                "install it with: pip install dcmqi."
-            )
-        return super().save_label(image_id, label_filename, label_tag, label_info, label_id)
+        tag = _tag(label_tag)
+        if tag == FINAL:
+            raise InputError("A final label is a DICOM SEG on the DICOMweb server; remove it there.")
+        with self._changing():
+            entry = self._datastore.objects.get(label_id)
+            label = entry.labels.pop(tag, None) if entry else None
+            if label is not None:
+                Path(self._label_path(label_id, tag, label.ext)).unlink(missing_ok=True)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to what is known of an image here; when a strategy has proposed it last is kept in memory only.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        """
+        if image_id not in self._series():
+            raise self._unknown(image_id)
+        if set(info) <= {"strategy"}:
+            with self._access:
+                self._entry(image_id).image.info.update(info)
+            return
+        with self._changing():
+            self._entry(image_id).image.info.update(info)
 
     def forget_series(self, seconds: float) -> int:
         """Remove the fetched series that have not been asked for so long, and return how many; labels are kept."""
-        removed = 0
         oldest = time.time() - seconds
-        for image_id in list(self._datastore.objects):
-            folder = Path(self._datastore.image_path(), image_id).resolve()
-            with self._fetching[image_id]:
-                if folder.is_dir() and folder.stat().st_mtime < oldest:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    removed += 1
-        return removed
+        return sum(self._remove(folder) for folder, used in self._fetched_folders() if used < oldest)
 
-    def _fetch(self, image_id: str, folder: Path) -> None:
-        from monailabel.datastore.utils.dicom import dicom_web_download_series
+    def _series(self) -> dict[str, Dataset]:
+        """Return the series by their UIDs, as the server lists them now."""
+        with self._listing:
+            if self._listed is None or time.monotonic() - self._listed[0] > _FRESH_SECONDS:
+                found: dict[str, Dataset] = {}
+                # several modalities in one search are no part of the standard
+                for modality in self.pacs.options.modalities:
+                    conditions = {**dict(self.pacs.options.filters), "Modality": modality}
+                    for header in self.pacs.search("series", conditions, _FIELDS):
+                        found[_uid(header, "SeriesInstanceUID", self.pacs)] = header
+                self._listed = (time.monotonic(), found)
+            return self._listed[1]
 
+    def _labels(self) -> dict[str, StoredLabel]:
+        """Return the segmentation that counts of each series that has one."""
+        with self._listing:
+            if self._labelled is None or time.monotonic() - self._labelled[0] > _FRESH_SECONDS:
+                conditions = {name: value for name, value in self.pacs.options.filters if name in _STUDY_LEVEL}
+                stored: list[StoredLabel] = []
+                looked: dict[tuple[str, int], list[StoredLabel]] = {}
+                fields = ("NumberOfSeriesRelatedInstances",)
+                for header in self.pacs.search("series", {**conditions, "Modality": "SEG"}, fields):
+                    series = _uid(header, "SeriesInstanceUID", self.pacs)
+                    study = _uid(header, "StudyInstanceUID", self.pacs)
+                    key = (series, _count(header))
+                    # a server that does not say how many instances there are is asked each time
+                    known = self._segmentations.get(key) if key[1] else None
+                    looked[key] = known if known is not None else self._look_at(study, series)
+                    stored += looked[key]
+                self._segmentations = looked
+                self._labelled = (time.monotonic(), self._that_count(stored))
+            return self._labelled[1]
+
+    def _look_at(self, study: str, series: str) -> list[StoredLabel]:
+        """Return the segmentations of a series, from their metadata; what refers to no one series is none."""
+        found = []
+        for data in self.pacs.metadata(study, series):
+            referred = {str(item.get("SeriesInstanceUID", "")) for item in data.get("ReferencedSeriesSequence") or []}
+            instance = str(data.get("SOPInstanceUID", ""))
+            if len(referred) != 1 or not UID.fullmatch(instance):
+                continue
+            number = int(data.get("InstanceNumber") or 1)
+            reference = Reference(series, instance, number, str(data.get("SOPClassUID", "")))
+            when = f"{data.get('ContentDate') or ''}{data.get('ContentTime') or ''}"
+            replaced = frozenset(superseded_instances(data))
+            found.append(StoredLabel(referred.pop(), study, reference, when, is_ours(data), replaced))
+        return found
+
+    def _that_count(self, stored: list[StoredLabel]) -> dict[str, StoredLabel]:
+        replaced = {instance for label in stored if label.ours for instance in label.supersedes}
+        counting: dict[str, StoredLabel] = {}
+        for label in stored:
+            if label.reference.instance in replaced or not (label.ours or self.pacs.options.foreign_labels):
+                continue
+            other = counting.get(label.image)
+            if other is None or (label.ours, label.order) > (other.ours, other.order):
+                counting[label.image] = label
+        return counting
+
+    def _has(self, image_id: str, tag: str | None) -> bool:
+        if _tag(tag or FINAL) == FINAL:
+            return image_id in self._labels()
+        return self._datastore.label(image_id, _tag(tag)) is not None
+
+    def _fetched(self, image_id: str, seconds: float) -> tuple[Path, bool]:
+        """Return the folder of a series, which stays for so many seconds, and whether it was fetched now."""
+        header = self._series().get(image_id)
+        if header is None:
+            raise self._unknown(image_id)
+        folder = self._folder(image_id)
+        with self._fetching[image_id]:
+            new = not self._keep_until(folder, seconds)
+            if new:
+                self._fetch(header, image_id, folder)
+                self._keep_until(folder, seconds)
+                self._bound_cache(folder)
+        return folder, new
+
+    def _unknown(self, image_id: str) -> UnknownError:
+        return UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root.resolve() / image_id
+
+    def _fetch(self, header: Dataset, image_id: str, folder: Path) -> None:
         # under another name until it is whole, since a folder that exists is taken as fetched
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = folder.with_name(f".{image_id}.{os.getpid()}{_PARTIAL}")
         try:
-            dicom_web_download_series(None, image_id, str(partial), self._client, self._fetch_by_frame)
-        except (RequestException, RetryError, IndexError, KeyError) as error:
+            self.pacs.retrieve(_uid(header, "StudyInstanceUID", self.pacs), image_id, partial, count=_count(header))
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                # another process was faster
+                if not folder.is_dir():
+                    raise
+        except OSError as error:
+            raise UpstreamError(f"Series {image_id} cannot be kept here: {error.strerror or error}.") from error
+        except UnknownError:
+            self.refresh()
+            raise
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise UpstreamError(f"Series {image_id} could not be fetched from {self.name()}: {error}.") from error
-        os.replace(partial, folder)
+
+    @staticmethod
+    def _keep_until(folder: Path, seconds: float) -> bool:
+        """Let a folder stay for so many seconds, by its time of change; whether it is there."""
+        until = time.time() + seconds
+        try:
+            if folder.stat().st_mtime < until:
+                os.utime(folder, (until, until))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _fetched_folders(self) -> list[tuple[Path, float]]:
+        """Return the folders of fetched series and until when they stay."""
+        found = []
+        for folder in self._root.resolve().iterdir():
+            if UID.fullmatch(folder.name) and folder.is_dir():
+                found.append((folder, folder.stat().st_mtime))
+        return found
+
+    def _bound_cache(self, newest: Path) -> None:
+        """Remove the series that were asked for longest ago, until the others fit."""
+        sizes = {folder: _bytes(folder) for folder, _ in self._fetched_folders()}
+        total, allowed = sum(sizes.values()), self.pacs.options.cache_mb * 2**20
+        for folder, until in sorted(self._fetched_folders(), key=lambda entry: entry[1]):
+            if total <= allowed or until > time.time():
+                break
+            if folder != newest and self._remove(folder):
+                total -= sizes.get(folder, 0)
+        if total > allowed:
+            logger.warning("Fetched series in use take more than pacs_cache_mb allows")
+
+    def _remove(self, folder: Path) -> bool:
+        with self._fetching[folder.name]:
+            # at once under another name, so that a folder is never found with some of its files
+            going = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}")
+            try:
+                os.replace(folder, going)
+            except OSError:
+                return False
+            shutil.rmtree(going, ignore_errors=True)
+            return True
+
+    def _remove_left_behind(self) -> None:
+        oldest = time.time() - _LEFT_SECONDS
+        for folder in self._root.resolve().glob(f".*{_PARTIAL}"):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _entry(self, image_id: str) -> ImageLabelModel:
+        # with an empty extension the folder itself is the image's file
+        return self._datastore.objects.setdefault(image_id, ImageLabelModel(image=DataModel(ext="")))
+
+    def _keep_label(self, image_id: str, tag: str, file: Path, suffix: str, info: Mapping[str, Any]) -> None:
+        with self._changing():
+            labels = self._entry(image_id).labels
+            path = self._label_folder(tag) / f"{image_id}{suffix}"
+            copy_file(file, path, self._mode)
+            before = labels.get(tag)
+            if before is not None and before.ext != suffix:
+                Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
+            labels[tag] = DataModel(info={"ts": int(time.time()), **info, "name": path.name}, ext=suffix)
+
+    def _store_label(self, image_id: str, folder: Path, file: Path, info: dict[str, Any]) -> None:
+        image = self._images.read(folder)
+        labels = read_mask(file, image)
+        text = self._describe(image_id, folder, labels, info)
+        with FileLock(str(self._root / ".storing")), _temporary(".dcm") as path:
+            self.refresh()
+            before = self._labels().get(image_id)
+            earlier = before.reference if before is not None and before.ours else None
+            made = write_segmentation(
+                labels,
+                image,
+                text.segments,
+                path,
+                series_description=text.series_description,
+                content_description=text.content_description,
+                creator=text.creator,
+                supersedes=earlier,
+            )
+            self.pacs.store(path.read_bytes(), str(made.StudyInstanceUID))
+            self.refresh()
+        told = _label_info(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), [(s.label, s) for s in text.segments])
+        self._keep_final(image_id, labels, image, {**info, **told})
+
+    def _fetch_label(self, stored: StoredLabel, path: Path) -> None:
+        folder = path.with_name(f".{stored.image}.{os.getpid()}{_PARTIAL}")
+        taken: set[int] = set()
+
+        def label_of(segment: SegmentInfo) -> int:
+            label = self._label_of(segment, taken)
+            taken.add(label)
+            return label
+
+        image = self._images.read(Path(self.get_image_uri(stored.image)))
+        try:
+            self.pacs.retrieve(stored.study, stored.reference.series, folder, stored.reference.instance)
+            labels, segments = read_segmentation(folder / "0.dcm", image, label_of)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        told = _label_info(stored.reference.instance, stored.reference.series, segments)
+        self._keep_final(stored.image, labels, image, told)
+
+    def _keep_final(self, image_id: str, labels: np.ndarray, image: MedicalImage, info: Mapping[str, Any]) -> None:
+        with _temporary(".nii.gz") as path:
+            write_mask(labels, image, path)
+            self._keep_label(image_id, FINAL, path, ".nii.gz", info)
+
+
+def _label_info(instance: str, series: str, segments: list[tuple[Any, SegmentInfo]]) -> dict[str, Any]:
+    """Return what is kept with a final label: its names as clients and trainers look for them, and where it lies."""
+    named = [(label, segment) for label, segment in segments if label]
+    return {
+        "label_info": [{"name": segment.name, "idx": label} for label, segment in named],
+        "label_names": {segment.name: label for label, segment in named},
+        "algorithms": {segment.name: segment.algorithm for _, segment in named},
+        "SOPInstanceUID": instance,
+        "SeriesInstanceUID": series,
+    }
+
+
+def _tag(tag: Any) -> str:
+    return str(getattr(tag, "value", tag))
+
+
+def _count(header: Dataset) -> int:
+    try:
+        return max(int(header.get("NumberOfSeriesRelatedInstances") or 0), 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _uid(header: Dataset, keyword: str, pacs: Pacs) -> str:
+    """Return a UID of a server's answer; it names files here, so that nothing else is taken."""
+    value = str(header.get(keyword, ""))
+    if not UID.fullmatch(value) or len(value) > 64:
+        raise UpstreamError(f"The DICOMweb server {pacs.url} lists a series without a {keyword}.").for_good()
+    return value
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+@contextmanager
+def _temporary(suffix: str) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(suffix=suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -20,8 +20,9 @@ from typing import Literal
 
 from medclipsam import __version__
 from medclipsam.devices import Machine, gpu_problem
-from medclipsam.errors import MedClipSamError
+from medclipsam.errors import MedClipSamError, OptionError
 from medclipsam.server.conf import AppConf
+from medclipsam.server.pacs_options import PacsOptions
 from medclipsam.server.workspace import default_workspace
 from medclipsam.weights import memory_need, resolve_pair
 
@@ -224,41 +225,48 @@ def check_folder(folder: Path) -> Check:
     return Check("studies", "ok", f"{folder} is readable and writable.")
 
 
-def check_pacs(url: str) -> Check:
-    """Ask a DICOMweb server for one study, with the credentials that the server would use."""
+def check_pacs(url: str, options: PacsOptions | None = None) -> Check:
+    """Ask a DICOMweb server for one study, in the way that the server would."""
     import requests
 
-    # credentials in the address are used, and not shown
-    shown = re.sub(r"//[^/@]*@", "//", url)
-    user, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    credentials = "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD"
+    from medclipsam.server.http import UpstreamError
+    from medclipsam.server.pacs import Credentials, Pacs
+
+    options = options or PacsOptions()
     try:
-        answer = requests.get(
-            f"{url.rstrip('/')}/studies",
+        credentials = Credentials.from_environment(options.token_file)
+    except OptionError as error:
+        return Check("pacs", "failed", str(error), "Set one of the two.")
+    pacs = Pacs(url, options, credentials)
+    try:
+        with pacs.send(
+            "GET",
+            pacs.address("qido", "studies"),
             params={"limit": "1"},
             headers={"Accept": "application/dicom+json"},
-            auth=(user, password) if user else None,
             timeout=10,
-        )
+        ) as answer:
+            status, reason, content = answer.status_code, answer.reason, answer.content
+    except UpstreamError as error:
+        advice = "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD, or pacs_token_file."
+        refused = "credentials" in str(error)
+        return Check("pacs", "failed", str(error), advice if refused else "Check host, port, certificate and firewall.")
     except requests.RequestException as error:
-        found = f"No DICOMweb server answers at {shown}: {type(error).__name__}."
-        return Check("pacs", "failed", found, "Check host, port, certificate and firewall.")
-    if answer.status_code in (401, 403):
-        said = f"{shown} refuses the credentials" if user else f"{shown} asks for credentials"
-        return Check("pacs", "failed", f"{said} ({answer.status_code}).", f"Set {credentials}.")
-    if not answer.ok and answer.status_code != 204:
-        found = f"{shown} answers {answer.status_code} {answer.reason} to a search for studies (QIDO)."
+        return Check("pacs", "failed", f"{pacs.url} broke off ({type(error).__name__}).", "Check the server.")
+    if status >= 300:
+        found = f"{pacs.url} answers {status} {reason} to a search for studies (QIDO)."
         return Check("pacs", "failed", found, "Give the DICOMweb root, such as http://pacs:8042/dicom-web.")
     try:
-        studies = [] if answer.status_code == 204 else answer.json()
+        studies = json.loads(content) if content else []
     except ValueError:
         studies = None
     if not isinstance(studies, list) or not all(isinstance(study, dict) for study in studies):
-        found = f"{shown} answers a search for studies (QIDO) with something else than DICOM JSON."
+        found = f"{pacs.url} answers a search for studies (QIDO) with something else than DICOM JSON."
         return Check("pacs", "failed", found, "Give the DICOMweb root: this may be a web page or a log-in.")
     if not studies:
-        return Check("pacs", "warning", f"{shown} answers, but shows no study.", "Check what this user may see.")
-    return Check("pacs", "ok", f"{shown} answers searches{' with these credentials' if user else ''}.")
+        return Check("pacs", "warning", f"{pacs.url} answers, but shows no study.", "Check what this user may see.")
+    known = credentials.header() is not None
+    return Check("pacs", "ok", f"{pacs.url} answers searches{' with these credentials' if known else ''}.")
 
 
 def report(checks: Sequence[Check]) -> str:

@@ -34,7 +34,24 @@ class ConflictError(InputError):
 
 
 class UpstreamError(MedClipSamError):
-    """The DICOMweb server that holds the studies did not do what it was asked."""
+    """The DICOMweb server that holds the studies did not do what it was asked.
+
+    Attributes
+    ----------
+    permanent : bool
+        Whether asking again is of no use.
+    """
+
+    permanent = False
+
+    def for_good(self) -> UpstreamError:
+        """Return this error, as one for which asking again is of no use."""
+        self.permanent = True
+        return self
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The DICOMweb server that holds the studies did not answer in time."""
 
 
 class BusyError(MedClipSamError):
@@ -66,6 +83,7 @@ _STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
     (ConflictError, 409),
     (CancelledError, 409),
     (TooLargeError, 413),
+    (UpstreamTimeoutError, 504),
     (UpstreamError, 502),
     (AlreadyRunningError, 429),
     (TrainingRunsError, 429),

@@ -46,6 +46,28 @@ class ImageReader:
         return image
 
 
+def series_as_volume(folder: Path, image: str) -> Path:
+    """Write a series as ITK reads it, on the grid that masks have too, to a temporary file that the caller removes.
+
+    Raises
+    ------
+    ImageError
+        If ITK cannot read the series.
+    """
+    import SimpleITK
+
+    handle, name = tempfile.mkstemp(suffix=".nii.gz")
+    os.close(handle)
+    path = Path(name)
+    try:
+        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+        SimpleITK.WriteImage(SimpleITK.ReadImage(files), name)
+    except RuntimeError:
+        path.unlink(missing_ok=True)
+        raise ImageError(f"Image {image!r} is a series that cannot be made one volume; read its DICOM files.") from None
+    return path
+
+
 def is_upload(path: Path) -> bool:
     """Return whether a path is one that the infer route makes for a file sent along."""
     folder = Path(tempfile.gettempdir()).resolve()

@@ -68,17 +68,28 @@ def named_labels(info: Mapping[str, Any]) -> frozenset[int]:
         `label_info`: a list of {"name": ..., "idx": ...}, as 3D Slicer sends it; one without `idx` counts by its place,
         from 1. `label_names`: name to label, as this server answers masks; at the top or in `params`.
     """
-    found: set[int] = set()
+    asked, listed = named_entries(info)
+    return frozenset([*asked.values(), *listed.values()])
+
+
+def named_entries(info: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return name to label as a request gives them, see `named_labels`: of `label_names`, and of `label_info`.
+
+    An entry without a name has its number for one.
+    """
+    asked: dict[str, int] = {}
+    listed: dict[str, int] = {}
     entries = info.get("label_info")
     for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
         if isinstance(entry, Mapping):
-            found.add(label_number(entry.get("idx", place)))
+            label = label_number(entry.get("idx", place))
+            listed[str(entry.get("name") or f"label {label}")] = label
     params = info.get("params")
     for holder in (info, params if isinstance(params, Mapping) else {}):
         names = holder.get("label_names")
         if isinstance(names, Mapping):
-            found.update(map(label_number, names.values()))
-    return frozenset(found)
+            asked.update({str(name): label_number(label) for name, label in names.items()})
+    return asked, listed
 
 
 def label_number(value: Any) -> int:

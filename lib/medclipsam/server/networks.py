@@ -278,7 +278,9 @@ class NetworkTask(InferTask):
         labels = _as_labels(result.labels, network)
         evidence = self._keep(result, labels, network, image, path, modality, options)
         marks.append(time.perf_counter())
-        self._masks.keep(client_of(request), path, labels, network.labels)
+        weights = {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}}
+        made = {"model": self._name, "weights": weights}
+        self._masks.keep(client_of(request), path, labels, network.labels, made)
         file = write_result(labels, image, checked.answer)
         marks.append(time.perf_counter())
 
@@ -303,7 +305,7 @@ class NetworkTask(InferTask):
                 "status": network.status,
                 "dice": network.metrics.get("dice"),
             },
-            "weights": {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}},
+            "weights": weights,
             "options": options.to_dict(),
             "image": image.describe(),
             "version": __version__,

@@ -27,6 +27,7 @@ class _Kept:
     names: dict[str, int]
     image: Signature
     until: float
+    made: dict[str, Any]
 
 
 def client_of(request: Mapping[str, Any]) -> str:
@@ -64,14 +65,24 @@ class LastMasks:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
-    def keep(self, client: str, path: Path, labels: np.ndarray, names: Mapping[str, int]) -> None:
-        """Keep a label map (uint8 [N, H, W] in display orientation) that `client` was given for the image at `path`."""
+    def keep(
+        self,
+        client: str,
+        path: Path,
+        labels: np.ndarray,
+        names: Mapping[str, int],
+        made: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a label map (uint8 [N, H, W] in display orientation) that `client` was given for the image at `path`.
+
+        `made` says what made it: the model, the text, the weights.
+        """
         try:
             image = signature(path)
         except ImageError:  # the image is gone: nobody will click on it
             return
         content = zlib.compress(np.ascontiguousarray(labels, dtype=np.uint8).tobytes(), 1)
-        kept = _Kept(content, labels.shape, dict(names), image, self._clock() + self._max_seconds)
+        kept = _Kept(content, labels.shape, dict(names), image, self._clock() + self._max_seconds, dict(made or {}))
         with self._lock:
             self._kept.pop((client, str(path)), None)
             self._kept[client, str(path)] = kept
@@ -87,3 +98,9 @@ class LastMasks:
                 return None
             self._kept.move_to_end((client, str(path)))
         return np.frombuffer(zlib.decompress(kept.content), np.uint8).reshape(kept.shape).copy(), dict(kept.names)
+
+    def made(self, client: str, path: Path) -> dict[str, Any]:
+        """Return what made the mask that `find` returns; empty where there is none."""
+        with self._lock:
+            kept = self._kept.get((client, str(path)))
+            return dict(kept.made) if kept is not None else {}

@@ -116,7 +116,7 @@ def serve(
     )
     if certificate is not None:
         _check_certificate(*certificate)
-    studies = _checked_studies(studies)
+    studies = _checked_studies(studies, typed)
     reached = Reached(host, access, certificate, behind_proxy)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
@@ -185,9 +185,9 @@ def _check_models(conf: AppConf) -> None:
         raise OptionError("device", conf.device, "auto, cpu, or a GPU that torch sees on this machine") from None
 
 
-def _checked_studies(studies: str) -> str:
+def _checked_studies(studies: str, conf: AppConf) -> str:
     if studies.startswith(("http://", "https://")):
-        _ask_dicomweb(studies)
+        _ask_dicomweb(studies, conf)
         return studies.rstrip("/")
     folder = Path(studies).expanduser()
     if not folder.is_dir():
@@ -197,8 +197,8 @@ def _checked_studies(studies: str) -> str:
     return str(folder.resolve())
 
 
-def _ask_dicomweb(url: str) -> None:
-    check = check_pacs(url)
+def _ask_dicomweb(url: str, conf: AppConf) -> None:
+    check = check_pacs(url, conf.pacs)
     if check.status == "failed":
         raise InputError(f"{check.found} {check.advice}")
 

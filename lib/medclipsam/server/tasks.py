@@ -118,7 +118,8 @@ class ZeroShotTask(InferTask):
         marks.append(time.perf_counter())
         result, addresses = self._segment(checked, image, path)
         marks.append(time.perf_counter())
-        self._masks.keep(client_of(request), path, result.labels, result.label_names)
+        made = {"model": request.get("model"), "text": result.text, "weights": result.weights}
+        self._masks.keep(client_of(request), path, result.labels, result.label_names, made)
         file = write_result(result.labels, image, checked)
         marks.append(time.perf_counter())
 

@@ -7,8 +7,6 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +14,11 @@ from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.utils.others.generic import get_mime_type
-from requests import RequestException
-from retrying import RetryError
 
 from medclipsam.errors import InputError
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.audit import Caller, caller
-from medclipsam.server.http import UnknownError, UpstreamError
+from medclipsam.server.http import UnknownError
 from medclipsam.server.work import WorkQueue
 
 
@@ -76,15 +72,6 @@ def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:
     """Raise `InputError` where the studies lie on a DICOMweb server: there `what` is that server's business."""
     if on_dicomweb(app):
         raise InputError(f"The studies lie on a DICOMweb server; {what} there.")
-
-
-@contextmanager
-def upstream() -> Iterator[None]:
-    """Turn what goes wrong between this server and a DICOMweb server into an error with a sentence."""
-    try:
-        yield
-    except (RequestException, RetryError) as error:
-        raise UpstreamError(f"The DICOMweb server did not answer as it should ({type(error).__name__}).") from error
 
 
 def receive(upload: UploadFile, suffix: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,16 +17,15 @@ from medclipsam.errors import ImageError, InputError
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import ConflictError, UnknownError
+from medclipsam.server.images import series_as_volume
 from medclipsam.server.names import checked_name, checked_tag, file_suffix, id_from_file
 from medclipsam.server.requests import parse_params
 from medclipsam.server.routes.common import (
     App,
     file_answer,
     note_caller,
-    on_dicomweb,
     receive,
     refuse_on_dicomweb,
-    upstream,
     with_client,
 )
 
@@ -48,12 +46,11 @@ class Listing(StrEnum):
 def listing(app: App, user: AsUser, output: Listing = Listing.stats) -> Any:
     """Answer counts, all images and labels, or the pairs of images and final labels."""
     store = app.datastore()
-    with upstream():
-        if output is Listing.all:
-            return store.json()
-        if output is Listing.train:
-            return [{kind: os.path.basename(path) for kind, path in pair.items()} for pair in store.datalist()]
-        return store.status()
+    if output is Listing.all:
+        return store.json()
+    if output is Listing.train:
+        return [{kind: os.path.basename(path) for kind, path in pair.items()} for pair in store.datalist()]
+    return store.status()
 
 
 @router.put("/", include_in_schema=False)
@@ -110,7 +107,7 @@ def get_image(app: App, user: AsUser, image: str) -> FileResponse:
     path = app.image_path(image)
     if not path.is_dir():
         return file_answer(str(path), f"Image {image!r}")
-    volume = _series_as_volume(path, image)
+    volume = series_as_volume(path, image)
     name = f"{image}.nii.gz"
     return FileResponse(volume, media_type="application/gzip", filename=name, background=BackgroundTask(volume.unlink))
 
@@ -165,8 +162,7 @@ def save_label(
     note_caller(request, user.username, with_client(request, info))
     path = receive(label, suffix)
     try:
-        with upstream():
-            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username})
+        label_id = app.save_label(image, str(path), tag, {**info, "user": user.username})
         answer = app.on_save_label(image, label_id) or {}
     finally:
         path.unlink(missing_ok=True)
@@ -225,52 +221,24 @@ def put_label_info_by_params(
 def get_dataset(app: App, user: AsAnnotator, limit_cases: int | None = None) -> FileResponse:
     """Answer an archive of the images that have a final label, at most `limit_cases` of them."""
     store = app.datastore()
-    with upstream():
-        if not store.get_labeled_images():
-            raise UnknownError("No image has a final label yet, so that there is no dataset.")
-        path = Path(store.get_dataset_archive(limit_cases))
+    if not store.get_labeled_images():
+        raise UnknownError("No image has a final label yet, so that there is no dataset.")
+    path = Path(store.get_dataset_archive(limit_cases))
     return FileResponse(
         path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
     )
 
 
-def _series_as_volume(folder: Path, image: str) -> Path:
-    """Write a series as ITK reads it, on the grid that masks have too, to a temporary file that the caller removes.
-
-    Raises
-    ------
-    ImageError
-        If ITK cannot read the series.
-    """
-    import SimpleITK
-
-    handle, name = tempfile.mkstemp(suffix=".nii.gz")
-    os.close(handle)
-    path = Path(name)
-    try:
-        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-        SimpleITK.WriteImage(SimpleITK.ReadImage(files), name)
-    except RuntimeError:
-        path.unlink(missing_ok=True)
-        raise ImageError(f"Image {image!r} is a series that cannot be made one volume; read its DICOM files.") from None
-    return path
-
-
 def _known_image(app: MedClipSamApp, image: str) -> None:
     """Raise `UnknownError` where there is no such image; fetches nothing."""
-    with upstream():
-        if checked_name(image, "Image") not in app.datastore().list_images():
-            raise UnknownError(f"Image {image!r} is not among the studies.")
+    if checked_name(image, "Image") not in app.datastore().list_images():
+        raise UnknownError(f"Image {image!r} is not among the studies.")
 
 
 def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:
     """Return the file of a label."""
     label, tag = checked_name(label, "Label"), checked_tag(tag, FINAL)
-    if not on_dicomweb(app) or tag != FINAL:
-        path = app.datastore().get_label_uri(label, tag)
-    else:
-        with upstream():
-            path = app.datastore().get_label_uri(label, tag)
+    path = app.datastore().get_label_uri(label, tag)
     if not path or not os.path.exists(path):
         raise UnknownError(f"Label {label!r} with the tag {tag!r} is not here.")
     return str(path)

@@ -17,8 +17,9 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 
 from medclipsam.server.access import AsAnnotator, AsUser
-from medclipsam.server.http import ForbiddenError, UnknownError, UpstreamError
-from medclipsam.server.routes.common import App, on_dicomweb
+from medclipsam.server.dicomweb import DicomWebStudies
+from medclipsam.server.http import ForbiddenError, UnknownError
+from medclipsam.server.routes.common import App
 
 router = APIRouter(prefix="/proxy/dicom", tags=["Others"], include_in_schema=False)
 
@@ -48,8 +49,10 @@ def retrieve(request: Request, app: App, user: AsUser, operation: str, path: str
     if not (_SEARCH.fullmatch(path) or _RETRIEVE.fullmatch(path)):
         raise ForbiddenError(f"{path[:80]!r} is no DICOMweb search or retrieval; only these and stores are passed on.")
     # some OHIF versions ask for metadata by the search service
-    prefix = _prefix("wado" if path.endswith("metadata") else operation)
-    return _pass_on(app, "GET", f"{prefix}{path}", params=list(request.query_params.multi_items()))
+    service = "wado" if path.endswith("metadata") else operation
+    # what is wanted of several forms, such as a transfer syntax; nothing else that the viewer says leaves this server
+    wanted = {"Accept": request.headers["accept"]} if "accept" in request.headers else {}
+    return _pass_on(app, "GET", service, path, params=list(request.query_params.multi_items()), headers=wanted)
 
 
 @router.post("/{operation}/{path:path}")
@@ -63,8 +66,8 @@ async def store(request: Request, app: App, user: AsAnnotator, operation: str, p
             body.write(chunk)
         body.seek(0)
         kind = request.headers.get("content-type", "")
-        where = f"{_prefix('stow')}{path}"
-        return await run_in_threadpool(_pass_on, app, "POST", where, data=body, headers={"Content-Type": kind})
+        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+        return await run_in_threadpool(_pass_on, app, "POST", "stow", path, data=body, headers=headers)
 
 
 def _split(operation: str, path: str) -> tuple[str, str]:
@@ -74,45 +77,27 @@ def _split(operation: str, path: str) -> tuple[str, str]:
     return "", f"{operation}/{path}".rstrip("/")
 
 
-def _prefix(operation: str) -> str:
-    prefixes = {
-        "wado": settings.MONAI_LABEL_WADO_PREFIX,
-        "qido": settings.MONAI_LABEL_QIDO_PREFIX,
-        "stow": settings.MONAI_LABEL_STOW_PREFIX,
-    }
-    prefix = prefixes.get(operation)
-    return f"{prefix.strip('/')}/" if prefix else ""
-
-
 def _pass_on(
     app: App,
     method: str,
+    service: str,
     path: str,
     *,
     params: list[tuple[str, str]] | None = None,
     data: IO[bytes] | None = None,
     headers: dict[str, str] | None = None,
 ) -> StreamingResponse:
-    if not on_dicomweb(app):
+    store = app.datastore()
+    if not isinstance(store, DicomWebStudies):
         raise UnknownError("The studies lie in a folder; there is no DICOMweb server behind this one.")
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    try:
-        answer = requests.request(
-            method,
-            f"{app.studies.rstrip('/')}/{path}",
-            params=params,
-            data=data,
-            headers={"Accept-Encoding": "identity", **(headers or {})},
-            auth=(user, password) if user and password else None,
-            stream=True,
-            allow_redirects=False,
-            timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
-        )
-    except requests.RequestException as error:
-        raise UpstreamError(f"The DICOMweb server does not answer ({type(error).__name__}).") from None
-    if answer.is_redirect or answer.status_code in (401, 403, 407) or answer.status_code >= 500:
-        answer.close()
-        raise UpstreamError(f"The DICOMweb server answers {answer.status_code} {answer.reason}.")
+    answer = store.pacs.send(
+        method,
+        store.pacs.address(service, path),
+        params=params,
+        data=data,
+        headers=headers,
+        timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
+    )
     passed = {key: value for key, value in answer.headers.items() if key.lower() in _PASSED}
     return StreamingResponse(_blocks(answer), status_code=answer.status_code, headers=passed)
 

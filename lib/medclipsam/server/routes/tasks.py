@@ -19,7 +19,7 @@ from medclipsam.server.http import AlreadyRunningError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
-from medclipsam.server.routes.common import App, Queue, upstream, with_client
+from medclipsam.server.routes.common import App, Queue, with_client
 from medclipsam.server.trainer import adopted, describe, end
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.weights import MemoryNeed
@@ -37,15 +37,14 @@ def next_sample(request: Request, app: App, user: AsUser, strategy: str, params:
     """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
     asked = with_client(request, client_params(checked_object(params)))
     check_monai_label_keys(asked)
-    with upstream():
-        sample = app.next_sample({**asked, "strategy": strategy})
-        if not sample:
-            return {}
-        image = sample["id"]
-        info = app.datastore().get_image_info(image)
-        seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
-        served = {**info.get("strategy", {}), strategy: seen}
-        app.datastore().update_image_info(image, {"strategy": served})
+    sample = app.next_sample({**asked, "strategy": strategy})
+    if not sample:
+        return {}
+    image = sample["id"]
+    info = app.datastore().get_image_info(image)
+    seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
+    served = {**info.get("strategy", {}), strategy: seen}
+    app.datastore().update_image_info(image, {"strategy": served})
     answer = {**sample, **info, "strategy": served}
     if not request.app.state.local:
         # a client on this machine may open the file where it lies; to others it says nothing
@@ -69,8 +68,7 @@ def start_batch(
     task.check(asked)
     named = asked.get("images")
     if isinstance(named, list):
-        with upstream():
-            known = set(app.datastore().list_images())
+        known = set(app.datastore().list_images())
         for image in named:
             if checked_name(image, "Image") not in known:
                 raise UnknownError(f"Image {image!r} is not among the studies.")

@@ -1,0 +1,437 @@
+"""Speaking with a DICOMweb server: searches, retrievals and stores, with time limits, retries and credentials.
+
+Credentials go to the server that they were given for and nowhere else: redirects are not followed, and neither proxies
+nor `.netrc` files of the environment are looked at. Certificates are checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import pydicom
+import requests
+
+from medclipsam.errors import OptionError
+from medclipsam.imaging.whole import is_whole
+from medclipsam.server.http import UnknownError, UpstreamError, UpstreamTimeoutError
+from medclipsam.server.multipart import IncompleteError, boundary_of, write_parts
+from medclipsam.server.pacs_options import PacsOptions
+
+logger = logging.getLogger(__name__)
+
+UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+_PAGE = 1000
+_BLOCK = 256 * 1024
+# Answers that may be other ones in a moment.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who this server is for the DICOMweb server: a user name and password, a bearer token, or nobody."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token_file: str | None = None
+    token: str = field(default="", repr=False)
+
+    @classmethod
+    def from_environment(
+        cls, token_file: str | None = None, environment: Mapping[str, str] = os.environ
+    ) -> Credentials:
+        """Return what the environment holds: MONAI Label's variables, or MEDCLIPSAM_PACS_TOKEN.
+
+        Raises
+        ------
+        OptionError
+            If both a user and a token are given.
+        """
+        names = ("MONAI_LABEL_DICOMWEB", "MONAI_LABEL_DATASTORE")
+        user = next((value for name in names if (value := environment.get(f"{name}_USERNAME"))), "")
+        password = next((value for name in names if (value := environment.get(f"{name}_PASSWORD"))), "")
+        token = environment.get("MEDCLIPSAM_PACS_TOKEN", "").strip()
+        if user and (token or token_file):
+            raise OptionError("pacs_token_file", token_file or "MEDCLIPSAM_PACS_TOKEN", "a token or a user, not both")
+        return cls(user, password, token_file, token)
+
+    def header(self) -> str | None:
+        """Return the Authorization header.
+
+        Raises
+        ------
+        UpstreamError
+            If the token's file cannot be read.
+        """
+        token = self.token
+        if self.token_file:
+            try:
+                token = Path(self.token_file).read_text().strip()
+            except OSError as error:
+                raise UpstreamError(
+                    f"The DICOMweb server's token file cannot be read: {error.strerror or error}."
+                ) from None
+        if token:
+            return f"Bearer {token}"
+        if self.user:
+            return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return None
+
+
+class Pacs:
+    """A DICOMweb server (DICOM PS3.18).
+
+    Safe to use from several threads.
+
+    Parameters
+    ----------
+    url : str
+        Root of the service. A user name and password in it are used as credentials, and shown nowhere.
+    options : PacsOptions
+        Time limit, retries and certificates.
+    credentials : Credentials
+        Those in the URL count before them.
+    prefixes : mapping of str to str
+        Path below the root for "qido", "wado" and "stow", where it is not the root itself.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: PacsOptions | None = None,
+        credentials: Credentials | None = None,
+        prefixes: Mapping[str, str | None] | None = None,
+    ) -> None:
+        parts = urlsplit(url.strip())
+        host = parts.netloc.rpartition("@")[2]
+        self.url = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        self.options = options or PacsOptions()
+        self._credentials = credentials or Credentials()
+        if parts.username:
+            self._credentials = Credentials(unquote(parts.username), unquote(parts.password or ""))
+        self._prefixes = {service: prefix.strip("/") for service, prefix in (prefixes or {}).items() if prefix}
+        self._local = threading.local()
+
+    # MONAI Label's datastore asks its client for its address by this name
+    @property
+    def base_url(self) -> str:
+        """The root of the service."""
+        return self.url
+
+    def address(self, service: str, path: str) -> str:
+        """Return the URL of a path of a service ("qido", "wado", "stow", or "" for the root)."""
+        prefix = self._prefixes.get(service)
+        return "/".join(part for part in (self.url, prefix, path.strip("/")) if part)
+
+    def send(
+        self,
+        method: str,
+        address: str,
+        *,
+        params: Any = None,
+        data: bytes | IO[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> requests.Response:
+        """Send one request and return its answer, whose body is not read yet and which the caller closes.
+
+        Raises
+        ------
+        UpstreamTimeoutError
+            If the server does not answer in time.
+        UpstreamError
+            If it does not answer, refuses the credentials, answers with a redirect or with an error of its own (5xx).
+        """
+        seconds = timeout or self.options.timeout
+        sent = {"Accept-Encoding": "identity", **(headers or {})}
+        authorization = self._credentials.header()
+        if authorization:
+            sent["Authorization"] = authorization
+        try:
+            answer = self._session().request(
+                method,
+                address,
+                params=params,
+                data=data,
+                headers=sent,
+                stream=True,
+                allow_redirects=False,
+                timeout=(min(seconds, 10.0), seconds),
+            )
+        except requests.Timeout:
+            raise self._late(seconds) from None
+        except requests.exceptions.SSLError as error:
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} has a certificate that is not trusted ({_reason(error)}); "
+                "name the certificate of who vouches for it with pacs_ca_file."
+            ).for_good() from None
+        except (requests.RequestException, OSError, ValueError) as error:
+            raise UpstreamError(f"The DICOMweb server {self.url} does not answer ({type(error).__name__}).") from None
+        self._check(answer)
+        return answer
+
+    def search(self, path: str, conditions: Mapping[str, str], fields: Sequence[str] = ()) -> list[pydicom.Dataset]:
+        """Search, page by page.
+
+        Parameters
+        ----------
+        path : str
+            "studies", "series", "studies/1.2.3/series" ...
+        conditions : mapping of str to str
+            DICOM keyword to value.
+        fields : sequence of str
+            Further keywords to answer.
+
+        Raises
+        ------
+        UpstreamError
+            If the server does not answer as DICOM PS3.18 says.
+        """
+        found: list[pydicom.Dataset] = []
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            params = [*conditions.items(), *(("includefield", name) for name in fields)]
+            page = self._page(path, [*params, ("limit", str(_PAGE)), ("offset", str(offset))])
+            new = {key: entry for entry in page if (key := _identity(entry)) not in seen}
+            seen |= new.keys()
+            offset += len(page)
+            found += [entry for entry in new.values() if _fits(entry, conditions)]
+            # a server that ignores the offset answers the same again
+            if len(page) < _PAGE or not new:
+                return found
+
+    def metadata(self, study: str, series: str) -> list[pydicom.Dataset]:
+        """Return the metadata of a series' instances; none where the series is gone.
+
+        Raises
+        ------
+        UpstreamError
+            As `search`.
+        """
+        where = self.address("wado", f"studies/{study}/series/{series}/metadata")
+        return self._again(lambda: self._json(where, []))
+
+    def retrieve(self, study: str, series: str, folder: Path, instance: str | None = None, count: int = 0) -> None:
+        """Retrieve the instances of a series, or one of them, as they are stored.
+
+        Parameters
+        ----------
+        study, series, instance : str
+            UIDs.
+        folder : Path
+            Made; must not be there. After an error it is not there either.
+        count : int
+            How many instances there must be at least.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such series any more.
+        UpstreamError
+            If the server fails, or what it sends is not all there.
+        """
+        path = f"studies/{study}/series/{series}" + (f"/instances/{instance}" if instance else "")
+
+        def attempt() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            try:
+                self._retrieve_once(path, series, folder, count)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        self._again(attempt)
+
+    def store(self, content: bytes, study: str) -> None:
+        """Store one instance.
+
+        Raises
+        ------
+        UpstreamError
+            If the server does not take it.
+        """
+        boundary = secrets.token_hex(16)
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = head + content + f"\r\n--{boundary}--\r\n".encode()
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+        with self.send("POST", self.address("stow", f"studies/{study}"), data=body, headers=headers) as answer:
+            failed = not answer.ok
+            try:
+                told = json.loads(self._body(answer) or b"{}")
+            except ValueError:
+                told = {}
+            told = told[0] if isinstance(told, list) and told else told
+            # Failed SOP Sequence
+            failed = failed or bool(isinstance(told, dict) and told.get("00081198", {}).get("Value"))
+            if failed:
+                raise UpstreamError(
+                    f"The DICOMweb server {self.url} did not store the label ({answer.status_code} {answer.reason})."
+                )
+
+    def _session(self) -> requests.Session:
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            session.trust_env = False
+            session.verify = self.options.ca_file or True
+            self._local.session = session
+        return session
+
+    def _check(self, answer: requests.Response) -> None:
+        """Raise where the answer is none; errors of the request itself (4xx) are the caller's business."""
+        status = answer.status_code
+        if not answer.is_redirect and status not in (401, 403, 407) and not 300 <= status < 400 and status < 500:
+            return
+        answer.close()
+        if status in (401, 403, 407):
+            says = "refuses the credentials" if self._credentials.header() else "asks for credentials"
+            raise UpstreamError(f"The DICOMweb server {self.url} {says} ({status}).").for_good()
+        if status < 400:
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} sends to another address ({status}), to which nothing is sent."
+            ).for_good()
+        error = UpstreamTimeoutError if status == 504 else UpstreamError
+        raise error(f"The DICOMweb server {self.url} answers {status} {answer.reason}.")
+
+    def _late(self, seconds: float) -> UpstreamTimeoutError:
+        return UpstreamTimeoutError(f"The DICOMweb server {self.url} did not answer within {seconds:g} seconds.")
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """Call until it succeeds, as often as the options allow, waiting longer each time."""
+        for tried in range(self.options.retries):
+            try:
+                return attempt()
+            except UpstreamError as error:
+                if error.permanent:
+                    raise
+                logger.warning("The DICOMweb server failed; trying again (%s)", type(error).__name__)
+            time.sleep(0.25 * 2**tried * random.uniform(0.75, 1.25))
+        return attempt()
+
+    def _page(self, path: str, params: list[tuple[str, str]]) -> list[pydicom.Dataset]:
+        return self._again(lambda: self._json(self.address("qido", path), params))
+
+    def _json(self, address: str, params: list[tuple[str, str]]) -> list[pydicom.Dataset]:
+        """Return the data sets of an answer in DICOM JSON; none where there is nothing."""
+        with self.send("GET", address, params=params, headers={"Accept": "application/dicom+json"}) as answer:
+            if answer.status_code in (204, 404, 410):
+                return []
+            if not answer.ok:
+                raise self._refused(answer)
+            content = self._body(answer)
+        try:
+            entries = json.loads(content) if content else []
+            if not isinstance(entries, list):
+                raise TypeError("not a list")
+            return [pydicom.Dataset.from_json(entry) for entry in entries]
+        except Exception as error:
+            logger.warning("DICOM JSON that cannot be read (%s)", type(error).__name__)
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} answers with something else than DICOM JSON."
+            ).for_good() from None
+
+    def _refused(self, answer: requests.Response) -> UpstreamError:
+        error = UpstreamError(f"The DICOMweb server {self.url} answers {answer.status_code} {answer.reason}.")
+        return error if answer.status_code in _TRANSIENT else error.for_good()
+
+    def _body(self, answer: requests.Response) -> bytes:
+        try:
+            return answer.content
+        except requests.RequestException as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> UpstreamError:
+        if "timed out" in str(error):
+            return self._late(self.options.timeout)
+        return UpstreamError(f"The DICOMweb server {self.url} broke off its answer.")
+
+    def _retrieve_once(self, path: str, series: str, folder: Path, count: int) -> None:
+        address = self.address("wado", path)
+        kinds = ('multipart/related; type="application/dicom"; transfer-syntax=*', _PLAIN)
+        for kind in kinds:
+            answer = self.send("GET", address, headers={"Accept": kind})
+            with answer:
+                # a server that does not know "as it is stored"
+                if kind != _PLAIN and answer.status_code in (400, 406, 415):
+                    continue
+                if answer.status_code in (204, 404, 410):
+                    raise UnknownError(f"Series {series} is not on the DICOMweb server {self.url} any more.")
+                if not answer.ok:
+                    raise self._refused(answer)
+                files = self._write(answer, folder)
+            break
+        self._check_files(files, series, count)
+
+    def _write(self, answer: requests.Response, folder: Path) -> list[Path]:
+        kind = answer.headers.get("Content-Type", "")
+        chunks = answer.iter_content(_BLOCK)
+        try:
+            boundary = boundary_of(kind)
+            if boundary is None:
+                single = folder / "0.dcm"
+                with single.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                return [single]
+            return write_parts(chunks, boundary, folder)
+        except IncompleteError:
+            raise UpstreamError(f"The DICOMweb server {self.url} broke off its answer.") from None
+        except requests.RequestException as error:
+            raise self._broken(error) from None
+
+    def _check_files(self, files: Sequence[Path], series: str, count: int) -> None:
+        """Raise where an instance is cut off, is of another series, or is missing."""
+        for file in files:
+            try:
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"], force=True)
+                fits = str(header.get("SeriesInstanceUID", "")) == series and is_whole(file)
+            except Exception:
+                fits = False
+            if not fits:
+                raise UpstreamError(f"The DICOMweb server {self.url} sent a damaged instance of the series {series}.")
+        if len(files) < max(count, 1):
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} sent {len(files)} of {count} instances of the series {series}."
+            )
+
+
+_PLAIN = 'multipart/related; type="application/dicom"'
+
+
+def _identity(entry: pydicom.Dataset) -> str:
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    return " ".join(str(entry.get(name, "")) for name in names)
+
+
+def _fits(entry: pydicom.Dataset, conditions: Mapping[str, str]) -> bool:
+    """Whether an answer fits the conditions with a plain value: some servers ignore those that they do not know."""
+    return all(
+        name not in entry
+        or any(mark in value for mark in "*?-\\,^")
+        or str(entry[name].value).casefold() in ("", "none", value.casefold())
+        for name, value in conditions.items()
+    )
+
+
+def _reason(error: Exception) -> str:
+    found = re.search(r"certificate verify failed: ([^(\]]+)", str(error))
+    return found[1].strip() if found else type(error).__name__
