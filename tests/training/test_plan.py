@@ -175,6 +175,14 @@ def test_volumes_are_resampled_to_the_median_spacing_plane_by_plane(tmp_path):
     assert make_plan(given, {"organ": 1}, replace(FULL, max_side=20)).spacing == pytest.approx((2, 2.002))
 
 
+def test_a_spacing_that_must_be_wrong_is_told_before_memory_runs_out(tmp_path):
+    labels = np.ones((30, 40, 2), np.uint8)
+    plan = make_plan([volume(tmp_path, "ct", labels * 99, labels, (0.5, 0.5, 5))], {"organ": 1}, FULL)
+    metres = volume(tmp_path, "metres", labels * 99, labels, (500, 500, 5000))
+    with pytest.raises(InputError, match=r"40000 of the network's pixels.*must be wrong"):
+        PreparedImage(metres.read(), plan)
+
+
 def test_a_spacing_cannot_be_asked_for_where_images_have_none(make_examples, small):
     with pytest.raises(OptionError, match="spacing"):
         make_plan(make_examples(2), CLASSES, replace(small, spacing=1.0))

@@ -104,10 +104,12 @@ def test_a_finished_training_is_not_done_again(make_examples, small, tmp_path):
     plan = make_plan(examples, CLASSES, small)
     folder = train(examples, plan, small, tmp_path / "net")
     before = (folder / ENSEMBLE_FILE).stat().st_mtime_ns
+    (folder / "state.pt").write_bytes(b"left by a kill at the very end")
     seen: list[Progress] = []
     train(examples, plan, small, folder, progress=seen.append)
     assert not seen
     assert (folder / ENSEMBLE_FILE).stat().st_mtime_ns == before
+    assert "state.pt" not in left(folder)
 
 
 def test_a_training_starts_from_an_earlier_network(make_examples, small, tmp_path):
@@ -325,6 +327,8 @@ def test_planes_of_the_same_examples_are_prepared_once(make_examples, small, tmp
     assert done == [1, 2]
     open_planes(examples, plan, path, "other", step=done.append)
     assert done == [1, 2, 1, 2]
+    path.with_suffix(".json").unlink()  # as a kill between the two files leaves them
+    assert len(open_planes(examples, plan, path, "other", step=done.append)) == 2
 
 
 def test_a_loss_that_is_no_number_is_told(make_examples, small, tmp_path, monkeypatch):

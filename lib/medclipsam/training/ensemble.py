@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ ENSEMBLE_FILE = "ensemble.safetensors"
 # Bytes that a prediction may take beside the network: planes are worked on in groups that fit.
 MEMORY = 1 << 30
 _OVERLAP = 0.5
+# Planes that go through the network together.
+_SIDE_BY_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,11 @@ class Ensemble:
                 planes = list(range(start, min(start + group, image.n_planes)))
                 inputs = torch.stack([prepared.plane(index) for index in planes])
                 moments = Moments(variance=uncertainty == "welch")
-                for member in self._bring(chosen):
+                for member in chosen:
                     if cancelled is not None and cancelled():
                         raise CancelledError("The request was cancelled.")
-                    moments.add(self._probabilities(member, inputs, mirror))
+                    self._network.load_state_dict(self.weights(member))
+                    moments.add(self._probabilities(inputs, mirror))
                     done += 1
                     if progress is not None:
                         progress(done / total, f"network, plane {planes[-1] + 1} of {image.n_planes}")
@@ -206,19 +209,19 @@ class Ensemble:
             raise
         return made.result()
 
-    def _probabilities(self, network: Network, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
-        """Return one member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
+    def _probabilities(self, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
+        """Return the present member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
         half = self.device.type == "cuda"
+        flips = _flips(self.plan.mirror_axes) if mirror else [()]
         made = []
-        for plane in inputs:
-            x = plane[None].to(self.device)
-            variants = [()] if not mirror else _flips(self.plan.mirror_axes)
-            total = sum(
-                sliding_logits(network, x.flip(axes) if axes else x, self.plan, half=half).softmax(dim=1).flip(axes)
-                for axes in variants
-            )
-            made.append((torch.as_tensor(total) / len(variants))[0].float().cpu().numpy())
-        return np.stack(made)
+        for planes in inputs.split(_SIDE_BY_SIDE):
+            x = planes.to(self.device)
+            total = torch.zeros(())
+            for axes in flips:
+                logits = sliding_logits(self._network, x.flip(axes) if axes else x, self.plan, half=half)
+                total = total.to(self.device) + logits.softmax(dim=1).flip(axes)
+            made.append((total / len(flips)).cpu().numpy())
+        return np.concatenate(made)
 
     def weights(self, member: int) -> dict[str, torch.Tensor]:
         """Return the weights of one member, 0-based, as float32."""
@@ -226,12 +229,6 @@ class Ensemble:
 
         with safe_open(self.folder / ENSEMBLE_FILE, framework="pt") as file:
             return {name: file.get_tensor(f"{member}.{name}").float() for name in self._network.state_dict()}
-
-    def _bring(self, members: Sequence[int]) -> Iterator[Network]:
-        """Yield the network with the weights of one member after another."""
-        for index in members:
-            self._network.load_state_dict(self.weights(index))
-            yield self._network
 
     def _group(self, prepared: PreparedImage, uncertainty: str) -> int:
         """Return how many planes fit the memory together."""
@@ -331,7 +328,7 @@ def write_members(states: Sequence[Mapping[str, torch.Tensor]], path: Path) -> N
     for index, state in enumerate(states):
         for name, tensor in state.items():
             key = f"{index}.{name}" if path.name == ENSEMBLE_FILE else name
-            tensors[key] = tensor.detach().to("cpu", torch.float16, copy=True).contiguous()
+            tensors[key] = tensor.detach().to("cpu", torch.float16).contiguous()
     part = path.with_name(f".{path.name}.part")
     save_file(tensors, part)
     os.replace(part, path)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 IGNORE = 255
 # Statistics of a volume look at no more pixels than this, taken evenly.
 _MAX_SAMPLES = 1 << 21
+# How many times longer than the training images an image may be before its spacing is taken for a mistake.
+_LARGEST = 16
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ class PreparedImage:
         self.image = image
         self.plan = plan
         self.shape = working_shape(image.plane_shape, image.pixel_spacing, plan.spacing, plan.max_side)
+        if max(self.shape) > _LARGEST * plan.max_side:
+            raise InputError(
+                f"{image.source.name} is {max(self.shape)} of the network's pixels long, and its training images are "
+                f"{plan.max_side}: the spacing of {image.pixel_spacing} mm that the file says must be wrong."
+            )
         self._scale = (0.0, 1.0) if plan.normalisation.scheme == "foreground" else self._statistics()
 
     @property

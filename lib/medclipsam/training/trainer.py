@@ -377,13 +377,19 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             clear(folder)
-        for name, of in ((TRAINING_FILE, read_training), (STATE_FILE, _read_state)):
-            if (folder / name).is_file() and of(folder)["key"] != key:
-                raise TrainingError(
-                    f"{folder} holds a training of other images, options or another plan; name another folder, or "
-                    "start it over."
-                )
-        if (folder / TRAINING_FILE).is_file() and (folder / ENSEMBLE_FILE).is_file():
+        finished = (folder / TRAINING_FILE).is_file() and (folder / ENSEMBLE_FILE).is_file()
+        before = None
+        if finished:
+            before = read_training(folder)
+        elif (folder / STATE_FILE).is_file():
+            before = _read_state(folder)
+        if before is not None and before["key"] != key:
+            raise TrainingError(
+                f"{folder} holds a training of other images, options or another plan; name another folder, or start it "
+                "over."
+            )
+        if finished:
+            _clear_working_files(folder)  # a kill may have come before that
             return True
         self.plan.write(folder)
         return False
