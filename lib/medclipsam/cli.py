@@ -131,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     group = serve.add_argument_group("what clients may have")
     for name, text in _LIMITS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
+    group = serve.add_argument_group("images that networks are validated with, drawn once (docs/training.md)")
+    group.add_argument("--validation-share", metavar="SHARE", help="of patients (default: 0.15)")
+    group.add_argument("--validation-seed", metavar="SEED", help="(default: 0)")
     serve.add_argument(
         "--release-models",
         action="store_true",
@@ -466,7 +469,8 @@ def _serve(given: argparse.Namespace) -> int:
     from medclipsam.server.serve import serve
 
     names = [name.strip() for entry in given.targets for name in entry.split(",") if name.strip()]
-    conf = {key: getattr(given, key) for key in _LIMITS if getattr(given, key) is not None}
+    settings = (*_LIMITS, "validation_share", "validation_seed")
+    conf = {key: getattr(given, key) for key in settings if getattr(given, key) is not None}
     if given.targets_file:
         conf["targets_file"] = ",".join(map(str, given.targets_file))
     for switch in ("audit_text", "release_models"):

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ from fastapi.testclient import TestClient
 from medclipsam.metrics import dice
 from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.asgi import create_app
+from medclipsam.server.doctor import check_networks
 from medclipsam.server.strategy import VALIDATION_SHARE, RandomSample
 from medclipsam.server.trainer import candidates
 from medclipsam.targets import TargetSet
 from medclipsam.training.collect import read_studies
-from medclipsam.training.lock import holder_of
+from medclipsam.training.lock import TrainingLock, holder_of
 from medclipsam.training.run import train_network
 from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
@@ -348,3 +350,19 @@ def test_memory_that_runs_out_is_told(serve: Callable[..., TestClient], monkeypa
     assert answer.status_code == 503
     assert "smaller memory" in sentence(answer)
     assert ask(client).status_code == 200
+
+
+def test_the_doctor_tells_of_networks(place: Path, tmp_path: Path) -> None:
+    assert check_networks(tmp_path / "nothing").status == "ok"
+    networks = place / "networks"
+    with TrainingLock(networks, "network_other"):
+        check = check_networks(networks)
+    assert check.status == "ok"
+    assert "network serves version 1 (breast tumour)" in check.found
+    assert f"process {os.getpid()} trains network_other" in check.found
+    (networks / "network" / "0001" / "ensemble.safetensors").unlink()
+    check = check_networks(networks)
+    assert check.status == "failed"
+    assert "0001 lacks ensemble.safetensors" in check.found
+    (networks / "network" / "current.json").write_text("{")
+    assert "does not say which network is served" in check_networks(networks).found

@@ -20,10 +20,12 @@ from typing import Literal
 
 from medclipsam import __version__
 from medclipsam.devices import Machine, gpu_problem
-from medclipsam.errors import MedClipSamError, OptionError
+from medclipsam.errors import InputError, MedClipSamError, OptionError
 from medclipsam.server.conf import AppConf
 from medclipsam.server.pacs_options import PacsOptions
 from medclipsam.server.workspace import default_workspace
+from medclipsam.training.lock import holder_of
+from medclipsam.training.store import NETWORK_FILES, NetworkStore
 from medclipsam.weights import memory_need, resolve_pair
 
 Status = Literal["ok", "warning", "failed"]
@@ -99,6 +101,8 @@ def examine(
     checks = [check_versions(), check_gpu(machine, device), check_weights(weights)]
     checks += check_memory(machine, weights, device)
     checks.append(check_workspace(place.expanduser().absolute()))
+    if workspace is not None or studies is not None:
+        checks.append(check_networks(place.expanduser().absolute() / "networks"))
     if studies is not None:
         is_url = studies.startswith(("http://", "https://"))
         checks.append(check_pacs(studies) if is_url else check_folder(Path(studies).expanduser()))
@@ -213,6 +217,32 @@ def check_workspace(folder: Path) -> Check:
     return Check(
         "workspace", status, f"{folder} is writable and not in use; {disk}.", "" if status == "ok" else "Free some."
     )
+
+
+def check_networks(folder: Path) -> Check:
+    """Look which networks a workspace serves, whether their files are there, and whether a training runs."""
+    store = NetworkStore(folder)
+    found, broken = [], []
+    for name in store.names():
+        try:
+            network = store.current(name)
+            newest = store.newest(name)
+        except InputError as error:
+            broken.append(str(error).rstrip("."))
+            continue
+        if network is not None:
+            found.append(f"{name} serves version {network.version} ({', '.join(network.labels)})")
+        elif newest is not None:
+            found.append(f"{name} has not been validated yet (version {newest.version})")
+        missing = [file for file in NETWORK_FILES if network and not (network.folder / file).is_file()]
+        if network is not None and missing:
+            broken.append(f"{network.folder} lacks {', '.join(missing)}")
+    holder = holder_of(folder)
+    if holder is not None:
+        found.append(f"process {holder.pid} trains {holder.what}")
+    if broken:
+        return Check("networks", "failed", f"{'; '.join(broken)}.", "Serve another: medclipsam train rollback.")
+    return Check("networks", "ok", f"{'; '.join(found) or 'No network has been trained here'}.")
 
 
 def check_folder(folder: Path) -> Check:

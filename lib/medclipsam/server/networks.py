@@ -134,16 +134,16 @@ class SharedNetworks:
         ConflictError
             If there is none of the kind that is asked for.
         """
-        newest = self.store.newest(name)
-        if unvalidated:
-            if newest is None:
-                raise ConflictError(f"No network {name!r} is unvalidated; leave the option unvalidated out.")
-            return newest
-        current = self.store.current(name)
+        current = None if unvalidated else self.store.current(name)
         if current is not None:
             return current
+        newest = self.store.newest(name)
+        if newest is None and unvalidated and self.store.current(name) is not None:
+            raise ConflictError(f"No network {name!r} is unvalidated; leave the option unvalidated out.")
         if newest is None:
             raise UnknownError(f"No network {name!r} has been published yet.")
+        if unvalidated:
+            return newest
         raise ConflictError(
             f"Network {name!r} has not been validated ({newest.reason.rstrip('.')}); set the option unvalidated to use "
             f"version {newest.version} all the same."

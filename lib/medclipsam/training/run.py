@@ -30,14 +30,14 @@ from medclipsam.training.report import write_report
 from medclipsam.training.selection import Candidate, Criteria, Selection, select
 from medclipsam.training.settings import Request, RunOptions
 from medclipsam.training.split import Split
-from medclipsam.training.store import Network, NetworkStore
+from medclipsam.training.store import NETWORK_FILES, Network, NetworkStore
 from medclipsam.training.tracking import tracker
 from medclipsam.training.trainer import Progress
 
 logger = logging.getLogger(__name__)
 
 # What a network's folder holds of what training leaves behind; its state for going on is of no more use.
-_KEPT = ("plan.json", "ensemble.safetensors", "training.json")
+_KEPT = (*NETWORK_FILES, "training.json")
 # How often another network may be published in between before this one gives up.
 _TRIES = 3
 

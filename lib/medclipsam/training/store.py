@@ -30,6 +30,8 @@ from medclipsam.training.names import DEFAULT_NAME, checked_network_name, is_net
 from medclipsam.training.split import Split
 
 _NUMBER = re.compile(r"\d{4,}")
+# What a network cannot be used without.
+NETWORK_FILES = ("plan.json", "ensemble.safetensors")
 _ABOUT, _CURRENT, _HISTORY, _SPLIT, _WORK = "network.json", "current.json", "history.jsonl", "split.json", ".work"
 
 
