@@ -223,6 +223,15 @@ def test_two_datastores_do_not_undo_each_other(make: MakeStudies, label: Path) -
     assert sorted(make().status()["label_tags"]) == ["final", "original"]
 
 
+def test_a_label_that_another_process_has_saved_is_there_when_it_is_asked_for(make: MakeStudies, label: Path) -> None:
+    server = make()
+    assert server.get_label_uri("a", "original") == ""
+    make().save_label("a", str(label), "original", {"from": "batch"})
+    assert Path(server.get_label_uri("a", "original")).is_file()
+    assert server.get_label_info("a", "original")["from"] == "batch"
+    assert server.get_labels_by_image_id("a") == {"original": "a"}
+
+
 def _save_many(root: Path, label: Path, tag: str) -> None:
     studies = FolderStudies(root, settle=0)
     for number in range(10):

@@ -117,6 +117,21 @@ class FolderStudies(LabelFiles):
             return {}
         return {**copy.deepcopy(self._entry(image_id, found).image.info), "path": self.get_image_uri(image_id)}
 
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Return a label's file, also one that another process has just saved; empty where there is none."""
+        self._current()
+        return str(super().get_label_uri(label_id, label_tag))
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what is known of a label; empty where there is none."""
+        self._current()
+        return dict(super().get_label_info(label_id, label_tag))
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Return the image's id for each tag that it has a label of."""
+        self._current()
+        return dict(super().get_labels_by_image_id(image_id))
+
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the ids of the images that have a label of a tag, by default `final`."""
         return [image for image in self.list_images() if self._has(image, label_tag)]
