@@ -99,7 +99,7 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
             )
         assert saved.ok, saved.text
 
-    options = {**TINY, "labels": "breast tumour"}
+    options = {**TINY, "targets": "breast tumour"}
     assert requests.post(f"{url}/train/network", json={**options, "epochs": -1}, timeout=60).status_code == 400
     started = requests.post(f"{url}/train/network", json=options, timeout=60)
     assert started.status_code == 200, started.text

@@ -18,6 +18,7 @@ from medclipsam.metrics import dice
 from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.asgi import create_app
 from medclipsam.server.doctor import check_networks
+from medclipsam.server.requests import MONAI_LABEL_KEYS
 from medclipsam.server.strategy import VALIDATION_SHARE, RandomSample
 from medclipsam.server.trainer import candidates
 from medclipsam.targets import TargetSet
@@ -238,12 +239,14 @@ def test_what_a_training_asks_for_is_checked_before_it_starts(serve: Callable[..
     config = client.get("/info/").json()["trainers"]["network"]["config"]
     assert config["tracking"] == ["none", "tensorboard", "mlflow"]
     assert config["epochs"] == "auto"
+    # what MONAI Label itself gives a meaning and a type must not be an option
+    assert config.keys() & MONAI_LABEL_KEYS.keys() == {"device"}
     for params, words in (
         ({"epochs": 0}, "'epochs'"),
         ({"epoch": 3}, "'epoch'"),
         ({"name": "../../x"}, "'name'"),
         ({"loss": "other"}, "'loss'"),
-        ({"labels": 7}, "'labels'"),
+        ({"targets": 7}, "'targets'"),
         ({"tracking": {"a": 1}}, "'tracking'"),
         ({"seed": 1e400}, "finite"),
     ):

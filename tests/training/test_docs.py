@@ -27,8 +27,8 @@ def test_option_is_documented_with_its_default_and_what_is_allowed(option: datac
         assert allowed == ", ".join(option.metadata["choices"])
     elif "low" in option.metadata:
         assert tuple(map(float, allowed.split(" to "))) == (option.metadata["low"], option.metadata["high"])
-    if option.name in PRESETS["full"] and option.name not in ("memory", "denominator"):
-        for preset, values in PRESETS.items():
+    for preset, values in PRESETS.items():
+        if option.name in values and option.name not in ("memory", "denominator"):
             assert f"{preset} {values[option.name]}" in words
 
 

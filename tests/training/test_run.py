@@ -189,10 +189,10 @@ def test_a_failing_training_says_why_and_leaves_the_lock(
 
 
 def test_a_network_goes_on_with_its_own_labels(discs: Any, store: NetworkStore, tiny: dict[str, Any]) -> None:
-    train(discs, store, {**tiny, "epochs": 2, "keep": 1, "labels": "breast mass"})
+    train(discs, store, {**tiny, "epochs": 2, "keep": 1, "targets": "breast mass"})
     with pytest.raises(InputError, match=r"'network' segments breast tumour.*another name"):
-        train(discs, store, {**tiny, "labels": "skin"})
-    again = train(discs, store, {**tiny, "epochs": 2, "keep": 1, "seed": 1})
+        train(discs, store, {**tiny, "targets": "skin"})
+    again = train(discs, store, {**tiny, "epochs": 2, "keep": 1, "seed": 1, "targets": "breast lesion"})
     assert again.labels == {"breast tumour": 1}
 
 
@@ -216,7 +216,7 @@ def test_wrong_options_are_named(values: dict[str, Any], words: str) -> None:
 
 def test_options_come_as_strings_and_lists() -> None:
     request = Request.from_mapping(
-        {"labels": "left lung; heart,spine", "tracking": ["none", "mlflow"], "resume": "false", "epochs": "7"}
+        {"targets": "left lung; heart,spine", "tracking": ["none", "mlflow"], "resume": "false", "epochs": "7"}
     )
     assert request.run.label_names == ("left lung", "heart", "spine")
     assert (request.run.resume, request.training.epochs) == (False, 7)

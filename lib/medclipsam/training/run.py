@@ -27,7 +27,7 @@ from medclipsam.training.lock import TrainingLock
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import Plan, make_plan
 from medclipsam.training.report import write_report
-from medclipsam.training.selection import Candidate, Criteria, Selection, select
+from medclipsam.training.selection import Candidate, Criteria, Selection, Vocabulary, select
 from medclipsam.training.settings import Request, RunOptions
 from medclipsam.training.split import Split
 from medclipsam.training.store import NETWORK_FILES, Network, NetworkStore
@@ -129,7 +129,7 @@ def _run(
     training = request.training.resolved()
     drawn = store.split(split)
     before = store.current(options.name) or store.newest(options.name)
-    criteria = _criteria(options, training, before)
+    criteria = _criteria(options, training, before, targets)
     say(state="collecting")
     judge_pseudo = _Agreement(before, training) if before is not None and options.min_agreement > 0 else None
     chosen = select(candidates(), criteria, targets, drawn, agreement=judge_pseudo, show=show)
@@ -220,12 +220,13 @@ def judge_again(
     return _verdict(chosen, network.folder, network.classes, current, device)[0]
 
 
-def _criteria(options: RunOptions, training: TrainingOptions, before: Network | None) -> Criteria:
+def _criteria(options: RunOptions, training: TrainingOptions, before: Network | None, targets: TargetSet) -> Criteria:
     """Return what is selected; a network goes on with what the one before it segments."""
     labels = options.label_names
     modality = None if options.modality == "auto" else options.modality
     if before is not None:
-        if labels and {name.casefold() for name in labels} != {name.casefold() for name in before.labels}:
+        words = Vocabulary(targets, before.modality)
+        if labels and {words.name(name) for name in labels} != set(before.labels):
             raise InputError(
                 f"The network {options.name!r} segments {', '.join(before.labels)}; to train {', '.join(labels)} give "
                 "it another name, such as network_2."

@@ -166,7 +166,7 @@ class _Chosen:
     values: frozenset[int] = frozenset()
 
 
-class _Vocabulary:
+class Vocabulary:
     """What labels are called on one kind of image: a known target by its own name, all else by the words used."""
 
     def __init__(self, targets: TargetSet, modality: str | None) -> None:
@@ -175,6 +175,7 @@ class _Vocabulary:
         self._modality = modality
 
     def name(self, text: str) -> str:
+        """Return what a label is called here."""
         known = self._targets.match(text, self._modality)
         return known.name if known is not None else " ".join(normalise(text).split())
 
@@ -241,7 +242,7 @@ def select(
     if not chosen:
         raise InputError("There is nothing to train on: no image has a label (final, or original from a batch).")
     modality = _one_modality(chosen, criteria, targets, left_out)
-    words = _Vocabulary(targets, modality)
+    words = Vocabulary(targets, modality)
     _read_names(chosen, words, left_out)
     _read_values(chosen, modality, left_out, show)
     _check_ids(chosen, words)
@@ -317,7 +318,7 @@ def _one_modality(chosen: list[_Chosen], criteria: Criteria, targets: TargetSet,
             listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
             raise InputError(
                 f"The labels belong to images of several kinds: {listed}. A network is trained for one: name it with "
-                "the option modality, and the labels with the option labels."
+                "the option modality, and the labels with the option targets."
             )
         wanted = next(iter(kinds), None)
     for each in list(chosen):
@@ -348,12 +349,12 @@ def _only_kind(names: Iterable[str], targets: TargetSet) -> str | None:
 
 def _may_hold(label: Label, names: Sequence[str], targets: TargetSet) -> bool:
     """Return whether a label's description lets it hold one of the wanted labels."""
-    words = _Vocabulary(targets, None)
+    words = Vocabulary(targets, None)
     given = {words.name(name) for name, _ in named_values(label.info)}
     return not names or not given or bool(given & {words.name(name) for name in names})
 
 
-def _read_names(chosen: list[_Chosen], words: _Vocabulary, left_out: list[LeftOut]) -> None:
+def _read_names(chosen: list[_Chosen], words: Vocabulary, left_out: list[LeftOut]) -> None:
     for each in list(chosen):
         try:
             each.names = words.read(each.label.info)
@@ -373,7 +374,7 @@ def _read_values(chosen: list[_Chosen], modality: str | None, left_out: list[Lef
             chosen.remove(each)
 
 
-def _check_ids(chosen: Sequence[_Chosen], words: _Vocabulary) -> None:
+def _check_ids(chosen: Sequence[_Chosen], words: Vocabulary) -> None:
     unknown: dict[int, list[str]] = {}
     for each in chosen:
         for value in each.values - set(words.table.values()) - set((each.names or {}).values()):
@@ -387,7 +388,7 @@ def _check_ids(chosen: Sequence[_Chosen], words: _Vocabulary) -> None:
         )
 
 
-def _wanted(chosen: Sequence[_Chosen], criteria: Criteria, words: _Vocabulary) -> list[str]:
+def _wanted(chosen: Sequence[_Chosen], criteria: Criteria, words: Vocabulary) -> list[str]:
     """Return the names of the labels to train; those that are not asked for by name in the order of their ids."""
     by_value = {value: name for name, value in words.table.items()}
     found: set[str] = set()
@@ -405,7 +406,7 @@ def _wanted(chosen: Sequence[_Chosen], criteria: Criteria, words: _Vocabulary) -
     return wanted
 
 
-def _ids(chosen: Sequence[_Chosen], names: Sequence[str], words: _Vocabulary) -> dict[str, int]:
+def _ids(chosen: Sequence[_Chosen], names: Sequence[str], words: Vocabulary) -> dict[str, int]:
     """Return the id of each label in the masks that the network will draw: a known target's own, else the files'."""
     taken = {name: words.table[name] for name in names if name in words.table}
     for name in names:
@@ -423,7 +424,7 @@ def _ids(chosen: Sequence[_Chosen], names: Sequence[str], words: _Vocabulary) ->
 def _example(
     each: _Chosen,
     classes: Mapping[str, int],
-    words: _Vocabulary,
+    words: Vocabulary,
     criteria: Criteria,
     modality: str | None,
     left_out: list[LeftOut],
@@ -455,7 +456,7 @@ def _good_enough(
     each: _Chosen,
     example: Example,
     classes: Mapping[str, int],
-    words: _Vocabulary,
+    words: Vocabulary,
     criteria: Criteria,
     agreement: Agreement | None,
     left_out: list[LeftOut],

@@ -24,7 +24,7 @@ class RunOptions(CheckedOptions):
     ----------
     name : str
         Name of the network: one for each set of labels and kind of image.
-    labels : str
+    targets : str
         Names of the labels to train, separated by "," or ";"; empty for the ones of the network before, else for all
         that the label files name.
     modality : str
@@ -46,7 +46,7 @@ class RunOptions(CheckedOptions):
     """
 
     name: str = DEFAULT_NAME
-    labels: str = ""
+    targets: str = ""
     modality: str = "auto"
     min_presence: float | None = number(None, 0, 1)
     min_sam_score: float = number(0.5, 0, 1)
@@ -64,8 +64,8 @@ class RunOptions(CheckedOptions):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names in `labels`."""
-        return tuple(name for part in re.split("[,;]", self.labels) if (name := part.strip()))
+        """The names in `targets`."""
+        return tuple(name for part in re.split("[,;]", self.targets) if (name := part.strip()))
 
 
 @dataclass(frozen=True)
