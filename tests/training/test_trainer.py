@@ -318,6 +318,24 @@ def test_a_share_of_each_batch_holds_a_class_however_rare(make_examples, small, 
         assert all((label == 1).any() for label in labels[2:])
 
 
+def test_balanced_classes_weigh_by_the_inverse_root_of_their_share(make_examples, small, tmp_path, monkeypatch):
+    seen = []
+
+    class Loss(trainer.SegmentationLoss):
+        def __init__(self, kind, q, weights):
+            seen.append(weights)
+            super().__init__(kind, q, weights)
+
+    monkeypatch.setattr(trainer, "SegmentationLoss", Loss)
+    options = replace(small, class_weights="balanced", epochs=2, keep=1, iterations=1)
+    examples = make_examples(4)
+    plan = make_plan(examples, CLASSES, options)
+    train(examples, plan, options, tmp_path / "net")
+    found = plan.fingerprint["classes"]
+    shares = np.array([found[name]["share_of_pixels"] for name in ("background", "disc", "square")])
+    np.testing.assert_allclose(seen[0], shares**-0.5 / (shares**-0.5).mean(), rtol=1e-6)
+
+
 def test_planes_of_the_same_examples_are_prepared_once(make_examples, small, tmp_path):
     examples = make_examples(2)
     plan = make_plan(examples, CLASSES, small)
