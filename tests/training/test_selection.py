@@ -214,7 +214,7 @@ def test_nothing_to_train_on_says_why(studies: Any) -> None:
     with pytest.raises(InputError, match="no image has a label"):
         choose(studies)
     studies.add("weak", 1, "original", info=studies.evidence(sam_score=0.1))
-    with pytest.raises(InputError, match=r"left out were 1 labels \(sam_score\)"):
+    with pytest.raises(InputError, match=r"left out were labels for sam_score \(1\)"):
         choose(studies)
 
 

@@ -523,7 +523,7 @@ def _leave(left_out: list[LeftOut], each: _Chosen, reason: str, sentence: str) -
 
 def _because(left_out: Sequence[LeftOut]) -> str:
     counts = Counter(each.reason for each in left_out)
-    return "; left out were " + ", ".join(f"{count} labels ({reason})" for reason, count in counts.items()) + "."
+    return "; left out were labels for " + ", ".join(f"{reason} ({count})" for reason, count in counts.items()) + "."
 
 
 def _number(value: Any) -> float | None:
