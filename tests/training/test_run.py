@@ -83,7 +83,17 @@ def test_a_network_is_trained_published_and_replaced(discs: Any, store: NetworkS
     assert (second.status, second.parent) == ("refused", 1)
     assert second.metrics["images"]["parent"] == first.metrics["images"]["child"]
     assert store.current() == first
-    # by today's images it is still no better; a hand may publish it all the same, and take it back
+    # a pseudo-label that the published network contradicts is not trained on, one that it confirms is
+    discs.add("sure", 600, "original", info=discs.evidence())
+    discs.add("torn", 601, None)
+    discs.label("torn", discs.draw(602)[1], "original", discs.evidence())
+    short = {**tiny, "epochs": 2, "keep": 1, "iterations": 1}
+    third = train(discs, store, short)
+    left_out = json.loads((third.folder / "report.json").read_text())["left_out"]
+    assert [(each["image"], each["reason"]) for each in left_out] == [("torn", "agreement")]
+    assert third.data["training"]["original"] == 1
+
+    # by today's images the second is still no better; a hand may publish it all the same, and take it back
     verdict = judge_again(store, "network", 2, TargetSet.load(), read_studies(discs.folder), "cpu")
     assert verdict.status == "refused"
     assert verdict.child == pytest.approx(second.metrics["verdict"]["child"])

@@ -128,10 +128,16 @@ def _run(
     options = request.run
     training = request.training.resolved()
     drawn = store.split(split)
-    before = store.current(options.name) or store.newest(options.name)
+    published = store.current(options.name)
+    before = published or store.newest(options.name)
     criteria = _criteria(options, training, before, targets)
     say(state="collecting")
-    judge_pseudo = _Agreement(before, training) if before is not None and options.min_agreement > 0 else None
+    # a network that fits people's labels less well than that is no judge of others
+    trusted = (
+        published is not None
+        and (published.metrics.get("verdict", {}).get("child") or 0.0) >= options.min_agreement > 0
+    )
+    judge_pseudo = _Agreement(published, training) if trusted and published is not None else None
     chosen = select(candidates(), criteria, targets, drawn, agreement=judge_pseudo, show=show)
     del judge_pseudo
     _check_stopped(should_stop)

@@ -34,7 +34,8 @@ class RunOptions(CheckedOptions):
     min_sam_score : float
         Least score that SAM gave a pseudo-label.
     min_agreement : float
-        Least Dice between a pseudo-label and the current network's mask.
+        Least Dice between a pseudo-label and the mask of the published network, where that one's own Dice on the
+        validation images is no lower; 0 does without.
     absent_below : float
         A pseudo-label with a presence score below it says that the target is absent; 0 uses none so.
     resume : bool
