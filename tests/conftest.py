@@ -61,6 +61,30 @@ def tiny_biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_biomedclip(tmp_path_factory.mktemp("tiny_biomedclip"), "vit_tiny_patch16_224", narrow)
 
 
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pair in the demo's format: a much smaller CLIP with random weights, and the demo SAM."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    import medclipsam
+    from medclipsam.encoders.small_clip import build_small_clip
+
+    folder = tmp_path_factory.mktemp("pair")
+    shipped = Path(medclipsam.__file__).parent / "demo" / "weights"
+    for name in ("sam.json", "sam.safetensors"):
+        shutil.copyfile(shipped / name, folder / name)
+    config = json.loads((shipped / "clip.json").read_text())
+    small = {"width": 32, "heads": 2, "embed_dim": 32, "stem_channels": 8, "text_width": 32, "text_heads": 2}
+    config = {**config, "arch": {**config["arch"], **small}, "image_size": 48, "provenance": {}}
+    torch.manual_seed(0)
+    model, _ = build_small_clip(config)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "clip.safetensors")
+    (folder / "clip.json").write_text(json.dumps(config))
+    return folder
+
+
 def _write_biomedclip(folder: Path, trunk: str, bert: dict[str, int]) -> Path:
     import open_clip
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -482,7 +482,7 @@ def add(name: str, source: str) -> Path:
             for file in (path, path.with_suffix(".json")):
                 if file.is_file():
                     shutil.copyfile(file, part / file.name)
-        _point_to(part, target)
+        point_to(part, target)
         os.replace(part, target)
     except OSError as error:
         raise WeightsError(f"The weights {source} cannot be copied to {target}: {error.strerror or error}.") from error
@@ -491,8 +491,16 @@ def add(name: str, source: str) -> Path:
     return target
 
 
-def _point_to(folder: Path, final: Path) -> None:
-    """Let an open_clip config that names a folder for its text tower name the one where that will lie."""
+def point_to(folder: Path, final: Path) -> None:
+    """Let an open_clip config that names a folder for its text tower name the one where that will lie.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The weights' folder; others than open_clip's are left as they are.
+    final : pathlib.Path
+        Where it is going to be moved.
+    """
     file = folder / _OPEN_CLIP_CONFIG
     if not file.is_file() or not (folder / "config.json").is_file():
         return

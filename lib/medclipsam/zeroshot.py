@@ -287,6 +287,26 @@ class ZeroShot:
         other._maps = self._maps
         return other
 
+    def with_clip(self, name: str, *, device: str | torch.device = "cpu") -> ZeroShot:
+        """Return a pipeline with another CLIP by its name or folder, and the same SAM with its kept embeddings.
+
+        Raises
+        ------
+        WeightsError
+            As `load`.
+        """
+        clip = resolve(name)
+        weights = {**self.weights, "clip": {"name": clip.name, "sha256": clip.sha256}}
+        encoder = load_encoder(clip, device=device)
+        return ZeroShot(
+            encoder,
+            self.sam,
+            self.targets,
+            weights=weights,
+            batch_planes=self.batch_planes,
+            map_cache=self.map_cache,
+        )
+
     def segment(
         self,
         image: MedicalImage,

@@ -52,7 +52,7 @@ def test_info_tells_labels_models_and_their_options(app: MedClipSamApp) -> None:
     assert "text" not in lungs["config"]
     assert prompt["config"]["saliency"] == ["m2ib", "m2ib_token", "patch_text"]
     assert list(info["strategies"]) == ["random"]
-    assert list(info["trainers"]) == ["network"]
+    assert list(info["trainers"]) == ["network", "finetune_clip"]
     assert info["scoring"] == {}
 
 

@@ -12,7 +12,8 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from tqdm import tqdm
 from medclipsam.encoders import Encoder
 from medclipsam.errors import CancelledError, InputError, MedClipSamError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
-from medclipsam.imaging import find_images, read_image
+from medclipsam.imaging import find_images, read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom
+from medclipsam.training.split import is_validation, patient_key
 
 # Share of the rows that may be bad.
 MAX_BAD = 0.1
+# A caption of more pairs than this is no single patient's.
+COMMON = 10
 # Prepared images up to this many bytes are kept in memory.
 CACHE_BYTES = 2 << 30
 
@@ -59,6 +63,8 @@ class Pair:
         0-based display plane of a volume; None takes the middle one.
     modality : str or None
         DICOM modality of an image that does not say it.
+    group : str
+        What stays together when pairs are held out, see `medclipsam.training.split.patient_key`; empty for the image.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Pair:
     caption: str
     plane: int | None = None
     modality: str | None = None
+    group: str = ""
 
     def look(self) -> tuple[np.ndarray, str | None]:
         """Return the display plane, uint8 [H, W, 3], as inference sees it, and the image's modality where it is known.
@@ -142,6 +149,7 @@ def read_csv(
     *,
     images: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    also: Sequence[Path] = (),
     within: Sequence[Path] | None = None,
 ) -> Listing:
     """List the pairs of a table, as MedPix (`filename`, `Caption`) and ROCO (`id`, `name`, `caption`) come.
@@ -156,6 +164,8 @@ def read_csv(
         without its suffix, as ROCO version 2 has them, is looked for with the usual ones.
     columns : mapping, optional
         Heading of `image` and of `caption`, where they are not among the usual ones.
+    also : sequence of pathlib.Path
+        Further folders that image names may be relative to.
     within : sequence of pathlib.Path, optional
         Folders that images must lie in; anywhere by default.
 
@@ -180,7 +190,7 @@ def read_csv(
     caption_at = _column(file, headings, "caption", _CAPTION_COLUMNS, columns)
     lower = [heading.lower() for heading in headings]
     extra = {key: lower.index(key) for key in ("plane", "modality") if key in lower}
-    folders = [images] if images else [file.parent, file.parent / "images"]
+    folders = [*([images] if images else [file.parent, file.parent / "images"]), *also]
     allowed = None if within is None else [folder.resolve() for folder in within]
     found = Listing()
     for number, row in _rows(rows):
@@ -227,7 +237,8 @@ def read_folder(folder: Path, *, descriptions: bool = False) -> Listing:
         name = str(path.relative_to(folder))
         text = reports.of(path, descriptions=descriptions)
         if text:
-            found.pairs.append(Pair(name, path, text))
+            patient, study, _ = read_origin(path)
+            found.pairs.append(Pair(name, path, text, group=patient_key(name, patient=patient, study=study)))
         else:
             found.bad.append(BadRow(name, "it has no report text"))
     return found
@@ -382,6 +393,12 @@ class PreparedPairs(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         image = self._load(self.pairs[index])[0] if self._kept is None else self._kept[index]
         return image, self._tokens[index], int(self.caption_ids[index])
 
+    def replaced(self, images: list[torch.Tensor]) -> PreparedPairs:
+        """Return the same pairs with other tensors in place of the images, such as what a frozen part makes of them."""
+        return PreparedPairs(
+            self.pairs, self.captions, self.modalities, self._tokens, self.bad, self.digest, self._load, images
+        )
+
     @property
     def in_memory(self) -> bool:
         """Whether the images are kept in memory."""
@@ -484,43 +501,47 @@ def check_bad(bad: Sequence[BadRow], total: int, max_bad: float, what: str) -> N
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
-    """Split pairs into training and validation, so that no caption and no image is in both.
+    """Split pairs into those to learn from and held-out ones, so that no patient, image or caption is in both.
+
+    Whether pairs are held out is decided by their name and the seed alone: a later call with more pairs holds the same
+    ones out. A caption that more than `COMMON` pairs share is that of a kind of image, and ties nothing together.
 
     Parameters
     ----------
     listing : Listing
         All pairs.
     share : float
-        About this share of the pairs goes to validation.
+        Expected share of held-out pairs.
     seed : int
-        The same pairs and seed give the same split, in whatever order the pairs come.
+        Another seed holds others out.
 
     Returns
     -------
-    train, validation : Listing
-        The bad rows stay with the first.
+    train, held : Listing
+        `held` has at least two pairs where there are enough; the bad rows stay with the first.
     """
-    chosen = {}
     groups = _groups(listing.pairs)
-    wanted = share * len(listing.pairs)
-    names = sorted(groups)
-    order = np.random.default_rng([seed, 17]).permutation(len(names))
-    count = 0
-    for at in order:
-        if count >= wanted:
+    # a greater share adds groups and keeps those of a smaller one, so that one that is just held out can be found
+    ranked = sorted(groups, key=lambda name: _rank(name, seed))
+    chosen: set[int] = set()
+    for name in ranked:
+        if len(chosen) >= 2 and not is_validation(name, seed, share):
             break
-        chosen[names[at]] = True
-        count += len(groups[names[at]])
-    inside = {id(pair) for name in chosen for pair in groups[name]}
+        chosen |= {id(pair) for pair in groups[name]}
     return (
-        Listing([pair for pair in listing.pairs if id(pair) not in inside], list(listing.bad)),
-        Listing([pair for pair in listing.pairs if id(pair) in inside]),
+        Listing([pair for pair in listing.pairs if id(pair) not in chosen], list(listing.bad)),
+        Listing([pair for pair in listing.pairs if id(pair) in chosen]),
     )
 
 
-def _groups(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    """Return pairs that hang together, by caption or by image, under a name that does not depend on their order."""
-    pairs = list(pairs)
+def _rank(name: str, seed: int) -> bytes:
+    """Order names as `is_validation` does."""
+    return hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+
+
+def _groups(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return pairs that hang together, by patient, image or caption, under a name that is that of one of them."""
+    shared = Counter(pair.caption.lower() for pair in pairs)
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -530,13 +551,20 @@ def _groups(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
             key = parent[key]
         return key
 
+    def key_of(pair: Pair) -> str:
+        return pair.group or f"image {pair.path}"
+
     for pair in pairs:
-        one, other = sorted((root(f"image {pair.path}"), root(f"text {pair.caption.lower()}")))
-        parent[other] = one
+        keys = [key_of(pair), f"image {pair.path}"]
+        if shared[pair.caption.lower()] <= COMMON:
+            keys.append(f"text {pair.caption.lower()}")
+        first, *others = (root(key) for key in keys)
+        for other in others:
+            parent[root(other)] = root(first)
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(root(f"image {pair.path}"), []).append(pair)
-    return {min(f"{pair.path.name} {pair.caption}" for pair in members): members for members in groups.values()}
+        groups.setdefault(root(key_of(pair)), []).append(pair)
+    return {min(pair.group or pair.path.name for pair in members): members for members in groups.values()}
 
 
 class _Loader:

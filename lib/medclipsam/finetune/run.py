@@ -50,7 +50,7 @@ def finetune(
     validation: Listing | None = None,
     device: str = "cpu",
     targets: TargetSet | None = None,
-    restart: bool = False,
+    restart: bool | None = False,
     write: bool = True,
     show: bool = False,
     progress: Progress | None = None,
@@ -74,8 +74,8 @@ def finetune(
         Where to train.
     targets : TargetSet, optional
         Targets whose presence thresholds are calibrated; those of the package by default.
-    restart : bool
-        Whether to throw away what the folder holds of an earlier run.
+    restart : bool or None
+        Whether to throw away what the folder holds of an earlier run; None throws away what is not of this one.
     write : bool
         Whether to write the result; of several processes one does.
     show, progress, cancelled

@@ -172,7 +172,7 @@ def train(
     folder: Path,
     options: FinetuneOptions,
     *,
-    restart: bool = False,
+    restart: bool | None = False,
     show: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -189,8 +189,8 @@ def train(
         The run's folder; a run of the same weights, data and options that was left in it goes on.
     options : FinetuneOptions
         How.
-    restart : bool
-        Whether to throw away what the folder holds of any run.
+    restart : bool or None
+        Whether to throw away what the folder holds of any run; None throws away what is not of this one.
     show : bool
         Whether to show a progress bar.
     progress : callable, optional
@@ -221,7 +221,7 @@ class _Run:
         folder: Path,
         options: FinetuneOptions,
         *,
-        restart: bool,
+        restart: bool | None,
     ) -> None:
         for name, some in (("training", pairs), ("validation", validation)):
             if len(some) < 2:
@@ -250,7 +250,7 @@ class _Run:
             for name in (_LAST, _BEST):
                 (folder / name).unlink(missing_ok=True)
         _wait()
-        self._resume()
+        self._resume(others=restart is None)
 
     def go(self, show: bool, progress: Progress | None, cancelled: Callable[[], bool] | None) -> Trained:
         start = time.monotonic()
@@ -363,7 +363,8 @@ class _Run:
             }
             _write(state, self.folder / _LAST)
 
-    def _resume(self) -> None:
+    def _resume(self, *, others: bool) -> None:
+        """Go on where the folder's run stands; one that is not this is left alone if `others`, else an error."""
         self.initial = self.tuned.state()
         file = self.folder / _LAST
         if not file.is_file():
@@ -372,7 +373,11 @@ class _Run:
             state = torch.load(file, map_location="cpu", weights_only=True)
             same = state["identity"] == self.identity
         except Exception as error:
+            if others:
+                return
             raise InputError(f"The checkpoint {file} cannot be read; remove it, or restart the run.") from error
+        if not same and others:
+            return
         if not same:
             raise InputError(
                 f"{self.folder} holds a run of other weights, data or options; name another folder, or restart it."

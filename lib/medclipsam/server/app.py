@@ -22,6 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 import medclipsam
 from medclipsam.errors import InputError, MedClipSamError, TargetError
+from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
 from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
@@ -29,6 +30,8 @@ from medclipsam.server.conf import AppConf
 from medclipsam.server.describe import SegmentDescriber
 from medclipsam.server.dicomweb import DicomWebStudies
 from medclipsam.server.evidence import EvidenceStore
+from medclipsam.server.finetuner import NAME as FINETUNE
+from medclipsam.server.finetuner import FinetuneTrainer
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload
@@ -129,10 +132,16 @@ class MedClipSamApp(MONAILabelApp):
             studies = str(Path(studies).expanduser().resolve())
         return default_workspace(studies) / "networks"
 
+    @property
+    def workspace(self) -> Path:
+        """Folder of what the server writes for these studies."""
+        return self._networks_folder().parent
+
     def init_infers(self) -> dict[str, InferTask]:
         """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
         table = label_table(self.targets)
-        self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets)
+        self.clips = ClipStore(self.workspace / "finetuned")
+        self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets, self.clips)
         images, masks = self.images, self.masks
         self.evidence = EvidenceStore(images)
         shared: dict[str, Any] = {"images": images, "masks": masks, "evidence": self.evidence}
@@ -155,8 +164,20 @@ class MedClipSamApp(MONAILabelApp):
         return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """Return the trainer of networks."""
-        return {DEFAULT_NAME: NetworkTrainer(self.targets, self.networks.store, self.app_conf.device)}
+        """Return the trainer of networks and that of the CLIP."""
+        local = not self.studies.startswith(("http://", "https://"))
+        return {
+            DEFAULT_NAME: NetworkTrainer(self.targets, self.networks.store, self.app_conf.device),
+            FINETUNE: FinetuneTrainer(
+                self.targets,
+                self.clips,
+                self.app_conf.weights,
+                lock=self.networks.store.folder,
+                pairs=self.workspace / "pairs",
+                studies=Path(self.studies) if local else None,
+                device=self.app_conf.device,
+            ),
+        }
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Return the strategies that say what to label next."""
@@ -315,13 +336,13 @@ class MedClipSamApp(MONAILabelApp):
         if trainer is None:
             raise UnknownError(f"Trainer {model!r} is not served; allowed: {_list(self._trainers)}.")
         check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
-        if isinstance(trainer, NetworkTrainer):
+        if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)):
             trainer.check(request)
 
     def training_need(self, request: dict[str, Any]) -> MemoryNeed | None:
         """Return what the training of a checked request takes; None where it is not known."""
         trainer = self._trainers[request["model"]]
-        return trainer.need(request) if isinstance(trainer, NetworkTrainer) else None
+        return trainer.need(request) if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)) else None
 
     def check_scoring(self, request: dict[str, Any]) -> None:
         """Raise `InputError` where `scoring` would refuse a request."""

@@ -16,11 +16,14 @@ from medclipsam.server.pace import Pace
 from medclipsam.server.room import free_memory, shortage
 from medclipsam.server.work import current_job
 from medclipsam.targets import parse_prompt
-from medclipsam.weights import are_here, memory_need
+from medclipsam.weights import REGISTRY, are_here, memory_need, resolve_pair
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
+    from medclipsam.finetune.store import ClipStore
     from medclipsam.imaging import MedicalImage, Window
     from medclipsam.refine import Clicks, RefineResult
     from medclipsam.targets import TargetSet
@@ -47,6 +50,8 @@ class SharedPipeline:
         Names the weights and the device.
     targets : TargetSet
         Known targets.
+    clips : ClipStore, optional
+        Fine-tuned CLIPs, of which the one in use takes the place of the configuration's from the next request on.
 
     Attributes
     ----------
@@ -54,13 +59,16 @@ class SharedPipeline:
         How long requests take here.
     """
 
-    def __init__(self, conf: AppConf, targets: TargetSet) -> None:
+    def __init__(self, conf: AppConf, targets: TargetSet, clips: ClipStore | None = None) -> None:
         self.pace = Pace()
         self._conf = conf
         self._targets = targets
         self._lock = threading.Lock()
         self._pipeline: ZeroShot | None = None
         self._put_aside = False
+        self._clips = clips
+        # Folder of the fine-tuned CLIP that is loaded, None for the configuration's.
+        self._clip: Path | None = None
 
     def segment(
         self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None
@@ -195,6 +203,7 @@ class SharedPipeline:
         return ServerState(True, sam.cache.hits, sam.encoder_runs, sam.cache.nbytes, gpu_memory=memory)
 
     def _loaded(self) -> ZeroShot:
+        wanted = self._clips.current() if self._clips is not None else None
         if self._pipeline is None:
             import torch
 
@@ -203,9 +212,20 @@ class SharedPipeline:
             if self._put_aside:
                 self._check_room()
                 self._put_aside = False
-            device = self._conf.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._pipeline = ZeroShot.load(self._conf.weights, device=device, targets=self._targets)
+            self._device = self._conf.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            self._pipeline = ZeroShot.load(self._conf.weights, device=self._device, targets=self._targets)
+            self._clip = None
+        if wanted != self._clip:
+            # What the old CLIP has encoded goes with it; SAM's embeddings stay.
+            clip = str(wanted) if wanted is not None else self._own_clip()
+            self._pipeline = self._pipeline.with_clip(clip, device=self._device)
+            self._clip = wanted
+            _collect()
         return self._pipeline
+
+    def _own_clip(self) -> str:
+        clip, _ = resolve_pair(self._conf.weights)
+        return clip.name if clip.name in REGISTRY else str(clip.path)
 
     def _check_room(self) -> None:
         """Raise `BusyError` while the process that the models were dropped for leaves no room for them."""
