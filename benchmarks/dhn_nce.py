@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +188,13 @@ def zero_shot(model: Path, data: Path, out: Path) -> dict[str, float]:
     return {f"{row['task']}/{row['name']}": float(row["dice"]) for row in run(cases, plan, out)}
 
 
-def measure(out: Path, loss: str, seed: int, model: Path, test: PreparedPairs) -> dict[str, Any]:
-    """Measure a model, or take what an earlier call has measured."""
-    file = out / f"{loss}-{seed}.json"
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """Return what a file holds, made and written now where there is none."""
     if not file.is_file():
-        result = found(load_encoder(resolve(str(model))), test)
-        result["dice"] = zero_shot(model, out / "zero-shot", out / f"evaluation-{loss}-{seed}")
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(result))
+        part.write_text(json.dumps(make()))
         part.replace(file)
-    return dict(json.loads(file.read_text()))
+    return json.loads(file.read_text())
 
 
 def difference(values: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
@@ -209,21 +207,16 @@ def difference(values: np.ndarray, reference: np.ndarray) -> tuple[float, float,
     return float(gap.mean()), float(low), float(high)
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the figures as Markdown, percent."""
-    lines = [
-        "| | top-1 | top-2 | Dice | top-1, difference to DHN-NCE | Dice, difference to DHN-NCE |",
-        "|---|---|---|---|---|---|",
-    ]
-
-    def values(name: str, what: str) -> np.ndarray:
-        rows = [one[what] for one in results[name]]
-        return 100 * np.array([list(row.values()) if isinstance(row, dict) else row for row in rows])
-
-    for name in results:
-        cells = [f"{values(name, what).mean():.1f}" for what in ("top-1", "top-2", "dice")]
-        for what in ("top-1", "dice"):
-            mean, low, high = difference(values(name, what), values("dhn-nce", what))
+def table(results: dict[str, list[dict[str, Any]]], what: Sequence[str]) -> str:
+    """Return the figures as Markdown, percent; a result holds for each measure a value for each image."""
+    heads = [*what, *(f"{measure}, difference to DHN-NCE" for measure in what)]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, seeds in results.items():
+        values = {measure: 100 * np.array([seed[measure] for seed in seeds]) for measure in what}
+        cells = [f"{values[measure].mean():.1f}" for measure in what]
+        for measure in what:
+            reference = 100 * np.array([seed[measure] for seed in results["dhn-nce"]])
+            mean, low, high = difference(values[measure], reference)
             cells.append("" if name == "dhn-nce" else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -271,26 +264,41 @@ def main() -> None:
     data = prepared(given.out / "data", MEASURED)
     if not (given.out / "zero-shot" / "tasks.yaml").is_file():
         write_data(given.out / "zero-shot", IMAGES, absent=0, seed=MEASURED["test"] + 5_000)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("start", *COMPARED)}
-    for seed in SEEDS:
+    folders = {
+        (name, seed): given.out / (f"start-{seed}" if name == "start" else f"run-{name}-{seed}/model")
+        for seed in SEEDS
+        for name in ("start", *COMPARED)
+    }
+    found_by: dict[str, list[dict[str, Any]]] = {name: [] for name in ("start", *COMPARED)}
+    for (name, seed), model in folders.items():
         start = damaged_start(given.out / f"start-{seed}", seed)
-        results["start"].append(measure(given.out, "start", seed, start, data["test"]))
-        for loss in COMPARED:
-            folder = given.out / f"run-{loss}-{seed}"
-            train(start, data, folder, loss, rates[loss], seed, EPOCHS)
-            results[loss].append(measure(given.out, loss, seed, folder / "model", data["test"]))
-        print(f"after seed {seed}, rates {rates}\n{table(results)}", flush=True)
+        if name != "start":
+            train(start, data, model.parent, name, rates[name], seed, EPOCHS)
+        found_by[name].append(
+            kept(given.out / f"{name}-{seed}.json", lambda: found(load_encoder(resolve(str(model))), data["test"]))  # noqa: B023
+        )
+    print(f"{len(SEEDS)} seeds, rates {rates}\n{table(found_by, ('top-1', 'top-2'))}", flush=True)
     numbers = {text: at for at, text in enumerate(dict.fromkeys(data["test"].captions))}
     perfect = torch.eye(len(numbers))[[numbers[text] for text in data["test"].captions]]
     best = {k: 100 * retrieval(perfect, perfect, top=(k,)).score for k in (1, 2)}
     print(
         f"captions: {len(numbers)} of {len(perfect)} differ; perfect features: top-1 {best[1]:.1f}, top-2 {best[2]:.1f}"
     )
-    shipped = measure(given.out, "shipped", 0, resolve("demo_clip").path, data["test"])
-    means = [
-        100 * float(np.mean(part)) for part in (shipped["top-1"], shipped["top-2"], list(shipped["dice"].values()))
-    ]
-    print("shipped: top-1 {:.1f}, top-2 {:.1f}, Dice {:.1f}".format(*means))
+    shipped = resolve("demo_clip")
+    rows = found(load_encoder(shipped), data["test"])
+    print(
+        f"the shipped weights: top-1 {100 * np.mean(rows['top-1']):.1f}, top-2 {100 * np.mean(rows['top-2']):.1f}",
+        flush=True,
+    )
+    dice_by: dict[str, list[dict[str, Any]]] = {name: [] for name in found_by}
+    for (name, seed), model in folders.items():
+        out = given.out / f"evaluation-{name}-{seed}"
+        cases = kept(given.out / f"dice-{name}-{seed}.json", lambda: zero_shot(model, given.out / "zero-shot", out))  # noqa: B023
+        dice_by[name].append({"Dice": [cases[case] for case in sorted(cases)]})
+        if name == COMPARED[-1]:
+            print(f"{seed + 1} seeds, zero-shot\n{table(dice_by, ('Dice',))}", flush=True)
+    cases = zero_shot(shipped.path, given.out / "zero-shot", given.out / "evaluation-shipped")
+    print(f"the shipped weights: Dice {100 * np.mean(list(cases.values())):.1f}")
 
 
 if __name__ == "__main__":

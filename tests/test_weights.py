@@ -737,3 +737,32 @@ def test_a_pair_is_here_when_all_files_of_both_are(monkeypatch, home):
 
 def test_the_demo_is_held_to_the_hash_in_its_description():
     assert {file.against for file in verify("demo")} == {"the hash in its description"}
+
+
+def test_weights_of_ones_own_get_a_name(home, tmp_path):
+    source = tmp_path / "mine"
+    source.mkdir()
+    (source / "open_clip_model.safetensors").write_bytes(b"weights")
+    (source / "config.json").write_text("{}")
+    text = {"hf_model_name": str(source), "hf_tokenizer_name": str(source)}
+    (source / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
+    place = weights.add("tuned", str(source))
+    assert weights.resolve("tuned").path == place == home / "tuned"
+    # the copy does not depend on where it came from
+    assert json.loads((place / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]["hf_model_name"] == str(
+        place
+    )
+    (tmp_path / "sam_vit_b_mine.pth").write_bytes(b"weights")
+    weights.add("my-sam", str(tmp_path / "sam_vit_b_mine.pth"))
+    assert weights.resolve("my-sam").kind == "sam"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "demo", "biomedclip", ".hidden", "taken"])
+def test_names_that_cannot_be_given_are_refused(home, tmp_path, name):
+    (home / "taken").mkdir(parents=True)
+    (tmp_path / "sam_vit_b_mine.pth").write_bytes(b"weights")
+    with pytest.raises(WeightsError, match=r"cannot be added|already"):
+        weights.add(name, str(tmp_path / "sam_vit_b_mine.pth"))
+    with pytest.raises(WeightsError, match=r"no folder or file|cannot be added|already"):
+        weights.add(name or "x", str(tmp_path / "nowhere"))
+    assert [path.name for path in home.iterdir()] == ["taken"]

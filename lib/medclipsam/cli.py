@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_weights_convert)
 
-    finetune_command.add_commands(commands, _device)
+    finetune_command.add_commands(commands, _device, default_workspace)
 
     targets = commands.add_parser("targets", help="list what can be asked for by name")
     targets.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")

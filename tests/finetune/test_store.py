@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from medclipsam import cli
 from medclipsam.errors import InputError
 from medclipsam.finetune.store import ClipStore
 
@@ -71,3 +72,20 @@ def test_half_written_lines_and_pointers(tmp_path):
     (tmp_path / "current.json").write_text("{")
     with pytest.raises(InputError, match="does not say which weights"):
         store.current()
+
+
+def test_the_command_line_lists_and_rolls_back(tmp_path, capsys):
+    store = ClipStore(tmp_path / "space" / "finetuned")
+    store.publish(made(tmp_path, "a"), {"reason": "better by far"})
+    store.refuse({"reason": "worse"})
+    place = ["--workspace", str(tmp_path / "space")]
+    assert cli.main(["finetune", "history", *place]) == 0
+    told = capsys.readouterr().out
+    assert "better by far" in told
+    assert told.rstrip().endswith("0001")
+    assert cli.main(["finetune", "rollback", *place]) == 0
+    assert store.current() is None
+    assert cli.main(["finetune", "rollback", *place]) == 2
+    assert cli.main(["finetune", "history"]) == 2
+    assert cli.main(["finetune", "history", "--workspace", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3

@@ -1,4 +1,4 @@
-"""`medclipsam finetune run | evaluate`: the command line of fine-tuning."""
+"""`medclipsam finetune run | evaluate | history | rollback`: the command line of fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medclipsam.errors import OptionError
+from medclipsam.errors import InputError, OptionError
 from medclipsam.finetune.options import CHOICES, FinetuneOptions
+
+if TYPE_CHECKING:
+    from medclipsam.finetune.store import ClipStore
 
 _HELP = {
     "loss": "what pairs are taught by",
@@ -39,7 +43,7 @@ _HELP = {
 }
 
 
-def add_commands(commands: Any, device: Callable[[str | None], str]) -> None:
+def add_commands(commands: Any, device: Callable[[str | None], str], workspace: Callable[[str], Path]) -> None:
     """Add `finetune` to the sub-parsers of the command line.
 
     Parameters
@@ -48,6 +52,8 @@ def add_commands(commands: Any, device: Callable[[str | None], str]) -> None:
         Of the whole command.
     device : callable
         Turns what `--device` was given into a device.
+    workspace : callable
+        Returns the default workspace of a studies folder.
     """
     parser = commands.add_parser("finetune", help="fine-tune a CLIP on images with captions (docs/finetuning.md)")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
@@ -79,6 +85,14 @@ def add_commands(commands: Any, device: Callable[[str | None], str]) -> None:
     evaluate.add_argument("--max-bad", type=float, default=0.1, help="share of rows that may be bad (%(default)s)")
     evaluate.add_argument("--json", action="store_true", help="for programs")
     evaluate.set_defaults(run=lambda given: _evaluate(given, device))
+    history = actions.add_parser("history", help="what a server's fine-tunings came to, and which weights it uses")
+    history.set_defaults(run=lambda given: _history(given, workspace))
+    rollback = actions.add_parser("rollback", help="let a server use earlier weights again")
+    rollback.add_argument("version", nargs="?", type=int, help="0 for its own; by default those used before")
+    rollback.set_defaults(run=lambda given: _rollback(given, workspace))
+    for action in (history, rollback):
+        action.add_argument("--studies", help="folder of images, or a DICOMweb URL, that the server serves")
+        action.add_argument("--workspace", type=Path, help="where the server writes (default: that of the studies)")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +158,40 @@ def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) ->
         cells = [f"{key} {100 * one.rates[key]:.1f} ± {100 * one.deviations[key]:.1f}" for key in one.rates]
         sys.stdout.write(f"{name}: {'; '.join(cells)}\n")
     return 0
+
+
+def _history(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int:
+    store = _store(given, workspace)
+    for line in store.history():
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"]))
+        which = (
+            f"{line['version']:04d}" if line["version"] else "the server's own" if line["event"] != "refused" else ""
+        )
+        sys.stdout.write(f"{when}  {line['event']:<11}  {which:<16}  {line.get('reason', '')}\n")
+    current = store.current()
+    sys.stdout.write(f"In use: {'the weights that the server is started with' if current is None else current}\n")
+    return 0
+
+
+def _rollback(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int:
+    version = _store(given, workspace).rollback(given.version)
+    used = "The weights that the server is started with" if version is None else f"Fine-tuned weights {version:04d}"
+    sys.stdout.write(f"{used} are used from the next request on.\n")
+    return 0
+
+
+def _store(given: argparse.Namespace, workspace: Callable[[str], Path]) -> ClipStore:
+    from medclipsam.finetune.store import ClipStore
+
+    if given.workspace is None and given.studies is None:
+        raise InputError("Name the server's workspace (--workspace), or its studies (--studies).")
+    place = given.workspace
+    if place is None:
+        url = given.studies.startswith(("http://", "https://"))
+        place = workspace(given.studies if url else str(Path(given.studies).expanduser().resolve()))
+    if not place.is_dir():
+        raise InputError(f"There is no workspace {place}.")
+    return ClipStore(place / "finetuned")
 
 
 def _listing(given: argparse.Namespace, sources: list[Path], work: Path) -> Any:
