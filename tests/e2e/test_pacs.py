@@ -19,7 +19,7 @@ import requests
 import SimpleITK
 from pydicom import uid
 
-from medclipsam.demo.dicom import DicomPhantom
+from medclipsam.demo.dicom import DicomPhantom, xray
 from medclipsam.demo.pacs import Orthanc
 from medclipsam.server.pacs_options import MODALITIES
 
@@ -214,26 +214,65 @@ def _compare_with_dcmqi(
         left.unlink()
 
 
+def _everything(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(f"{server.url}/datastore/?output=all", timeout=60).json()["objects"]
+    return found
+
+
 def test_the_pacs_lists_what_is_finished(pacs_server: Server, orthanc: Orthanc) -> None:
     counts = requests.get(f"{pacs_server.url}/datastore/", timeout=60).json()
-    listed = {str(header.SeriesInstanceUID) for header in _series(orthanc) if header.Modality in MODALITIES}
-    assert counts["total"] == len(listed)
-    everything = requests.get(f"{pacs_server.url}/datastore/?output=all", timeout=60).json()["objects"]
-    assert set(everything) == listed
+    everything = _everything(pacs_server)
+    series = {entry["image"]["info"]["SeriesInstanceUID"] for entry in everything.values()}
+    assert series == {str(each.SeriesInstanceUID) for each in _series(orthanc) if each.Modality in MODALITIES}
+    assert counts["total"] == len(everything)
     assert counts["completed"] == sum("final" in entry["labels"] for entry in everything.values())
 
 
-def test_stored_jpeg_2000_and_other_files_of_pydicom_are_read(pacs_server: Server, orthanc: Orthanc) -> None:
-    compressed = []
-    for header in (each for each in _series(orthanc) if each.Modality in MODALITIES):
-        (first, *_) = _instances(orthanc, str(header.SeriesInstanceUID))
-        if first.file_meta.TransferSyntaxUID.is_compressed:
-            compressed.append(str(first.file_meta.TransferSyntaxUID))
-            got = requests.head(
-                f"{pacs_server.url}/datastore/image", params={"image": str(header.SeriesInstanceUID)}, timeout=60
-            )
-            assert got.status_code == 200
-    assert {uid.JPEG2000, uid.JPEGBaseline8Bit} <= set(compressed)
+def test_pictures_of_pydicom_are_fetched_as_they_are_stored(pacs_server: Server, orthanc: Orthanc) -> None:
+    stored = {
+        str(data.SOPInstanceUID): data.file_meta.TransferSyntaxUID
+        for header in _series(orthanc)
+        if header.Modality in MODALITIES
+        for data in _instances(orthanc, str(header.SeriesInstanceUID))
+    }
+    assert {uid.JPEG2000, uid.JPEG2000Lossless, uid.JPEGBaseline8Bit} <= set(stored.values())
+    fetched: dict[str, str] = {}
+    for image in _everything(pacs_server):
+        got = requests.head(f"{pacs_server.url}/datastore/image", params={"image": image}, timeout=60)
+        assert got.status_code == 200
+    for file in (pacs_server.log.parent / "data").glob("medclipsam/workspaces/*/dicomweb/*/*/*.dcm"):
+        data = pydicom.dcmread(file, stop_before_pixels=True)
+        fetched[str(data.SOPInstanceUID)] = data.file_meta.TransferSyntaxUID
+    assert fetched == stored
+
+
+@pytest.mark.timeout(900)
+def test_a_training_reads_the_labels_back(pacs_server: Server, orthanc: Orthanc, tmp_path: Path) -> None:
+    films = [xray("DX", 40 + number, size=64) for number in range(8)]
+    for film in films:
+        orthanc.store(film.contents())
+    time.sleep(1.1)
+    for film in films:
+        mask = SimpleITK.GetImageFromArray(film.masks["lungs"].astype(np.uint8) * 3)
+        mask.SetSpacing((0.8, 0.8, 1.0))
+        SimpleITK.WriteImage(mask, tmp_path / "lungs.nii.gz")
+        saved = _save(pacs_server, film.series_uid, tmp_path / "lungs.nii.gz")
+        assert saved.status_code == 200, saved.text
+    options = {"device": "cpu", "epochs": 1, "cycles": 1, "keep": 1, "iterations": 2, "base_filters": 4}
+    options |= {"max_filters": 8, "max_patch": 32, "max_side": 32, "batch_size": 2}
+    # the labels here are gone, as on another machine: what is trained on comes from the PACS
+    for file in (pacs_server.log.parent / "data").glob("medclipsam/workspaces/*/dicomweb/*/labels/final/*"):
+        file.unlink()
+    started = requests.post(f"{pacs_server.url}/train/network", json={**options, "targets": "lungs x-ray"}, timeout=60)
+    assert started.status_code == 200, started.text
+    end = time.monotonic() + 600
+    while (state := requests.get(f"{pacs_server.url}/train/", timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < end, state["details"]
+        time.sleep(1)
+    assert state["status"] == "DONE", state["details"]
+    (network,) = requests.get(f"{pacs_server.url}/networks/", timeout=60).json()["network"]["networks"]
+    used = network["data"]["training"]["final"] + network["data"]["validation"]
+    assert used >= len(films)
 
 
 def test_a_series_that_is_deleted_and_a_pacs_that_is_down_are_told(

@@ -85,6 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if steps[-1] in ("studies", "series"):
             self._search(query)
+        elif steps[-1] == "instances":
+            found = [
+                {"00080018": {"vr": "UI", "Value": [str(data.SOPInstanceUID)]}} for data in self.server.of(steps[3])
+            ]
+            self._answer("application/dicom+json", json.dumps(found if query.get("offset") == "0" else []).encode())
         elif steps[-1] == "metadata":
             found = self.server.of(steps[3])
             content = [{k: v for k, v in data.to_json_dict().items() if k != "7FE00010"} for data in found]
@@ -415,7 +420,7 @@ def test_a_series_of_which_instances_are_missing_is_not_taken(app: MedClipSamApp
     app.datastore().list_images()
     store = app.datastore()
     assert isinstance(store, DicomWebStudies)
-    store._series()[film].NumberOfSeriesRelatedInstances = 3
+    object.__setattr__(store._series()[film], "count", 3)
     with pytest.raises(UpstreamError, match="1 of 3"):
         app.image_path(film)
 
@@ -709,3 +714,44 @@ def test_settings_are_read() -> None:
     assert options.modalities == ("CT", "PT")
     assert options.filters == (("StudyDate", "20260101-"), ("PatientID", "A*"))
     assert options.cache_mb == 100
+
+
+def test_pictures_of_one_series_are_images_of_their_own(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    first = pacs.of(film)[0]
+    second = pydicom.dcmread(io.BytesIO(_bytes(first)))
+    second.SOPInstanceUID = "1.9.2"
+    second.PixelData = picture[::-1].tobytes()
+    pacs.instances.append(second)
+    store = app.datastore()
+    assert store.list_images() == [first.SOPInstanceUID, "1.9.2"]
+    refused = viewer.get("/datastore/image", params={"image": film})
+    assert (refused.status_code, "2 pictures" in refused.json()["detail"]) == (404, True)
+    mask = app.infer({"model": "text_prompt", "image": "1.9.2", "text": "both lungs"})["file"]
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(mask)).reshape(picture.shape)
+    Path(mask).unlink()
+    assert np.array_equal(found > 0, picture[::-1] > 128)
+    assert _put(viewer, "1.9.2", _label(tmp_path, picture[::-1])).status_code == 200
+    assert store.get_labeled_images() == ["1.9.2"]
+    assert store.get_unlabeled_images() == [first.SOPInstanceUID]
+    assert store.get_image_info("1.9.2")["SeriesInstanceUID"] == film
+    _forget_file(store, "1.9.2")
+    back = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(store.get_label_uri("1.9.2", "final")))
+    assert np.array_equal(back.reshape(picture.shape) > 0, picture[::-1] > 128)
+
+
+def test_a_label_of_another_program_that_does_not_fit_is_none(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    store.pacs.options = PacsOptions(foreign_labels=True)
+    _put(viewer, film, _label(tmp_path, picture))
+    foreign = _foreign(pacs)
+    foreign.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence = []
+    _forget_file(store, film)
+    store._segmentations.clear()
+    store.refresh()
+    assert store.get_label_uri(film, "final") == ""
+    assert viewer.get("/datastore/label", params={"label": film, "tag": "final"}).status_code == 404

@@ -28,7 +28,7 @@ from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.describe import SegmentDescriber
-from medclipsam.server.dicomweb import DicomWebStudies
+from medclipsam.server.dicomweb import IN_USE_SECONDS, LISTED_SECONDS, DicomWebStudies
 from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.finetuner import FinetuneTrainer
@@ -227,6 +227,8 @@ class MedClipSamApp(MONAILabelApp):
             describe=describe,
             label_of=describe.label_of,
             check_label=self.check_label,
+            # a training looks at its images for as long as it takes
+            in_use=LISTED_SECONDS if _is_subprocess() else IN_USE_SECONDS,
         )
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -480,11 +482,15 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "none, since this server has none"
 
 
+def _is_subprocess() -> bool:
+    """Whether this is a process that MONAI Label has started for a training or a batch."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == "monailabel.interfaces.utils.app"
+
+
 def _quieten_subprocess() -> None:
     """Keep requests, with their texts and image ids, out of what MONAI Label's sub-processes print into the log."""
-    module = sys.modules.get("__main__")
-    spec = getattr(module, "__spec__", None)
-    if spec is not None and spec.name == "monailabel.interfaces.utils.app":
+    if _is_subprocess():
         logging.getLogger("__main__").setLevel(logging.WARNING)
         logging.getLogger("monailabel").setLevel(logging.WARNING)
 

@@ -12,7 +12,7 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ FINAL = DefaultLabelTag.FINAL.value
 # Seconds for which one answer of the server holds.
 _FRESH_SECONDS = 1.0
 # A series that was asked for within so many seconds may be in use, and one of a data list for a day.
-_IN_USE_SECONDS = 120.0
-_LISTED_SECONDS = 24 * 3600.0
+IN_USE_SECONDS = 120.0
+LISTED_SECONDS = 24 * 3600.0
 # What a process that was killed leaves behind is nobody's after so many seconds.
 _LEFT_SECONDS = 3600.0
 _PARTIAL = ".partial"
 
 _FIELDS = ("StudyDescription", "SeriesDescription", "NumberOfSeriesRelatedInstances", "BodyPartExamined", "PatientID")
+# Modalities whose series may be a heap of single pictures and loops.
+_PICTURES = frozenset({"CR", "DX", "MG", "US"})
 # Told of an image; the patient's name is not.
 _INFO = (
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "StudyDate", "StudyTime", "Modality", "BodyPartExamined"),
@@ -84,10 +86,22 @@ LabelOf = Callable[[SegmentInfo, set[int]], int]
 
 
 @dataclass(frozen=True)
+class _Listed:
+    """An image on the server: a series, or one of several pictures of a series."""
+
+    header: Dataset
+    study: str
+    series: str
+    count: int
+    instance: str | None = None
+
+
+@dataclass(frozen=True)
 class StoredLabel:
-    """A segmentation on the server."""
+    """A segmentation on the server: of an image, or, before that is known, of a series and the instances it names."""
 
     image: str
+    drawn_on: frozenset[str]
     study: str
     reference: Reference
     when: str
@@ -103,9 +117,10 @@ class StoredLabel:
 class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     """Series of a DICOMweb server as images, and their labels.
 
-    An image's id is its SeriesInstanceUID, and so is that of its labels. Series are fetched as they are stored, when
-    they are asked for, into a folder of bounded size. A final label is a DICOM SEG on the server; other labels are
-    files here.
+    An image's id is its SeriesInstanceUID, and so is that of its labels. A series of radiographs or ultrasound may hold
+    several pictures: then each of them is an image, whose id is its SOPInstanceUID. Images are fetched as they are
+    stored, when they are asked for, into a folder of bounded size. A final label is a DICOM SEG on the server; other
+    labels are files here.
 
     Parameters
     ----------
@@ -121,6 +136,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         Gives the segments of a segmentation that is read their labels.
     check_label : callable, optional
         Raises `InputError` for a label that must not be saved.
+    in_use : float
+        Seconds for which an image that was asked for stays at least.
 
     Notes
     -----
@@ -137,6 +154,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         describe: Describe,
         label_of: LabelOf,
         check_label: CheckLabel | None = None,
+        in_use: float = IN_USE_SECONDS,
     ) -> None:
         # The stock constructor watches the cache with a thread and lists files as images.
         self.pacs = pacs
@@ -146,8 +164,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         self._describe = describe
         self._label_of = label_of
         self._check_label = check_label
+        self._in_use = in_use
         self._listing = threading.RLock()
-        self._listed: tuple[float, dict[str, Dataset]] | None = None
+        self._listed: tuple[float, dict[str, _Listed]] | None = None
+        self._pictures: dict[tuple[str, int], list[str]] = {}
         self._labelled: tuple[float, dict[str, StoredLabel]] | None = None
         # what the segmentations of a series refer to never changes, so that each is looked at once
         self._segmentations: dict[tuple[str, int], list[StoredLabel]] = {}
@@ -192,8 +212,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         UpstreamError
             If the series cannot be fetched.
         """
-        folder, _ = self._fetched(image_id, _IN_USE_SECONDS)
-        return str(folder)
+        return str(self._fetched(image_id, self._in_use))
 
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
@@ -209,11 +228,14 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what the server says of a series, and what was kept with it here; empty where there is none."""
-        header = self._series().get(image_id)
-        if header is None:
+        listed = self._series().get(image_id)
+        if listed is None:
             return {}
+        header = listed.header
         told = {name: str(header[name].value) for name in _INFO if header.get(name) not in (None, "")}
         entry = self._datastore.objects.get(image_id)
+        if listed.instance:
+            told["SOPInstanceUID"] = listed.instance
         return {**told, **(entry.image.info if entry else {}), "path": str(self._folder(image_id))}
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
@@ -230,7 +252,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         UpstreamError
             If it cannot be fetched.
         InputError
-            If the segmentation does not lie on the image.
+            If a segmentation of ours does not lie on the image; another program's is none then.
         """
         tag = _tag(label_tag)
         if tag != FINAL:
@@ -242,7 +264,14 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             known = self._datastore.label(label_id, FINAL)
             path = Path(self._label_path(label_id, FINAL, ".nii.gz"))
             if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
-                self._fetch_label(stored, path)
+                try:
+                    self._fetch_label(stored, path)
+                except InputError:
+                    if stored.ours:
+                        raise
+                    # a training goes on without it
+                    logger.warning("A segmentation of another program cannot be laid on its image")
+                    return ""
             return str(path)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -256,7 +285,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return image folder and label file of each finished series, all fetched, and kept here for a day."""
         pairs = []
         for image in self.get_labeled_images():
-            folder, _ = self._fetched(image, _LISTED_SECONDS)
+            folder = self._fetched(image, LISTED_SECONDS)
             pairs.append({"image": str(folder), "label": self.get_label_uri(image, FINAL)})
         if full_path:
             return pairs
@@ -366,22 +395,37 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         oldest = time.time() - seconds
         return sum(self._remove(folder) for folder, used in self._fetched_folders() if used < oldest)
 
-    def _series(self) -> dict[str, Dataset]:
-        """Return the series by their UIDs, as the server lists them now."""
+    def _series(self) -> dict[str, _Listed]:
+        """Return the images by their ids, as the server lists them now."""
         with self._listing:
             if self._listed is None or time.monotonic() - self._listed[0] > _FRESH_SECONDS:
-                found: dict[str, Dataset] = {}
+                found: dict[str, _Listed] = {}
+                pictures: dict[tuple[str, int], list[str]] = {}
                 # several modalities in one search are no part of the standard
                 for modality in self.pacs.options.modalities:
                     conditions = {**dict(self.pacs.options.filters), "Modality": modality}
                     for header in self.pacs.search("series", conditions, _FIELDS):
-                        found[_uid(header, "SeriesInstanceUID", self.pacs)] = header
+                        series = _uid(header, "SeriesInstanceUID", self.pacs)
+                        listed = _Listed(header, _uid(header, "StudyInstanceUID", self.pacs), series, _count(header))
+                        if modality not in _PICTURES or listed.count < 2:
+                            found[series] = listed
+                            continue
+                        key = (series, listed.count)
+                        pictures[key] = self._pictures.get(key) or self._instances(listed)
+                        for instance in pictures[key]:
+                            found[instance] = replace(listed, count=1, instance=instance)
+                self._pictures = pictures
                 self._listed = (time.monotonic(), found)
             return self._listed[1]
 
+    def _instances(self, listed: _Listed) -> list[str]:
+        where = f"studies/{listed.study}/series/{listed.series}/instances"
+        return [_uid(header, "SOPInstanceUID", self.pacs) for header in self.pacs.search(where, {})]
+
     def _labels(self) -> dict[str, StoredLabel]:
-        """Return the segmentation that counts of each series that has one."""
+        """Return the segmentation that counts of each image that has one."""
         with self._listing:
+            self._series()
             if self._labelled is None or time.monotonic() - self._labelled[0] > _FRESH_SECONDS:
                 conditions = {name: value for name, value in self.pacs.options.filters if name in _STUDY_LEVEL}
                 stored: list[StoredLabel] = []
@@ -403,7 +447,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the segmentations of a series, from their metadata; what refers to no one series is none."""
         found = []
         for data in self.pacs.metadata(study, series):
-            referred = {str(item.get("SeriesInstanceUID", "")) for item in data.get("ReferencedSeriesSequence") or []}
+            series_items = data.get("ReferencedSeriesSequence") or []
+            referred = {str(item.get("SeriesInstanceUID", "")) for item in series_items}
+            drawn_on = frozenset(
+                str(item.get("ReferencedSOPInstanceUID", ""))
+                for each in series_items
+                for item in each.get("ReferencedInstanceSequence") or []
+            )
             instance = str(data.get("SOPInstanceUID", ""))
             if len(referred) != 1 or not UID.fullmatch(instance):
                 continue
@@ -411,13 +461,16 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             reference = Reference(series, instance, number, str(data.get("SOPClassUID", "")))
             when = f"{data.get('ContentDate') or ''}{data.get('ContentTime') or ''}"
             replaced = frozenset(superseded_instances(data))
-            found.append(StoredLabel(referred.pop(), study, reference, when, is_ours(data), replaced))
+            found.append(StoredLabel(referred.pop(), drawn_on, study, reference, when, is_ours(data), replaced))
         return found
 
     def _that_count(self, stored: list[StoredLabel]) -> dict[str, StoredLabel]:
         replaced = {instance for label in stored if label.ours for instance in label.supersedes}
         counting: dict[str, StoredLabel] = {}
-        for label in stored:
+        pictures = {instance for instances in self._pictures.values() for instance in instances}
+        for each in stored:
+            one = next(iter(each.drawn_on)) if len(each.drawn_on) == 1 else None
+            label = replace(each, image=one) if one in pictures else each
             if label.reference.instance in replaced or not (label.ours or self.pacs.options.foreign_labels):
                 continue
             other = counting.get(label.image)
@@ -430,31 +483,35 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             return image_id in self._labels()
         return self._datastore.label(image_id, _tag(tag)) is not None
 
-    def _fetched(self, image_id: str, seconds: float) -> tuple[Path, bool]:
-        """Return the folder of a series, which stays for so many seconds, and whether it was fetched now."""
-        header = self._series().get(image_id)
-        if header is None:
+    def _fetched(self, image_id: str, seconds: float) -> Path:
+        """Return the folder of an image, which stays for so many seconds."""
+        listed = self._series().get(image_id)
+        if listed is None:
             raise self._unknown(image_id)
         folder = self._folder(image_id)
         with self._fetching[image_id]:
-            new = not self._keep_until(folder, seconds)
-            if new:
-                self._fetch(header, image_id, folder)
+            if not self._keep_until(folder, seconds):
+                self._fetch(listed, image_id, folder)
                 self._keep_until(folder, seconds)
                 self._bound_cache(folder)
-        return folder, new
+        return folder
 
     def _unknown(self, image_id: str) -> UnknownError:
+        several = next((len(names) for (series, _), names in self._pictures.items() if series == image_id), 0)
+        if several:
+            return UnknownError(
+                f"Series {image_id} holds {several} pictures; ask for one of them by its SOPInstanceUID."
+            )
         return UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
 
     def _folder(self, image_id: str) -> Path:
         return self._root.resolve() / image_id
 
-    def _fetch(self, header: Dataset, image_id: str, folder: Path) -> None:
+    def _fetch(self, listed: _Listed, image_id: str, folder: Path) -> None:
         # under another name until it is whole, since a folder that exists is taken as fetched
         partial = folder.with_name(f".{image_id}.{os.getpid()}{_PARTIAL}")
         try:
-            self.pacs.retrieve(_uid(header, "StudyInstanceUID", self.pacs), image_id, partial, count=_count(header))
+            self.pacs.retrieve(listed.study, listed.series, partial, listed.instance, listed.count)
             try:
                 os.replace(partial, folder)
             except OSError:
