@@ -181,6 +181,11 @@ def test_what_is_said_of_a_segment_comes_back(film: MedicalImage, tmp_path: Path
     assert (lung.code, lung.description) == (LUNG.code, "prompt: the left lung")
     assert (tumour.code, tumour.algorithm) == (TUMOUR.code, "SEMIAUTOMATIC")
     data = pydicom.dcmread(tmp_path / "seg.dcm")
+    colours = [
+        highdicom.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue)
+        for item in data.SegmentSequence
+    ]
+    assert colours[0].to_rgb(clip=True) != colours[1].to_rgb(clip=True)
     algorithm = data.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert "prompt=the left lung" in algorithm.AlgorithmParameters
     assert len(data.SeriesDescription) <= 64

@@ -24,6 +24,7 @@ import medclipsam
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging.dicom import source_headers
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.overlay import COLOURS
 from medclipsam.imaging.write import replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 
@@ -324,6 +325,7 @@ def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[D
 
 def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
     from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
@@ -349,6 +351,7 @@ def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
         algorithm_type=segment.algorithm,
         algorithm_identification=algorithm,
         anatomic_regions=[concept(code.region)] if code.region else None,
+        display_color=CIELabColor.from_rgb(*COLOURS[((segment.label or 1) - 1) % len(COLOURS)]),
     )
     if code.modifier:
         described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = DicomSequence(
