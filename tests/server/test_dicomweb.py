@@ -755,3 +755,18 @@ def test_a_label_of_another_program_that_does_not_fit_is_none(
     store.refresh()
     assert store.get_label_uri(film, "final") == ""
     assert viewer.get("/datastore/label", params={"label": film, "tag": "final"}).status_code == 404
+
+
+def test_counting_asks_the_server_once_however_slow_it_is(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
+    for number in range(20):
+        more = pydicom.dcmread(io.BytesIO(_bytes(pacs.of(film)[0])))
+        more.SeriesInstanceUID, more.SOPInstanceUID = f"1.8.{number}", f"1.8.{number}.1"
+        pacs.instances.append(more)
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    # every answer is too old at once
+    store._fresh = -1.0
+    for ask in (store.status, store.json, store.get_labeled_images, store.get_unlabeled_images):
+        pacs.asked.clear()
+        ask()
+        assert len(pacs.asked) < 25

@@ -28,7 +28,13 @@ from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
 from medclipsam.server.describe import SegmentDescriber
-from medclipsam.server.dicomweb import IN_USE_SECONDS, LISTED_SECONDS, DicomWebStudies
+from medclipsam.server.dicomweb import (
+    FRESH_SECONDS,
+    IN_USE_SECONDS,
+    LISTED_SECONDS,
+    LONG_FRESH_SECONDS,
+    DicomWebStudies,
+)
 from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.finetuner import FinetuneTrainer
@@ -229,6 +235,7 @@ class MedClipSamApp(MONAILabelApp):
             check_label=self.check_label,
             # a training looks at its images for as long as it takes
             in_use=LISTED_SECONDS if _is_subprocess() else IN_USE_SECONDS,
+            fresh=LONG_FRESH_SECONDS if _is_subprocess() else FRESH_SECONDS,
         )
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
 
-# Seconds for which one answer of the server holds.
-_FRESH_SECONDS = 1.0
+# Seconds for which one answer of the server holds, and for a training, which asks for each image by itself.
+FRESH_SECONDS = 1.0
+LONG_FRESH_SECONDS = 60.0
 # A series that was asked for within so many seconds may be in use, and one of a data list for a day.
 IN_USE_SECONDS = 120.0
 LISTED_SECONDS = 24 * 3600.0
@@ -138,6 +139,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         Raises `InputError` for a label that must not be saved.
     in_use : float
         Seconds for which an image that was asked for stays at least.
+    fresh : float
+        Seconds for which one answer of the server holds.
 
     Notes
     -----
@@ -155,6 +158,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         label_of: LabelOf,
         check_label: CheckLabel | None = None,
         in_use: float = IN_USE_SECONDS,
+        fresh: float = FRESH_SECONDS,
     ) -> None:
         # The stock constructor watches the cache with a thread and lists files as images.
         self.pacs = pacs
@@ -165,6 +169,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         self._label_of = label_of
         self._check_label = check_label
         self._in_use = in_use
+        self._fresh = fresh
         self._listing = threading.RLock()
         self._listed: tuple[float, dict[str, _Listed]] | None = None
         self._pictures: dict[tuple[str, int], list[str]] = {}
@@ -196,11 +201,11 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the UIDs of the series that have a label of a tag, by default `final`."""
-        return [image for image in self.list_images() if self._has(image, label_tag)]
+        return self._split(label_tag)[0]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the UIDs of the series that have no label of a tag, by default `final`."""
-        return [image for image in self.list_images() if not self._has(image, label_tag)]
+        return self._split(label_tag)[1]
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the folder that holds the series, fetched at the first call.
@@ -229,20 +234,19 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what the server says of a series, and what was kept with it here; empty where there is none."""
         listed = self._series().get(image_id)
-        if listed is None:
-            return {}
+        return {**self._told(image_id, listed), "path": str(self._folder(image_id))} if listed else {}
+
+    def _told(self, image_id: str, listed: _Listed) -> dict[str, Any]:
         header = listed.header
         told = {name: str(header[name].value) for name in _INFO if header.get(name) not in (None, "")}
-        entry = self._datastore.objects.get(image_id)
         if listed.instance:
             told["SOPInstanceUID"] = listed.instance
-        return {**told, **(entry.image.info if entry else {}), "path": str(self._folder(image_id))}
+        entry = self._datastore.objects.get(image_id)
+        return {**told, **(entry.image.info if entry else {})}
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the image's id for each tag that it has a label of."""
-        entry = self._datastore.objects.get(image_id)
-        tags = {tag for tag in (entry.labels if entry else {}) if tag != FINAL}
-        return dict.fromkeys([*sorted(tags), *([FINAL] if image_id in self._labels() else [])], image_id)
+        return dict.fromkeys(self._tags(image_id, self._labels()), image_id)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return a label's file, a final one as the server has it now; empty where there is none.
@@ -306,23 +310,24 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def status(self) -> dict[str, Any]:
         """Return how many images there are, how many are finished, and how many labels each tag has."""
-        images = self.list_images()
-        tags = Counter(tag for image in images for tag in self.get_labels_by_image_id(image))
+        # asked for once: what is asked for anew for each image takes long where the server is slow
+        images, labels = self.list_images(), self._labels()
+        tags = Counter(tag for image in images for tag in self._tags(image, labels))
         return {"total": len(images), "completed": tags.get(FINAL, 0), "label_tags": dict(tags)}
 
     def json(self) -> dict[str, Any]:
         """Return images and labels with what is known of them."""
         content = self._datastore.model_dump(exclude={"base_path", "objects"})
+        series, stored = self._series(), self._labels()
         objects = {}
-        for image in self.list_images():
+        for image, listed in series.items():
             entry = self._datastore.objects.get(image)
             known = entry.labels if entry else {}
             labels = {
                 tag: (known[tag].model_dump() if tag in known else {"ext": ".nii.gz", "info": {}})
-                for tag in self.get_labels_by_image_id(image)
+                for tag in self._tags(image, stored)
             }
-            info = {key: value for key, value in self.get_image_info(image).items() if key != "path"}
-            objects[image] = {"image": {"ext": "", "info": info}, "labels": labels}
+            objects[image] = {"image": {"ext": "", "info": self._told(image, listed)}, "labels": labels}
         return {**content, "objects": objects}
 
     def save_label(
@@ -398,7 +403,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def _series(self) -> dict[str, _Listed]:
         """Return the images by their ids, as the server lists them now."""
         with self._listing:
-            if self._listed is None or time.monotonic() - self._listed[0] > _FRESH_SECONDS:
+            if self._listed is None or time.monotonic() - self._listed[0] > self._fresh:
                 found: dict[str, _Listed] = {}
                 pictures: dict[tuple[str, int], list[str]] = {}
                 # several modalities in one search are no part of the standard
@@ -426,7 +431,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the segmentation that counts of each image that has one."""
         with self._listing:
             self._series()
-            if self._labelled is None or time.monotonic() - self._labelled[0] > _FRESH_SECONDS:
+            if self._labelled is None or time.monotonic() - self._labelled[0] > self._fresh:
                 conditions = {name: value for name, value in self.pacs.options.filters if name in _STUDY_LEVEL}
                 stored: list[StoredLabel] = []
                 looked: dict[tuple[str, int], list[StoredLabel]] = {}
@@ -478,10 +483,19 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 counting[label.image] = label
         return counting
 
-    def _has(self, image_id: str, tag: str | None) -> bool:
-        if _tag(tag or FINAL) == FINAL:
-            return image_id in self._labels()
-        return self._datastore.label(image_id, _tag(tag)) is not None
+    def _split(self, label_tag: str | None) -> tuple[list[str], list[str]]:
+        """Return the images that have a label of a tag, and those that have none."""
+        tag = _tag(label_tag or FINAL)
+        labels = self._labels() if tag == FINAL else {}
+        images = self.list_images()
+        have = {image for image in images if image in labels or (tag != FINAL and self._datastore.label(image, tag))}
+        return [image for image in images if image in have], [image for image in images if image not in have]
+
+    def _tags(self, image_id: str, labels: Mapping[str, StoredLabel]) -> list[str]:
+        """Return the tags that an image has labels of, given those that are on the server."""
+        entry = self._datastore.objects.get(image_id)
+        here = sorted(tag for tag in (entry.labels if entry else {}) if tag != FINAL)
+        return [*here, *([FINAL] if image_id in labels else [])]
 
     def _fetched(self, image_id: str, seconds: float) -> Path:
         """Return the folder of an image, which stays for so many seconds."""
