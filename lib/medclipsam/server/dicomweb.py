@@ -259,6 +259,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             If a segmentation of ours does not lie on the image; another program's is none then.
         """
         tag = _tag(label_tag)
+        self._look_again()
         if tag != FINAL:
             return str(super(DICOMWebDatastore, self).get_label_uri(label_id, tag))
         stored = self._labels().get(label_id)
@@ -402,6 +403,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def _series(self) -> dict[str, _Listed]:
         """Return the images by their ids, as the server lists them now."""
+        self._look_again()
         with self._listing:
             if self._listed is None or time.monotonic() - self._listed[0] > self._fresh:
                 found: dict[str, _Listed] = {}
@@ -422,6 +424,11 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 self._pictures = pictures
                 self._listed = (time.monotonic(), found)
             return self._listed[1]
+
+    def _look_again(self) -> None:
+        """See what another process, such as a batch, has saved here."""
+        with self._access:
+            self._read_config()
 
     def _instances(self, listed: _Listed) -> list[str]:
         where = f"studies/{listed.study}/series/{listed.series}/instances"
