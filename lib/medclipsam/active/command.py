@@ -1,0 +1,134 @@
+"""`medclipsam rounds show | plot | simulate`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medclipsam.errors import InputError
+
+if TYPE_CHECKING:
+    from medclipsam.active.ledger import Ledger
+
+# Returns the workspace of a studies folder or URL.
+FindWorkspace = Callable[[str], Path]
+
+LEDGER_FILE = "rounds.sqlite"
+
+
+def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
+    """Add the command to a parser's sub-commands.
+
+    Parameters
+    ----------
+    commands : argparse sub-parsers
+    workspace : callable
+        Returns the default workspace of a studies folder or URL.
+    """
+    rounds = commands.add_parser("rounds", help="what was labelled and trained, round by round (docs/rounds.md)")
+    actions = rounds.add_subparsers(dest="action", required=True, parser_class=type(rounds))
+
+    show = actions.add_parser("show", help="a line for each round")
+    show.add_argument("--json", action="store_true", help="for programs")
+    show.set_defaults(run=_show)
+    plot = actions.add_parser("plot", help="learning curve and effort of correction as a picture or page")
+    plot.add_argument("out", type=Path, help="file to write, .png or .html")
+    plot.set_defaults(run=_plot)
+    for action in (show, plot):
+        action.add_argument("--studies", help="folder of images and labels, or URL of the DICOMweb server")
+        action.add_argument("--workspace", type=Path, help="where the ledger is (default: that of the studies)")
+        action.set_defaults(find_workspace=workspace)
+
+    simulate = actions.add_parser("simulate", help="hold strategies against each other, the true masks as annotators")
+    simulate.add_argument("data", type=Path, help="data in the paper's layout, with a train and a test split")
+    simulate.add_argument("--out", type=Path, required=True, help="folder of the results; an earlier run goes on")
+    simulate.add_argument("--task", action="append", default=[], help="structure to label; may be given several times")
+    simulate.add_argument(
+        "--strategy", action="append", default=[], help="strategy to play; may be given several times"
+    )
+    simulate.add_argument("--seeds", type=int, default=10, help="runs of each strategy (default: %(default)s)")
+    simulate.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
+    simulate.add_argument("--initial", type=int, help="images of the first round")
+    simulate.add_argument("--batch", type=int, help="images of each further round")
+    simulate.add_argument("--rounds", type=int, help="further rounds")
+    simulate.add_argument("--control", type=int, help="images on which the effort of correction is measured")
+    simulate.add_argument("--weights", default="demo", help="bundle whose CLIP makes the embeddings (default: demo)")
+    simulate.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    simulate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the training or of the choice, as in --set epochs=12 (docs/rounds.md)",
+    )
+    simulate.set_defaults(run=_simulate)
+
+
+def _ledger(given: argparse.Namespace) -> Ledger:
+    from medclipsam.active.ledger import Ledger
+
+    if given.workspace is None and given.studies is None:
+        raise InputError("Say whose rounds are meant: --studies FOLDER or URL, or --workspace DIR.")
+    studies = given.studies
+    if studies is not None and not studies.startswith(("http://", "https://")):
+        studies = str(Path(studies).resolve())
+    place = (given.workspace or given.find_workspace(studies)).expanduser().absolute()
+    file = place / LEDGER_FILE
+    if not file.is_file():
+        raise InputError(f"There is no ledger {file}: nobody has asked this project's server for an image yet.")
+    return Ledger(file)
+
+
+def _show(given: argparse.Namespace) -> int:
+    from medclipsam.active.summary import as_text, summarise
+
+    summary = summarise(_ledger(given))
+    sys.stdout.write(json.dumps(summary, indent=2) + "\n" if given.json else as_text(summary))
+    return 0
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from medclipsam.active.summary import plot, summarise
+
+    sys.stdout.write(f"{plot(summarise(_ledger(given)), given.out)}\n")
+    return 0
+
+
+def _simulate(given: argparse.Namespace) -> int:
+    from medclipsam.active.simulate import SimulationOptions, simulate
+    from medclipsam.active.strategies import SamplingOptions
+    from medclipsam.active.verdict import as_markdown, draw_curves, judge
+    from medclipsam.targets import TargetSet
+    from medclipsam.training.options import TrainingOptions
+    from medclipsam.zeroshot import ZeroShot
+
+    sampling: dict[str, Any] = {"validation": 0.0}
+    training: dict[str, Any] = {"preset": "small"}
+    known = {field.name: field for field in dataclasses.fields(SamplingOptions)}
+    for entry in given.set:
+        key, separator, value = entry.partition("=")
+        if not separator:
+            raise InputError(f"{entry!r} sets nothing; allowed: KEY=VALUE, such as epochs=12.")
+        (sampling if key in known else training)[key] = value
+    chosen: dict[str, Any] = {key: getattr(given, key) for key in ("initial", "batch", "rounds", "control")}
+    chosen["strategies"] = tuple(given.strategy) or None
+    options = SimulationOptions(
+        **{key: value for key, value in chosen.items() if value is not None},
+        seeds=tuple(range(given.first_seed, given.first_seed + given.seeds)),
+        sampling=SamplingOptions.from_mapping(sampling),
+        training=TrainingOptions.from_mapping(training),
+    )
+    targets = TargetSet.load(*given.targets_file)
+    encoder = ZeroShot.load(given.weights, targets=targets).encoder
+    runs = simulate(given.data, given.out, options, encoder, targets, tasks=given.task, show=sys.stderr.isatty())
+    verdict = judge(runs, options.strategies)
+    text = as_markdown(verdict)
+    (given.out / "report.md").write_text(text, encoding="utf-8")
+    draw_curves(verdict, given.out / "curves.png")
+    sys.stdout.write(text)
+    return 0

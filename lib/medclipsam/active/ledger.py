@@ -1,0 +1,861 @@
+"""What is known of each image and each round, in one SQLite file of the workspace.
+
+Who works on which image (leases), which labels people have saved, from which mask, with what effort, what was trained
+on them and what came of it. Every version of a label is kept. The server, its sub-processes and the command line may
+use the file at once (write-ahead log); each change is one transaction, so that a killed process leaves none half made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from medclipsam.active.effort import agreement, effort
+from medclipsam.errors import InputError
+
+# Raised by one with each change of the tables.
+SCHEMA = 1
+
+LEASE_SECONDS = 1800.0
+# A reader whom nobody has told apart from others.
+ANONYMOUS = "anonymous"
+# Seconds after which a label that does not lie with the studies was removed there, and not just saved.
+_SETTLED = 60.0
+VERDICTS = ("approved", "rejected")
+ENDS = ("published", "unvalidated", "refused", "failed", "interrupted")
+
+Saved = Literal["new", "replaced", "same"]
+
+_schema = sa.MetaData()
+_images = sa.Table(
+    "images",
+    _schema,
+    sa.Column("image", sa.String, primary_key=True),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("validation", sa.Boolean, nullable=False),
+    sa.Column("here", sa.Boolean, nullable=False),
+    # whether a final label lies with the studies, also one that was put there by hand
+    sa.Column("finished", sa.Boolean, nullable=False),
+    # presence score less its threshold: below 0 the target is taken to be absent; null where nobody has asked
+    sa.Column("presence", sa.Float),
+)
+_embeddings = sa.Table(
+    "embeddings",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("encoder", sa.String, primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+_scores = sa.Table(
+    "scores",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("network", sa.String, primary_key=True),
+    sa.Column("total", sa.Float, nullable=False),
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("disagreement", sa.Float),
+    sa.Column("planes", sa.JSON, nullable=False),
+    sa.Column("found", sa.JSON, nullable=False),
+)
+_leases = sa.Table(
+    "leases",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+)
+_masks = sa.Table(
+    "masks",
+    _schema,
+    sa.Column("content", sa.String, primary_key=True),
+    sa.Column("shape", sa.JSON, nullable=False),
+    sa.Column("voxels", sa.LargeBinary, nullable=False),
+)
+_shown = sa.Table(
+    "shown",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("holder", sa.String, primary_key=True),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("content", sa.String, sa.ForeignKey("masks.content"), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+_labels = sa.Table(
+    "labels",
+    _schema,
+    sa.Column("number", sa.Integer, autoincrement=True, primary_key=True),
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), nullable=False, index=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("reader", sa.String, nullable=False),
+    sa.Column("saved", sa.Float, nullable=False),
+    sa.Column("content", sa.String, sa.ForeignKey("masks.content"), nullable=False),
+    sa.Column("absent", sa.Boolean, nullable=False),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("dice", sa.Float),
+    sa.Column("path_length", sa.Integer),
+    sa.Column("changed", sa.Integer),
+    sa.Column("seconds", sa.Float),
+    sa.Column("current", sa.Boolean, nullable=False),
+)
+_reviews = sa.Table(
+    "reviews",
+    _schema,
+    sa.Column("label", sa.Integer, sa.ForeignKey("labels.number"), primary_key=True),
+    sa.Column("reviewer", sa.String, primary_key=True),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+_rounds = sa.Table(
+    "rounds",
+    _schema,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("opened", sa.Float, nullable=False),
+    # last label that the training could see
+    sa.Column("upto", sa.Integer),
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("network_before", sa.String),
+    sa.Column("network_after", sa.String),
+    sa.Column("metrics", sa.JSON, nullable=False),
+)
+_changes = sa.Table(
+    "changes",
+    _schema,
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who works on an image.
+
+    Attributes
+    ----------
+    image, holder : str
+    since, until : float
+        Seconds since the epoch.
+    """
+
+    image: str
+    holder: str
+    since: float
+    until: float
+
+
+@dataclass(frozen=True)
+class Label:
+    """One version of an image's label, as a person has saved it.
+
+    Attributes
+    ----------
+    number : int
+        Grows with each version of any image.
+    image, reader : str
+        Whose label it is, and who saved it.
+    round : int
+        The round that it was saved in.
+    saved : float
+        Seconds since the epoch.
+    absent : bool
+        Whether it says that nothing is there.
+    source : str
+        What had made the mask that the reader was shown; "" where none is known.
+    dice, path_length, changed : float, int, int or None
+        What the reader changed, see `medclipsam.active.effort.Effort`; None without a mask before.
+    seconds : float or None
+        From the beginning of the lease to the saving, where the reader held one.
+    current : bool
+        Whether no later version has taken its place.
+    verdicts : mapping of str to str
+        "approved" or "rejected", by reviewer.
+    """
+
+    number: int
+    image: str
+    reader: str
+    round: int
+    saved: float
+    absent: bool
+    source: str
+    dice: float | None
+    path_length: int | None
+    changed: int | None
+    seconds: float | None
+    current: bool
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a reviewer has rejected it."""
+        return "rejected" in self.verdicts.values()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn: labels, training, what came of it.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    state : str
+        "open", "training", or how the training ended: "published", "unvalidated", "refused", "failed", "interrupted".
+    opened, started, ended : float or None
+        Seconds since the epoch: of the round, of its training.
+    network_before, network_after : str or None
+        The published network when the training began, and the one that it made.
+    metrics : mapping
+        What the training said of it.
+    """
+
+    number: int
+    state: str
+    opened: float
+    started: float | None = None
+    ended: float | None = None
+    network_before: str | None = None
+    network_after: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the present network says of an image.
+
+    Attributes
+    ----------
+    total : float
+        Uncertainty of the image.
+    classes : mapping of str to float
+        Uncertainty by structure.
+    disagreement : float or None
+        1 - Dice of the network's mask and the zero-shot mask.
+    planes : sequence of int
+        The most uncertain planes of a volume, the first most; empty for a single plane.
+    found : sequence of str
+        Structures that the network finds.
+    """
+
+    total: float
+    classes: Mapping[str, float] = field(default_factory=dict)
+    disagreement: float | None = None
+    planes: Sequence[int] = ()
+    found: Sequence[str] = ()
+
+
+class Ledger:
+    """The file.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Made where it is not there, readable by its owner only.
+    clock : callable
+        Seconds since the epoch.
+
+    Raises
+    ------
+    InputError
+        If the file is no ledger, or one of a later version of this software.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        sa.event.listen(self._engine, "connect", _prepare)
+        sa.event.listen(self._engine, "begin", _begin)
+        self._write = self._engine.execution_options(write=True)
+        try:
+            with self._write.begin() as db:
+                version = int(db.exec_driver_sql("PRAGMA user_version").scalar_one())
+                if version > SCHEMA:
+                    raise InputError(
+                        f"{path} was written by a later version of medclipsam (its format is {version}, this one "
+                        f"reads up to {SCHEMA})."
+                    )
+                _schema.create_all(db)
+                db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+                now = self._clock()
+                db.execute(
+                    insert(_rounds).values(number=1, opened=now, state="open", metrics={}).on_conflict_do_nothing()
+                )
+        except sa.exc.DatabaseError as error:
+            self.close()
+            raise InputError(f"{path} cannot be used as a ledger of rounds: {error.orig}.") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._engine.dispose()
+
+    def version(self, kind: Literal["images", "labels"]) -> int:
+        """Return a number that grows with every change by any process.
+
+        Parameters
+        ----------
+        kind : {"images", "labels"}
+            Of the images with their presence, embeddings and scores, or of labels, reviews and rounds.
+        """
+        with self._engine.connect() as db:
+            return int(db.execute(sa.select(_changes.c.count).where(_changes.c.kind == kind)).scalar() or 0)
+
+    # -- images ---------------------------------------------------------------------------------------------------
+
+    def sync_images(self, images: Mapping[str, tuple[str, bool]], finished: Collection[str] = ()) -> None:
+        """Take in which images there are.
+
+        Parameters
+        ----------
+        images : mapping
+            Image id: (subject, whether it is of the validation set). What is known of an image that is not among them
+            is kept for when it comes back.
+        finished : collection of str
+            Images with which a final label lies. A label that the ledger knows and that lies there no more counts no
+            more.
+        """
+        now = self._clock()
+        with self._write.begin() as db:
+            known = {
+                row.image: (row.subject, row.validation, row.here, row.finished)
+                for row in db.execute(sa.select(_images))
+            }
+            fresh = [
+                {"image": image, "subject": subject, "validation": validation, "here": True, "finished": done}
+                for image, (subject, validation) in images.items()
+                if known.get(image) != (subject, validation, True, done := image in finished)
+            ]
+            gone = [image for image, (_, _, here, _) in known.items() if here and image not in images]
+            removed = [
+                row.number
+                for row in db.execute(
+                    sa.select(_labels.c.number, _labels.c.image).where(
+                        _labels.c.current & (_labels.c.saved < now - _SETTLED)
+                    )
+                )
+                if row.image in images and row.image not in finished
+            ]
+            if fresh:
+                new = insert(_images)
+                db.execute(
+                    new.on_conflict_do_update(
+                        index_elements=["image"],
+                        set_={name: new.excluded[name] for name in ("subject", "validation", "here", "finished")},
+                    ),
+                    fresh,
+                )
+            for image in gone:
+                db.execute(_images.update().where(_images.c.image == image).values(here=False))
+            if fresh or gone:
+                _changed(db, "images")
+            if removed:
+                db.execute(_labels.update().where(_labels.c.number.in_(removed)).values(current=False))
+                _changed(db, "labels")
+
+    def subjects(self) -> dict[str, str]:
+        """Return the subject of every image that was ever here."""
+        with self._engine.connect() as db:
+            return {row.image: row.subject for row in db.execute(sa.select(_images.c.image, _images.c.subject))}
+
+    def images(self) -> list[dict[str, Any]]:
+        """Return the images that are here, by their ids: image, subject, validation, finished, presence."""
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_images).where(_images.c.here).order_by(_images.c.image))
+            return [dict(row) for row in rows.mappings()]
+
+    def set_presence(self, margins: Mapping[str, float]) -> None:
+        """Note presence scores less their thresholds, by image."""
+        with self._write.begin() as db:
+            for image, margin in margins.items():
+                db.execute(_images.update().where(_images.c.image == image).values(presence=float(margin)))
+            _changed(db, "images")
+
+    def set_embeddings(self, encoder: str, vectors: Mapping[str, np.ndarray]) -> None:
+        """Keep image embeddings (float [D], by image) of an encoder's weights; those of other weights are dropped."""
+        rows = [
+            {"image": image, "encoder": encoder, "vector": np.asarray(vector, np.float16).tobytes()}
+            for image, vector in vectors.items()
+        ]
+        with self._write.begin() as db:
+            db.execute(_embeddings.delete().where(_embeddings.c.encoder != encoder))
+            if rows:
+                db.execute(insert(_embeddings).prefix_with("OR REPLACE"), rows)
+            _changed(db, "images")
+
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """Return image embeddings (float16 [D]) by image."""
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_embeddings.c.image, _embeddings.c.vector)).all()
+        return {image: np.frombuffer(vector, np.float16) for image, vector in rows}
+
+    def without_embedding(self, encoder: str) -> list[str]:
+        """Return the images that an encoder has not seen, in the order of their ids."""
+        seen = sa.select(_embeddings.c.image).where(_embeddings.c.encoder == encoder)
+        return self._images_that(_images.c.image.not_in(seen))
+
+    def set_scores(self, network: str, scores: Mapping[str, Score]) -> None:
+        """Keep what a network says of images; what other networks said is dropped."""
+        rows = [
+            {
+                "image": image,
+                "network": network,
+                "total": float(score.total),
+                "classes": {name: float(value) for name, value in score.classes.items()},
+                "disagreement": score.disagreement,
+                "planes": [int(plane) for plane in score.planes],
+                "found": list(score.found),
+            }
+            for image, score in scores.items()
+        ]
+        with self._write.begin() as db:
+            db.execute(_scores.delete().where(_scores.c.network != network))
+            if rows:
+                db.execute(insert(_scores).prefix_with("OR REPLACE"), rows)
+            _changed(db, "images")
+
+    def scores(self) -> dict[str, Score]:
+        """Return the scores of the present network by image."""
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_scores)).all()
+        return {
+            row.image: Score(row.total, row.classes, row.disagreement, tuple(row.planes), tuple(row.found))
+            for row in rows
+        }
+
+    def without_score(self, network: str) -> list[str]:
+        """Return the images without a label that a network has not scored, in the order of their ids."""
+        scored = sa.select(_scores.c.image).where(_scores.c.network == network)
+        labelled = sa.select(_labels.c.image)
+        return self._images_that(_images.c.image.not_in(scored), _images.c.image.not_in(labelled))
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    def lease(self, image: str, holder: str, seconds: float = LEASE_SECONDS) -> Lease | None:
+        """Give an image to a holder, or let the holder keep it for longer.
+
+        Parameters
+        ----------
+        image, holder : str
+            The image, and who asks.
+        seconds : float
+            From now.
+
+        Returns
+        -------
+        Lease or None
+            None where another holds it.
+
+        Raises
+        ------
+        InputError
+            If there is no such image.
+        """
+        now = self._clock()
+        with self._write.begin() as db:
+            self._known(db, image)
+            new = insert(_leases).values(image=image, holder=holder, since=now, until=now + seconds)
+            mine = (_leases.c.holder == holder) & (_leases.c.until > now)
+            done = db.execute(
+                new.on_conflict_do_update(
+                    index_elements=["image"],
+                    set_={
+                        "holder": holder,
+                        "since": sa.case((mine, _leases.c.since), else_=now),
+                        "until": now + seconds,
+                    },
+                    where=(_leases.c.until <= now) | (_leases.c.holder == holder),
+                )
+            )
+            if not done.rowcount:
+                return None
+            row = db.execute(sa.select(_leases).where(_leases.c.image == image)).one()
+        return Lease(row.image, row.holder, row.since, row.until)
+
+    def release(self, image: str, holder: str) -> bool:
+        """Give an image back; returns whether the holder had it."""
+        with self._write.begin() as db:
+            done = db.execute(
+                _leases.delete().where(
+                    (_leases.c.image == image) & (_leases.c.holder == holder) & (_leases.c.until > self._clock())
+                )
+            )
+            return bool(done.rowcount)
+
+    def leases(self, holder: str | None = None) -> list[Lease]:
+        """Return the leases that have not expired, of one holder or of all, the oldest first."""
+        wanted = sa.select(_leases).where(_leases.c.until > self._clock()).order_by(_leases.c.since, _leases.c.image)
+        if holder is not None:
+            wanted = wanted.where(_leases.c.holder == holder)
+        with self._engine.connect() as db:
+            return [Lease(row.image, row.holder, row.since, row.until) for row in db.execute(wanted)]
+
+    # -- labels ---------------------------------------------------------------------------------------------------
+
+    def show(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
+        """Note the mask that a reader was given, against which the effort of the correction is measured.
+
+        Parameters
+        ----------
+        image, holder : str
+            The image, and who was given it; "" for a mask that waits for whoever opens the image.
+        source : str
+            What made it, as it stands in the ledger.
+        labels : numpy.ndarray
+            uint8 [N, H, W] in display orientation.
+
+        Raises
+        ------
+        InputError
+            If there is no such image.
+        """
+        with self._write.begin() as db:
+            self._known(db, image)
+            content = _keep_mask(db, labels)
+            row = {"image": image, "holder": holder, "source": source, "content": content, "at": self._clock()}
+            db.execute(insert(_shown).prefix_with("OR REPLACE"), [row])
+            _drop_masks(db)
+
+    def record(self, image: str, reader: str, labels: np.ndarray) -> tuple[Saved, Label]:
+        """Take in a label that a person has saved.
+
+        Parameters
+        ----------
+        image, reader : str
+            The image, and who saved it; `ANONYMOUS` stands for whoever holds the image or was shown a mask of it.
+        labels : numpy.ndarray
+            uint8 [N, H, W] in display orientation; all 0 is a confirmed absence.
+
+        Returns
+        -------
+        saved : {"new", "replaced", "same"}
+            "same" where the reader has saved just this already: nothing is counted twice.
+        label : Label
+            The version that stands now.
+
+        Raises
+        ------
+        InputError
+            If there is no such image.
+        """
+        now = self._clock()
+        with self._write.begin() as db:
+            self._known(db, image)
+            content = _keep_mask(db, labels)
+            before = db.execute(sa.select(_labels).where((_labels.c.image == image) & _labels.c.current)).one_or_none()
+            if before is not None and (before.content, before.reader) == (content, reader):
+                self._end_lease(db, image, reader)
+                return "same", _label(db, before.number)
+            shown = db.execute(
+                sa.select(_shown)
+                .where((_shown.c.image == image) & (_shown.c.holder.in_([reader, ""]) | (reader == ANONYMOUS)))
+                .order_by((_shown.c.holder == reader).desc(), (_shown.c.holder != "").desc(), _shown.c.at.desc())
+                .limit(1)
+            ).one_or_none()
+            change = None
+            if shown is not None:
+                offered = _mask(db, shown.content)
+                if offered.shape == labels.shape:
+                    change = effort(offered, labels)
+            held = (_leases.c.image == image) & ((_leases.c.holder == reader) | (reader == ANONYMOUS))
+            lease = db.execute(sa.select(_leases).where(held & (_leases.c.until > now))).one_or_none()
+            db.execute(_labels.update().where(_labels.c.image == image).values(current=False))
+            db.execute(
+                _labels.insert().values(
+                    image=image,
+                    round=_open_round(db),
+                    reader=reader,
+                    saved=now,
+                    content=content,
+                    absent=not labels.any(),
+                    source=shown.source if shown is not None and change is not None else "",
+                    dice=change.dice if change else None,
+                    path_length=change.path_length if change else None,
+                    changed=change.changed if change else None,
+                    seconds=now - lease.since if lease else None,
+                    current=True,
+                )
+            )
+            number = db.execute(sa.text("SELECT last_insert_rowid()")).scalar_one()
+            self._end_lease(db, image, reader)
+            # the next correction of this image starts from this label
+            db.execute(_shown.delete().where(_shown.c.image == image))
+            _drop_masks(db)
+            _changed(db, "labels")
+            return ("new" if before is None else "replaced"), _label(db, number)
+
+    def forget(self, image: str) -> bool:
+        """Note that an image's label was removed; its versions stay in the ledger. Returns whether there was one."""
+        with self._write.begin() as db:
+            done = db.execute(
+                _labels.update().where((_labels.c.image == image) & _labels.c.current).values(current=False)
+            )
+            _changed(db, "labels")
+            return bool(done.rowcount)
+
+    def review(self, image: str, reviewer: str, verdict: str) -> Label:
+        """Approve or reject the label that stands for an image.
+
+        A rejected label counts as none until another is saved.
+
+        Raises
+        ------
+        InputError
+            If there is no label, the verdict is unknown, or the reviewer is the reader.
+        """
+        if verdict not in VERDICTS:
+            raise InputError(f"A label cannot be {verdict!r}; allowed: {', '.join(VERDICTS)}.")
+        with self._write.begin() as db:
+            row = db.execute(sa.select(_labels).where((_labels.c.image == image) & _labels.c.current)).one_or_none()
+            if row is None:
+                raise InputError(f"Image {image!r} has no label that could be {verdict}.")
+            if row.reader == reviewer and verdict == "approved":
+                raise InputError(f"The label of image {image!r} is by {reviewer}, who cannot approve it too.")
+            entry = {"label": row.number, "reviewer": reviewer, "verdict": verdict, "at": self._clock()}
+            db.execute(insert(_reviews).prefix_with("OR REPLACE"), [entry])
+            _changed(db, "labels")
+            return _label(db, row.number)
+
+    def labels(self, *, current: bool = True, round: int | None = None) -> list[Label]:
+        """Return labels in the order of saving: those that stand or all versions, of one round or all."""
+        wanted = sa.select(_labels).order_by(_labels.c.number)
+        if current:
+            wanted = wanted.where(_labels.c.current)
+        if round is not None:
+            wanted = wanted.where(_labels.c.round == round)
+        with self._engine.connect() as db:
+            verdicts = _verdicts(db)
+            return [_as_label(row, verdicts.get(row.number, {})) for row in db.execute(wanted)]
+
+    def readings(self, image: str) -> dict[str, np.ndarray]:
+        """Return the last label map (uint8 [N, H, W]) of each reader of an image."""
+        wanted = sa.select(_labels.c.reader, _labels.c.content).where(_labels.c.image == image)
+        with self._engine.connect() as db:
+            last = {row.reader: row.content for row in db.execute(wanted.order_by(_labels.c.number))}
+            return {reader: _mask(db, content) for reader, content in last.items()}
+
+    def agreements(self) -> dict[str, dict[tuple[str, str], float]]:
+        """Return for each image with several readers the Dice of each pair of them."""
+        several = (
+            sa.select(_labels.c.image).group_by(_labels.c.image).having(sa.func.count(_labels.c.reader.distinct()) > 1)
+        )
+        with self._engine.connect() as db:
+            images = list(db.execute(several.order_by(_labels.c.image)).scalars())
+        return {image: agreement(self.readings(image)) for image in images}
+
+    # -- rounds ---------------------------------------------------------------------------------------------------
+
+    def rounds(self) -> list[Round]:
+        """Return all rounds, the open one last."""
+        with self._engine.connect() as db:
+            return [_as_round(row) for row in db.execute(sa.select(_rounds).order_by(_rounds.c.number))]
+
+    def new_labels(self) -> int:
+        """Return how many images have a label, not rejected, that no training that came to an end could see."""
+        ended = sa.select(sa.func.coalesce(sa.func.max(_rounds.c.upto), 0)).where(
+            _rounds.c.state.in_(["training", "published", "unvalidated", "refused"])
+        )
+        rejected = sa.select(_reviews.c.label).where(_reviews.c.verdict == "rejected")
+        with self._engine.connect() as db:
+            return int(
+                db.execute(
+                    sa.select(sa.func.count())
+                    .select_from(_labels.join(_images))
+                    .where(
+                        _labels.c.current
+                        & ~_images.c.validation
+                        & (_labels.c.number > ended.scalar_subquery())
+                        & _labels.c.number.not_in(rejected)
+                    )
+                ).scalar_one()
+            )
+
+    def is_due(self, after: int) -> bool:
+        """Return whether a training should start by itself.
+
+        Parameters
+        ----------
+        after : int
+            New labels that make it due. After a training that failed there must be one more than it could see; one
+            that was interrupted is due again.
+        """
+        if any(each.state == "training" for each in self.rounds()):
+            return False
+        if self.new_labels() < after:
+            return False
+        with self._engine.connect() as db:
+            failed = sa.select(sa.func.coalesce(sa.func.max(_rounds.c.upto), 0)).where(_rounds.c.state == "failed")
+            tried = db.execute(failed).scalar_one()
+            last = db.execute(sa.select(sa.func.coalesce(sa.func.max(_labels.c.number), 0))).scalar_one()
+        return bool(last > tried)
+
+    def begin_training(self, network: str | None) -> Round | None:
+        """Close the open round for labels and say that its training begins; the next round opens at once.
+
+        Parameters
+        ----------
+        network : str or None
+            The published network.
+
+        Returns
+        -------
+        Round or None
+            None where a training runs already.
+        """
+        now = self._clock()
+        with self._write.begin() as db:
+            if db.execute(sa.select(_rounds.c.number).where(_rounds.c.state == "training")).first():
+                return None
+            number = _open_round(db)
+            last = db.execute(sa.select(sa.func.coalesce(sa.func.max(_labels.c.number), 0))).scalar_one()
+            db.execute(
+                _rounds.update()
+                .where(_rounds.c.number == number)
+                .values(state="training", started=now, upto=last, network_before=network)
+            )
+            db.execute(_rounds.insert().values(number=number + 1, opened=now, state="open", metrics={}))
+            _changed(db, "labels")
+            return _as_round(db.execute(sa.select(_rounds).where(_rounds.c.number == number)).one())
+
+    def end_training(self, state: str, network: str | None = None, metrics: Mapping[str, Any] | None = None) -> Round:
+        """Say how the training that runs has ended.
+
+        Parameters
+        ----------
+        state : {"published", "unvalidated", "refused", "failed", "interrupted"}
+            How; "interrupted" by the end of the server, which says nothing of the data.
+        network : str, optional
+            What it made.
+        metrics : mapping, optional
+            JSON-able.
+
+        Raises
+        ------
+        InputError
+            If no training runs, or the state is unknown.
+        """
+        if state not in ENDS:
+            raise InputError(f"A training cannot end as {state!r}; allowed: {', '.join(ENDS)}.")
+        with self._write.begin() as db:
+            number = db.execute(sa.select(_rounds.c.number).where(_rounds.c.state == "training")).scalar_one_or_none()
+            if number is None:
+                raise InputError("No round's training runs, so that none can end.")
+            db.execute(
+                _rounds.update()
+                .where(_rounds.c.number == number)
+                .values(state=state, ended=self._clock(), network_after=network, metrics=dict(metrics or {}))
+            )
+            return _as_round(db.execute(sa.select(_rounds).where(_rounds.c.number == number)).one())
+
+    def _images_that(self, *conditions: Any) -> list[str]:
+        wanted = sa.select(_images.c.image).where(_images.c.here, *conditions).order_by(_images.c.image)
+        with self._engine.connect() as db:
+            return list(db.execute(wanted).scalars())
+
+    def _known(self, db: sa.Connection, image: str) -> None:
+        if db.execute(sa.select(_images.c.image).where(_images.c.image == image)).first() is None:
+            raise InputError(f"Image {image!r} is not among the studies.")
+
+    def _end_lease(self, db: sa.Connection, image: str, holder: str) -> None:
+        mine = (_leases.c.holder == holder) | (holder == ANONYMOUS)
+        db.execute(_leases.delete().where((_leases.c.image == image) & mine))
+
+
+def _changed(db: sa.Connection, kind: Literal["images", "labels"]) -> None:
+    """Count a change for who holds the tables in memory."""
+    new = insert(_changes).values(kind=kind, count=1)
+    db.execute(new.on_conflict_do_update(index_elements=["kind"], set_={"count": _changes.c.count + 1}))
+
+
+def _prepare(connection: Any, _: Any) -> None:
+    """Set up a new connection; SQLAlchemy begins transactions itself (see `_begin`)."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: sa.Connection) -> None:
+    # a change that reads first must hold the lock from its beginning, or two of them fail on one another
+    write = connection.get_execution_options().get("write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _keep_mask(db: sa.Connection, labels: np.ndarray) -> str:
+    """Keep a label map once, and return what identifies it."""
+    voxels = np.ascontiguousarray(labels, dtype=np.uint8)
+    content = hashlib.sha256(json.dumps(voxels.shape).encode() + voxels.tobytes()).hexdigest()
+    row = {"content": content, "shape": list(voxels.shape), "voxels": zlib.compress(voxels.tobytes(), 3)}
+    db.execute(insert(_masks).on_conflict_do_nothing(), [row])
+    return content
+
+
+def _mask(db: sa.Connection, content: str) -> np.ndarray:
+    row = db.execute(sa.select(_masks).where(_masks.c.content == content)).one()
+    return np.frombuffer(zlib.decompress(row.voxels), np.uint8).reshape(row.shape)
+
+
+def _drop_masks(db: sa.Connection) -> None:
+    """Let go of masks that were shown and that nothing refers to any more."""
+    used = sa.union(sa.select(_labels.c.content), sa.select(_shown.c.content))
+    db.execute(_masks.delete().where(_masks.c.content.not_in(used)))
+
+
+def _open_round(db: sa.Connection) -> int:
+    return int(db.execute(sa.select(_rounds.c.number).where(_rounds.c.state == "open")).scalar_one())
+
+
+def _verdicts(db: sa.Connection, label: int | None = None) -> dict[int, dict[str, str]]:
+    wanted = sa.select(_reviews) if label is None else sa.select(_reviews).where(_reviews.c.label == label)
+    found: dict[int, dict[str, str]] = {}
+    for row in db.execute(wanted):
+        found.setdefault(row.label, {})[row.reviewer] = row.verdict
+    return found
+
+
+def _label(db: sa.Connection, number: int) -> Label:
+    row = db.execute(sa.select(_labels).where(_labels.c.number == number)).one()
+    return _as_label(row, _verdicts(db, number).get(number, {}))
+
+
+def _as_label(row: Any, verdicts: Mapping[str, str]) -> Label:
+    return Label(
+        number=row.number,
+        image=row.image,
+        reader=row.reader,
+        round=row.round,
+        saved=row.saved,
+        absent=row.absent,
+        source=row.source,
+        dice=row.dice,
+        path_length=row.path_length,
+        changed=row.changed,
+        seconds=row.seconds,
+        current=row.current,
+        verdicts=dict(verdicts),
+    )
+
+
+def _as_round(row: Any) -> Round:
+    return Round(
+        number=row.number,
+        state=row.state,
+        opened=row.opened,
+        started=row.started,
+        ended=row.ended,
+        network_before=row.network_before,
+        network_after=row.network_after,
+        metrics=row.metrics,
+    )

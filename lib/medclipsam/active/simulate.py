@@ -1,0 +1,367 @@
+"""Rounds played out: annotators who draw the true masks, so that strategies can be held against each other.
+
+For each seed all strategies begin with the same images, drawn by lot, and train with the same options; they differ in
+which images come next. The choice is made by the code that serves annotators, from a ledger of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from medclipsam.active.effort import effort
+from medclipsam.active.embedding import embed
+from medclipsam.active.ledger import Ledger, Score
+from medclipsam.active.pool import Pool
+from medclipsam.active.score import score_of
+from medclipsam.active.strategies import DEFAULT, STRATEGIES, SamplingOptions, choose
+from medclipsam.encoders import Encoder
+from medclipsam.errors import InputError, OptionError
+from medclipsam.evaluation.data import Case, find_cases, read_case
+from medclipsam.imaging import MedicalImage, write_mask
+from medclipsam.metrics import dice
+from medclipsam.targets import TargetSet
+from medclipsam.training.ensemble import Ensemble
+from medclipsam.training.examples import Example
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.plan import make_plan
+from medclipsam.training.trainer import train
+
+# A lease that outlasts any simulation.
+_FOREVER = 1e12
+_READER = "simulated annotator"
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What is played.
+
+    Parameters
+    ----------
+    strategies : tuple of str
+        Strategies to hold against each other.
+    seeds : tuple of int
+        One run for each.
+    initial, batch, rounds : int
+        Images of the first round, of each further one, and how many further ones there are.
+    control : int
+        Images of the training split, drawn by lot and never labelled, on which the effort of correction is measured.
+    sampling : SamplingOptions
+        Options of the choice. Validation images have no part here: the test split measures.
+    training : TrainingOptions
+        Options of each training; the seed is that of the run.
+
+    Raises
+    ------
+    OptionError
+        If a value is not allowed.
+    """
+
+    strategies: tuple[str, ...] = (DEFAULT, "random", "foreground")
+    seeds: tuple[int, ...] = tuple(range(10))
+    initial: int = 10
+    batch: int = 10
+    rounds: int = 5
+    control: int = 30
+    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(validation=0))
+    training: TrainingOptions = field(default_factory=lambda: TrainingOptions(preset="small"))
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            if strategy not in STRATEGIES:
+                raise OptionError("strategies", strategy, "some of " + ", ".join(STRATEGIES))
+        for key in ("initial", "batch", "rounds", "control"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(key, value, "a whole number from 1")
+        if not self.seeds or not self.strategies:
+            raise OptionError("seeds" if not self.seeds else "strategies", "nothing", "one or more")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image whose truth is known.
+
+    Attributes
+    ----------
+    name : str
+    image : MedicalImage
+    labels : numpy.ndarray
+        uint8 [n_planes, H, W]: index of each structure, from 1, in the order of the tasks.
+    example : Example
+        Image and label as files, to train on.
+    """
+
+    name: str
+    image: MedicalImage
+    labels: np.ndarray
+    example: Example
+
+
+def find_subjects(cases: Sequence[Case], folder: Path) -> tuple[list[Subject], dict[str, int]]:
+    """Read images and true masks, and write each image's structures as one label map.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        Of one folder of images; the tasks of an image follow each other. Where structures overlap, the later task has
+        the pixel.
+    folder : pathlib.Path
+        Where the label maps are written; made if needed.
+
+    Returns
+    -------
+    subjects : list of Subject
+    classes : dict of str to int
+        Task name to index, from 1.
+
+    Raises
+    ------
+    InputError
+        If there is no case, a file cannot be used, or the tasks are of several folders.
+    """
+    if len({case.task.folder for case in cases}) != 1:
+        raise InputError("Rounds are simulated on the images of one folder; name tasks of one with --task.")
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = {name: index for index, name in enumerate(dict.fromkeys(case.task.name for case in cases), 1)}
+    grouped: dict[str, list[Case]] = {}
+    for case in cases:
+        grouped.setdefault(case.name, []).append(case)
+    subjects = []
+    for name, own in grouped.items():
+        image: MedicalImage | None = None
+        labels = np.zeros(0, np.uint8)
+        for case in own:
+            image, truth = read_case(case, image)
+            if not labels.size:
+                labels = np.zeros(truth.shape, np.uint8)
+            labels[truth] = classes[case.task.name]
+        assert image is not None
+        path = folder / f"{name.replace('/', '_')}{'.nii.gz' if image.is_volume else '.png'}"
+        write_mask(labels, image, path)
+        example = Example(name, own[0].image, path, "final", modality=own[0].task.modality)
+        subjects.append(Subject(name, image, labels, example))
+    return subjects, classes
+
+
+def simulate(
+    data: Path,
+    out: Path,
+    options: SimulationOptions,
+    encoder: Encoder,
+    targets: TargetSet,
+    *,
+    tasks: Sequence[str] = (),
+    show: bool = False,
+) -> list[dict[str, Any]]:
+    """Play the rounds of every strategy and seed.
+
+    Parameters
+    ----------
+    data : pathlib.Path
+        Data in the paper's layout: the annotators label its train split, its test split measures.
+    out : pathlib.Path
+        Folder of the results: one JSON file for each run, `runs/<strategy>-<seed>.json`. Runs that are there already
+        are taken as they are, so that an interrupted simulation goes on.
+    options : SimulationOptions
+    encoder : Encoder
+        Makes the embeddings.
+    targets : TargetSet
+    tasks : sequence of str
+        Structures, of one folder of images; all of the only folder by default.
+    show : bool
+        Whether to show progress.
+
+    Returns
+    -------
+    list of dict
+        The runs, see `Run.to_dict`; the run "all" has every image labelled.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be used, there are too few images, or `out` holds runs of other options or data.
+    """
+    runs = out / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rounds-") as scratch:
+        place = Path(scratch)
+        subjects, classes = find_subjects(find_cases(data, targets, split="train", only=tasks), place / "labels")
+        tests, _ = find_subjects(find_cases(data, targets, split="test", only=tasks), place / "test-labels")
+        needed = options.initial + options.batch * options.rounds + options.control
+        if len(subjects) < needed:
+            raise InputError(
+                f"The simulation labels and controls {needed} images; {data} has {len(subjects)} to train."
+            )
+        _hold_to(out, _identity(options, subjects, tests, classes, encoder))
+        vectors = {subject.name: embed(subject.image, encoder) for subject in subjects}
+        results = []
+        for seed in tqdm(options.seeds, desc="seeds", disable=not show):
+            play = _Play(subjects, tests, classes, vectors, options, seed, place)
+            for name in ("all", *options.strategies):
+                file = runs / f"{name}-{seed}.json"
+                if not file.is_file():
+                    run = play.everything() if name == "all" else play.rounds(name)
+                    _write(file, {"strategy": name, "seed": seed, "rounds": run})
+                results.append(json.loads(file.read_text(encoding="utf-8")))
+    return results
+
+
+class _Play:
+    """The runs of one seed, which share their first round."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        tests: Sequence[Subject],
+        classes: Mapping[str, int],
+        vectors: Mapping[str, np.ndarray],
+        options: SimulationOptions,
+        seed: int,
+        place: Path,
+    ) -> None:
+        self._tests, self._classes, self._vectors = tests, classes, vectors
+        self._options, self._seed, self._place = options, seed, place
+        order = np.random.default_rng(seed).permutation(len(subjects))
+        self._control = [subjects[index] for index in order[: options.control]]
+        self._pool = {subjects[index].name: subjects[index] for index in sorted(order[options.control :])}
+        self._initial = [subjects[index].name for index in order[options.control : options.control + options.initial]]
+        self._first: tuple[dict[str, Any], dict[str, Score]] | None = None
+
+    def everything(self) -> list[dict[str, Any]]:
+        """Label all images of the pool and train once."""
+        return [self._round(list(self._pool), score=False)[0]]
+
+    def rounds(self, strategy: str) -> list[dict[str, Any]]:
+        """Play the rounds of a strategy."""
+        file = self._place / f"{strategy}-{self._seed}.sqlite"
+        ledger = Ledger(file)
+        try:
+            ledger.sync_images({name: (name, False) for name in self._pool})
+            ledger.set_embeddings("simulated", self._vectors_of_pool())
+            labelled = list(self._initial)
+            self._record(ledger, labelled)
+            if self._first is None:
+                self._first = self._round(labelled)
+            done, scores = self._first
+            played = [done]
+            for number in range(1, self._options.rounds + 1):
+                ledger.begin_training(None)
+                ledger.end_training("published", f"round {number}")
+                ledger.set_scores(f"round {number}", scores)
+                fresh = self._select(ledger, strategy)
+                self._record(ledger, fresh)
+                labelled += fresh
+                done, scores = self._round(labelled, score=number < self._options.rounds)
+                played.append(done)
+            return played
+        finally:
+            ledger.close()
+
+    def _select(self, ledger: Ledger, strategy: str) -> list[str]:
+        pool, chosen = Pool(ledger, self._seed), []
+        for _ in range(self._options.batch):
+            choice = choose(pool, strategy, self._options.sampling)
+            assert choice is not None
+            chosen.append(choice.image)
+            ledger.lease(choice.image, _READER, _FOREVER)
+            pool.refresh()
+        return chosen
+
+    def _record(self, ledger: Ledger, names: Sequence[str]) -> None:
+        for name in names:
+            ledger.record(name, _READER, self._pool[name].labels)
+
+    def _vectors_of_pool(self) -> dict[str, np.ndarray]:
+        return {name: self._vectors[name] for name in self._pool}
+
+    def _round(self, labelled: Sequence[str], *, score: bool = True) -> tuple[dict[str, Any], dict[str, Score]]:
+        """Train on what is labelled, and measure; score what is not."""
+        started = time.perf_counter()
+        examples = [self._pool[name].example for name in labelled]
+        options = dataclasses.replace(self._options.training, seed=self._seed)
+        folder = self._place / "network"
+        shutil.rmtree(folder, ignore_errors=True)
+        plan = make_plan(examples, self._classes, options)
+        network = Ensemble.load(train(examples, plan, options, folder))
+        measured = [self._measure(network, subject) for subject in self._tests]
+        means = {
+            name: float(np.mean([one[name] for one in measured if name in one]))
+            for name in self._classes
+            if any(name in one for one in measured)
+        }
+        controls = [
+            effort(network.predict(subject.image, uncertainty="none").labels, subject.labels)
+            for subject in self._control
+        ]
+        left = [name for name in self._pool if name not in set(labelled)] if score else []
+        scores = {name: score_of(network.predict(self._pool[name].image), network.plan.names()) for name in left}
+        result = {
+            "labelled": len(labelled),
+            "images": list(labelled),
+            "dice": float(np.mean(list(means.values()))),
+            "by_structure": means,
+            "control_dice": float(np.mean([each.dice for each in controls])),
+            "control_path_length": float(np.mean([each.path_length for each in controls])),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        return result, scores
+
+    def _measure(self, network: Ensemble, subject: Subject) -> dict[str, float]:
+        """Return Dice of each structure that is in the truth or in the answer."""
+        found = network.predict(subject.image, uncertainty="none").labels
+        scores = {}
+        for name, index in self._classes.items():
+            mask, truth = found == index, subject.labels == index
+            if mask.any() or truth.any():
+                scores[name] = dice(mask, truth)
+        return scores
+
+
+def _identity(
+    options: SimulationOptions,
+    subjects: Sequence[Subject],
+    tests: Sequence[Subject],
+    classes: Mapping[str, int],
+    encoder: Encoder,
+) -> dict[str, Any]:
+    played = dataclasses.asdict(options)
+    # runs of further strategies and seeds may be added
+    del played["strategies"], played["seeds"]
+    return {
+        "options": played,
+        "classes": dict(classes),
+        "train": [subject.name for subject in subjects],
+        "test": [subject.name for subject in tests],
+        "encoder": encoder.identity,
+    }
+
+
+def _hold_to(out: Path, identity: dict[str, Any]) -> None:
+    """Write what the runs depend on, or see that it is what the runs that are there depend on."""
+    file = out / "simulation.json"
+    wanted = json.loads(json.dumps(identity))
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise InputError(f"{out} holds runs with other {key}; name another folder, or remove it.")
+    else:
+        _write(file, wanted)
+
+
+def _write(file: Path, content: object) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, file)

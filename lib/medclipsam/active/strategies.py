@@ -1,0 +1,268 @@
+"""What to look at next: strategies by name, and the shares of validation images and negatives that go before them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from medclipsam.active.pool import Pool
+from medclipsam.errors import InputError, OptionError
+
+# Streams of random numbers, so that no two uses see the same ones.
+_RANDOM, _VALIDATION, _NEGATIVES, _NOISE, _TIES = range(5)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of the choice.
+
+    Parameters
+    ----------
+    validation : float
+        Share of validation images among all that are labelled or leased, in [0, 0.5]; more than their share of all
+        images, since a network counts as validated once ten of them have a label.
+    negatives : float
+        Share of images in which presence finds no target, in [0, 1]; all others are passed over.
+    cold : int
+        Labels up to which `combined` covers the images before it asks for the uncertain ones.
+    sharpness : float
+        Weight of the logarithm of the uncertainty against the noise of `combined` in the first round with a network.
+    growth : float
+        What each further round multiplies it with, at least 1: the noise decays.
+    diversity : float
+        Weight of the logarithm of the distance to the batch so far.
+
+    Raises
+    ------
+    OptionError
+        If a value is out of range.
+    """
+
+    validation: float = 0.25
+    negatives: float = 0.1
+    cold: int = 8
+    sharpness: float = 2.0
+    growth: float = 2.0
+    diversity: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("validation", self.validation, 0, 0.5)
+        _check("negatives", self.negatives, 0, 1)
+        _check("cold", self.cold, 0, 10**6)
+        _check("sharpness", self.sharpness, 0, 10**6)
+        _check("growth", self.growth, 1, 1000)
+        _check("diversity", self.diversity, 0, 1000)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SamplingOptions:
+        """Make options from strings or JSON values.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown or a value is not allowed.
+        """
+        kinds = {field.name: int if field.type == "int" else float for field in dataclasses.fields(cls)}
+        chosen: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in kinds:
+                raise OptionError(key, value, "one of the options of the choice: " + ", ".join(kinds))
+            try:
+                chosen[key] = kinds[key](value)
+            except (TypeError, ValueError):
+                raise OptionError(key, value, "a whole number" if kinds[key] is int else "a number") from None
+        return cls(**chosen)
+
+
+class Strategy(Protocol):
+    """Says how much each image is worth."""
+
+    description: str
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return float64 [N]; the highest is offered first. NaN: nothing is known, which goes after all others."""
+
+
+class Random:
+    """Any image, all alike."""
+
+    description = "Any image, all alike"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return random numbers."""
+        return pool.uniform(_RANDOM)
+
+
+class Uncertainty:
+    """The image of which the checkpoint ensemble is least sure."""
+
+    description = "Least certain to the network's checkpoint ensemble"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return the ensemble's image score (Zhao et al., 2022)."""
+        return pool.total
+
+
+class Coverage:
+    """The image least like all that were chosen; needs no labels.
+
+    Greedy k-centre on the image embeddings (Sener and Savarese, ICLR 2018), from the most typical image on.
+    """
+
+    description = "Least like the images chosen so far; needs no network"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return the distance to the nearest image that is labelled or leased; at first how typical an image is."""
+        if (pool.labelled | pool.leased).any():
+            return pool.distance(batch=False)
+        return pool.typicality()
+
+
+class Disagreement:
+    """The image on which the network and the zero-shot pipeline differ most."""
+
+    description = "Network and zero-shot masks differ most"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return 1 - Dice of the two masks."""
+        return pool.disagreement
+
+
+class Foreground:
+    """Any image in which the network finds a structure; the structures take turns."""
+
+    description = "Any image in which the network finds a structure, each structure in turn"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return random numbers where the structure whose turn it is was found."""
+        if not pool.structures:
+            return pool.uniform(_RANDOM)
+        return np.where(pool.found[:, turn(pool)], pool.uniform(_RANDOM), np.nan)
+
+
+class Combined:
+    """Coverage at first, then uncertainty by structure, with noise that decays and images unlike each other.
+
+    The structures take turns, so that a rare or small one is asked for as often as a large one; among the images the
+    choice is by power noising, beta log(uncertainty) + Gumbel noise, with a beta that grows from round to round (Kirsch
+    et al., TMLR 2023; ClaSP-PE combines the two for segmentation, 2025); an image near one of the batch so far is
+    worth less (the aim of stochastic batches, Gaillochet et al., Medical Image Analysis 2023).
+    """
+
+    description = "Covers the images at first, then least certain by structure, and varied"
+
+    def value(self, pool: Pool, options: SamplingOptions) -> np.ndarray:
+        """Return the value of the stage that the project is in."""
+        scored = np.isfinite(pool.total)
+        if not scored.any() or int(pool.labelled.sum()) < options.cold:
+            return Coverage().value(pool, options)
+        doubt = pool.total
+        if len(pool.structures) > 1:
+            doubt = pool.classes[:, turn(pool)]
+        beta = min(options.sharpness * options.growth ** (pool.round - 1), 1e6)
+        noise = -np.log(-np.log(pool.uniform(_NOISE)))
+        value: np.ndarray = beta * np.log(np.maximum(doubt, 1e-12)) + noise
+        apart = pool.distance(batch=True)
+        return value + options.diversity * beta * np.log(np.where(np.isfinite(apart), np.maximum(apart, 1e-6), 1.0))
+
+
+STRATEGIES: Mapping[str, Callable[[], Strategy]] = {
+    "combined": Combined,
+    "coverage": Coverage,
+    "uncertainty": Uncertainty,
+    "disagreement": Disagreement,
+    "foreground": Foreground,
+    "random": Random,
+}
+DEFAULT = "combined"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An image that was chosen.
+
+    Attributes
+    ----------
+    image : str
+    why : {"strategy", "validation", "negative"}
+        "validation": of the validation set, drawn at random; "negative": presence finds no target there.
+    value : float or None
+        What the strategy gave it; None where nothing is known of it.
+    planes : tuple of int
+        Planes of a volume to look at, the most uncertain first.
+    """
+
+    image: str
+    why: str
+    value: float | None
+    planes: tuple[int, ...] = ()
+
+
+def choose(pool: Pool, strategy: str, options: SamplingOptions | None = None) -> Choice | None:
+    """Choose the next image.
+
+    Parameters
+    ----------
+    pool : Pool
+        What there is to choose from, up to date.
+    strategy : str
+        A name of `STRATEGIES`.
+    options : SamplingOptions, optional
+
+    Returns
+    -------
+    Choice or None
+        The same for the same state of the ledger and seed; None where every image is labelled or leased.
+
+    Raises
+    ------
+    InputError
+        If there is no such strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"There is no strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}.")
+    options = options or SamplingOptions()
+    taken = pool.labelled | pool.leased
+    free = ~taken
+    if not free.any():
+        return None
+    asked = int(taken.sum()) + 1
+    held_out = free & pool.validation
+    if held_out.any() and int((taken & pool.validation).sum()) < options.validation * asked:
+        return _best(pool, pool.uniform(_VALIDATION), held_out, "validation")
+    free &= ~pool.validation
+    absent = pool.presence < 0
+    negatives = free & absent
+    if negatives.any() and int((taken & absent & ~pool.validation).sum()) < math.floor(options.negatives * asked):
+        return _best(pool, pool.uniform(_NEGATIVES), negatives, "negative")
+    wanted = free & ~absent
+    if wanted.any():
+        return _best(pool, STRATEGIES[strategy]().value(pool, options), wanted, "strategy")
+    if negatives.any():
+        return _best(pool, pool.uniform(_NEGATIVES), negatives, "negative")
+    return _best(pool, pool.uniform(_VALIDATION), held_out, "validation")
+
+
+def turn(pool: Pool) -> int:
+    """Return which structure's turn it is: the position of one of `pool.structures`, by how many were chosen."""
+    return int(pool.batch.sum()) % len(pool.structures)
+
+
+def _best(pool: Pool, value: np.ndarray, among: np.ndarray, why: str) -> Choice:
+    """Return the best of the images marked in `among`; ties and what nothing is known of by lot."""
+    places = np.flatnonzero(among)
+    known = np.where(np.isnan(value[places]), -np.inf, value[places])
+    best = places[known == known.max()]
+    place = int(best[np.argmax(pool.uniform(_TIES)[best])])
+    given = float(value[place])
+    return Choice(pool.images[place], why, given if math.isfinite(given) else None, tuple(pool.planes(place)))
+
+
+def _check(key: str, value: float, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise OptionError(key, value, f"a number from {least:g} to {most:g}")

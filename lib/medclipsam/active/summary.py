@@ -1,0 +1,180 @@
+"""What the rounds came to, for people and programs: a table, a picture, and the same as JSON."""
+
+from __future__ import annotations
+
+import html
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medclipsam.active.ledger import Label, Ledger, Round
+from medclipsam.errors import InputError
+from medclipsam.imaging.write import replace_file
+
+PLOTS = (".png", ".html")
+
+
+def summarise(ledger: Ledger) -> dict[str, Any]:
+    """Return what the rounds came to.
+
+    Parameters
+    ----------
+    ledger : Ledger
+
+    Returns
+    -------
+    dict
+        JSON-able. `rounds`: for each its number, state, times (seconds since the epoch), networks, metrics, and of the
+        labels saved in it `labels` (versions), `images`, `absent`, `readers`, means of `dice` and `path_length` between
+        the mask that was offered and the label, the share `unchanged`, the median `seconds`; None where nothing is
+        known. `labelled`: images with a label that stands; `new`: those that no training has seen; `agreement`: mean
+        Dice of pairs of readers of one image, and the number of images.
+    """
+    labels = ledger.labels(current=False)
+    agreements = [value for pairs in ledger.agreements().values() for value in pairs.values()]
+    return {
+        "rounds": [
+            _of_round(each, [label for label in labels if label.round == each.number]) for each in ledger.rounds()
+        ],
+        "labelled": sum(label.current and not label.rejected for label in labels),
+        "rejected": sum(label.current and label.rejected for label in labels),
+        "new": ledger.new_labels(),
+        "agreement": {"dice": _mean(agreements), "pairs": len(agreements)},
+    }
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """Return a summary as a table for a terminal."""
+    header: tuple[str, ...] = (
+        *("round", "since", "labels", "absent", "unchanged", "Dice", "path", "seconds", "training", "network", "val."),
+    )
+    rows = [header]
+    for each in summary["rounds"]:
+        rows.append(
+            (
+                str(each["number"]),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(each["opened"])),
+                str(each["labels"]),
+                str(each["absent"]),
+                _text(each["unchanged"], "{:.0%}"),
+                _text(each["dice"], "{:.3f}"),
+                _text(each["path_length"], "{:.0f}"),
+                _text(each["seconds"], "{:.0f}"),
+                each["state"],
+                f"{each['network_before'] or '-'} -> {each['network_after'] or '-'}",
+                _text(each["metrics"].get("dice"), "{:.3f}"),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [
+        "",
+        f"{summary['labelled']} images labelled, {summary['new']} of them since the last training"
+        + (f"; {summary['rejected']} rejected" if summary["rejected"] else "")
+        + ".",
+    ]
+    if summary["agreement"]["pairs"]:
+        lines.append(f"Readers agree with a Dice of {summary['agreement']['dice']:.3f} (mean of pairs).")
+    return "\n".join(lines) + "\n"
+
+
+def plot(summary: Mapping[str, Any], path: Path) -> Path:
+    """Draw the learning curve and the effort of correction.
+
+    Parameters
+    ----------
+    summary : mapping
+        Of `summarise`.
+    path : pathlib.Path
+        Ends in .png (the picture) or .html (one file with picture and table).
+
+    Raises
+    ------
+    InputError
+        If the name ends in anything else, or there is nothing to draw.
+    """
+    if path.suffix not in PLOTS:
+        raise InputError(f"Rounds cannot be drawn to {path.name}; allowed: a name that ends in {' or '.join(PLOTS)}.")
+    rounds = summary["rounds"]
+    if not any(each["labels"] for each in rounds):
+        raise InputError("No label has been saved yet, so that there is nothing to draw.")
+    picture = _draw(rounds)
+    if path.suffix == ".png":
+        replace_file(path, ".png", lambda temporary: temporary.write_bytes(picture))
+    else:
+        page = _page(summary, picture)
+        replace_file(path, ".html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+def _of_round(each: Round, labels: Sequence[Label]) -> dict[str, Any]:
+    measured = [label for label in labels if label.dice is not None]
+    seconds = [label.seconds for label in labels if label.seconds is not None]
+    return {
+        "number": each.number,
+        "state": each.state,
+        "opened": each.opened,
+        "started": each.started,
+        "ended": each.ended,
+        "network_before": each.network_before,
+        "network_after": each.network_after,
+        "metrics": dict(each.metrics),
+        "labels": len(labels),
+        "images": len({label.image for label in labels}),
+        "absent": sum(label.absent for label in labels),
+        "readers": sorted({label.reader for label in labels}),
+        "dice": _mean([label.dice for label in measured]),
+        "path_length": _mean([label.path_length for label in measured]),
+        "unchanged": _mean([label.changed == 0 for label in measured]),
+        "seconds": float(np.median(seconds)) if seconds else None,
+    }
+
+
+def _draw(rounds: Sequence[Mapping[str, Any]]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    curve, work = figure.subplots(1, 2)
+    seen = np.cumsum([each["images"] for each in rounds])
+    known = [(count, each["metrics"]["dice"]) for count, each in zip(seen, rounds, strict=True) if _dice(each)]
+    curve.plot([count for count, _ in known], [value for _, value in known], "o-")
+    curve.set(xlabel="images labelled", ylabel="Dice on validation images", ylim=(0, 1), title="Learning curve")
+    numbers = [each["number"] for each in rounds if each["dice"] is not None]
+    changed = [1 - each["dice"] for each in rounds if each["dice"] is not None]
+    lengths = [each["path_length"] for each in rounds if each["dice"] is not None]
+    work.plot(numbers, changed, "s-", color="tab:red")
+    work.set(xlabel="round", ylabel="1 - Dice of offered mask and label", ylim=(0, None), title="Effort of correction")
+    work.xaxis.get_major_locator().set_params(integer=True)
+    other = work.twinx()
+    other.plot(numbers, lengths, "^--", color="tab:grey")
+    other.set(ylabel="added path length (pixels)", ylim=(0, None))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _page(summary: Mapping[str, Any], picture: bytes) -> str:
+    import base64
+
+    image = base64.b64encode(picture).decode()
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Rounds</title>\n'
+        f'<h1>Rounds</h1>\n<img alt="Learning curve and effort" src="data:image/png;base64,{image}">\n'
+        f"<pre>{html.escape(as_text(summary))}</pre>\n</html>\n"
+    )
+
+
+def _dice(each: Mapping[str, Any]) -> bool:
+    return each["metrics"].get("dice") is not None
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
