@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam import __version__
+from medclipsam.active.command import add_rounds
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
@@ -58,6 +59,14 @@ _LIMITS = {
     "max_seconds": "longest that a request may take (default: 1800)",
     "max_upload_mb": "largest request, in MiB (default: 2048)",
     "cache_days": "days that fetched DICOM series are kept unused (default: 7)",
+}
+
+_ROUNDS = {
+    "retrain_after": "new final labels after which a training starts by itself, 0 for never (default: 20)",
+    "retrain_options": "options of such a training as a JSON object (docs/training.md)",
+    "lease_minutes": "how long an image is kept for whom it was offered to (default: 30)",
+    "prelabels": "the next images for which masks are made ahead (default: 0)",
+    "sampling_seed": "seed of what is drawn (default: 0)",
 }
 
 
@@ -134,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     group = serve.add_argument_group("images that networks are validated with, drawn once (docs/training.md)")
     group.add_argument("--validation-share", metavar="SHARE", help="of patients (default: 0.15)")
     group.add_argument("--validation-seed", metavar="SEED", help="(default: 0)")
+    group = serve.add_argument_group("rounds (docs/rounds.md)")
+    for name, text in _ROUNDS.items():
+        group.add_argument(
+            "--" + name.replace("_", "-"), metavar="JSON" if name == "retrain_options" else "N", help=text
+        )
     serve.add_argument(
         "--release-models",
         action="store_true",
@@ -152,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_evaluate(commands)
     add_train(commands, default_workspace)
+    add_rounds(commands, default_workspace)
 
     demo = commands.add_parser("demo", help="make phantoms to try things on")
     made = demo.add_subparsers(dest="action", required=True, parser_class=_Parser)
@@ -469,7 +484,7 @@ def _serve(given: argparse.Namespace) -> int:
     from medclipsam.server.serve import serve
 
     names = [name.strip() for entry in given.targets for name in entry.split(",") if name.strip()]
-    settings = (*_LIMITS, "validation_share", "validation_seed")
+    settings = (*_LIMITS, *_ROUNDS, "validation_share", "validation_seed")
     conf = {key: getattr(given, key) for key in settings if getattr(given, key) is not None}
     if given.targets_file:
         conf["targets_file"] = ",".join(map(str, given.targets_file))

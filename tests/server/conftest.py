@@ -1,5 +1,6 @@
 """A stand-in for the pipeline, so that the server's own work is tested in milliseconds."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,11 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from fastapi.testclient import TestClient
 
 from medclipsam.errors import CancelledError, InputError
 from medclipsam.options import ZeroShotOptions
 from medclipsam.sam import MaskResult
+from medclipsam.server.access import Access
+from medclipsam.server.asgi import create_app
 from medclipsam.targets import TargetSet, assign_labels, parse_prompt
+from medclipsam.training.collect import read_studies
+from medclipsam.training.run import train_network
+from medclipsam.training.settings import Request
+from medclipsam.training.split import Split
+from medclipsam.training.store import NetworkStore
 from medclipsam.zeroshot import ZeroShot, ZeroShotResult
 
 
@@ -43,6 +53,18 @@ class BrightSam:
         return MaskResult(embedding, 0.9, embedding.astype(np.float32))
 
 
+class BrightEye:
+    """Embeds a plane by its mean and its highest brightness."""
+
+    identity = "1" * 64
+
+    def preprocess(self, plane: np.ndarray) -> tuple[torch.Tensor, None]:
+        return torch.tensor([1 + plane.mean(), 1 + plane.max()], dtype=torch.float32), None
+
+    def encode_images(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(inputs, dim=-1)
+
+
 class BrightPixels:
     """Finds every target where the image is bright; refuses what the real pipeline refuses."""
 
@@ -52,6 +74,7 @@ class BrightPixels:
         self.forgotten = 0
         self.asked: list[tuple[str, ZeroShotOptions]] = []
         self.sam = BrightSam()
+        self.encoder = BrightEye()
         self.weights = {"sam": {"name": "bright", "sha256": "0" * 64}}
 
     def forget_images(self) -> None:
@@ -181,3 +204,50 @@ def infer(app: Any) -> Iterator[Callable[..., tuple[np.ndarray, dict[str, Any]]]
     yield run
     for file in files:
         file.unlink()
+
+
+SPLIT = Split(4, 0.35)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, make_discs: Callable[[Path], Any], tiny: dict[str, Any]) -> Path:
+    """A folder with `studies`, and `networks` that hold one published and one unvalidated network."""
+    place = tmp_path_factory.mktemp("trained")
+    discs = make_discs(place / "studies")
+    for number in range(32):
+        discs.add(f"i{number:02d}", number, "final")
+    discs.add("new", 500, None)
+    store = NetworkStore(place / "networks")
+    request = Request.from_mapping(tiny)
+    first = train_network(lambda: read_studies(discs.folder), TargetSet.load(), store, request, split=SPLIT)
+    assert first.status == "published"
+    made = store.work("network", "copy") / "made"
+    shutil.copytree(first.folder, made)
+    about = {**first.to_dict(), "status": "unvalidated", "reason": "Too few images."}
+    del about["version"], about["created"]
+    assert store.add(made, about, expected=1) is not None
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "place"))
+
+
+@pytest.fixture
+def serve(place: Path, studies: Path, make_app: Callable[..., Any]) -> Iterator[Callable[..., TestClient]]:
+    """Serve the copy, or only its studies without `networks`."""
+    clients = []
+
+    def run(**conf: str) -> TestClient:
+        shutil.rmtree(studies)
+        shutil.copytree(place / "studies", studies)
+        label_app = make_app(networks=str(place / "networks"), **conf)
+        client = TestClient(create_app(label_app, Access(), local=True), base_url="http://127.0.0.1")
+        clients.append(client.__enter__())
+        return clients[-1]
+
+    yield run
+    for client in clients:
+        client.__exit__(None, None, None)

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 from fastapi import HTTPException
 
+from medclipsam.active.strategies import STRATEGIES
 from medclipsam.errors import MedClipSamError, OptionError, TargetError
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.tasks import task_name
@@ -51,7 +52,7 @@ def test_info_tells_labels_models_and_their_options(app: MedClipSamApp) -> None:
     assert prompt["config"]["text"] == ""
     assert "text" not in lungs["config"]
     assert prompt["config"]["saliency"] == ["m2ib", "m2ib_token", "patch_text"]
-    assert list(info["strategies"]) == ["random"]
+    assert list(info["strategies"]) == list(STRATEGIES)
     assert list(info["trainers"]) == ["network", "finetune_clip"]
     assert info["scoring"] == {}
 

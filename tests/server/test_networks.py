@@ -1,11 +1,10 @@
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +15,12 @@ from fastapi.testclient import TestClient
 
 from medclipsam.metrics import dice
 from medclipsam.server.access import Access, load_tokens
-from medclipsam.server.asgi import create_app
 from medclipsam.server.doctor import check_networks
 from medclipsam.server.requests import MONAI_LABEL_KEYS
-from medclipsam.server.strategy import VALIDATION_SHARE, RandomSample
 from medclipsam.server.trainer import candidates
-from medclipsam.targets import TargetSet
 from medclipsam.training.collect import read_studies
 from medclipsam.training.lock import TrainingLock, holder_of
-from medclipsam.training.run import train_network
-from medclipsam.training.settings import Request
-from medclipsam.training.split import Split
 from medclipsam.training.store import NetworkStore
-
-SPLIT = Split(4, 0.35)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, make_discs: Callable[[Path], Any], tiny: dict[str, Any]) -> Path:
-    """A folder with `studies`, and `networks` that hold one published and one unvalidated network."""
-    place = tmp_path_factory.mktemp("trained")
-    discs = make_discs(place / "studies")
-    for number in range(32):
-        discs.add(f"i{number:02d}", number, "final")
-    discs.add("new", 500, None)
-    store = NetworkStore(place / "networks")
-    request = Request.from_mapping(tiny)
-    first = train_network(lambda: read_studies(discs.folder), TargetSet.load(), store, request, split=SPLIT)
-    assert first.status == "published"
-    made = store.work("network", "copy") / "made"
-    shutil.copytree(first.folder, made)
-    about = {**first.to_dict(), "status": "unvalidated", "reason": "Too few images."}
-    del about["version"], about["created"]
-    assert store.add(made, about, expected=1) is not None
-    return place
-
-
-@pytest.fixture
-def place(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "place"))
-
-
-@pytest.fixture
-def serve(place: Path, studies: Path, make_app: Callable[..., Any]) -> Iterator[Callable[..., TestClient]]:
-    """Serve the copy, or only its studies without `networks`."""
-    clients = []
-
-    def run(**conf: str) -> TestClient:
-        shutil.rmtree(studies)
-        shutil.copytree(place / "studies", studies)
-        label_app = make_app(networks=str(place / "networks"), **conf)
-        client = TestClient(create_app(label_app, Access(), local=True), base_url="http://127.0.0.1")
-        clients.append(client.__enter__())
-        return clients[-1]
-
-    yield run
-    for client in clients:
-        client.__exit__(None, None, None)
 
 
 def ask(client: TestClient, image: str = "new", model: str = "network", output: str = "json", **params: Any) -> Any:
@@ -309,27 +256,6 @@ def test_the_datastore_gives_what_the_folder_holds(place: Path, serve: Callable[
         assert {kind: label.path for kind, label in each.labels.items()} == {
             kind: label.path for kind, label in other.labels.items()
         }
-
-
-def test_a_fixed_share_of_the_samples_is_for_validation(serve: Callable[..., TestClient], place: Path) -> None:
-    client = serve()
-    app = client.app.state.label_app  # type: ignore[attr-defined]
-    for number in range(32):
-        app.datastore().remove_label(f"i{number:02d}", "final")
-    strategy = RandomSample(NetworkStore(place / "networks"), random.Random(0))
-    drawn = [strategy({"strategy": "random"}, app.datastore()) for _ in range(300)]
-    share = sum(each["validation"] for each in drawn if each) / 300
-    assert abs(share - VALIDATION_SHARE) < 0.08
-    assert all(each["validation"] == SPLIT.holds(f"image:{each['id']}") for each in drawn if each)
-    answer = client.post("/activelearning/random", json={})
-    assert answer.status_code == 200
-    assert answer.json()["id"] in {"new", *(f"i{number:02d}" for number in range(32))}
-    # where all validation images are labelled, the others are offered
-    mask = place / "studies" / "labels" / "final" / "i00.png"
-    for name in app.datastore().list_images():
-        if SPLIT.holds(f"image:{name}"):
-            app.datastore().save_label(name, str(mask), "final", {})
-    assert not any(each["validation"] for _ in range(20) if (each := strategy({}, app.datastore())))
 
 
 def test_the_validation_images_of_a_workspace_stay(serve: Callable[..., TestClient], place: Path) -> None:

@@ -117,6 +117,7 @@ def requires(role: Role) -> Any:
 AsUser = Annotated[User, requires("user")]
 AsAnnotator = Annotated[User, requires("annotator")]
 AsAdmin = Annotated[User, requires("admin")]
+AsReviewer = Annotated[User, requires("reviewer")]
 
 
 def load_tokens(file: Path | None) -> dict[bytes, User]:

@@ -21,6 +21,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import medclipsam
+from medclipsam.active.command import LEDGER_FILE
+from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
+from medclipsam.active.strategies import STRATEGIES
 from medclipsam.errors import InputError, MedClipSamError, TargetError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
@@ -46,11 +49,11 @@ from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
 from medclipsam.server.pacs import Credentials, Pacs
 from medclipsam.server.pacs_options import PacsOptions, checked_filters, checked_modalities
-from medclipsam.server.present import LastMasks
+from medclipsam.server.present import LastMasks, client_of
 from medclipsam.server.requests import check_monai_label_keys, flag
+from medclipsam.server.rounds import FINAL, ORIGINAL, Rounds, RoundStrategy, who
 from medclipsam.server.segments import settled
 from medclipsam.server.shared import SharedPipeline
-from medclipsam.server.strategy import RandomSample
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
 from medclipsam.server.trainer import NetworkTrainer
 from medclipsam.server.workspace import default_workspace
@@ -121,7 +124,7 @@ class MedClipSamApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         """Return what clients are told."""
         self._served()
-        return dict(super().info())
+        return {**super().info(), "rounds": self.rounds.brief()}
 
     def _served(self) -> dict[str, InferTask]:
         """Return the infer tasks, with those of networks that were published since."""
@@ -155,6 +158,8 @@ class MedClipSamApp(MONAILabelApp):
         self.networks = SharedNetworks(NetworkStore(self._networks_folder()), self.app_conf.device)
         # drawn before there is any label
         self.networks.store.split(self.app_conf.split)
+        ledger = Path(self.app_conf.ledger) if self.app_conf.ledger else self.networks.store.folder.parent / LEDGER_FILE
+        self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images)
         tasks: dict[str, InferTask] = {
             TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
@@ -171,9 +176,13 @@ class MedClipSamApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Return the trainer of networks and that of the CLIP."""
+        network = NetworkTrainer(self.targets, self.networks.store, self.app_conf.device)
+        own = dict(self.app_conf.rounds.training)
+        check_keys(own, network.config(), "trainer network")
+        network.check(own)
         local = not self.studies.startswith(("http://", "https://"))
         return {
-            DEFAULT_NAME: NetworkTrainer(self.targets, self.networks.store, self.app_conf.device),
+            DEFAULT_NAME: network,
             FINETUNE: FinetuneTrainer(
                 self.targets,
                 self.clips,
@@ -187,7 +196,7 @@ class MedClipSamApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Return the strategies that say what to label next."""
-        return {"random": RandomSample(self.networks.store)}
+        return {name: RoundStrategy(name, self.rounds) for name in STRATEGIES}
 
     def init_batch_infer(self) -> BatchInferTask:
         """Return the batch task."""
@@ -300,12 +309,12 @@ class MedClipSamApp(MONAILabelApp):
             404 if the strategy is unknown, 400 if the request holds anything but what the strategy takes.
         """
         with as_http():
-            strategy = request.get("strategy") or "random"
+            strategy = request.get("strategy") or DEFAULT_STRATEGY
             known = self._strategies.get(strategy) if isinstance(strategy, str) else None
             if known is None:
                 raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {_list(self._strategies)}.")
             check_keys(request, {"strategy", *(known.info().get("config") or {})}, f"strategy {strategy}")
-            return super().next_sample(request)
+            return super().next_sample({**request, "strategy": strategy})
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Train one of the trainers that `/info/` lists.
@@ -390,7 +399,16 @@ class MedClipSamApp(MONAILabelApp):
             raise UnknownError(f"Image {image!r} is not among the studies.")
         return Path(uri)
 
-    def save_label(self, image: str, file: str, tag: str, info: dict[str, Any], store: Datastore | None = None) -> str:
+    def save_label(
+        self,
+        image: str,
+        file: str,
+        tag: str,
+        info: dict[str, Any],
+        store: Datastore | None = None,
+        *,
+        by_person: bool = False,
+    ) -> str:
         """Save a label file and note it in the audit file.
 
         Parameters
@@ -405,6 +423,8 @@ class MedClipSamApp(MONAILabelApp):
             What is kept with the label.
         store : Datastore, optional
             The app's own by default.
+        by_person : bool
+            Whether a person has saved it: a final one then counts in the rounds.
 
         Returns
         -------
@@ -423,6 +443,8 @@ class MedClipSamApp(MONAILabelApp):
 
         with settled(Path(file), info, self.label_table, read) as (kept, told):
             label = str(store.save_label(image, str(kept), tag, told))
+            if by_person and tag == FINAL:
+                self._note_label(image, kept)
         params = info.get("params")
         weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
         model = info.get("model")
@@ -441,10 +463,48 @@ class MedClipSamApp(MONAILabelApp):
         file, params = self.pipeline.within_memory(lambda: task(asked))
         self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)
 
+        if stored:
+            self._note_mask(request, path, params, offered=save and tag == ORIGINAL)
+
         label = file
         if save:
             label = self.save_label(request["image"], file, tag, {"model": request["model"], "params": params}, store)
         return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def _note_mask(self, request: dict[str, Any], path: Path, params: dict[str, Any], *, offered: bool) -> None:
+        """Note a mask that was made, against which a correction is measured; one by clicks is a correction itself."""
+        model = request["model"]
+        made = self.masks.find(client_of(request), path)
+        if model == CLICK_TASK or made is None:
+            return
+        network = params.get("network")
+        source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
+        # one that lies with the studies waits for whoever opens the image
+        self.rounds.shown(request["image"], "" if offered else who(), source, made[0])
+        if not isinstance(network, dict):
+            self.rounds.presence(request["image"], params)
+
+    def prelabel(self, image: str) -> None:
+        """Make a mask for an image by the best model there is, and let it wait with the studies as `original`.
+
+        Without a published network, and without targets that the configuration names, there is nothing to ask for.
+        """
+        request: dict[str, Any] = {"model": DEFAULT_NAME, "image": image, "save_label": True, "label_tag": ORIGINAL}
+        if self.networks.store.current(DEFAULT_NAME) is None:
+            if not self.app_conf.targets:
+                return
+            request |= {"model": TEXT_TASK, "text": ", ".join(self.app_conf.targets)}
+        file = self.run_infer(request)["file"]
+        if file:
+            Path(file).unlink(missing_ok=True)
+
+    def _note_label(self, image: str, label: Path) -> None:
+        """Take a final label that a person has saved into the rounds."""
+        try:
+            self.rounds.saved(image, who(), label)
+        except MedClipSamError as error:
+            # the label lies with the studies all the same, and counts as one from the next look at them on
+            logger.warning("A saved label could not be taken into the rounds: %s", error)
 
     def _source(self, image: Any, datastore: Datastore) -> tuple[Path, bool]:
         """Return the file or folder of an image and whether the datastore holds it.

@@ -28,7 +28,8 @@ from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import UnauthenticatedError, headers_of, status_of
 from medclipsam.server.metrics import METRICS, CountInfers
 from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
-from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, sessions, tasks
+from medclipsam.server.rounds import RoundsKeeper
+from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
 from medclipsam.server.work import WorkQueue
 
 
@@ -44,6 +45,7 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         infer.router,
         tasks.router,
         networks.router,
+        rounds.router,
         datastore.router,
         sessions.router,
         proxy.router,
@@ -83,6 +85,14 @@ def create_app(
     app.state.access = access
     app.state.local = local
     app.state.queue = WorkQueue(limits.queue_length, limits.max_seconds)
+    queue = app.state.queue
+    app.state.keeper = RoundsKeeper(
+        label_app.rounds,
+        queue,
+        start_training=lambda: tasks.train_for_rounds(label_app, queue),
+        trains=tasks.trains,
+        prelabel=label_app.prelabel,
+    )
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
@@ -115,8 +125,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     queue: WorkQueue = app.state.queue
     METRICS.state = lambda: dataclasses.replace(label_app.pipeline.state(), queue_length=queue.waiting)
     label_app.evidence.open(settings.MONAI_LABEL_API_STR)
+    app.state.keeper.start()
     yield
     queue.close()
+    app.state.keeper.stop()
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from medclipsam.errors import OptionError
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.pacs_options import PACS_KEYS, PacsOptions
+from medclipsam.server.rounds_options import RoundsOptions
 from medclipsam.training.split import Split
 
 # What a server lets its clients have: key -> (least, greatest), all whole numbers.
@@ -20,12 +21,22 @@ _LIMITS: dict[str, tuple[int, int]] = {
     "cache_days": (1, 3650),
 }
 
+# Settings of the rounds: key -> name of the option.
+_ROUNDS = {
+    "retrain_after": "retrain_after",
+    "retrain_options": "training",
+    "lease_minutes": "lease_minutes",
+    "prelabels": "prelabels",
+    "sampling_seed": "seed",
+}
+
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
 _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
 _APP_KEYS = (
     *("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models"),
     *("networks", "validation_share", "validation_seed"),
     *_PACS_KEYS,
+    *("rounds", *_ROUNDS),
 )
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
@@ -101,6 +112,10 @@ class AppConf:
         How the patients that networks are validated with are drawn; None takes what was kept, or the defaults.
     pacs : PacsOptions
         How the DICOMweb server of the studies is asked.
+    ledger : str or None
+        File of the rounds; None takes the one of the studies' default workspace.
+    rounds : RoundsOptions
+        How rounds go.
     """
 
     targets: tuple[str, ...] = ()
@@ -115,6 +130,8 @@ class AppConf:
     networks: str | None = None
     split: Split | None = None
     pacs: PacsOptions = field(default_factory=PacsOptions)
+    ledger: str | None = None
+    rounds: RoundsOptions = field(default_factory=RoundsOptions)
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -139,6 +156,7 @@ class AppConf:
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
         switches = {key: _switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
+        rounds = {name: chosen.pop(key) for key, name in _ROUNDS.items() if key in chosen}
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
         return cls(
@@ -150,6 +168,8 @@ class AppConf:
             pacs=PacsOptions.from_strings(pacs),
             audit_file=chosen.pop("audit_file", "").strip() or None,
             networks=chosen.pop("networks", "").strip() or None,
+            ledger=chosen.pop("rounds", "").strip() or None,
+            rounds=RoundsOptions.from_strings(rounds),
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),

@@ -97,6 +97,18 @@ class SharedPipeline:
         self.pace.record(result, planes, options)
         return result
 
+    def encoder_identity(self) -> str:
+        """Return what identifies the CLIP's weights."""
+        with self._lock:
+            return str(self._loaded().encoder.identity)
+
+    def embed(self, image: MedicalImage) -> np.ndarray:
+        """Return an image's embedding, float32 [E]; see `medclipsam.active.embedding`."""
+        from medclipsam.active.embedding import embed
+
+        with self._lock:
+            return embed(image, self._loaded().encoder)
+
     def refine(
         self,
         image: MedicalImage,

@@ -162,7 +162,7 @@ def save_label(
     note_caller(request, user.username, with_client(request, info))
     path = receive(label, suffix)
     try:
-        label_id = app.save_label(image, str(path), tag, {**info, "user": user.username})
+        label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
         answer = app.on_save_label(image, label_id) or {}
     finally:
         path.unlink(missing_ok=True)
@@ -176,6 +176,8 @@ def remove_label(request: Request, app: App, user: AsAdmin, id: str, tag: str) -
     app.datastore().remove_label(id, tag)
     note_caller(request, user.username)
     app.audit.label("label removed", id, tag)
+    if tag == FINAL:
+        app.rounds.removed(id)
     return {}
 
 

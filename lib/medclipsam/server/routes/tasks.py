@@ -19,9 +19,10 @@ from medclipsam.server.http import AlreadyRunningError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
-from medclipsam.server.routes.common import App, Queue, with_client
+from medclipsam.server.routes.common import App, Queue, note_caller, with_client
 from medclipsam.server.trainer import adopted, describe, end
 from medclipsam.training.lock import holder_of, training_state
+from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.weights import MemoryNeed
 
 router = APIRouter()
@@ -37,15 +38,14 @@ def next_sample(request: Request, app: App, user: AsUser, strategy: str, params:
     """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
     asked = with_client(request, client_params(checked_object(params)))
     check_monai_label_keys(asked)
+    note_caller(request, user.username, asked)
     sample = app.next_sample({**asked, "strategy": strategy})
     if not sample:
         return {}
-    image = sample["id"]
-    info = app.datastore().get_image_info(image)
+    info = app.datastore().get_image_info(sample["id"])
+    request.app.state.keeper.wake()
     seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
-    served = {**info.get("strategy", {}), strategy: seen}
-    app.datastore().update_image_info(image, {"strategy": served})
-    answer = {**sample, **info, "strategy": served}
+    answer = {**sample, **info, "strategy": {strategy: seen}}
     if not request.app.state.local:
         # a client on this machine may open the file where it lies; to others it says nothing
         answer["path"] = ""
@@ -175,6 +175,27 @@ def _train(
     if sync:
         return _wait(queue, lambda: app.train(request), f"training of {model}", user)
     return _start(app, "train", request, enqueue, app.training_need(request))
+
+
+def train_for_rounds(app: MedClipSamApp, queue: Queue) -> None:
+    """Start the training that is due by the rounds.
+
+    Raises
+    ------
+    MedClipSamError
+        If one runs already, or there is no room for it.
+    """
+    _train(app, queue, DEFAULT_NAME, dict(app.app_conf.rounds.training), False, False, User("rounds"))
+
+
+def trains() -> str | None:
+    """Return the name of what this server trains, a network's or another trainer's; None where it trains nothing."""
+    running = processes("train")
+    request = next((task["request"] for task in tasks("train") if task["id"] in running), None)
+    if request is None:
+        return None
+    model = str(request.get("model"))
+    return str(request.get("name") or DEFAULT_NAME) if model == DEFAULT_NAME else model
 
 
 def _score(

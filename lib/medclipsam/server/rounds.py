@@ -1,0 +1,476 @@
+"""Rounds on the server: who is offered what, what people have saved, when a training starts by itself.
+
+The ledger (`medclipsam.active.ledger`) keeps it all; here it is brought together with the studies, the networks and
+the models. What takes time is done in steps of a second or two when nobody waits for the models.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved, Score
+from medclipsam.active.pool import Pool
+from medclipsam.active.score import score_of
+from medclipsam.active.strategies import STRATEGIES, Choice, choose
+from medclipsam.active.summary import summarise
+from medclipsam.errors import MedClipSamError
+from medclipsam.imaging import read_mask
+from medclipsam.server.audit import caller
+from medclipsam.server.http import BusyError
+from medclipsam.server.images import ImageReader
+from medclipsam.server.networks import NetworkOptions, SharedNetworks
+from medclipsam.server.rounds_options import RoundsOptions
+from medclipsam.server.shared import SharedPipeline
+from medclipsam.server.trainer import patient_of
+from medclipsam.server.work import WorkQueue
+from medclipsam.training.lock import holder_of, training_state
+from medclipsam.training.names import DEFAULT_NAME
+from medclipsam.training.store import Network
+
+logger = logging.getLogger(__name__)
+
+FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
+
+# Seconds between two looks at the studies and at the training.
+_TICK = 2.0
+# Images that one step embeds or scores: other requests wait for no more than that.
+_STEP = 4
+# Seconds in which a training that an earlier server has started may still come up and take its lock.
+_GRACE = 90.0
+
+
+class Rounds:
+    """The rounds of one project.
+
+    Parameters
+    ----------
+    file : Path
+        The ledger; made when it is first needed.
+    options : RoundsOptions
+    datastore : callable
+        Returns the studies.
+    networks : SharedNetworks
+        The published networks.
+    pipeline : SharedPipeline
+        Whose CLIP embeds images.
+    images : ImageReader
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        options: RoundsOptions,
+        datastore: Callable[[], Datastore],
+        networks: SharedNetworks,
+        pipeline: SharedPipeline,
+        images: ImageReader,
+    ) -> None:
+        self._file = file
+        self.options = options
+        self._datastore = datastore
+        self.networks = networks
+        self._pipeline = pipeline
+        self._images = images
+        self._lock = threading.RLock()
+        self._opened: Ledger | None = None
+        self._pool: Pool | None = None
+        self._looked = float("-inf")
+        self._unreadable: set[str] = set()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger."""
+        with self._lock:
+            if self._opened is None:
+                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._opened = Ledger(self._file)
+            return self._opened
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anybody has asked for an image or saved a label."""
+        return self._file.is_file()
+
+    def look(self) -> None:
+        """Take in which images there are, and which have a final label."""
+        store = self._datastore()
+        images, finished = store.list_images(), set(store.get_labeled_images())
+        with self._lock:
+            known = self.ledger.subjects()
+            split = self.networks.store.split()
+            wanted = {}
+            for image in images:
+                subject = known.get(image)
+                if subject is None:
+                    subject = patient_of(store, image)
+                wanted[image] = subject, split.holds(subject)
+            self.ledger.sync_images(wanted, finished)
+            self._looked = time.monotonic()
+
+    def next(self, strategy: str, holder: str) -> dict[str, Any] | None:
+        """Choose the next image and keep it for who asks.
+
+        Parameters
+        ----------
+        strategy : str
+            A name of `STRATEGIES`.
+        holder : str
+            Who asks, see `who`.
+
+        Returns
+        -------
+        dict or None
+            `id`, `weight` (what the strategy gave it), `why`, `validation`, `planes` to look at, and the `lease`; None
+            where every image is labelled or kept for another.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked > 10 * _TICK:
+                self.look()
+            choice = self._choose(strategy)
+            if choice is None:
+                self.look()
+                choice = self._choose(strategy)
+            if choice is None:
+                return None
+            lease = self.ledger.lease(choice.image, holder, self.options.lease_minutes * 60)
+            assert lease is not None  # nobody else chooses meanwhile
+            self._current_pool().refresh()
+        return {
+            "id": choice.image,
+            "weight": choice.value,
+            "why": choice.why,
+            "validation": choice.why == "validation",
+            "planes": list(choice.planes),
+            "lease": {"holder": lease.holder, "until": _iso(lease.until)},
+        }
+
+    def lease(self, image: str, holder: str) -> Lease | None:
+        """Keep an image for a holder from now on; None where another holds it.
+
+        Raises
+        ------
+        InputError
+            If there is no such image.
+        """
+        self._known(image)
+        return self.ledger.lease(image, holder, self.options.lease_minutes * 60)
+
+    def saved(self, image: str, reader: str, label: Path) -> tuple[Saved, Label]:
+        """Take in a final label that lies with the studies by now.
+
+        Parameters
+        ----------
+        image, reader : str
+        label : Path
+            Its file.
+
+        Raises
+        ------
+        InputError
+            If there is no such image or the label does not fit it.
+        """
+        self._known(image)
+        picture = self._images.read(Path(self._datastore().get_image_uri(image)))
+        return self.ledger.record(image, reader, read_mask(label, picture))
+
+    def shown(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
+        """Note a mask that was made: for a holder, or "" for whoever opens the image."""
+        self._known(image)
+        self.ledger.show(image, holder, source, labels)
+
+    def presence(self, image: str, params: Mapping[str, Any]) -> None:
+        """Note what a zero-shot answer says of presence: of several targets the one most surely there."""
+        margins = [
+            float(target["presence_score"]) - float(target["presence_threshold"])
+            for target in params.get("targets") or []
+            if target.get("presence_score") is not None and target.get("presence_threshold") is not None
+        ]
+        if margins:
+            self._known(image)
+            self.ledger.set_presence({image: max(margins)})
+
+    def removed(self, image: str) -> None:
+        """Note that an image's final label was removed."""
+        if self.is_used:
+            self.ledger.forget(image)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the rounds came to; empty where nobody has begun."""
+        return summarise(self.ledger) if self.is_used else {}
+
+    def brief(self) -> dict[str, Any]:
+        """Return what clients are told of the rounds with everything else."""
+        if not self.is_used:
+            return {"round": 1, "new_labels": 0, "retrain_after": self.options.retrain_after}
+        rounds = self.ledger.rounds()
+        ended = [each for each in rounds if each.state not in ("open", "training")]
+        return {
+            "round": rounds[-1].number,
+            "new_labels": self.ledger.new_labels(),
+            "retrain_after": self.options.retrain_after,
+            "training": any(each.state == "training" for each in rounds),
+            "last": _outcome(ended[-1]) if ended else None,
+        }
+
+    def upcoming(self, strategy: str, count: int) -> list[str]:
+        """Return the images that would be offered next, without keeping them for anyone."""
+        with self._lock:
+            pool = self._current_pool()
+            pool.refresh()
+            chosen: list[str] = []
+            while len(chosen) < count:
+                choice = choose(pool, strategy, self.options.sampling)
+                if choice is None:
+                    break
+                chosen.append(choice.image)
+                pool.reserve(choice.image)
+            pool.refresh()
+            return chosen
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+
+    def embed_some(self, limit: int = _STEP) -> int:
+        """Embed images that have no embedding yet, and return how many were looked at."""
+        encoder = self._pipeline.encoder_identity()
+        waiting = [each for each in self.ledger.without_embedding(encoder) if each not in self._unreadable][:limit]
+        vectors = {}
+        for image in waiting:
+            try:
+                picture = self._images.read(Path(self._datastore().get_image_uri(image)))
+                vectors[image] = self._pipeline.embed(picture)
+            except MedClipSamError as error:
+                self._skip(image, error)
+        if vectors:
+            self.ledger.set_embeddings(encoder, vectors)
+        return len(waiting)
+
+    def score_some(self, limit: int = _STEP) -> int:
+        """Score unlabelled images by the published network, and return how many were looked at."""
+        network = self.networks.store.current(DEFAULT_NAME)
+        if network is None:
+            return 0
+        unscored = self.ledger.without_score(network.identity)
+        waiting = [each for each in unscored if each not in self._unreadable][:limit]
+        scores = {}
+        for image in waiting:
+            try:
+                scores[image] = self._score(network, image)
+            except MedClipSamError as error:
+                self._skip(image, error)
+        if scores:
+            self.ledger.set_scores(network.identity, scores)
+        return len(waiting)
+
+    def _score(self, network: Network, image: str) -> Score:
+        store = self._datastore()
+        picture = self._images.read(Path(store.get_image_uri(image)), None)
+        if picture.modality is None and network.modality is not None:
+            picture = self._images.read(Path(store.get_image_uri(image)), network.modality)
+        result = self.networks.predict(network, picture, NetworkOptions())
+        names = {index: name for name, index in network.classes.items()}
+        return score_of(result, names)
+
+    def _skip(self, image: str, error: MedClipSamError) -> None:
+        """Pass over an image that cannot be read or is of another kind than the network's, until the next start."""
+        logger.info("An image is passed over by the rounds (%s)", type(error).__name__)
+        self._unreadable.add(image)
+
+    def _choose(self, strategy: str) -> Choice | None:
+        pool = self._current_pool()
+        pool.refresh()
+        return choose(pool, strategy, self.options.sampling)
+
+    def _current_pool(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(self.ledger, self.options.seed)
+        return self._pool
+
+    def _known(self, image: str) -> None:
+        if image not in self.ledger.subjects():
+            self.look()
+
+
+class RoundsKeeper:
+    """A thread that follows trainings, starts them when they are due, and embeds and scores while nobody waits.
+
+    Parameters
+    ----------
+    rounds : Rounds
+    queue : WorkQueue
+        Of the models.
+    start_training : callable
+        Starts a training; raises `MedClipSamError` where it cannot.
+    trains : callable
+        Returns the name of what this server trains, None where it trains nothing.
+    prelabel : callable
+        Makes a mask for an image, by the best model there is, and saves it as `original`.
+    grace : float
+        Seconds after which a training that an earlier server has started, and that neither runs nor has ended, was cut
+        off with it.
+    """
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        queue: WorkQueue,
+        start_training: Callable[[], None],
+        trains: Callable[[], str | None],
+        prelabel: Callable[[str], None],
+        grace: float = _GRACE,
+    ) -> None:
+        self._rounds = rounds
+        self._queue = queue
+        self._start_training = start_training
+        self._trains = trains
+        self._prelabel = prelabel
+        self._ended = threading.Event()
+        self._asked = threading.Event()
+        self._grace = grace
+        self._begun = time.monotonic()
+        self._own: int | None = None
+        self._prelabelled: set[tuple[str, str]] = set()
+        self._thread = threading.Thread(target=self._keep, name="rounds", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; waits for the step that is done."""
+        self._ended.set()
+        self._thread.join(timeout=30)
+
+    def wake(self) -> None:
+        """Say that somebody asks for images, so that embeddings and scores are wanted."""
+        self._asked.set()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(_TICK):
+            if not self._rounds.is_used:
+                continue
+            try:
+                self.follow()
+                if self._asked.is_set():
+                    self._work()
+            except MedClipSamError as error:
+                # until somebody asks again
+                self._asked.clear()
+                logger.warning("The rounds wait: %s", error)
+            except Exception:
+                self._asked.clear()
+                logger.exception("The rounds' thread failed in one step and goes on")
+
+    def follow(self) -> None:
+        """Bring the ledger up to date with the training, and start one that is due."""
+        rounds = self._rounds
+        ledger, store = rounds.ledger, rounds.networks.store
+        own, holder = self._trains(), holder_of(store.folder)
+        busy = own is not None or holder is not None
+        running = DEFAULT_NAME in (own, holder.what if holder is not None else None)
+        training = next((each for each in ledger.rounds() if each.state == "training"), None)
+        if training is not None and not running:
+            made = next(
+                (each for each in reversed(store.history(DEFAULT_NAME)) if each.created >= (training.started or 0)),
+                None,
+            )
+            if made is not None:
+                verdict = made.metrics.get("verdict", {})
+                metrics = {"dice": verdict.get("child"), "reason": made.reason}
+                ledger.end_training(made.status, _named(made), metrics)
+            elif training.number == self._own:
+                reason = training_state(store.folder).get("error") or "The training ended without a network."
+                ledger.end_training("failed", metrics={"reason": str(reason)})
+            elif time.monotonic() - self._begun > self._grace:
+                ledger.end_training("interrupted", metrics={"reason": "It was cut off with the server."})
+        elif training is None and running:
+            # started by hand
+            self._begin()
+        if training is not None and running:
+            self._own = training.number
+        after = rounds.options.retrain_after
+        if after and not busy and ledger.is_due(after):
+            self._begin()
+            logger.info("%d new labels: a training starts", after)
+            try:
+                self._start_training()
+            except MedClipSamError as error:
+                ledger.end_training("failed", metrics={"reason": str(error)})
+                logger.warning("The training that is due cannot start: %s", error)
+
+    def _begin(self) -> None:
+        rounds = self._rounds
+        begun = rounds.ledger.begin_training(_named(rounds.networks.store.current(DEFAULT_NAME)))
+        self._own = None if begun is None else begun.number
+
+    def _work(self) -> None:
+        """Do steps of embedding, scoring and making masks, as long as there is something to do and nobody waits."""
+        while not self._ended.is_set() and not self._queue.jobs() and not self._trains():
+            try:
+                job = self._queue.submit(self._step, what="rounds", owner="")
+            except BusyError:
+                return
+            if not job.future.result():
+                return
+
+    def _step(self) -> int:
+        done = self._rounds.embed_some() or self._rounds.score_some()
+        if done or not self._rounds.options.prelabels:
+            return done
+        network = self._rounds.networks.store.current(DEFAULT_NAME)
+        model = _named(network) or "zero-shot"
+        for image in self._rounds.upcoming("combined", self._rounds.options.prelabels):
+            if (image, model) not in self._prelabelled:
+                self._prelabelled.add((image, model))
+                self._prelabel(image)
+                return 1
+        return 0
+
+
+class RoundStrategy(Strategy):
+    """A strategy as MONAI Label's clients see it.
+
+    Parameters
+    ----------
+    name : str
+        A name of `STRATEGIES`.
+    rounds : Rounds
+    """
+
+    def __init__(self, name: str, rounds: Rounds) -> None:
+        super().__init__(STRATEGIES[name]().description)
+        self._name = name
+        self._rounds = rounds
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """Return the next image and what is known of it; None where there is none."""
+        return self._rounds.next(self._name, who())
+
+
+def who() -> str:
+    """Return who asks: the user as authentication tells it, else the client that the request names."""
+    asks = caller.get()
+    if asks is None:
+        return ANONYMOUS
+    return asks.user if asks.user not in ("", ANONYMOUS) else asks.client or ANONYMOUS
+
+
+def _named(network: Network | None) -> str | None:
+    return None if network is None else f"{network.name} version {network.version}"
+
+
+def _outcome(ended: Round) -> dict[str, Any]:
+    return {"round": ended.number, "state": ended.state, "network": ended.network_after, **ended.metrics}
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,185 @@
+"""A project from its first image to a network that trained itself, with two annotators and a server that is killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+import SimpleITK
+from PIL import Image
+
+from medclipsam.demo.phantoms import make_phantom
+from medclipsam.metrics import dice
+from medclipsam.training.split import Split
+
+IMAGES, SIDE, AFTER = 30, 64, 8
+SPLIT = Split(4, 0.4)
+NAMES = [f"b{number:02d}" for number in range(IMAGES)]
+HELD = [name for name in NAMES if SPLIT.holds(f"image:{name}")]
+TRAINING = {
+    "device": "cpu",
+    "targets": "breast tumour",
+    "epochs": 6,
+    "cycles": 2,
+    "keep": 1,
+    "iterations": 20,
+    "base_filters": 4,
+    "max_filters": 16,
+    "max_patch": 48,
+    "max_side": 64,
+    "batch_size": 4,
+}
+SECONDS = 400
+
+
+@pytest.mark.timeout(1200)
+def test_corrections_train_a_network_by_themselves(start: Callable[..., Any], tmp_path: Path) -> None:
+    truths: dict[str, np.ndarray] = {}
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        for file in studies.iterdir():
+            if file.is_file():
+                file.unlink()
+        for number, name in enumerate(NAMES):
+            phantom = make_phantom("US", 900 + number, size=SIDE, pathology=True)
+            truths[name] = phantom.masks["breast tumour"]
+            Image.fromarray(phantom.image).save(studies / f"{name}.png")
+        return serve(studies, port)
+
+    def serve(studies: Path, port: int) -> Sequence[str]:
+        split = ["--validation-share", str(SPLIT.share), "--validation-seed", str(SPLIT.seed)]
+        conf = ["--retrain-after", str(AFTER), "--retrain-options", json.dumps(TRAINING)]
+        options = ["--studies", str(studies), "--port", str(port), "--targets", "breast tumour", *split, *conf]
+        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+
+    server = start(command, OMP_NUM_THREADS="1")
+    # a validation set, as a reader would draw it first
+    for name in HELD:
+        save(server.url, name, truths[name], "chief")
+    assert rounds(server.url)["new"] == 0
+
+    # two annotators at once, each with a mask to begin with
+    seen: dict[str, list[str]] = {"ada": [], "bob": []}
+    failures: list[Exception] = []
+
+    def annotate(who: str) -> None:
+        try:
+            for _ in range(AFTER // 2):
+                sample = post(f"{server.url}/activelearning/combined", json={"client_id": who})
+                image = sample["id"]
+                seen[who].append(image)
+                short = {"text": "breast tumour", "modality": "US", "steps": 1, "samples": 1, "client_id": who}
+                post(f"{server.url}/infer/text_prompt?image={image}&output=json", data={"params": json.dumps(short)})
+                save(server.url, image, truths[image], who)
+        except Exception as error:
+            failures.append(error)
+
+    annotators = [threading.Thread(target=annotate, args=(who,)) for who in seen]
+    for each in annotators:
+        each.start()
+    for each in annotators:
+        each.join(SECONDS)
+    assert not failures
+    assert not set(seen["ada"]) & set(seen["bob"])
+    assert len({*seen["ada"], *seen["bob"]}) == AFTER
+    assert not {*seen["ada"], *seen["bob"]} & set(HELD)
+
+    # the training starts by itself; the server is killed in the middle of it
+    wait(server.url, lambda found: found["rounds"][0]["state"] == "training")
+    process = psutil.Process(server.process.pid)
+    end = time.monotonic() + SECONDS
+    while not (started := [child for child in process.children() if "train" in child.cmdline()]):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait(20)
+    again = start(serve, again=server, OMP_NUM_THREADS="1")
+    late = next(name for name in NAMES if name not in HELD and name not in seen["ada"] + seen["bob"])
+    save(again.url, late, truths[late], "ada")
+    found = wait(again.url, ended)
+    # the training went on without its server, and no second one was begun for the same labels
+    psutil.wait_procs(started, timeout=SECONDS)
+    assert not [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    trained = [each for each in found["rounds"] if each["network_after"]]
+    assert [(each["state"], each["network_after"]) for each in trained] == [("published", "network version 1")]
+    labelled = {name for each in found["rounds"] for name in each["readers"]}
+    assert labelled == {"ada", "bob", "chief"}
+    assert found["labelled"] == len(HELD) + AFTER + 1
+    first = found["rounds"][0]
+    assert (first["images"], first["network_before"]) == (len(HELD) + AFTER, None)
+    assert 0 <= first["dice"] < 1
+    assert first["path_length"] > 0
+
+    # the network is better than chance on patients that it has not seen, and scores what is left
+    listed = requests.get(f"{again.url}/networks/", timeout=60).json()["network"]
+    assert len(listed["networks"]) == 1
+    masks = [dice(mask(again.url, name, tmp_path) > 0, truths[name]) for name in HELD]
+    assert np.mean(masks) == pytest.approx(trained[0]["metrics"]["dice"], abs=0.02)
+    assert np.mean(masks) > 0.1
+    sample = post(f"{again.url}/activelearning/uncertainty", json={"client_id": "ada"})
+    assert sample["id"] not in {*HELD, *seen["ada"], *seen["bob"], late}
+    brief = requests.get(f"{again.url}/info/", timeout=60).json()["rounds"]
+    assert brief["last"]["network"] == "network version 1"
+
+
+def post(where: str, **more: Any) -> dict[str, Any]:
+    answer = requests.post(where, timeout=SECONDS, **more)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def save(url: str, image: str, truth: np.ndarray, who: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(truth.astype(np.uint8)).save(buffer, "PNG")
+    params = {"client_id": who, "label_info": [{"name": "breast tumour", "idx": 1}]}
+    answer = requests.put(
+        f"{url}/datastore/label",
+        params={"image": image, "tag": "final"},
+        data={"params": json.dumps(params)},
+        files={"label": ("mask.png", buffer.getvalue())},
+        timeout=SECONDS,
+    )
+    assert answer.ok, answer.text
+
+
+def mask(url: str, image: str, folder: Path) -> np.ndarray:
+    answer = requests.post(
+        f"{url}/infer/network",
+        params={"image": image, "output": "image"},
+        data={"params": json.dumps({"result_extension": ".nrrd", "uncertainty": "none"})},
+        timeout=SECONDS,
+    )
+    assert answer.ok, answer.text
+    path = folder / f"{image}.nrrd"
+    path.write_bytes(answer.content)
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))).squeeze()
+
+
+def rounds(url: str) -> dict[str, Any]:
+    return dict(requests.get(f"{url}/rounds/", timeout=60).json())
+
+
+def ended(found: dict[str, Any]) -> bool:
+    return any(each["state"] not in ("open", "training", "interrupted") for each in found["rounds"])
+
+
+def wait(url: str, until: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        found = rounds(url)
+        if until(found):
+            return found
+        time.sleep(0.5)
+    pytest.fail(f"Nothing came of it in {SECONDS} s: {found}")
