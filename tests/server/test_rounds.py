@@ -347,9 +347,9 @@ def test_masks_wait_where_they_are_wanted(unlabelled: Serve) -> None:
     next_sample(client, "uncertainty")
     store = client.app.state.label_app.datastore()  # type: ignore[attr-defined]
     end = time.monotonic() + 120
-    while len(store.get_labeled_images("original")) < 2 and time.monotonic() < end:
+    while len(store.get_labeled_images("network")) < 2 and time.monotonic() < end:
         time.sleep(0.2)
-    waiting = store.get_labeled_images("original")
+    waiting = store.get_labeled_images("network")
     assert len(waiting) >= 2
     save(client, waiting[0], square(), client_id="ada")
     (label,) = rounds_of(client).ledger.labels()

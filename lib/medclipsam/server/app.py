@@ -464,7 +464,7 @@ class MedClipSamApp(MONAILabelApp):
         self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)
 
         if stored:
-            self._note_mask(request, path, params, offered=save and tag == ORIGINAL)
+            self._note_mask(request, path, params, offered=save and tag != FINAL)
 
         label = file
         if save:
@@ -485,15 +485,17 @@ class MedClipSamApp(MONAILabelApp):
             self.rounds.presence(request["image"], params)
 
     def prelabel(self, image: str) -> None:
-        """Make a mask for an image by the best model there is, and let it wait with the studies as `original`.
+        """Make a mask for an image by the best model there is, and let it wait with the studies.
 
-        Without a published network, and without targets that the configuration names, there is nothing to ask for.
+        One by the network has the network's name as its tag: in the place of a zero-shot mask, under `original`, it
+        would be a pseudo-label without evidence. Without a published network, and without targets that the
+        configuration names, there is nothing to ask for.
         """
-        request: dict[str, Any] = {"model": DEFAULT_NAME, "image": image, "save_label": True, "label_tag": ORIGINAL}
+        request: dict[str, Any] = {"model": DEFAULT_NAME, "image": image, "save_label": True, "label_tag": DEFAULT_NAME}
         if self.networks.store.current(DEFAULT_NAME) is None:
             if not self.app_conf.targets:
                 return
-            request |= {"model": TEXT_TASK, "text": ", ".join(self.app_conf.targets)}
+            request |= {"model": TEXT_TASK, "text": ", ".join(self.app_conf.targets), "label_tag": ORIGINAL}
         file = self.run_infer(request)["file"]
         if file:
             Path(file).unlink(missing_ok=True)

@@ -313,7 +313,7 @@ class RoundsKeeper:
     trains : callable
         Returns the name of what this server trains, None where it trains nothing.
     prelabel : callable
-        Makes a mask for an image, by the best model there is, and saves it as `original`.
+        Makes a mask for an image by the best model there is, and saves it.
     grace : float
         Seconds after which a training that an earlier server has started, and that neither runs nor has ended, was cut
         off with it.
