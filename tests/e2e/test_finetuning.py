@@ -11,6 +11,8 @@ import pytest
 import requests
 from PIL import Image
 
+from medclipsam.finetune.store import ClipStore
+
 SAID = ("a breast ultrasound", "an MRI of the brain", "a chest x-ray", "a chest CT")
 FAST = {"epochs": 12, "batch_size": 16, "learning_rate": 3e-3, "loss": "infonce", "gallery": 24}
 
@@ -37,7 +39,9 @@ def tuning_server(start: Callable[..., Any], tiny_pair: Path, tmp_path_factory: 
         options = ["--studies", str(studies), "--port", str(port), "--workspace", str(place / "workspace")]
         return [sys.executable, "-m", "medclipsam.cli", "serve", *options, "--weights", str(tiny_pair)]
 
-    return start(command)
+    server = start(command)
+    server.studies = studies
+    return server
 
 
 def clip_in_use(server: Any) -> str:
@@ -84,6 +88,6 @@ def test_better_weights_are_used_by_the_running_server_and_can_be_taken_back(tun
     assert any("new weights are used" in line for line in done["details"]), done
     tuned = clip_in_use(server)
     assert tuned != own
-    assert requests.post(f"{server.url}/train/finetune_clip", json={"action": "roll back"}, timeout=30).ok
-    assert wait(server, ended)["status"] == "DONE"
+    # as `medclipsam finetune rollback` does, beside the running server
+    assert ClipStore(server.studies.parent / "workspace" / "finetuned").rollback() is None
     assert clip_in_use(server) == own

@@ -161,7 +161,7 @@ class FinetuneTrainer(TrainTask):
             if checked.action == "roll back":
                 version = self._store.rollback()
                 used = "The server's own weights are" if version is None else f"Fine-tuned weights {version:04d} are"
-                lock.tell({"stage": "done", "trainer": NAME})
+                lock.tell({"state": "done", "trainer": NAME})
                 logger.info("%s used again", used)
                 return {"in_use": version, "reason": f"{used} used again."}
             return self._finetune(checked, datastore, lock)
@@ -190,7 +190,7 @@ class FinetuneTrainer(TrainTask):
             nonlocal told
             if share >= 1 or time.monotonic() - told > _EVERY:
                 told = time.monotonic()
-                lock.tell({"stage": "train", "trainer": NAME, "progress": round(share, 4), "message": text})
+                lock.tell({"state": "training", "trainer": NAME, "fraction": round(share, 4), "message": text})
                 logger.info("%d %%: %s", round(100 * share), text)
 
         work = self._store.work()
@@ -233,7 +233,7 @@ class FinetuneTrainer(TrainTask):
         else:
             self._store.refuse(about)
         shutil.rmtree(work, ignore_errors=True)
-        lock.tell({"stage": "done", "trainer": NAME, "message": reason})
+        lock.tell({"state": "done", "trainer": NAME, "message": reason})
         logger.info("%s", reason)
         return {"version": version, "used": better, "reason": reason, "best_metric": after.score}
 
