@@ -70,6 +70,20 @@ def test_a_slice_of_a_volume_file_fits_a_picture(tmp_path: Path) -> None:
     assert np.array_equal(read[0].ravel(), np.arange(28))
 
 
+def test_a_label_without_a_place_lies_on_an_image_without_one(
+    image: MedicalImage, tmp_path: Path, write_radiograph: Callable[[np.ndarray, Path], None]
+) -> None:
+    """As DICOM viewers know no place of a radiograph's pixels; a volume has one, which its label must name."""
+    write_radiograph(np.zeros((4, 7), np.uint8), tmp_path / "film.dcm")
+    labels = np.arange(28, dtype=np.uint8)
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: {}\nencoding: raw\n\n"
+    (tmp_path / "label.nrrd").write_bytes(header.format("7 4 1").encode() + labels.tobytes())
+    assert np.array_equal(read_mask(tmp_path / "label.nrrd", read_image(tmp_path / "film.dcm"))[0].ravel(), labels)
+    (tmp_path / "label.nrrd").write_bytes(header.format("6 5 4").encode() + bytes(120))
+    with pytest.raises(InputError, match="does not lie"):
+        read_mask(tmp_path / "label.nrrd", image)
+
+
 def test_an_empty_mask_is_a_label(image: MedicalImage, labels: np.ndarray, tmp_path: Path) -> None:
     assert not read_mask(write_mask(labels * 0, image, tmp_path / "mask.nii.gz"), image).any()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -604,6 +605,39 @@ def test_the_viewers_files_are_served(client: TestClient) -> None:
     answer = client.get("/ohif/app-config.js")
     assert answer.headers["content-type"].startswith(("text/javascript", "application/javascript"))
     assert "window.config" in answer.text
+
+
+def test_the_viewer_gets_our_configuration_and_asks_nobody_else(client: TestClient) -> None:
+    configuration = client.get("/ohif/app-config.js")
+    assert "saveLabel" in configuration.text
+    assert "javascript" in configuration.headers["content-type"]
+    page = client.get("/ohif/monai-label")
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert page.headers["cache-control"] == "no-cache"
+
+
+def test_a_browser_is_a_client_of_its_own(client: TestClient, loaded: Any) -> None:
+    """The viewer names no client; whoever has no cookie either is everybody."""
+    one, other = (TestClient(client.app, base_url="http://127.0.0.1:8000") for _ in range(2))
+    cookies = [browser.get("/ohif/").cookies["medclipsam_client"] for browser in (one, other)]
+    assert len(set(cookies)) == 2
+    assert "medclipsam_client" not in one.get("/ohif/").cookies
+    assert infer(one).status_code == 200
+    click = {"heart": [[2, 2, 0]]}
+    sources = [infer(browser, click, "refine", output="json").json()["present_mask"] for browser in (one, other)]
+    assert sources == ["last", "none"]
+    assert (
+        infer(client, {**click, "client_id": f"browser-{cookies[0]}"}, "refine", output="json").json()["present_mask"]
+        == "last"
+    )
+
+
+def test_a_mask_alone_comes_with_its_sentence(client: TestClient) -> None:
+    click = {"heart": [[2, 2, 0]], "use_last_mask": False}
+    told = infer(client, click, "refine", output="json").json()["sentence"]
+    answer = infer(client, click, "refine", output="image")
+    assert unquote(answer.headers["x-sentence"]) == told
+    assert "heart" in told
 
 
 def test_the_description_of_the_api_is_whole(client: TestClient) -> None:
