@@ -1,0 +1,294 @@
+"""The bundled OHIF viewer in a real browser on a real PACS: text, overlay, clicks, brush, and the label in the PACS."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from PIL import Image
+from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
+
+from medclipsam.targets import TargetSet
+
+TOKEN = "annotator-token-0123456789"
+# Without a GPU the viewer draws with SwiftShader.
+FLAGS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Where voxels of the image that is shown lie in the page, and which image it is.
+_SHOWN = """columnsAndRows => {
+    const viewport = cornerstone.getRenderingEngines()[0].getViewports()[0];
+    const imageId = viewport.getCurrentImageId();
+    const { left, top } = viewport.canvas.getBoundingClientRect();
+    const instance = cornerstone.metaData.get('instance', imageId);
+    const points = columnsAndRows.map(point => {
+        const world = cornerstone.utilities.imageToWorldCoords(imageId, point);
+        const [x, y] = viewport.worldToCanvas(world);
+        return [x + left, y + top];
+    });
+    return { points, instance: instance.SOPInstanceUID };
+}"""
+
+
+# Whether a click on the first viewport would be taken as a point.
+_PROBES = """() => {
+    const [viewport] = cornerstone.getRenderingEngines()[0].getViewports();
+    const group = cornerstoneTools.ToolGroupManager.getToolGroupForViewport(viewport.id, viewport.renderingEngineId);
+    return group.getActivePrimaryMouseButtonTool() === 'ProbeMONAILabel';
+}"""
+
+
+@pytest.fixture(scope="module")
+def ohif_server(start: Callable[..., Any], orthanc: Any) -> Any:
+    """`medclipsam serve` on the PACS; it asks its users for a token."""
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        return [sys.executable, "-m", "medclipsam.cli", "serve", "--studies", orthanc.url, "--port", str(port)]
+
+    return start(
+        command,
+        MEDCLIPSAM_TOKEN=TOKEN,
+        MONAI_LABEL_DICOMWEB_USERNAME=orthanc.user,
+        MONAI_LABEL_DICOMWEB_PASSWORD=orthanc.password,
+    )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("The browser tests need Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Viewer:
+    """One study in one window of the viewer, and what an annotator does with it."""
+
+    page: Page
+    url: str
+    requests: list[Request] = field(default_factory=list)
+    failures: dict[str, str | None] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    def open(self, study: str) -> None:
+        self.page.goto(f"{self.url}/ohif/monai-label?StudyInstanceUIDs={study}")
+        self.page.wait_for_selector("#monailabelServerURL", timeout=60_000)
+        self.page.wait_for_function(
+            "() => window.cornerstone?.getRenderingEngines()?.[0]?.getViewports()[0]?.getCurrentImageId()"
+        )
+        # what else would lie over the image: the notice for new visitors, messages, and the overlay's letters
+        self.page.click("text=Confirm and Hide")
+        self.page.add_style_tag(content="[data-sonner-toaster], .overlay-text, .viewport-overlay {display: none}")
+        with self.page.expect_response(lambda answer: answer.url.endswith("/info/")):
+            self.page.click(".settingsTable button")
+        self.page.wait_for_function("() => cornerstoneTools.segmentation.state.getSegmentations().length")
+        # the panel gives the segments their colours one second after it has made them
+        self.page.wait_for_timeout(1200)
+
+    def prompt(self, **options: str) -> Response:
+        self.page.click("text=Options / Configurations")
+        self.page.select_option("select[name=selectName]", "text_prompt")
+        for key, value in options.items():
+            self.page.fill(f"#infertext_prompt{key}", value)
+        self.page.click("text=Confirm >> nth=-1")
+        return self._answer("/infer/text_prompt", 'button[title="Run Segmentation"]')
+
+    def point(self, label: str, column: int, row: int) -> Response:
+        """Click a voxel of the image that is shown for a label, and run `refine`."""
+        self.page.click('label:has-text("Point Prompts")')
+        self.page.click(f'tr.clickable-row:has(td:text-is("{label}"))')
+        self.page.wait_for_function(_PROBES)
+        (x, y), *_ = self.shown([(column, row)])["points"]
+        self.page.mouse.click(x, y)
+        self.page.wait_for_function("() => cornerstoneTools.annotation.state.getAllAnnotations().length === 1")
+        return self._answer("/infer/refine", 'button[title="Run PointPrompts"]')
+
+    def save(self) -> Response:
+        return self._answer("/datastore/label", '[data-cy="SaveLabel"]')
+
+    def saved_label(self, series: str) -> np.ndarray:
+        """Return the series' final label as the server reads it back, uint8 [n, H, W]."""
+        address = f"{self.url}/datastore/label?label={series}&tag=final"
+        answer = self.page.context.request.get(address)
+        assert answer.ok, answer.text()
+        return read_label(answer.body(), ".nii.gz")
+
+    def shown(self, points: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        told: dict[str, Any] = self.page.evaluate(_SHOWN, [list(point) for point in points])
+        return told
+
+    def overlay(self, shape: tuple[int, int]) -> np.ndarray:
+        """Return for each voxel of the image that is shown whether colour lies over it now, bool [H, W]."""
+        first, down, right = np.array(self.shown([(0, 0), (0, 1), (1, 0)])["points"])
+        rows, columns = np.indices(shape)
+        where = first + rows.ravel()[:, None] * (down - first) + columns.ravel()[:, None] * (right - first)
+        screen = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")).astype(int)
+        x, y = np.rint(where).astype(int).T
+        found = screen[y.clip(0, screen.shape[0] - 1), x.clip(0, screen.shape[1] - 1)]
+        return (found.max(axis=1) - found.min(axis=1) > 40).reshape(shape)
+
+    def outside(self) -> list[str]:
+        """Return the requests that left for another server, which the page's policy must have kept back."""
+        return [
+            request.url
+            for request in self.requests
+            if not request.url.startswith((self.url, "data:", "blob:")) and self.failures.get(request.url) != "csp"
+        ]
+
+    def _answer(self, path: str, button: str) -> Response:
+        with self.page.expect_response(lambda answer: path in answer.url, timeout=120_000) as waiting:
+            self.page.click(button)
+        answer = waiting.value
+        assert answer.ok, answer.text()
+        # the mask is drawn after the answer has come
+        self.page.wait_for_timeout(800)
+        return answer
+
+
+@pytest.fixture
+def viewer(browser: Browser, ohif_server: Any) -> Iterator[Viewer]:
+    credentials: Any = {"username": "annotator", "password": TOKEN}
+    context = browser.new_context(viewport={"width": 1200, "height": 700}, http_credentials=credentials)
+    page = context.new_page()
+    made = Viewer(page, ohif_server.url)
+    page.on("request", lambda request: made.requests.append(request))  # noqa: PLW0108
+    page.on("requestfailed", lambda request: made.failures.update({request.url: request.failure}))
+    page.on("pageerror", lambda error: made.errors.append(str(error)))
+    yield made
+    context.close()
+    assert made.outside() == []
+    assert made.errors == []
+
+
+def sent_params(answer: Response) -> dict[str, Any]:
+    """Return the JSON object of the form that the answer is for."""
+    form = answer.request.post_data or ""
+    found: dict[str, Any] = json.loads(form.split('name="params"')[1].strip().splitlines()[0])
+    return found
+
+
+def label_map(answer: Response) -> np.ndarray:
+    """Return the mask of an answer, uint8 [n, H, W]."""
+    return read_label(answer.body(), ".nrrd")
+
+
+def read_label(content: bytes, suffix: str) -> np.ndarray:
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(content)
+        file.flush()
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file.name))
+
+
+def segmentations(orthanc: Any, study: str) -> list[pydicom.Dataset]:
+    """Return the SEG objects of a study in the PACS."""
+    query = {"Level": "Instance", "Query": {"StudyInstanceUID": study, "Modality": "SEG"}}
+    with orthanc.session() as session:
+        found = session.post(f"{orthanc.root}/tools/find", json=query, timeout=30).json()
+        files = [session.get(f"{orthanc.root}/instances/{name}/file", timeout=30).content for name in found]
+    return [pydicom.dcmread(io.BytesIO(file)) for file in files]
+
+
+def dice(found: np.ndarray, true: np.ndarray) -> float:
+    return 2 * float((found & true).sum()) / float(found.sum() + true.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "label", "structure"),
+    [
+        ("chest-ct-1", "lungs", "lungs CT", "lungs"),
+        ("brain-mri-1", "brain", "brain", "brain"),
+        ("chest-xray-1", "both lungs", "lungs x-ray", "lungs"),
+        ("breast-us-1", "breast tumour", "breast tumour", "breast tumour"),
+    ],
+)
+def test_text_clicks_and_saving(
+    viewer: Viewer, orthanc: Any, pacs_phantoms: Any, name: str, text: str, label: str, structure: str
+) -> None:
+    phantom = pacs_phantoms[name]
+    truth = phantom.masks[structure]
+    number = TargetSet.load().get(label).label
+    viewer.open(phantom.study_uid)
+    before = viewer.overlay(truth.shape[1:])
+    plane = next(k for k, file in enumerate(phantom.files) if file.SOPInstanceUID == viewer.shown([])["instance"])
+    # one plane of a volume, to be quick
+    answer = viewer.prompt(text=text, **({"planes": str(plane)} if len(phantom.files) > 1 else {}))
+    assert f"image={phantom.series_uid}&" in answer.request.url
+    assert sent_params(answer)["text"] == text
+    assert number in label_map(answer)[plane]
+    assert "found" in unquote(answer.headers["x-sentence"])
+    drawn = viewer.overlay(truth.shape[1:]) & ~before
+    assert dice(drawn, truth[plane]) > 0.6
+    # all that is coloured is the mask's, but for pixels of rounding
+    assert dice(drawn, label_map(answer)[plane] == number) > 0.95
+
+    # a click where nothing was found
+    away = np.argwhere(~drawn & ~truth[plane] & ~before)
+    row, column = (int(index) for index in away[np.abs(away - np.array(truth.shape[1:]) / 2).sum(axis=1).argmin()])
+    answer = viewer.point(label, column, row)
+    assert sent_params(answer)[label] == [[column, row, plane]]
+    mended = label_map(answer)
+    assert mended[plane, row, column] == number
+    assert viewer.overlay(truth.shape[1:])[row, column]
+
+    viewer.save()
+    [stored] = segmentations(orthanc, phantom.study_uid)
+    assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
+    assert [segment.SegmentLabel for segment in stored.SegmentSequence] == [label]
+    assert np.array_equal(viewer.saved_label(phantom.series_uid), mended)
+
+
+def test_a_frame_of_a_loop_is_painted(viewer: Viewer, orthanc: Any, pacs_phantoms: Any) -> None:
+    phantom = pacs_phantoms["breast-us-loop-1"]
+    frames, rows, columns = phantom.masks["breast tumour"].shape
+    viewer.open(phantom.study_uid)
+    (x, y), *_ = viewer.shown([(columns // 2, rows // 2)])["points"]
+    viewer.page.mouse.move(x, y)
+    viewer.page.mouse.wheel(0, 100)
+    viewer.page.wait_for_function(
+        "() => cornerstone.getRenderingEngines()[0].getViewports()[0].getCurrentImageId().endsWith('/frames/2')"
+    )
+    viewer.page.click('[data-cy="panelSegmentationWithTools-btn"]')
+    viewer.page.click('text="breast tumour"')
+    viewer.page.click('[data-cy="Brush"]')
+    viewer.page.mouse.click(x, y)
+    viewer.page.wait_for_timeout(500)
+    assert viewer.overlay((rows, columns))[rows // 2, columns // 2]
+    viewer.save()
+    kept = viewer.saved_label(phantom.series_uid)
+    assert kept.shape == (frames, rows, columns)
+    assert kept[1, rows // 2, columns // 2] == TargetSet.load().get("breast tumour").label
+    assert sorted(set(np.nonzero(kept)[0].tolist())) == [1]
+    [stored] = segmentations(orthanc, phantom.study_uid)
+    assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
+
+
+def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
+    viewer.open(pacs_phantoms["chest-xray-1"].study_uid)
+    viewer.page.click('[data-cy="SaveLabel"]')
+    viewer.page.click('button[title="Run Segmentation"]')
+    viewer.page.wait_for_function("() => document.body.innerText.includes('Option text cannot be')", timeout=20_000)
