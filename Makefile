@@ -70,6 +70,7 @@ clean:
 	@$(call debian,/usr/sbin/Orthanc,orthanc)
 	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
 	@$(call debian,/usr/bin/dciodvfy,dicom3tools)
+	@$(call debian,/usr/bin/chromium,chromium)
 	@echo "== Installing the optional CRF (compiled from source)"
 	@$(UV) pip install --quiet --require-hashes --no-deps -r requirements-crf.txt
 	@touch $@

@@ -64,14 +64,22 @@
 
   const pixelsOf = plane => plane.image.voxelManager?.getScalarData?.() || plane.image.getPixelData();
 
-  function readLabels(planes = labelPlanes()) {
+  const seriesOf = planes => planes.length && imageMetadata(planes[0].reference).SeriesInstanceUID;
+
+  function shownSeries() {
+    const { viewports, activeViewportId } = services.viewportGridService.getState();
+    const [displaySet] = viewports.get(activeViewportId).displaySetInstanceUIDs;
+    return services.displaySetService.getDisplaySetByUID(displaySet).SeriesInstanceUID;
+  }
+
+  function readLabels(planes) {
     const size = planes.length ? pixelsOf(planes[0]).length : 0;
     const labels = new Uint8Array(size * planes.length);
     planes.forEach((plane, k) => labels.set(pixelsOf(plane), k * size));
     return labels;
   }
 
-  function writeLabels(labels, planes = labelPlanes()) {
+  function writeLabels(labels, planes) {
     const size = planes.length ? pixelsOf(planes[0]).length : 0;
     if (labels.length !== size * planes.length) {
       throw new Error(`The mask has ${labels.length} voxels, the series ${size * planes.length}.`);
@@ -99,9 +107,14 @@
         return volume;
       }
       const voxelManager = {
-        getCompleteScalarDataArray: () => readLabels(),
+        getCompleteScalarDataArray: () => readLabels(labelPlanes()),
         setCompleteScalarDataArray: labels => {
-          writeLabels(labels);
+          const planes = labelPlanes();
+          if (seriesOf(planes) !== shownSeries()) {
+            tell('This page has the masks of another series; open one of its own for this series.', 'error', 15000);
+            return;
+          }
+          writeLabels(labels, planes);
           // the brush goes on with what was found, not with the first of all labels
           const index = labels.find(Boolean);
           if (index) {
@@ -246,11 +259,10 @@
           }
         }
       }
-      const series = imageMetadata(planes[0].reference).SeriesInstanceUID;
       const form = new FormData();
       form.append('params', JSON.stringify({ label_info: labelInfo }));
       form.append('label', nrrd(found.map(index => numbers[index]), planes), 'label.nrrd');
-      const answer = await fetch(`${SERVER}datastore/label?image=${encodeURIComponent(series)}&tag=final`, {
+      const answer = await fetch(`${SERVER}datastore/label?image=${encodeURIComponent(seriesOf(planes))}&tag=final`, {
         method: 'PUT',
         body: form,
       });
@@ -266,6 +278,19 @@
 
   /* ---- the server's sentences ---- */
 
+  /** Return the sentence of a refusal, whatever type of answer was asked for. */
+  function sentenceOf(response) {
+    if (response instanceof ArrayBuffer || typeof response === 'string') {
+      const text = typeof response === 'string' ? response : new TextDecoder().decode(response);
+      try {
+        return JSON.parse(text).detail;
+      } catch {
+        return text.slice(0, 200);
+      }
+    }
+    return response?.detail;
+  }
+
   // The panel says of a failed request only that it failed, and nothing of what was found.
   const { send } = XMLHttpRequest.prototype;
   XMLHttpRequest.prototype.send = function (...body) {
@@ -274,14 +299,7 @@
         return;
       }
       if (this.status >= 400) {
-        const text = typeof this.response === 'string' ? this.response : new TextDecoder().decode(this.response);
-        let sentence = text;
-        try {
-          sentence = JSON.parse(text).detail;
-        } catch {
-          // not one of the server's own answers: told as it is
-        }
-        tell(sentence, 'error', 15000);
+        tell(sentenceOf(this.response) || `The server answers ${this.status}.`, 'error', 15000);
       } else if (this.getResponseHeader('X-Sentence')) {
         tell(decodeURIComponent(this.getResponseHeader('X-Sentence')), 'info', 10000);
       }
