@@ -97,7 +97,7 @@ class Viewer:
 
     def open(self, study: str) -> None:
         self.page.goto(f"{self.url}/ohif/monai-label?StudyInstanceUIDs={study}")
-        self.page.wait_for_selector("#monailabelServerURL", timeout=60_000)
+        self.page.wait_for_selector("#monailabelServerURL")
         self.page.wait_for_function(
             "() => window.cornerstone?.getRenderingEngines()?.[0]?.getViewports()[0]?.getCurrentImageId()"
         )
@@ -125,7 +125,11 @@ class Viewer:
         self.page.wait_for_function(_PROBES)
         (x, y), *_ = self.shown([(column, row)])["points"]
         self.page.mouse.click(x, y)
-        self.page.wait_for_function("() => cornerstoneTools.annotation.state.getAllAnnotations().length === 1")
+        # a volume's cross-hairs are annotations too
+        self.page.wait_for_function(
+            "() => cornerstoneTools.annotation.state.getAllAnnotations()"
+            ".filter(annotation => annotation.metadata.toolName === 'ProbeMONAILabel').length === 1"
+        )
         return self._answer("/infer/refine", 'button[title="Run PointPrompts"]')
 
     def save(self) -> Response:
@@ -161,7 +165,7 @@ class Viewer:
         ]
 
     def _answer(self, path: str, button: str) -> Response:
-        with self.page.expect_response(lambda answer: path in answer.url, timeout=120_000) as waiting:
+        with self.page.expect_response(lambda answer: path in answer.url) as waiting:
             self.page.click(button)
         answer = waiting.value
         assert answer.ok, answer.text()
@@ -175,6 +179,7 @@ def viewer(browser: Browser, ohif_server: Any) -> Iterator[Viewer]:
     credentials: Any = {"username": "annotator", "password": TOKEN}
     context = browser.new_context(viewport={"width": 1200, "height": 700}, http_credentials=credentials)
     page = context.new_page()
+    page.set_default_timeout(120_000)
     made = Viewer(page, ohif_server.url)
     page.on("request", lambda request: made.requests.append(request))  # noqa: PLW0108
     page.on("requestfailed", lambda request: made.failures.update({request.url: request.failure}))
@@ -291,4 +296,4 @@ def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
     viewer.open(pacs_phantoms["chest-xray-1"].study_uid)
     viewer.page.click('[data-cy="SaveLabel"]')
     viewer.page.click('button[title="Run Segmentation"]')
-    viewer.page.wait_for_function("() => document.body.innerText.includes('Option text cannot be')", timeout=20_000)
+    viewer.page.wait_for_function("() => document.body.innerText.includes('Option text cannot be')")
