@@ -132,10 +132,14 @@
       }
       return original(displaySet, options);
     });
-    // its layout of three planes stays empty without a volume
+    // its layout of three planes stays empty without a volume, and the one of images shows a saved label's SEG instead
     mend(services.hangingProtocolService, 'run', original => (studies, protocol, options) => {
-      const volumes = (studies.displaySets || []).some(displaySet => displaySet.isReconstructable);
-      return original(studies, protocol === 'mpr' && !volumes ? 'default' : protocol, options);
+      const { displaySets = [] } = studies;
+      if (protocol !== 'mpr' || displaySets.some(displaySet => displaySet.isReconstructable)) {
+        return original(studies, protocol, options);
+      }
+      const images = displaySets.filter(displaySet => displaySet.Modality !== 'SEG');
+      return original({ ...studies, displaySets: images }, 'default', options);
     });
     // it looks for clicks in whatever else has been drawn
     const annotations = cornerstoneTools.annotation.state.getAnnotationManager();
