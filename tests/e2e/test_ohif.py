@@ -39,18 +39,16 @@ FLAGS = [
 # Where voxels of the image that is shown lie in the page, and which image it is.
 _SHOWN = """columnsAndRows => {
     const viewport = cornerstone.getRenderingEngines()[0].getViewports()[0];
-    const imageId = viewport.getCurrentImageId();
     const { left, top } = viewport.canvas.getBoundingClientRect();
-    const instance = cornerstone.metaData.get('instance', imageId);
-    const points = columnsAndRows.map(point => {
-        const world = cornerstone.utilities.imageToWorldCoords(imageId, point);
-        const [x, y] = viewport.worldToCanvas(world);
+    const { imageData } = viewport.getImageData();
+    const plane = Math.round(imageData.worldToIndex(viewport.getCamera().focalPoint)[2]);
+    const points = columnsAndRows.map(([column, row]) => {
+        const [x, y] = viewport.worldToCanvas(imageData.indexToWorld([column, row, plane]));
         return [x + left, y + top];
     });
+    const instance = cornerstone.metaData.get('instance', viewport.getCurrentImageId());
     return { points, instance: instance.SOPInstanceUID };
 }"""
-
-
 # Whether a click on the first viewport would be taken as a point.
 _PROBES = """() => {
     const [viewport] = cornerstone.getRenderingEngines()[0].getViewports();

@@ -191,8 +191,8 @@
     const planes = labelPlanes();
     const reference = clicked.get(point)?.metadata.referencedImageId;
     const plane = planes.findIndex(each => each.reference === reference);
-    const imageId = plane >= 0 ? reference : viewport.getCurrentImageId();
-    const [i, j] = cornerstone.utilities.worldToImageCoords(imageId, point);
+    // as it is drawn: image coordinates of the library begin at a pixel's corner and mix up its two spacings
+    const [i, j] = viewport.getImageData().imageData.worldToIndex(point);
     return [i, j, Math.max(plane, 0)];
   }
 
