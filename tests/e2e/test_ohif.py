@@ -113,7 +113,7 @@ class Viewer:
         self.page.select_option("select[name=selectName]", "text_prompt")
         for key, value in options.items():
             self.page.fill(f"#infertext_prompt{key}", value)
-        self.page.click("text=Confirm >> nth=-1")
+        self.page.click('button:text-is("Confirm")')
         return self._answer("/infer/text_prompt", 'button[title="Run Segmentation"]')
 
     def point(self, label: str, column: int, row: int) -> Response:
@@ -297,4 +297,4 @@ def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
     viewer.open(phantom.study_uid)
     assert viewer.shown([])["instance"] == phantom.files[0].SOPInstanceUID
     viewer.page.click('button[title="Run Segmentation"]')
-    viewer.page.wait_for_function("() => document.body.innerText.includes('Option text cannot be')")
+    viewer.page.wait_for_function("""() => document.body.textContent.includes("Option 'text' cannot be")""")
