@@ -132,14 +132,14 @@
       }
       return original(displaySet, options);
     });
-    // its layout of three planes stays empty without a volume, and the one of images shows a saved label's SEG instead
+    // its layout of three planes stays empty without a volume, and both show a saved label's SEG in the image's place
     mend(services.hangingProtocolService, 'run', original => (studies, protocol, options) => {
-      const { displaySets = [] } = studies;
-      if (protocol !== 'mpr' || displaySets.some(displaySet => displaySet.isReconstructable)) {
+      const images = (studies.displaySets || []).filter(displaySet => displaySet.Modality !== 'SEG');
+      if (protocol !== 'mpr' || !images.length) {
         return original(studies, protocol, options);
       }
-      const images = displaySets.filter(displaySet => displaySet.Modality !== 'SEG');
-      return original({ ...studies, displaySets: images }, 'default', options);
+      const volumes = images.some(displaySet => displaySet.isReconstructable);
+      return original({ ...studies, displaySets: images }, volumes ? 'mpr' : 'default', options);
     });
     // it looks for clicks in whatever else has been drawn
     const annotations = cornerstoneTools.annotation.state.getAnnotationManager();
