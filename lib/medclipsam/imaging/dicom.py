@@ -14,9 +14,9 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
 
 from medclipsam.errors import ImageError
+from medclipsam.imaging.decoding import decode
 from medclipsam.imaging.dicom_geometry import (
     file_geometry,
     functional_geometry,
@@ -313,7 +313,7 @@ def _pixels(path: Path, data: Dataset) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pixels = pixel_array(data)
+            pixels = decode(data)
     except Exception as error:
         if syntax.is_compressed:
             raise ImageError(
