@@ -368,4 +368,4 @@ def test_settings_that_cannot_be_are_refused() -> None:
             AppConf.from_strings({key: value})
     with pytest.raises(OptionError, match="'retrain_options' cannot be"):
         AppConf.from_strings({"retrain_options": "epochs=3"})
-    assert AppConf.from_strings({"retrain_after": "7", "sampling_seed": "3"}).rounds.seed == 3
+    assert AppConf.from_strings({"retrain_after": "7", "sampling_seed": "3"}).rounds.sampling_seed == 3

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from medclipsam.active.pool import Pool
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import InputError
+from medclipsam.training.options import CheckedOptions, number, whole
 
 # Streams of random numbers, so that no two uses see the same ones.
 _RANDOM, _VALIDATION, _NEGATIVES, _NOISE, _TIES = range(5)
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(CheckedOptions):
     """Options of the choice.
 
     Parameters
@@ -43,40 +43,12 @@ class SamplingOptions:
         If a value is out of range.
     """
 
-    validation: float = 0.25
-    negatives: float = 0.1
-    cold: int = 8
-    sharpness: float = 2.0
-    growth: float = 2.0
-    diversity: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check("validation", self.validation, 0, 0.5)
-        _check("negatives", self.negatives, 0, 1)
-        _check("cold", self.cold, 0, 10**6)
-        _check("sharpness", self.sharpness, 0, 10**6)
-        _check("growth", self.growth, 1, 1000)
-        _check("diversity", self.diversity, 0, 1000)
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> SamplingOptions:
-        """Make options from strings or JSON values.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown or a value is not allowed.
-        """
-        kinds = {field.name: int if field.type == "int" else float for field in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {}
-        for key, value in values.items():
-            if key not in kinds:
-                raise OptionError(key, value, "one of the options of the choice: " + ", ".join(kinds))
-            try:
-                chosen[key] = kinds[key](value)
-            except (TypeError, ValueError):
-                raise OptionError(key, value, "a whole number" if kinds[key] is int else "a number") from None
-        return cls(**chosen)
+    validation: float = number(0.25, 0, 0.5)
+    negatives: float = number(0.1, 0, 1)
+    cold: int = whole(8, 0, 10**6)
+    sharpness: float = number(2.0, 0, 10**6)
+    growth: float = number(2.0, 1, 1000)
+    diversity: float = number(1.0, 0, 1000)
 
 
 class Strategy(Protocol):
@@ -261,8 +233,3 @@ def _best(pool: Pool, value: np.ndarray, among: np.ndarray, why: str) -> Choice:
     place = int(best[np.argmax(pool.uniform(_TIES)[best])])
     given = float(value[place])
     return Choice(pool.images[place], why, given if math.isfinite(given) else None, tuple(pool.planes(place)))
-
-
-def _check(key: str, value: float, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise OptionError(key, value, f"a number from {least:g} to {most:g}")

@@ -177,7 +177,7 @@ class MedClipSamApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, TrainTask]:
         """Return the trainer of networks and that of the CLIP."""
         network = NetworkTrainer(self.targets, self.networks.store, self.app_conf.device)
-        own = dict(self.app_conf.rounds.training)
+        own = self.app_conf.rounds.training
         check_keys(own, network.config(), "trainer network")
         network.check(own)
         local = not self.studies.startswith(("http://", "https://"))

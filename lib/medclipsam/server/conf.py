@@ -21,14 +21,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
     "cache_days": (1, 3650),
 }
 
-# Settings of the rounds: key -> name of the option.
-_ROUNDS = {
-    "retrain_after": "retrain_after",
-    "retrain_options": "training",
-    "lease_minutes": "lease_minutes",
-    "prelabels": "prelabels",
-    "sampling_seed": "seed",
-}
+_ROUNDS = tuple(option.name for option in dataclasses.fields(RoundsOptions))
 
 _OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
 _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
@@ -156,7 +149,7 @@ class AppConf:
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
         switches = {key: _switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
-        rounds = {name: chosen.pop(key) for key, name in _ROUNDS.items() if key in chosen}
+        rounds = {key: chosen.pop(key) for key in _ROUNDS if key in chosen}
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
         return cls(
@@ -169,7 +162,7 @@ class AppConf:
             audit_file=chosen.pop("audit_file", "").strip() or None,
             networks=chosen.pop("networks", "").strip() or None,
             ledger=chosen.pop("rounds", "").strip() or None,
-            rounds=RoundsOptions.from_strings(rounds),
+            rounds=RoundsOptions.from_mapping(rounds),
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),

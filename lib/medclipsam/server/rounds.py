@@ -229,7 +229,7 @@ class Rounds:
             pool.refresh()
             chosen: list[str] = []
             while len(chosen) < count:
-                choice = choose(pool, strategy, self.options.sampling)
+                choice = choose(pool, strategy)
                 if choice is None:
                     break
                 chosen.append(choice.image)
@@ -288,11 +288,11 @@ class Rounds:
     def _choose(self, strategy: str) -> Choice | None:
         pool = self._current_pool()
         pool.refresh()
-        return choose(pool, strategy, self.options.sampling)
+        return choose(pool, strategy)
 
     def _current_pool(self) -> Pool:
         if self._pool is None:
-            self._pool = Pool(self.ledger, self.options.seed)
+            self._pool = Pool(self.ledger, self.options.sampling_seed)
         return self._pool
 
     def _known(self, image: str) -> None:

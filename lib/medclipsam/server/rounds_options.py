@@ -2,86 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.active.strategies import SamplingOptions
 from medclipsam.errors import OptionError
+from medclipsam.training.options import CheckedOptions, number, whole
 
 
 @dataclass(frozen=True)
-class RoundsOptions:
+class RoundsOptions(CheckedOptions):
     """How rounds go.
 
     Parameters
     ----------
     retrain_after : int
         New `final` labels after which a training starts by itself; 0 never.
+    retrain_options : str
+        Options of the trainings that start by themselves, a JSON object; the trainer checks them.
     lease_minutes : float
         How long an image is kept for whom it was offered to.
-    training : dict
-        Options of the trainings that start by themselves; the trainer checks them.
     prelabels : int
         The next images for which a mask is made before anyone opens them; 0 for none.
-    seed : int
+    sampling_seed : int
         Of all that is drawn.
-    sampling : SamplingOptions
-        Options of the choice.
 
     Raises
     ------
     OptionError
-        If a value is out of range.
+        If a value is not allowed.
     """
 
-    retrain_after: int = 20
-    lease_minutes: float = 30.0
-    prelabels: int = 0
-    seed: int = 0
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
+    retrain_after: int = whole(20, 0, 10**6)
+    retrain_options: str = "{}"
+    lease_minutes: float = number(30.0, 0.01, 7 * 24 * 60)
+    prelabels: int = whole(0, 0, 1000)
+    sampling_seed: int = whole(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        for key, least, most in (
-            ("retrain_after", 0, 10**6),
-            ("lease_minutes", 0.01, 7 * 24 * 60),
-            ("prelabels", 0, 1000),
-            ("seed", 0, 2**31 - 1),
-        ):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-                raise OptionError(key, value, f"a number from {least:g} to {most:g}")
+        super().__post_init__()
+        _ = self.training
 
-    @classmethod
-    def from_strings(cls, given: Mapping[str, str]) -> RoundsOptions:
-        """Read `--conf` strings.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown or a value is not allowed.
-        """
-        values: dict[str, Any] = {}
-        for key, text in given.items():
-            if key == "training":
-                values[key] = _object(text)
-                continue
-            kind = float if key == "lease_minutes" else int
-            try:
-                values[key] = kind(text)
-            except ValueError:
-                raise OptionError(key, text, "a number" if kind is float else "a whole number") from None
-        return cls(**values)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise OptionError("retrain_options", text, 'a JSON object of options of the trainer, as in {"epochs": 100}')
-    return found
+    @property
+    def training(self) -> dict[str, Any]:
+        """The options of the trainings."""
+        try:
+            found = json.loads(self.retrain_options)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            allowed = 'a JSON object of options of the trainer, as in {"epochs": 100}'
+            raise OptionError("retrain_options", self.retrain_options, allowed)
+        return found

@@ -185,7 +185,7 @@ def train_for_rounds(app: MedClipSamApp, queue: Queue) -> None:
     MedClipSamError
         If one runs already, or there is no room for it.
     """
-    _train(app, queue, DEFAULT_NAME, dict(app.app_conf.rounds.training), False, False, User("rounds"))
+    _train(app, queue, DEFAULT_NAME, app.app_conf.rounds.training, False, False, User("rounds"))
 
 
 def trains() -> str | None:
