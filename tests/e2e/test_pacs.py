@@ -263,7 +263,9 @@ def test_a_training_reads_the_labels_back(pacs_server: Server, orthanc: Orthanc,
     # the labels here are gone, as on another machine: what is trained on comes from the PACS
     for file in (pacs_server.log.parent / "data").glob("medclipsam/workspaces/*/dicomweb/*/labels/final/*"):
         file.unlink()
-    started = requests.post(f"{pacs_server.url}/train/network", json={**options, "targets": "lungs x-ray"}, timeout=60)
+    started = requests.post(
+        f"{pacs_server.url}/train/network", json={**options, "targets": "lungs x-ray", "modality": "DX"}, timeout=60
+    )
     assert started.status_code == 200, started.text
     end = time.monotonic() + 600
     while (state := requests.get(f"{pacs_server.url}/train/", timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):

@@ -175,6 +175,9 @@ def test_a_run_that_was_cancelled_goes_on_to_the_same_weights(tmp_path, clip_fol
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
+import torch
+# as the tests' own process: sums over several threads have other last bits
+torch.set_num_threads(1)
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.model import Tuned

@@ -145,8 +145,18 @@ def test_a_label_that_was_put_there_by_hand_is_not_asked_for(unlabelled: Serve) 
         if name != "i07":
             Image.fromarray(square()).save(Path(store._datastore_path) / "labels" / "final" / f"{name}.png")
     store.refresh()
-    assert next_sample(client)["id"] == "i07"
-    assert next_sample(client) == {}
+    assert next_sample(client, client_id="ada")["id"] == "i07"
+    assert next_sample(client, client_id="bob") == {}
+
+
+def test_what_was_passed_over_comes_again_where_nothing_else_is_left(unlabelled: Serve) -> None:
+    client = unlabelled()
+    offered = [next_sample(client, client_id="ada")["id"] for _ in range(33)]
+    assert len(set(offered)) == 33
+    again = [next_sample(client, client_id="ada") for _ in range(3)]
+    assert [each["id"] for each in again] == offered[:3]
+    assert again[0]["why"] == "offered before"
+    assert next_sample(client, client_id="bob") == {}
 
 
 def test_a_removed_label_is_asked_for_again(unlabelled: Serve) -> None:

@@ -26,7 +26,7 @@ def studies(tmp_path: Path) -> str:
     ("wrong", "sentence"),
     [
         ({"studies": "/no/such/folder"}, "/no/such/folder is no folder"),
-        ({"studies": "http://127.0.0.1:9"}, "No DICOMweb server answers at http://127.0.0.1:9"),
+        ({"studies": "http://127.0.0.1:9"}, "The DICOMweb server http://127.0.0.1:9 does not answer"),
         ({"targets": ["left ear"]}, "left ear"),
         ({"conf": {"colour": "red"}}, "'colour' cannot be 'red'"),
         ({"conf": {"beta": "much"}}, "'beta' cannot be 'much'"),

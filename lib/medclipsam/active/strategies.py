@@ -161,8 +161,9 @@ class Choice:
     Attributes
     ----------
     image : str
-    why : {"strategy", "validation", "negative"}
-        "validation": of the validation set, drawn at random; "negative": presence finds no target there.
+    why : {"strategy", "validation", "negative", "offered before"}
+        "validation": of the validation set, drawn at random; "negative": presence finds no target there; "offered
+        before": the asker was offered it and has not labelled it, and nothing else is left.
     value : float or None
         What the strategy gave it; None where nothing is known of it.
     planes : tuple of int

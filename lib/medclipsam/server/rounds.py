@@ -131,7 +131,8 @@ class Rounds:
         -------
         dict or None
             `id`, `weight` (what the strategy gave it), `why`, `validation`, `planes` to look at, and the `lease`; None
-            where every image is labelled or kept for another.
+            where every image is labelled or kept for another. Where only images are left that the asker was offered
+            and has not labelled, they come again, the first one first.
         """
         with self._lock:
             if time.monotonic() - self._looked > 10 * _TICK:
@@ -140,6 +141,8 @@ class Rounds:
             if choice is None:
                 self.look()
                 choice = self._choose(strategy)
+            if choice is None:
+                choice = self._passed_over(holder)
             if choice is None:
                 return None
             lease = self.ledger.lease(choice.image, holder, self.options.lease_minutes * 60)
@@ -284,6 +287,14 @@ class Rounds:
         """Pass over an image that cannot be read or is of another kind than the network's, until the next start."""
         logger.info("An image is passed over by the rounds (%s)", type(error).__name__)
         self._unreadable.add(image)
+
+    def _passed_over(self, holder: str) -> Choice | None:
+        """Return the image that a holder was offered first and has not labelled: nothing else is left for them."""
+        held = [lease.image for lease in self.ledger.leases(holder)]
+        if not held:
+            return None
+        self.ledger.release(held[0], holder)
+        return Choice(held[0], "offered before", None)
 
     def _choose(self, strategy: str) -> Choice | None:
         pool = self._current_pool()
