@@ -204,6 +204,19 @@ def test_the_published_network_scores_what_has_no_label(unlabelled: Serve) -> No
     assert next(each for each in offers if each["why"] == "strategy")["id"] == best
 
 
+def test_disagreement_is_with_the_zero_shot_mask_where_there_is_one(unlabelled: Serve) -> None:
+    client = unlabelled()
+    rounds = rounds_of(client)
+    assert save(client, "i02", np.zeros((48, 48), np.uint8), tag="original").status_code == 200
+    rounds.look()
+    while rounds.score_some():
+        pass
+    scores = rounds.ledger.scores()
+    assert scores["i02"].found
+    assert scores["i02"].disagreement == 1.0
+    assert scores["i03"].disagreement is None
+
+
 class Training:
     """A training that a test lets run and end."""
 

@@ -24,7 +24,8 @@ from medclipsam.active.score import score_of
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
 from medclipsam.errors import MedClipSamError
-from medclipsam.imaging import read_mask
+from medclipsam.imaging import MedicalImage, read_mask
+from medclipsam.metrics import dice
 from medclipsam.server.audit import caller
 from medclipsam.server.http import BusyError
 from medclipsam.server.images import ImageReader
@@ -281,7 +282,16 @@ class Rounds:
             picture = self._images.read(Path(store.get_image_uri(image)), network.modality)
         result = self.networks.predict(network, picture, NetworkOptions())
         names = {index: name for name, index in network.classes.items()}
-        return score_of(result, names)
+        return score_of(result, names, self._disagreement(image, picture, result.labels, network))
+
+    def _disagreement(self, image: str, picture: MedicalImage, labels: np.ndarray, network: Network) -> float | None:
+        """Return 1 - Dice of the network's mask and the zero-shot one that lies with the studies, if one does."""
+        store = self._datastore()
+        if ORIGINAL not in {str(tag) for tag in store.get_labels_by_image_id(image)}:
+            return None
+        other = read_mask(Path(store.get_label_uri(image, ORIGINAL)), picture)
+        scores = [dice(labels == index, other == network.labels[name]) for name, index in network.classes.items()]
+        return 1.0 - float(np.mean(scores))
 
     def _skip(self, image: str, error: MedClipSamError) -> None:
         """Pass over an image that cannot be read or is of another kind than the network's, until the next start."""
