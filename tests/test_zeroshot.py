@@ -99,6 +99,18 @@ def test_a_free_text_that_means_a_known_target_is_treated_as_it(
     assert judged.presence_threshold == 0.0
 
 
+def test_presence_alone_is_what_a_mask_would_tell(pipeline: ZeroShot, tmp_path: Path) -> None:
+    planes = np.stack([np.uint8(value) * disc((60, 60), 30, 30) for value in (20, 255, 20)])
+    image = volume(tmp_path, planes)
+    text = "something bright; breast tumour"
+    told = pipeline.presence(image, text, ZeroShotOptions(saliency="patch_text", presence=False))
+    assert pipeline.sam.boxes == []
+    targets = pipeline.segment(image, text, OPTIONS).targets
+    assert told == {each.name: (each.presence_score, each.presence_threshold) for each in targets}
+    with pytest.raises(CancelledError):
+        pipeline.presence(image, text, OPTIONS, cancelled=lambda: True)
+
+
 def test_presence_can_be_switched_off(pipeline: ZeroShot, tmp_path: Path) -> None:
     """A dim disc lies below the threshold, but its map has a maximum all the same."""
     dim = picture(tmp_path, disc((60, 60), 30, 30) * 110)

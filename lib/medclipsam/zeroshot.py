@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -358,10 +358,8 @@ class ZeroShot:
         label_names = assign_labels(asked)
         with clock.stage("text"):
             jobs = [self._job(target, label_names[target.name], image, options) for target in asked]
-        shared: dict[Window | None, list[_Job]] = defaultdict(list)
-        for job in jobs:
-            shared[job.window].append(job)
-        for part, (window, group) in enumerate(shared.items()):
+        shared = self._by_window(jobs)
+        for part, (window, group) in enumerate(shared):
             clock.span(part / len(shared), (part + 1) / len(shared))
             _Pass(self, image, window, group, indices, options, clock, keep_map, keep_mask).run()
         labels = _merge(jobs, image)
@@ -380,6 +378,59 @@ class ZeroShot:
             image=image.describe(),
             seconds={**{k: round(v, 4) for k, v in clock.seconds.items()}, "total": round(clock.total(), 4)},
         )
+
+    def presence(
+        self,
+        image: MedicalImage,
+        text: str,
+        options: ZeroShotOptions | None = None,
+        *,
+        cancelled: Cancelled | None = None,
+    ) -> dict[str, tuple[float, float]]:
+        """Tell which targets of a text are there, and draw no mask.
+
+        Parameters
+        ----------
+        image, text, options, cancelled
+            As for `segment`.
+
+        Returns
+        -------
+        dict
+            By target: presence score of the image, the highest of its planes, and the threshold, as `segment` tells
+            them.
+
+        Raises
+        ------
+        InputError
+            As `segment`.
+        CancelledError
+            If the caller asked to stop.
+        """
+        options = replace(options or ZeroShotOptions(), presence=True)
+        clock = _Clock(None, cancelled)
+        indices = parse_planes(options.planes, image.n_planes)
+        asked = parse_prompt(text, image.modality, self.targets)
+        labels = assign_labels(asked)
+        found = {}
+        for window, jobs in self._by_window(
+            [self._job(target, labels[target.name], image, options) for target in asked]
+        ):
+            _Pass(self, image, window, jobs, indices, options, clock, None, None).scan()
+            for job in jobs:
+                score, threshold = job.evidence.presence_score, job.evidence.presence_threshold
+                assert score is not None
+                assert threshold is not None
+                found[job.text.name] = score, threshold
+        return found
+
+    @staticmethod
+    def _by_window(jobs: Iterable[_Job]) -> list[tuple[Window | None, list[_Job]]]:
+        """Group the targets of a request by the window through which they are looked at."""
+        groups: dict[Window | None, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            groups[job.window].append(job)
+        return list(groups.items())
 
     def forget_images(self) -> None:
         """Drop what is remembered of images, which frees the memory that it takes and changes no result."""
@@ -509,7 +560,7 @@ class _Pass:
 
     def run(self) -> None:
         """Ask for presence in all planes, then draw masks in those that hold a target."""
-        self._scan([job for job in self.jobs if job.reference is not None])
+        self.scan()
         wanted: dict[int, list[_Job]] = defaultdict(list)
         for job in self.jobs:
             for plane in self._planes_of(job):
@@ -526,7 +577,9 @@ class _Pass:
         for start in range(0, len(planes), self.batch_planes):
             yield start / len(planes), planes[start : start + self.batch_planes]
 
-    def _scan(self, jobs: list[_Job]) -> None:
+    def scan(self) -> None:
+        """Ask for presence in all planes."""
+        jobs = [job for job in self.jobs if job.reference is not None]
         if not jobs:
             return
         layer = jobs[0].settings.layer

@@ -202,6 +202,21 @@ def test_what_networks_and_encoders_said_is_dropped_with_them(ledger: Ledger) ->
     assert len(ledger.without_embedding("other clip")) == 10
 
 
+def test_what_has_a_label_is_scored_again_only_where_it_was_rejected_or_removed(ledger: Ledger, mask: Mask) -> None:
+    ledger.sync_images({f"i{k}": (f"p{k}", False) for k in range(10)}, finished=["i0"])
+    for image in ("i1", "i2", "i3"):
+        ledger.record(image, "ada", mask())
+    ledger.review("i2", "bob", "rejected")
+    ledger.forget("i3")
+    assert ledger.without_score("net") == ["i2", *(f"i{k}" for k in range(3, 10))]
+    ledger.set_presence({"i4": 0.2})
+    assert ledger.without_presence(2) == ["i2", "i3"]
+    assert "i4" not in ledger.without_presence()
+    ledger.set_scores("net", {"i5": Score(1.0), "i6": Score(1.0, {}, 0.5)})
+    assert ledger.without_score("net", 3) == ["i2", "i3", "i4"]
+    assert ledger.without_score("net", compared=True) == ["i2", "i3", "i4", "i5", "i7", "i8", "i9"]
+
+
 def test_an_image_that_comes_back_is_known_still(ledger: Ledger, mask: Mask) -> None:
     ledger.record("i1", "ada", mask())
     ledger.sync_images({"i0": ("p0", False)})

@@ -80,6 +80,10 @@ class BrightPixels:
     def forget_images(self) -> None:
         self.forgotten += 1
 
+    def presence(self, image: Any, text: str, options: ZeroShotOptions, **more: Any) -> dict[str, tuple[float, float]]:
+        brightest = float(image.plane(0).max()) / 255
+        return {target.name: (brightest, 0.5) for target in parse_prompt(text, image.modality, self.targets)}
+
     def segment(
         self, image: Any, text: str, options: ZeroShotOptions, progress: Any = None, cancelled: Any = None, **more: Any
     ) -> ZeroShotResult:

@@ -54,7 +54,7 @@ def test_info_tells_labels_models_and_their_options(app: MedClipSamApp) -> None:
     assert prompt["config"]["saliency"] == ["m2ib", "m2ib_token", "patch_text"]
     assert list(info["strategies"]) == list(STRATEGIES)
     assert list(info["trainers"]) == ["network", "finetune_clip"]
-    assert info["scoring"] == {}
+    assert list(info["scoring"]) == ["embedding", "presence", "uncertainty", "disagreement"]
 
 
 def test_every_image_format_is_listed_by_its_name(app: MedClipSamApp) -> None:

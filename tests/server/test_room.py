@@ -100,10 +100,9 @@ def test_a_batch_without_room_is_not_started(loaded: Any, monkeypatch: pytest.Mo
     for method in ("batch_infer", "train"):
         with pytest.raises(ConflictError, match=r"would need 1000001\.3 GB"):
             tasks._start(app, method, {})  # type: ignore[arg-type]
-    assert tasks._start(app, "scoring", {}) == {"id": "scoring"}  # type: ignore[arg-type]
     monkeypatch.setattr(room, "memory_need", lambda name: MemoryNeed(1, 1))
     assert tasks._start(app, "batch_infer", {}) == {"id": "batch_infer"}  # type: ignore[arg-type]
-    assert [method for method in started if method != "released"] == ["scoring", "batch_infer"]
+    assert [method for method in started if method != "released"] == ["batch_infer"]
 
 
 def test_this_machine_tells_what_is_free() -> None:

@@ -12,8 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.server.conf import AppConf
+from medclipsam.server.http import BusyError
 from medclipsam.server.rounds import Rounds, RoundsKeeper
 from medclipsam.server.routes import tasks
 
@@ -192,7 +193,7 @@ def test_the_published_network_scores_what_has_no_label(unlabelled: Serve) -> No
     save(client, "i01", square())
     rounds.look()
     done = 0
-    while step := rounds.score_some():
+    while step := rounds.scorer.step("uncertainty"):
         done += step
     assert done == 32
     scores = rounds.ledger.scores()
@@ -209,12 +210,143 @@ def test_disagreement_is_with_the_zero_shot_mask_where_there_is_one(unlabelled: 
     rounds = rounds_of(client)
     assert save(client, "i02", np.zeros((48, 48), np.uint8), tag="original").status_code == 200
     rounds.look()
-    while rounds.score_some():
+    while rounds.scorer.step("uncertainty"):
         pass
     scores = rounds.ledger.scores()
     assert scores["i02"].found
     assert scores["i02"].disagreement == 1.0
     assert scores["i03"].disagreement is None
+
+
+def score(client: TestClient, method: str, **query: Any) -> dict[str, Any]:
+    """Score to the end, and return the task as it is told then."""
+    answer = client.post(f"/scoring/{method}", params=query)
+    assert answer.status_code == 200, answer.text
+    end = time.monotonic() + 60
+    while (told := client.get("/scoring/").json())["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return dict(told)
+
+
+@pytest.mark.parametrize("method", ["embedding", "presence", "uncertainty"])
+def test_a_scoring_method_scores_what_has_no_score_and_tells_how_far_it_is(unlabelled: Serve, method: str) -> None:
+    client = unlabelled(targets="breast tumour")
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    assert set(client.get("/info/").json()["scoring"]) == {"embedding", "presence", "uncertainty", "disagreement"}
+    told = score(client, method)
+    assert (told["status"], told["request"]["method"]) == ("DONE", method)
+    assert told["result"] == {"images": 33, "left_out": 0}
+    assert told["progress"] == {"done": 33, "total": 33, "fraction": 1.0}
+    ledger = rounds_of(client).ledger
+    kept = {
+        "embedding": len(ledger.embeddings()),
+        "presence": sum(row["presence"] is not None for row in ledger.images()),
+        "uncertainty": len(ledger.scores()),
+    }
+    assert kept == {**dict.fromkeys(kept, 0), method: 33}
+    # nothing is scored twice
+    assert client.post(f"/scoring/{method}", params={"run_sync": True}).json() == {"images": 0, "left_out": 0}
+
+
+def test_scores_of_disagreement_are_made_where_no_zero_shot_mask_lies(unlabelled: Serve) -> None:
+    client = unlabelled()
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    score(client, "uncertainty")
+    ledger = rounds_of(client).ledger
+    assert {each.disagreement for each in ledger.scores().values()} == {None}
+    assert score(client, "disagreement")["result"]["images"] == 33
+    found = {image: each.disagreement for image, each in ledger.scores().items()}
+    assert all(value is not None and 0 <= value <= 1 for value in found.values())
+    assert len(set(found.values())) > 5
+    assert client.get("/datastore/").json()["label_tags"] == {}
+    offered = next_sample(client, "disagreement")
+    while offered["why"] != "strategy":
+        offered = next_sample(client, "disagreement")
+    split = rounds_of(client).networks.store.split()
+    free = {image: value for image, value in found.items() if not split.holds(f"image:{image}")}
+    assert offered["weight"] == max(free.values())  # type: ignore[type-var]
+
+
+def test_scoring_is_refused_in_a_sentence_where_it_cannot_be(unlabelled: Serve, place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place / "networks" / "network")
+    client = unlabelled()
+    unknown = client.post("/scoring/cleverest")
+    assert unknown.status_code == 404
+    assert "allowed: embedding, presence, uncertainty, disagreement" in unknown.json()["detail"]
+    assert client.post("/scoring/embedding", json={"colour": 1}).status_code == 400
+    refused = client.post("/scoring/uncertainty")
+    assert (refused.status_code, "No network has been published" in refused.text) == (409, True)
+    assert client.post("/scoring/presence").status_code == 409
+    assert client.get("/scoring/").status_code == 404
+    assert client.delete("/scoring/").json() is None
+    every = client.post("/scoring/").json()
+    assert every["embedding"]["result"]["status"] in ("SUBMITTED", "RUNNING")
+    assert "--targets" in every["presence"]["detail"]
+
+
+def test_a_scoring_lets_others_go_first_waits_for_trainings_and_can_be_stopped(
+    unlabelled: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = unlabelled()
+    runs = {"a training": object()}
+    monkeypatch.setattr(tasks, "processes", lambda method: runs)
+    begun = client.post("/scoring/embedding").json()
+    assert client.post("/scoring/uncertainty").status_code == 429
+    end = time.monotonic() + 20
+    while "waits for the training" not in str(client.get("/scoring/").json()["details"]):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert client.get("/scoring/", params={"check_if_running": True}).json()["id"] == begun["id"]
+    stopped = client.delete("/scoring/").json()
+    assert (stopped["id"], stopped["status"]) == (begun["id"], "STOPPED")
+    assert client.get("/scoring/", params={"check_if_running": True}).status_code == 404
+    runs.clear()
+    assert rounds_of(client).ledger.embeddings() == {}
+    assert score(client, "embedding")["status"] == "DONE"
+    assert [task["status"] for task in client.get("/scoring/", params={"all": True}).json()] == ["STOPPED", "DONE"]
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_a_busy_server_is_not(
+    unlabelled: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = unlabelled()
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    rounds = rounds_of(client)
+    rounds.look()
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.scorer._pipeline, "embed", fail(BusyError("The models gave way.", 1)))
+        with pytest.raises(BusyError):
+            rounds.scorer.step("embedding")
+    Path(client.app.state.label_app.datastore().get_image_uri("i00")).write_bytes(b"no picture")  # type: ignore[attr-defined]
+    assert score(client, "embedding")["result"] == {"images": 33, "left_out": 1}
+    assert "i00" not in rounds.ledger.embeddings()
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.scorer, "step", fail(WeightsError("The weights are damaged.")))
+        told = score(client, "uncertainty")
+    assert (told["status"], told["details"]) == ("ERROR", ["The weights are damaged."])
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def act(*arguments: Any, **more: Any) -> Any:
+        raise error
+
+    return act
+
+
+def test_presence_is_asked_for_what_the_settings_name(unlabelled: Serve) -> None:
+    client = unlabelled(targets="breast tumour")
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    rounds = rounds_of(client)
+    rounds.look()
+    other = {"targets": [{"name": "heart", "presence_score": 0.1, "presence_threshold": 0.5}]}
+    rounds.presence("i01", other)
+    assert all(row["presence"] is None for row in rounds.ledger.images())
+    asked = {"targets": [{"name": "breast tumour", "presence_score": 0.1, "presence_threshold": 0.5}]}
+    rounds.presence("i01", {"targets": asked["targets"] + other["targets"]})
+    assert {row["image"] for row in rounds.ledger.images() if row["presence"] is not None} == {"i01"}
 
 
 class Training:

@@ -402,10 +402,14 @@ class Ledger:
             rows = db.execute(sa.select(_embeddings.c.image, _embeddings.c.vector)).all()
         return {image: np.frombuffer(vector, np.float16) for image, vector in rows}
 
-    def without_embedding(self, encoder: str) -> list[str]:
-        """Return the images that an encoder has not seen, in the order of their ids."""
+    def without_embedding(self, encoder: str, limit: int | None = None) -> list[str]:
+        """Return the images that an encoder has not seen, in the order of their ids, no more than `limit`."""
         seen = sa.select(_embeddings.c.image).where(_embeddings.c.encoder == encoder)
-        return self._images_that(_images.c.image.not_in(seen))
+        return self._images_that(_images.c.image.not_in(seen), limit=limit)
+
+    def without_presence(self, limit: int | None = None) -> list[str]:
+        """Return the images without a label of which nobody has asked what is there, as `without_embedding` does."""
+        return self._images_that(_images.c.presence.is_(None), _unlabelled(), limit=limit)
 
     def set_scores(self, network: str, scores: Mapping[str, Score]) -> None:
         """Keep what a network says of images; what other networks said is dropped."""
@@ -436,11 +440,22 @@ class Ledger:
             for row in rows
         }
 
-    def without_score(self, network: str) -> list[str]:
-        """Return the images without a label that a network has not scored, in the order of their ids."""
+    def without_score(self, network: str, limit: int | None = None, *, compared: bool = False) -> list[str]:
+        """Return the images without a label that a network has not scored, in the order of their ids.
+
+        Parameters
+        ----------
+        network : str
+            What identifies it.
+        limit : int, optional
+            No more than so many.
+        compared : bool
+            Whether a score without a disagreement counts as none.
+        """
         scored = sa.select(_scores.c.image).where(_scores.c.network == network)
-        labelled = sa.select(_labels.c.image)
-        return self._images_that(_images.c.image.not_in(scored), _images.c.image.not_in(labelled))
+        if compared:
+            scored = scored.where(_scores.c.disagreement.is_not(None))
+        return self._images_that(_images.c.image.not_in(scored), _unlabelled(), limit=limit)
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -760,8 +775,8 @@ class Ledger:
             )
             return _as_round(db.execute(sa.select(_rounds).where(_rounds.c.number == number)).one())
 
-    def _images_that(self, *conditions: Any) -> list[str]:
-        wanted = sa.select(_images.c.image).where(_images.c.here, *conditions).order_by(_images.c.image)
+    def _images_that(self, *conditions: Any, limit: int | None = None) -> list[str]:
+        wanted = sa.select(_images.c.image).where(_images.c.here, *conditions).order_by(_images.c.image).limit(limit)
         with self._engine.connect() as db:
             return list(db.execute(wanted).scalars())
 
@@ -811,6 +826,14 @@ def _drop_masks(db: sa.Connection) -> None:
     """Let go of masks that were shown and that nothing refers to any more."""
     used = sa.union(sa.select(_labels.c.content), sa.select(_shown.c.content))
     db.execute(_masks.delete().where(_masks.c.content.not_in(used)))
+
+
+def _unlabelled() -> sa.ColumnElement[bool]:
+    """Return the condition that an image has no label, or one that a reviewer has rejected."""
+    standing = sa.select(_labels.c.image).where(_labels.c.current)
+    rejected = sa.select(_reviews.c.label).where(_reviews.c.verdict == "rejected")
+    refused = standing.where(_labels.c.number.in_(rejected))
+    return _images.c.image.in_(refused) | ~(_images.c.finished | _images.c.image.in_(standing))
 
 
 def _open_round(db: sa.Connection) -> int:

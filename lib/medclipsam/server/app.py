@@ -8,7 +8,8 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -51,7 +53,9 @@ from medclipsam.server.pacs import Credentials, Pacs
 from medclipsam.server.pacs_options import PacsOptions, checked_filters, checked_modalities
 from medclipsam.server.present import LastMasks, client_of
 from medclipsam.server.requests import check_monai_label_keys, flag
-from medclipsam.server.rounds import FINAL, ORIGINAL, Rounds, RoundStrategy, who
+from medclipsam.server.rounds import FINAL, Rounds, RoundStrategy, who
+from medclipsam.server.scorer import METHODS, ORIGINAL
+from medclipsam.server.scoring import RoundScoring
 from medclipsam.server.segments import settled
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
@@ -115,6 +119,8 @@ class MedClipSamApp(MONAILabelApp):
             # and 3D Slicer a segment by this name for points that lie in no label
             labels=[*sorted(table, key=table.__getitem__), BACKGROUND],
         )
+        # the rounds score while nobody waits; MONAI Label would start a process for each method after each request
+        self._auto_update_scoring = False
 
     @property
     def model_names(self) -> list[str]:
@@ -159,12 +165,13 @@ class MedClipSamApp(MONAILabelApp):
         # drawn before there is any label
         self.networks.store.split(self.app_conf.split)
         ledger = Path(self.app_conf.ledger) if self.app_conf.ledger else self.networks.store.folder.parent / LEDGER_FILE
-        self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images)
+        chosen = list(dict.fromkeys(map(self.targets.get, self.app_conf.targets)))
+        self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images, chosen)
         tasks: dict[str, InferTask] = {
             TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
         }
-        for target in dict.fromkeys(map(self.targets.get, self.app_conf.targets)):
+        for target in chosen:
             model = task_name(target.name)
             if model in tasks:
                 raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
@@ -197,6 +204,10 @@ class MedClipSamApp(MONAILabelApp):
     def init_strategies(self) -> dict[str, Strategy]:
         """Return the strategies that say what to label next."""
         return {name: RoundStrategy(name, self.rounds) for name in STRATEGIES}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Return the methods that say of images what the strategies choose by."""
+        return {name: RoundScoring(name, self.rounds) for name in METHODS}
 
     def init_batch_infer(self) -> BatchInferTask:
         """Return the batch task."""
@@ -280,7 +291,7 @@ class MedClipSamApp(MONAILabelApp):
             404 for an unknown model, 400 for unusable options; in a sub-process SystemExit, since its last lines of
             output are what the client is shown.
         """
-        try:
+        with self._told():
             task = self.task(request.get("model"))
             if isinstance(task, RefineTask):
                 raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
@@ -293,12 +304,6 @@ class MedClipSamApp(MONAILabelApp):
                 return self.run_infer(one, store)
 
             return self._batch_infer(request, datastore or self.datastore(), infer_one)
-        except MedClipSamError as error:
-            if self._server_mode:
-                with as_http():
-                    raise
-            logger.error("%s", error)
-            raise SystemExit(2) from None
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the image to look at next.
@@ -325,15 +330,9 @@ class MedClipSamApp(MONAILabelApp):
             404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes; in a
             sub-process SystemExit, since its last lines of output are what the client is shown.
         """
-        try:
+        with self._told():
             self.check_trainer(request)
             return dict(super().train(request))
-        except MedClipSamError as error:
-            if self._server_mode:
-                with as_http():
-                    raise
-            logger.error("%s", error)
-            raise SystemExit(2) from None
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run one of the scoring methods that `/info/` lists.
@@ -341,11 +340,12 @@ class MedClipSamApp(MONAILabelApp):
         Raises
         ------
         fastapi.HTTPException
-            404 if the method is unknown, 400 if the request holds anything but what the method takes.
+            404 if the method is unknown, 400 if the request holds anything but what the method takes, 409 where there
+            is nothing yet to score by; in a sub-process SystemExit, as from `train`.
         """
-        with as_http():
-            self.check_scoring(request)
-            return super().scoring(request, datastore)
+        with self._told():
+            self.scoring_method(request)
+            return dict(super().scoring(request, datastore))
 
     def check_trainer(self, request: dict[str, Any]) -> None:
         """Raise `InputError` where `train` would refuse a request."""
@@ -362,13 +362,26 @@ class MedClipSamApp(MONAILabelApp):
         trainer = self._trainers[request["model"]]
         return trainer.need(request) if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)) else None
 
-    def check_scoring(self, request: dict[str, Any]) -> None:
-        """Raise `InputError` where `scoring` would refuse a request."""
+    def scoring_method(self, request: dict[str, Any]) -> RoundScoring:
+        """Return the method of a checked request, or raise `InputError` where `scoring` would refuse it."""
         method = request.get("method")
         task = self._scoring_methods.get(method) if isinstance(method, str) else None
-        if task is None:
+        if not isinstance(task, RoundScoring):
             raise UnknownError(f"Scoring method {method!r} is not served; allowed: {_list(self._scoring_methods)}.")
-        check_keys(request, {"method", *(task.info().get("config") or {}), *_RUN_KEYS}, f"scoring method {method}")
+        check_keys(request, {"method", *_RUN_KEYS}, f"scoring method {method}")
+        return task
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn errors into an HTTP answer, or in a sub-process into its last line, which the client is shown."""
+        try:
+            yield
+        except MedClipSamError as error:
+            if self._server_mode:
+                with as_http():
+                    raise
+            logger.error("%s", error)
+            raise SystemExit(2) from None
 
     def task(self, model: Any) -> ZeroShotTask | RefineTask | NetworkTask:
         """Return an infer task.
@@ -495,7 +508,7 @@ class MedClipSamApp(MONAILabelApp):
         if self.networks.store.current(DEFAULT_NAME) is None:
             if not self.app_conf.targets:
                 return
-            request |= {"model": TEXT_TASK, "text": ", ".join(self.app_conf.targets), "label_tag": ORIGINAL}
+            request |= {"model": TEXT_TASK, "text": "; ".join(self.app_conf.targets), "label_tag": ORIGINAL}
         file = self.run_infer(request)["file"]
         if file:
             Path(file).unlink(missing_ok=True)

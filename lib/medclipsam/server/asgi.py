@@ -30,6 +30,7 @@ from medclipsam.server.metrics import METRICS, CountInfers
 from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
 from medclipsam.server.rounds import RoundsKeeper
 from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
+from medclipsam.server.scoring import Scorings
 from medclipsam.server.work import WorkQueue
 
 
@@ -93,6 +94,7 @@ def create_app(
         trains=tasks.trains,
         prelabel=label_app.prelabel,
     )
+    app.state.scorings = Scorings(queue, paused=lambda: tasks.scoring_pauses(label_app))
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
@@ -129,6 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     queue.close()
     app.state.keeper.stop()
+    app.state.scorings.close()
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,32 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved, Score
+from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved
 from medclipsam.active.pool import Pool
-from medclipsam.active.score import score_of
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
 from medclipsam.errors import MedClipSamError
-from medclipsam.imaging import MedicalImage, read_mask
-from medclipsam.metrics import dice
+from medclipsam.imaging import read_mask
 from medclipsam.server.audit import caller
 from medclipsam.server.http import BusyError
 from medclipsam.server.images import ImageReader
-from medclipsam.server.networks import NetworkOptions, SharedNetworks
+from medclipsam.server.networks import SharedNetworks
 from medclipsam.server.rounds_options import RoundsOptions
+from medclipsam.server.scorer import Scorer
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.trainer import patient_of
 from medclipsam.server.work import WorkQueue
+from medclipsam.targets import Target
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.store import Network
 
 logger = logging.getLogger(__name__)
 
-FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
+FINAL = DefaultLabelTag.FINAL.value
 
 # Seconds between two looks at the studies and at the training.
 _TICK = 2.0
-# Images that one step embeds or scores: other requests wait for no more than that.
-_STEP = 4
 # Seconds in which a training that an earlier server has started may still come up and take its lock.
 _GRACE = 90.0
 
@@ -65,6 +63,8 @@ class Rounds:
     pipeline : SharedPipeline
         Whose CLIP embeds images.
     images : ImageReader
+    targets : sequence of Target
+        What presence is asked for.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class Rounds:
         networks: SharedNetworks,
         pipeline: SharedPipeline,
         images: ImageReader,
+        targets: Sequence[Target] = (),
     ) -> None:
         self._file = file
         self.options = options
         self._datastore = datastore
         self.networks = networks
-        self._pipeline = pipeline
         self._images = images
+        self.scorer = Scorer(lambda: self.ledger, datastore, networks, pipeline, images, targets)
         self._lock = threading.RLock()
         self._opened: Ledger | None = None
         self._pool: Pool | None = None
         self._looked = float("-inf")
-        self._unreadable: set[str] = set()
 
     @property
     def ledger(self) -> Ledger:
@@ -193,11 +193,16 @@ class Rounds:
         self.ledger.show(image, holder, source, labels)
 
     def presence(self, image: str, params: Mapping[str, Any]) -> None:
-        """Note what a zero-shot answer says of presence: of several targets the one most surely there."""
+        """Note what a zero-shot answer says of presence: of several targets the one most surely there.
+
+        Where the settings name targets, an answer about other things says nothing.
+        """
+        wanted = {target.name for target in self.scorer.targets}
         margins = [
             float(target["presence_score"]) - float(target["presence_threshold"])
             for target in params.get("targets") or []
             if target.get("presence_score") is not None and target.get("presence_threshold") is not None
+            if not wanted or target["name"] in wanted
         ]
         if margins:
             self._known(image)
@@ -240,63 +245,6 @@ class Rounds:
                 pool.reserve(choice.image)
             pool.refresh()
             return chosen
-
-    # -- scores -------------------------------------------------------------------------------------------------------
-
-    def embed_some(self, limit: int = _STEP) -> int:
-        """Embed images that have no embedding yet, and return how many were looked at."""
-        encoder = self._pipeline.encoder_identity()
-        waiting = [each for each in self.ledger.without_embedding(encoder) if each not in self._unreadable][:limit]
-        vectors = {}
-        for image in waiting:
-            try:
-                picture = self._images.read(Path(self._datastore().get_image_uri(image)))
-                vectors[image] = self._pipeline.embed(picture)
-            except MedClipSamError as error:
-                self._skip(image, error)
-        if vectors:
-            self.ledger.set_embeddings(encoder, vectors)
-        return len(waiting)
-
-    def score_some(self, limit: int = _STEP) -> int:
-        """Score unlabelled images by the published network, and return how many were looked at."""
-        network = self.networks.store.current(DEFAULT_NAME)
-        if network is None:
-            return 0
-        unscored = self.ledger.without_score(network.identity)
-        waiting = [each for each in unscored if each not in self._unreadable][:limit]
-        scores = {}
-        for image in waiting:
-            try:
-                scores[image] = self._score(network, image)
-            except MedClipSamError as error:
-                self._skip(image, error)
-        if scores:
-            self.ledger.set_scores(network.identity, scores)
-        return len(waiting)
-
-    def _score(self, network: Network, image: str) -> Score:
-        store = self._datastore()
-        picture = self._images.read(Path(store.get_image_uri(image)), None)
-        if picture.modality is None and network.modality is not None:
-            picture = self._images.read(Path(store.get_image_uri(image)), network.modality)
-        result = self.networks.predict(network, picture, NetworkOptions())
-        names = {index: name for name, index in network.classes.items()}
-        return score_of(result, names, self._disagreement(image, picture, result.labels, network))
-
-    def _disagreement(self, image: str, picture: MedicalImage, labels: np.ndarray, network: Network) -> float | None:
-        """Return 1 - Dice of the network's mask and the zero-shot one that lies with the studies, if one does."""
-        store = self._datastore()
-        if ORIGINAL not in {str(tag) for tag in store.get_labels_by_image_id(image)}:
-            return None
-        other = read_mask(Path(store.get_label_uri(image, ORIGINAL)), picture)
-        scores = [dice(labels == index, other == network.labels[name]) for name, index in network.classes.items()]
-        return 1.0 - float(np.mean(scores))
-
-    def _skip(self, image: str, error: MedClipSamError) -> None:
-        """Pass over an image that cannot be read or is of another kind than the network's, until the next start."""
-        logger.info("An image is passed over by the rounds (%s)", type(error).__name__)
-        self._unreadable.add(image)
 
     def _passed_over(self, holder: str) -> Choice | None:
         """Return the image that a holder was offered first and has not labelled: nothing else is left for them."""
@@ -444,7 +392,8 @@ class RoundsKeeper:
                 return
 
     def _step(self) -> int:
-        done = self._rounds.embed_some() or self._rounds.score_some()
+        scorer = self._rounds.scorer
+        done = next((done for method in scorer.by_itself if (done := scorer.step(method))), 0)
         if done or not self._rounds.options.prelabels:
             return done
         network = self._rounds.networks.store.current(DEFAULT_NAME)

@@ -295,7 +295,7 @@ def _run(
     try:
         _announcing_server(config, base, app.state.queue).run(sockets=[listener])
     finally:
-        for method in ("train", "batch_infer", "scoring"):
+        for method in ("train", "batch_infer"):
             while processes(method):
                 stop_background_task(method)
 

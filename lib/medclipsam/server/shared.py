@@ -109,6 +109,12 @@ class SharedPipeline:
         with self._lock:
             return embed(image, self._loaded().encoder)
 
+    def presence(self, image: MedicalImage, text: str) -> dict[str, tuple[float, float]]:
+        """Return presence score and threshold of each target of a text; see `ZeroShot.presence`."""
+        job = current_job.get()
+        with self._lock:
+            return self._loaded().presence(image, text, self._conf.defaults, cancelled=job.stopped if job else None)
+
     def refine(
         self,
         image: MedicalImage,

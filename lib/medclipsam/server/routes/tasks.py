@@ -1,4 +1,4 @@
-"""Active learning, and the tasks that MONAI Label runs in sub-processes: training, scoring, batch inference."""
+"""Active learning, scoring, and the tasks that MONAI Label runs in sub-processes: training and batch inference."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.app import MedClipSamApp
-from medclipsam.server.http import AlreadyRunningError, UnknownError
+from medclipsam.server.http import AlreadyRunningError, ConflictError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
 from medclipsam.server.routes.common import App, Queue, note_caller, with_client
+from medclipsam.server.scoring import Scorings
 from medclipsam.server.trainer import adopted, describe, end
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
@@ -138,31 +139,38 @@ def stop_training(app: App, user: AsAdmin) -> Any:
 
 @router.post("/scoring/{method}", tags=["Scoring"], summary="Run a scoring method of /info/")
 def start_scoring(
-    app: App, queue: Queue, user: AsAnnotator, method: str, params: Params = None, run_sync: bool = False
+    request: Request, app: App, user: AsAnnotator, method: str, params: Params = None, run_sync: bool = False
 ) -> Any:
-    """Start scoring in the background."""
-    return _score(app, queue, method, checked_object(params), run_sync, False, user)
+    """Score in the background what has no score yet; `run_sync` waits for it and answers its results."""
+    return _score(request, app, method, checked_object(params), run_sync, False, user)
 
 
 @router.post("/scoring/", tags=["Scoring"], include_in_schema=False)
 def start_all_scoring(
-    app: App, queue: Queue, user: AsAnnotator, params: Params = None, run_sync: bool = False
+    request: Request, app: App, user: AsAnnotator, params: Params = None, run_sync: bool = False
 ) -> dict[str, Any]:
     """Start all scoring methods one after the other; `params` holds an object for each."""
     asked = _for_each(params, app.info()["scoring"], "Scoring method")
-    return {name: {"result": _score(app, queue, name, one, run_sync, True, user)} for name, one in asked.items()}
+    answer: dict[str, Any] = {}
+    for name, one in asked.items():
+        try:
+            answer[name] = {"result": _score(request, app, name, one, run_sync, True, user)}
+        except ConflictError as error:
+            # the others do not wait for a network
+            answer[name] = {"result": None, "detail": str(error)}
+    return answer
 
 
 @router.get("/scoring/", tags=["Scoring"], summary="Tell of the scoring")
-def scoring_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
+def scoring_status(request: Request, user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
     """Answer the latest scoring's state, or all scorings'."""
-    return _status("scoring", all, check_if_running)
+    return request.app.state.scorings.status(every=all, running=check_if_running)
 
 
 @router.delete("/scoring/", tags=["Scoring"], summary="Stop the scoring")
-def stop_scoring(user: AsAnnotator) -> Any:
-    """Stop the scoring that runs."""
-    return AsyncTask.stop("scoring")
+def stop_scoring(request: Request, user: AsAnnotator) -> Any:
+    """Stop the scoring that runs; what it has scored stays."""
+    return request.app.state.scorings.stop()
 
 
 def _train(
@@ -198,14 +206,18 @@ def trains() -> str | None:
     return str(request.get("name") or DEFAULT_NAME) if model == DEFAULT_NAME else model
 
 
+def scoring_pauses(app: MedClipSamApp) -> bool:
+    """Return whether scoring has to wait for a training, this server's or another's on the same workspace."""
+    return bool(processes("train")) or holder_of(app.networks.store.folder) is not None
+
+
 def _score(
-    app: MedClipSamApp, queue: Queue, method: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
+    request: Request, app: MedClipSamApp, method: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
 ) -> Any:
-    request = {**client_params(params), "method": method, "user": user.username}
-    app.check_scoring(request)
-    if sync:
-        return _wait(queue, lambda: app.scoring(request), f"scoring {method}", user)
-    return _start(app, "scoring", request, enqueue)
+    asked = {**client_params(params), "method": method, "user": user.username}
+    task = app.scoring_method(asked)
+    scorings: Scorings = request.app.state.scorings
+    return scorings.wait(task) if sync else scorings.start(task, asked, enqueue=enqueue)
 
 
 def _wait(queue: Queue, work: Callable[[], Any], what: str, user: User) -> Any:
@@ -228,8 +240,7 @@ def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -
 def _start(
     app: MedClipSamApp, method: str, request: dict[str, Any], enqueue: bool = False, need: MemoryNeed | None = None
 ) -> Any:
-    # scoring loads no models
-    if method in _LOAD_MODELS and not processes(method):
+    if not processes(method):
         app.networks.release()
         make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline, need=need)
     task, _ = AsyncTask.run(method, request=request, enqueue=enqueue)
