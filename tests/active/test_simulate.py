@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from medclipsam.active import simulate as simulation
 from medclipsam.active.embedding import embed
 from medclipsam.active.score import score_of
 from medclipsam.active.simulate import SimulationOptions, find_subjects, simulate
@@ -20,6 +21,7 @@ from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import find_cases
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet
+from medclipsam.training import trainer
 from medclipsam.training.ensemble import NetworkResult
 from medclipsam.training.options import TrainingOptions
 
@@ -142,6 +144,26 @@ def test_overlapping_structures_and_several_folders(data: Path, tmp_path: Path) 
         find_subjects([*cases, elsewhere], tmp_path)
 
 
+def test_trainings_that_go_on_start_where_the_round_before_ended(
+    data: Path, tmp_path: Path, options: SimulationOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def watched(examples: Any, plan: Any, given: TrainingOptions, folder: Path, *, start: Path | None = None) -> Path:
+        calls.append((len(examples), given.epochs, start and start.name, folder.name))
+        return trainer.train(examples, plan, given, folder, start=start)
+
+    monkeypatch.setattr(simulation, "train", watched)
+    play(data, tmp_path, dataclasses.replace(options, strategies=("uncertainty",), rounds=2, go_on=True))
+    epochs = options.training.epochs
+    assert epochs is not None
+    (first, everything, one, two) = calls
+    assert first[:3] == (3, epochs, None)
+    assert everything[:3] == (12, 2 * epochs, first[3])
+    assert one[:3] == (5, epochs, first[3])
+    assert two[:3] == (7, epochs, one[3])
+
+
 def test_too_few_images_and_wrong_options_are_refused(data: Path, tmp_path: Path, options: SimulationOptions) -> None:
     with pytest.raises(InputError, match=r"labels and controls 23 images; .* has 14 to train"):
         play(data, tmp_path, dataclasses.replace(options, batch=18))
@@ -161,7 +183,7 @@ def test_a_score_names_the_planes_and_the_structures_found() -> None:
         np.zeros((3, 4, 4), np.float32),
         None,
         {"image": 3.0, "a": 1.0, "b": 2.0},
-        np.array([0.1, 0.9, 0.5]),
+        plane_scores=np.array([0.1, 0.9, 0.5]),
     )
     score = score_of(result, {1: "a", 2: "b"}, 0.25)
     assert (score.total, score.classes, score.disagreement) == (3.0, {"a": 1.0, "b": 2.0}, 0.25)

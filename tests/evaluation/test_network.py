@@ -106,6 +106,7 @@ class _Answer:
 
         class made:
             scores = {"image": 9.0, "left lung": 1.0, "heart": 2.0}  # noqa: RUF012
+            boundary_scores = scores
 
         made.labels, made.probabilities = labels, probabilities
         return made

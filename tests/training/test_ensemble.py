@@ -64,7 +64,7 @@ def by_hand(folder, plan, image):
 
 def test_the_prediction_is_the_mean_of_the_members(folder, plan, image):
     p = by_hand(folder, plan, image)
-    made = Ensemble.load(folder, device="cpu").predict(image, probabilities=True)
+    made = Ensemble.load(folder, device="cpu").predict(image, probabilities=True, small_parts=True)
     np.testing.assert_allclose(made.probabilities, p.mean(axis=0), atol=2e-3)
     np.testing.assert_array_equal(made.labels, p.mean(axis=0).argmax(axis=1))
     assert made.labels.dtype == np.uint8
@@ -81,10 +81,9 @@ def test_its_uncertainty_maps_are_those_of_numpy_and_scipy(folder, plan, image):
     np.testing.assert_allclose(made.uncertainty, classes.max(axis=1), atol=1e-4)
     for index, name in ((1, "disc"), (2, "square")):
         expected = image_score(classes[:, index - 1], made.labels == index)
-        assert made.scores[name] == pytest.approx(expected, rel=1e-3)
-    assert made.scores["image"] == pytest.approx(image_score(classes.max(axis=1), made.labels > 0), rel=1e-3)
-    planes = [image_score(classes[n].max(axis=0), made.labels[n] > 0) for n in range(3)]
-    np.testing.assert_allclose(made.plane_scores, planes, rtol=1e-3)
+        assert made.boundary_scores[name] == pytest.approx(expected, rel=1e-3)
+    expected = image_score(classes.max(axis=1), made.labels > 0)
+    assert made.boundary_scores["image"] == pytest.approx(expected, rel=1e-3)
     total = ensemble.predict(image, uncertainty="total_entropy").uncertainty
     np.testing.assert_allclose(total, stats.entropy(mean, axis=1), atol=1e-4)
     top = np.argsort(mean, axis=1)
@@ -93,11 +92,57 @@ def test_its_uncertainty_maps_are_those_of_numpy_and_scipy(folder, plan, image):
     np.testing.assert_allclose(ensemble.predict(image, uncertainty="welch").uncertainty, expected, atol=2e-3)
 
 
+def test_its_scores_are_the_expected_lack_of_dice_whichever_map_is_made(folder, plan, image):
+    mean = by_hand(folder, plan, image).mean(axis=0)
+    labels = mean.argmax(axis=1)
+
+    def lack(p, mask, usual):
+        return 1 - (2 * (p * mask).sum() + usual) / (p.sum() + mask.sum() + usual)
+
+    made = Ensemble.load(folder, device="cpu").predict(image, uncertainty="total_entropy", small_parts=True)
+    found = plan.fingerprint["classes"]
+    scores, planes = [], []
+    for index, name in ((1, "disc"), (2, "square")):
+        scores.append(lack(mean[:, index], labels == index, found[name]["share_of_image"] * labels.size))
+        assert made.scores[name] == pytest.approx(scores[-1], rel=1e-3)
+        usual = found[name]["share_of_plane"] * labels[0].size
+        planes.append([lack(mean[n, index], labels[n] == index, usual) for n in range(3)])
+    assert made.scores["image"] == pytest.approx(np.mean(scores), rel=1e-3)
+    np.testing.assert_allclose(made.plane_scores, np.mean(planes, axis=0), rtol=1e-3)
+
+
+def test_members_that_stay_in_memory_change_no_result(folder, image):
+    one = Ensemble.load(folder, device="cpu")
+    few = Ensemble.load(folder, device="cpu", memory=1)
+    for members in (None, 1, None):
+        first, second = (each.predict(image, members=members, probabilities=True) for each in (one, few))
+        np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-3)
+    assert (len(one._kept), len(few._kept)) == (3, 0)
+
+
 def test_bounded_memory_changes_no_result(folder, image):
     one = Ensemble.load(folder, device="cpu").predict(image, uncertainty="welch")
     few = Ensemble.load(folder, device="cpu", memory=1).predict(image, uncertainty="welch")
     np.testing.assert_array_equal(one.labels, few.labels)
     np.testing.assert_allclose(one.uncertainty, few.uncertainty, atol=1e-3)
+
+
+def test_parts_smaller_than_half_of_nearly_all_in_training_are_dropped(folder, plan, image):
+    from skimage.measure import label, regionprops
+
+    ensemble = Ensemble.load(folder, device="cpu")
+    whole = ensemble.predict(image, small_parts=True).labels
+    made = ensemble.predict(image).labels
+    dropped = 0
+    for index, name in ((1, "disc"), (2, "square")):
+        least = plan.fingerprint["classes"][name]["small_part"] * whole[0].size
+        for before, after in zip(whole, made, strict=True):
+            for part in regionprops(label(before == index, connectivity=1)):
+                kept = (after[tuple(part.coords.T)] == index).all()
+                assert kept == (part.area >= least)
+                dropped += not kept
+    assert dropped
+    assert not (made != whole)[made > 0].any()
 
 
 def test_mirroring_is_the_mean_of_both_sides_and_only_of_allowed_axes(plan, tmp_path, image):

@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.measure import label, regionprops
 
 from medclipsam.errors import InputError, OptionError, TrainingError
 from medclipsam.training.examples import Example, PreparedImage
@@ -61,7 +62,8 @@ def test_the_finer_axis_is_halved_until_pixels_are_nearly_square():
 
 
 def test_a_plan_of_grey_pictures(make_examples, small):
-    plan = make_plan(make_examples(8), CLASSES, small)
+    examples = make_examples(8)
+    plan = make_plan(examples, CLASSES, small)
     assert (plan.channels, plan.source, plan.normalisation.scheme, plan.spacing) == (1, "display", "z-score", None)
     assert plan.max_side == 32
     assert plan.patch_size == (32, 32)
@@ -70,6 +72,12 @@ def test_a_plan_of_grey_pictures(make_examples, small):
     found = plan.fingerprint["classes"]
     assert (found["disc"]["images_with"], found["square"]["images_with"]) == (6, 8)
     assert sum(each["share_of_pixels"] for each in found.values()) == pytest.approx(1)
+    truth = np.stack([example.labels(example.read(), 2)[0] for example in examples])
+    with_disc = (truth == 1).any(axis=(1, 2))
+    for key in ("share_of_image", "share_of_plane"):
+        assert found["disc"][key] == pytest.approx((truth[with_disc] == 1).mean())
+    sizes = [max(part.area for part in regionprops(label(plane == 2, connectivity=1))) / plane.size for plane in truth]
+    assert found["square"]["small_part"] == pytest.approx(np.percentile(sizes, 5) / 2)
 
 
 def test_the_plan_is_readable_and_comes_back(make_examples, small, tmp_path):

@@ -220,6 +220,7 @@ def _in_two_processes(examples, plan, options, folder):
 
 def test_two_processes_train_one_network(make_examples, small, tmp_path, monkeypatch):
     examples = make_examples(4)
+    small = replace(small, amp=False)  # 16 bits would round the two sums differently
     plan = make_plan(examples, CLASSES, small)
     said = _in_two_processes(examples, plan, small, tmp_path / "net")
     assert said[0] == ([1, 2, 3, 4, 1, 2, 3, 4], None)  # four images, four epochs

@@ -57,6 +57,11 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     simulate.add_argument("--batch", type=int, help="images of each further round")
     simulate.add_argument("--rounds", type=int, help="further rounds")
     simulate.add_argument("--control", type=int, help="images on which the effort of correction is measured")
+    simulate.add_argument(
+        "--go-on",
+        action="store_true",
+        help="start each training from the network of the round before, and not from nothing",
+    )
     simulate.add_argument("--weights", default="demo", help="bundle whose CLIP makes the embeddings (default: demo)")
     simulate.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     simulate.add_argument(
@@ -122,6 +127,7 @@ def _simulate(given: argparse.Namespace) -> int:
         seeds=tuple(range(given.first_seed, given.first_seed + given.seeds)),
         sampling=SamplingOptions.from_mapping(sampling),
         training=TrainingOptions.from_mapping(training),
+        go_on=given.go_on,
     )
     targets = TargetSet.load(*given.targets_file)
     encoder = ZeroShot.load(given.weights, targets=targets).encoder

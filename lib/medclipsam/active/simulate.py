@@ -25,7 +25,7 @@ from medclipsam.active.embedding import embed
 from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.pool import Pool
 from medclipsam.active.score import score_of
-from medclipsam.active.strategies import DEFAULT, STRATEGIES, SamplingOptions, choose
+from medclipsam.active.strategies import DEFAULT, SCORED, STRATEGIES, SamplingOptions, choose
 from medclipsam.encoders import Encoder
 from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import Case, find_cases, read_case
@@ -61,6 +61,9 @@ class SimulationOptions:
         Options of the choice. Validation images have no part here: the test split measures.
     training : TrainingOptions
         Options of each training; the seed is that of the run.
+    go_on : bool
+        Whether each training starts from the network of the round before, and not from nothing. The network of all
+        labels then starts from that of the first round too, and is trained for as many epochs as all further rounds.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class SimulationOptions:
     control: int = 30
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(validation=0))
     training: TrainingOptions = field(default_factory=lambda: TrainingOptions(preset="small"))
+    go_on: bool = False
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
@@ -237,11 +241,22 @@ class _Play:
         self._control = [subjects[index] for index in order[: options.control]]
         self._pool = {subjects[index].name: subjects[index] for index in sorted(order[options.control :])}
         self._initial = [subjects[index].name for index in order[options.control : options.control + options.initial]]
-        self._first: tuple[dict[str, Any], dict[str, Score]] | None = None
+        self._first: tuple[dict[str, Any], Ensemble] | None = None
 
     def everything(self) -> list[dict[str, Any]]:
         """Label all images of the pool and train once."""
-        return [self._round(list(self._pool), score=False)[0]]
+        if not self._options.go_on:
+            return [self._round(list(self._pool))[0]]
+        epochs = self._options.training.resolved().epochs
+        assert epochs is not None
+        epochs *= self._options.rounds
+        return [self._round(list(self._pool), start=self._begin()[1], epochs=epochs)[0]]
+
+    def _begin(self) -> tuple[dict[str, Any], Ensemble]:
+        """Return the first round, which all strategies share."""
+        if self._first is None:
+            self._first = self._round(self._initial)
+        return self._first
 
     def rounds(self, strategy: str) -> list[dict[str, Any]]:
         """Play the rounds of a strategy."""
@@ -252,19 +267,21 @@ class _Play:
             ledger.set_embeddings("simulated", self._vectors_of_pool())
             labelled = list(self._initial)
             self._record(ledger, labelled)
-            if self._first is None:
-                self._first = self._round(labelled)
-            done, scores = self._first
+            done, network = self._begin()
             played = [done]
             for number in range(1, self._options.rounds + 1):
                 ledger.begin_training(None)
                 ledger.end_training("published", f"round {number}")
-                ledger.set_scores(f"round {number}", scores)
+                if strategy in SCORED:
+                    ledger.set_scores(f"round {number}", self._scores(network, set(labelled)))
                 fresh = self._select(ledger, strategy)
                 self._record(ledger, fresh)
                 labelled += fresh
-                done, scores = self._round(labelled, score=number < self._options.rounds)
+                before = network
+                done, network = self._round(labelled, start=before if self._options.go_on else None)
                 played.append(done)
+                if number > 1:
+                    shutil.rmtree(before.folder)
             return played
         finally:
             ledger.close()
@@ -286,15 +303,26 @@ class _Play:
     def _vectors_of_pool(self) -> dict[str, np.ndarray]:
         return {name: self._vectors[name] for name in self._pool}
 
-    def _round(self, labelled: Sequence[str], *, score: bool = True) -> tuple[dict[str, Any], dict[str, Score]]:
-        """Train on what is labelled, and measure; score what is not."""
+    def _scores(self, network: Ensemble, labelled: set[str]) -> dict[str, Score]:
+        """Score what has no label yet."""
+        names = network.plan.names()
+        return {
+            name: score_of(network.predict(subject.image), names)
+            for name, subject in self._pool.items()
+            if name not in labelled
+        }
+
+    def _round(
+        self, labelled: Sequence[str], *, start: Ensemble | None = None, epochs: int | None = None
+    ) -> tuple[dict[str, Any], Ensemble]:
+        """Train on what is labelled, and measure."""
         started = time.perf_counter()
         examples = [self._pool[name].example for name in labelled]
-        options = dataclasses.replace(self._options.training, seed=self._seed)
-        folder = self._place / "network"
-        shutil.rmtree(folder, ignore_errors=True)
+        given = self._options.training
+        options = dataclasses.replace(given, seed=self._seed, epochs=epochs or given.epochs)
+        folder = Path(tempfile.mkdtemp(prefix="network-", dir=self._place))
         plan = make_plan(examples, self._classes, options)
-        network = Ensemble.load(train(examples, plan, options, folder))
+        network = Ensemble.load(train(examples, plan, options, folder, start=None if start is None else start.folder))
         measured = [self._measure(network, subject) for subject in self._tests]
         means = {
             name: float(np.mean([one[name] for one in measured if name in one]))
@@ -305,8 +333,6 @@ class _Play:
             effort(network.predict(subject.image, uncertainty="none").labels, subject.labels)
             for subject in self._control
         ]
-        left = [name for name in self._pool if name not in set(labelled)] if score else []
-        scores = {name: score_of(network.predict(self._pool[name].image), network.plan.names()) for name in left}
         result = {
             "labelled": len(labelled),
             "images": list(labelled),
@@ -316,7 +342,7 @@ class _Play:
             "control_path_length": float(np.mean([each.path_length for each in controls])),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        return result, scores
+        return result, network
 
     def _measure(self, network: Ensemble, subject: Subject) -> dict[str, float]:
         """Return Dice of each structure that is in the truth or in the answer."""

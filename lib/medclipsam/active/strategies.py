@@ -152,6 +152,8 @@ STRATEGIES: Mapping[str, Callable[[], Strategy]] = {
     "random": Random,
 }
 DEFAULT = "combined"
+# Strategies that look at what a network says of the images.
+SCORED = frozenset(STRATEGIES) - {"coverage", "random"}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Prediction:
         Seconds by stage.
     uncertainty : float or None
         Score that ranks images by how unsure their mask is; larger is less sure.
+    boundary_uncertainty : float or None
+        The published score for that, of the uncertainty map and the mask's boundary.
     probability : numpy.ndarray or None
         Probability of the structure, float [n_planes, H, W], for its calibration.
     """
@@ -51,6 +53,7 @@ class Prediction:
     window: tuple[float, float] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     uncertainty: float | None = None
+    boundary_uncertainty: float | None = None
     probability: np.ndarray | None = None
 
 
@@ -187,6 +190,7 @@ class NetworkPredictor:
             mask=made.labels == index,
             seconds={"total": seconds},
             uncertainty=made.scores.get(name),
+            boundary_uncertainty=made.boundary_scores.get(name),
             probability=made.probabilities[:, index],
         )
 

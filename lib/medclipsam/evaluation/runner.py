@@ -286,6 +286,8 @@ def _certainty(made: Prediction, truth: np.ndarray) -> Row:
     row: Row = {}
     if made.uncertainty is not None:
         row["uncertainty"] = made.uncertainty
+    if made.boundary_uncertainty is not None:
+        row["boundary_uncertainty"] = made.boundary_uncertainty
     if made.probability is not None:
         row["calibration"] = calibration_bins(made.probability, truth)
     return row

@@ -46,6 +46,8 @@ class NetworkOptions(CheckedOptions):
     ----------
     mirror : bool
         Whether mirrored inputs are averaged over too.
+    small_parts : bool
+        Whether parts of a mask stay that are smaller than nearly all in training; see `Ensemble.predict`.
     uncertainty : {"class_entropy", "total_entropy", "welch", "none"}
         Which uncertainty map is made.
     members : int or None
@@ -57,6 +59,7 @@ class NetworkOptions(CheckedOptions):
     """
 
     mirror: bool = False
+    small_parts: bool = False
     uncertainty: str = choice("class_entropy", *METHODS)
     members: int | None = whole(None, 1, 10_000)
     memory: int | None = whole(None, 50 * 10**6, 10**13)
@@ -163,6 +166,7 @@ class SharedNetworks:
                 return self._ensemble(network, options.memory).predict(
                     image,
                     mirror=options.mirror,
+                    small_parts=options.small_parts,
                     uncertainty=options.uncertainty,
                     members=options.members,
                     progress=job.progress if job else None,

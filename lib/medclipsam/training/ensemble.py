@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from medclipsam.errors import CancelledError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage
@@ -23,6 +24,7 @@ from medclipsam.training.uncertainty import (
     boundary_length,
     class_entropies,
     image_score,
+    soft_dice_score,
     total_entropy,
     welch,
 )
@@ -33,6 +35,8 @@ MEMORY = 1 << 30
 _OVERLAP = 0.5
 # Planes that go through the network together.
 _SIDE_BY_SIDE = 8
+# Of the memory of a prediction, what members that stay in memory may take.
+_MEMBERS_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,28 @@ class NetworkResult:
     probabilities : numpy.ndarray or None
         float16 [n_planes, classes + 1, H, W]: the members' mean, where it was asked for.
     scores : dict of str to float
-        Uncertainty score of each class by its name, and "image" of all together; see `uncertainty.image_score`. A class
-        has the score of its own entropy map and mask, or of the one map with its mask for the other methods.
+        How much Dice each class's mask is expected to lack, by its name, and "image", the mean over the classes; see
+        `uncertainty.soft_dice_score`. The same whichever map is made; empty without one.
+    boundary_scores : dict of str to float
+        The published score of each class and of all together: see `uncertainty.image_score`. A class has the score of
+        its own entropy map and mask, or of the one map with its mask for the other methods.
     plane_scores : numpy.ndarray or None
-        float64 [n_planes]: "image" of each plane on its own.
+        float64 [n_planes]: "image" of `scores` for each plane on its own.
     """
 
     labels: np.ndarray
     uncertainty: np.ndarray | None
     probabilities: np.ndarray | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    boundary_scores: dict[str, float] = field(default_factory=dict)
     plane_scores: np.ndarray | None = None
 
 
 class Ensemble:
     """The members of one training, which predict together.
 
-    Made by `Ensemble.load`. Weights stay in their file (mapped into memory) and are brought one member at a time.
+    Made by `Ensemble.load`. The members stay in memory where they take little of what a prediction may take; else
+    their weights stay in their file and are brought one member at a time.
 
     Parameters
     ----------
@@ -92,6 +101,8 @@ class Ensemble:
         self.device = device
         self.memory = memory
         self._network = Network(plan).to(device).eval()
+        self._kept: dict[int, Network] = {}
+        self._keeps = members * sum(each.nbytes for each in self._network.parameters()) <= memory * _MEMBERS_SHARE
 
     @classmethod
     def load(cls, folder: Path, *, device: str | None = None, memory: int | None = None) -> Ensemble:
@@ -138,6 +149,7 @@ class Ensemble:
         image: MedicalImage,
         *,
         mirror: bool = False,
+        small_parts: bool = False,
         uncertainty: str = "class_entropy",
         members: int | None = None,
         probabilities: bool = False,
@@ -151,6 +163,9 @@ class Ensemble:
         image : MedicalImage
         mirror : bool
             Average over mirrored inputs too, along the axes that training mirrored.
+        small_parts : bool
+            Whether connected parts of a mask, plane by plane, stay that are less than half as large as nearly all of
+            its class in training.
         uncertainty : {"class_entropy", "total_entropy", "welch", "none"}
             Which map is made.
         members : int, optional
@@ -181,7 +196,7 @@ class Ensemble:
         if uncertainty == "welch" and len(chosen) < 2:
             raise OptionError("uncertainty", "welch", "class_entropy or total_entropy for one member")
         prepared = PreparedImage(image, self.plan)
-        made = _Collected(self.plan, image, uncertainty, probabilities)
+        made = _Collected(self.plan, image, uncertainty, probabilities, small_parts)
         group = self._group(prepared, uncertainty)
         total = len(chosen) * -(-image.n_planes // group)
         done = 0
@@ -193,8 +208,7 @@ class Ensemble:
                 for member in chosen:
                     if cancelled is not None and cancelled():
                         raise CancelledError("The request was cancelled.")
-                    self._network.load_state_dict(self.weights(member))
-                    moments.add(self._probabilities(inputs, mirror))
+                    moments.add(self._probabilities(self._member(member), inputs, mirror))
                     done += 1
                     if progress is not None:
                         progress(done / total, f"network, plane {planes[-1] + 1} of {image.n_planes}")
@@ -209,8 +223,18 @@ class Ensemble:
             raise
         return made.result()
 
-    def _probabilities(self, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
-        """Return the present member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
+    def _member(self, index: int) -> Network:
+        """Return a member's network; it may be the same object for every member, with other weights."""
+        if index in self._kept:
+            return self._kept[index]
+        network = Network(self.plan).to(self.device).eval() if self._keeps else self._network
+        network.load_state_dict(self.weights(index))
+        if self._keeps:
+            self._kept[index] = network
+        return network
+
+    def _probabilities(self, network: Network, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
+        """Return a member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
         half = self.device.type == "cuda"
         flips = _flips(self.plan.mirror_axes) if mirror else [()]
         made = []
@@ -218,7 +242,7 @@ class Ensemble:
             x = planes.to(self.device)
             total = torch.zeros(())
             for axes in flips:
-                logits = sliding_logits(self._network, x.flip(axes) if axes else x, self.plan, half=half)
+                logits = sliding_logits(network, x.flip(axes) if axes else x, self.plan, half=half)
                 total = total.to(self.device) + logits.softmax(dim=1).flip(axes)
             made.append((total / len(flips)).cpu().numpy())
         return np.concatenate(made)
@@ -241,8 +265,9 @@ class Ensemble:
 class _Collected:
     """Results of the planes of an image, on its own pixels."""
 
-    def __init__(self, plan: Plan, image: MedicalImage, method: str, probabilities: bool) -> None:
+    def __init__(self, plan: Plan, image: MedicalImage, method: str, probabilities: bool, small_parts: bool) -> None:
         shape = image.plane_shape
+        self.small_parts = small_parts
         self.plan, self.method = plan, method
         self.image = image
         self.labels = np.zeros((image.n_planes, *shape), dtype=np.uint8)
@@ -250,8 +275,9 @@ class _Collected:
         self.probabilities = (
             np.zeros((image.n_planes, plan.n_classes + 1, *shape), dtype=np.float16) if probabilities else None
         )
-        # of each class, and of all together: the map's sum and the boundary's length, plane by plane
+        # of each class, plane by plane: the map's sum; and what `soft_dice_score` is made of
         self.sums = np.zeros((image.n_planes, plan.n_classes + 1))
+        self.soft = np.zeros((image.n_planes, plan.n_classes + 1, 3))
 
     def add(self, index: int, prepared: PreparedImage, moments: Moments, place: int) -> None:
         assert moments.mean is not None
@@ -260,6 +286,8 @@ class _Collected:
         region = self.image.valid_region(index)
         if region is not None:
             self.labels[index][~region] = 0
+        if not self.small_parts:
+            self._drop_small_parts(self.labels[index])
         if self.probabilities is not None:
             self.probabilities[index] = mean
         if self.map is None:
@@ -277,17 +305,39 @@ class _Collected:
         for value in range(1, self.plan.n_classes + 1):
             own = entropies[value - 1] if self.method == "class_entropy" else self.map[index]
             self.sums[index, value] = float(own.sum(dtype=np.float64))
+            guess, mask = mean[value] if region is None else mean[value] * region, self.labels[index] == value
+            self.soft[index, value] = guess.sum(dtype=np.float64), guess[mask].sum(dtype=np.float64), mask.sum()
+
+    def _drop_small_parts(self, labels: np.ndarray) -> None:
+        for name, value in self.plan.classes.items():
+            parts, _ = ndimage.label(labels == value)
+            sizes = np.bincount(parts.ravel())
+            small = sizes < self.plan.fingerprint["classes"][name]["small_part"] * labels.size
+            small[0] = False
+            labels[small[parts]] = 0
 
     def result(self) -> NetworkResult:
         if self.map is None:
             return NetworkResult(self.labels, None, self.probabilities)
-        found = self.labels > 0
-        scores = {"image": image_score(self.map, found)}
+        boundary = {"image": image_score(self.map, self.labels > 0)}
         for name, value in self.plan.classes.items():
             length = boundary_length(self.labels == value)
-            scores[name] = float(self.sums[:, value].sum() / max(length, 1))
-        planes = np.asarray([image_score(self.map[index], found[index]) for index in range(len(found))])
-        return NetworkResult(self.labels, self.map, self.probabilities, scores, planes)
+            boundary[name] = float(self.sums[:, value].sum() / max(length, 1))
+        scores = self._soft_dice(self.soft.sum(axis=0), "share_of_image", self.labels.size)
+        scores["image"] = float(np.mean(list(scores.values())))
+        planes = [list(self._soft_dice(part, "share_of_plane", self.labels[0].size).values()) for part in self.soft]
+        return NetworkResult(
+            self.labels, self.map, self.probabilities, scores, boundary, np.asarray(planes).mean(axis=1)
+        )
+
+    def _soft_dice(self, terms: np.ndarray, share: str, pixels: int) -> dict[str, float]:
+        found = self.plan.fingerprint["classes"]
+        scores = {}
+        for name, value in self.plan.classes.items():
+            mass, inside, marked = (float(term) for term in terms[value])
+            # a class that no training image holds is as large as a pixel
+            scores[name] = soft_dice_score(mass, inside, marked, max(found[name][share] * pixels, 1.0))
+        return scores
 
 
 def sliding_logits(network: Network, x: torch.Tensor, plan: Plan, *, half: bool = False) -> torch.Tensor:

@@ -180,7 +180,7 @@ class TrainingOptions(CheckedOptions):
     window : str or None
         Window of a CT in Hounsfield units, "centre/width"; None normalises Hounsfield units themselves.
     amp : bool
-        Mixed precision on CUDA; without effect on a CPU.
+        Mixed precision: float16 on CUDA, bfloat16 on a CPU that has instructions for it.
     validate_every : int
         Epochs between two looks at the validation images; the last epoch always looks.
     validation_planes : int

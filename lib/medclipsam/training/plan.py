@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from medclipsam.errors import InputError, OptionError, TrainingError
@@ -35,6 +36,8 @@ _LEAST_SIDE = 4 * _LEAST_MAP
 # A batch covers no more of the training data than this share, but holds two patches at least.
 _LARGEST_SHARE = 0.05
 _LEAST_BATCH = 2
+# A part of a mask is too small to be meant below this percentile of the sizes in training, times this.
+_SMALL = (5, 0.5)
 # Foreground intensities kept of each image.
 _SAMPLES = 10_000
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -97,7 +100,9 @@ class Plan:
     memory : dict
         `budget` in bytes, and what the training is `estimated` to take.
     fingerprint : dict
-        What was found in the training images.
+        What was found in the training images. Of each class among others `share_of_image` and `share_of_plane`: its
+        mean share of the pixels of the images, and planes, that hold it; and `small_part`, the share of a plane below
+        which a connected part of a mask is hardly meant.
     """
 
     classes: dict[str, int]
@@ -407,6 +412,12 @@ class _Fingerprint:
         self.units = True
         self.pixels = np.zeros(n_classes + 1, dtype=np.int64)
         self.with_class = np.zeros(n_classes + 1, dtype=np.int64)
+        self.planes_with_class = np.zeros(n_classes + 1, dtype=np.int64)
+        # sums, over the images and the planes that hold a class, of its share of their pixels
+        self.image_shares = np.zeros(n_classes + 1)
+        self.plane_shares = np.zeros(n_classes + 1)
+        # of each class, the largest part's share of each plane that holds it
+        self.main_parts: list[list[float]] = [[] for _ in range(n_classes + 1)]
         self._samples: list[np.ndarray] = []
 
     @property
@@ -428,9 +439,17 @@ class _Fingerprint:
         if not self.colour and image.is_colour:
             middle = image.plane(image.n_planes // 2)
             self.colour = bool((middle != middle[..., :1]).any())
-        counts = np.bincount(labels.ravel(), minlength=self.n_classes + 1)
+        by_plane = np.stack([np.bincount(plane.ravel(), minlength=self.n_classes + 1) for plane in labels])
+        counts = by_plane.sum(axis=0)
         self.pixels += counts
         self.with_class += counts > 0
+        self.planes_with_class += (by_plane > 0).sum(axis=0)
+        self.image_shares += counts / labels.size
+        self.plane_shares += (by_plane / labels[0].size).sum(axis=0)
+        for plane, held in zip(labels, by_plane, strict=True):
+            for value in np.flatnonzero(held[1:]) + 1:
+                parts, _ = ndimage.label(plane == value)
+                self.main_parts[value].append(float(np.bincount(parts.ravel())[1:].max() / plane.size))
         if image.modality == "CT" and image.has_units:
             inside = np.flatnonzero(labels.any(axis=(1, 2)))
             values = [plane_pixels(image, index, 1, "values", None)[0][labels[index] > 0] for index in inside]
@@ -449,6 +468,10 @@ class _Fingerprint:
         low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
         mean, sd = float(values.mean()), float(values.std())
         return "values", None, Normalisation("foreground", low, high, mean, max(sd, 1e-3))
+
+    def _small_part(self, index: int) -> float:
+        parts = self.main_parts[index]
+        return float(_SMALL[1] * np.percentile(parts, _SMALL[0])) if parts else 0.0
 
     def resolution(self, options: TrainingOptions) -> tuple[tuple[float, float] | None, int]:
         """Return the network's spacing (None where not all images have one) and longest side."""
@@ -492,6 +515,9 @@ class _Fingerprint:
                 name: {
                     "images_with": int(self.with_class[index]),
                     "share_of_pixels": float(self.pixels[index] / max(1, self.pixels.sum())),
+                    "share_of_image": float(self.image_shares[index] / max(1, self.with_class[index])),
+                    "share_of_plane": float(self.plane_shares[index] / max(1, self.planes_with_class[index])),
+                    "small_part": self._small_part(index),
                 }
                 for index, name in [(0, "background"), *sorted(names.items())]
             },

@@ -1,6 +1,7 @@
 """How sure an ensemble is: maps over pixels, and one number for an image that says which one to look at next.
 
-Zhao et al., "Efficient Bayesian uncertainty estimation for nnU-Net", MICCAI 2022, arXiv 2212.06278.
+Maps: Zhao et al., "Efficient Bayesian uncertainty estimation for nnU-Net", MICCAI 2022, arXiv 2212.06278. Number:
+Borges et al., "Soft Dice confidence", arXiv 2402.10665, made to hold where the target may be absent.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def boundary_length(mask: np.ndarray) -> int:
 
 
 def image_score(uncertainty: np.ndarray, mask: np.ndarray) -> float:
-    """Return the map's sum over the length of the mask's boundary; of an empty mask the sum itself.
+    """Return the map's sum over the length of the mask's boundary; of an empty mask the sum itself (Zhao et al.).
 
     A boundary is always unsure, and a long one more so in sum; a target that was missed leaves no boundary to divide by
     and ranks high.
@@ -139,3 +140,29 @@ def image_score(uncertainty: np.ndarray, mask: np.ndarray) -> float:
         bool, of the same shape.
     """
     return float(np.sum(uncertainty, dtype=np.float64) / max(boundary_length(mask), 1))
+
+
+def soft_dice_score(mass: float, inside: float, marked: float, size: float) -> float:
+    """Return how much Dice the mask is expected to lack: 1 - (2 inside + size) / (mass + marked + size).
+
+    With `size` 0 this is 1 minus the soft Dice confidence, an estimate of 1 - Dice that is of no use where the mask is
+    empty: it is 1 however sure the network is that nothing is there. With the size that a target usually has, an empty
+    mask scores by how much of such a target is suspected: near 0 where there is none, near 1 where a whole one is.
+
+    Parameters
+    ----------
+    mass : float
+        Sum of the mean probabilities over all pixels.
+    inside : float
+        Sum of the mean probabilities over the pixels of the mask.
+    marked : float
+        Number of the mask's pixels.
+    size : float
+        Number of pixels of a usual target, above 0.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
+    return float(np.clip(1 - (2 * inside + size) / (mass + marked + size), 0, 1))
