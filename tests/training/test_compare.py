@@ -53,6 +53,36 @@ def test_few_images_say_nothing() -> None:
     assert judge(scores(np.append(values, 0.9)), None).status == "published"
 
 
+def test_images_of_one_patient_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    # 20 patients of 3 images each, which are alike: the truth is that of 20 images
+    patients = np.repeat(np.arange(20), 3)
+    parent = rng.uniform(0.6, 0.9, 60)
+    gaps = rng.normal(0.01, 0.05, 20)
+    whose = {name: f"patient{patient}" for name, patient in zip(scores(parent), patients, strict=True)}
+    found = judge(scores(parent + gaps[patients]), scores(parent), patients=whose, draws=20_000)
+    alone = judge(scores(gaps), scores(np.zeros(20)), draws=20_000)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-3)
+    apart = judge(scores(parent + gaps[patients]), scores(parent), draws=20_000)
+    assert found.low is not None
+    assert apart.low is not None
+    assert found.low < apart.low
+
+
+@pytest.mark.parametrize(("shift", "status"), [(0.05, "published"), (-0.01, "published"), (-0.2, "refused")])
+def test_a_first_network_is_refused_where_zero_shot_masks_are_shown_to_be_better(shift: float, status: str) -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.uniform(0.5, 0.7, 20)
+    network = masks + shift + rng.normal(0, 0.05, 20)
+    verdict = judge(scores(network), None, zero_shot=scores(masks))
+    assert verdict.status == status
+    assert verdict.zero_shot == pytest.approx(masks.mean())
+    assert f"{masks.mean():.3f}" in verdict.sentence
+    # a few of them say nothing
+    few = dict(list(scores(masks).items())[: LEAST_IMAGES - 1])
+    assert judge(scores(network), None, zero_shot=few).status == "published"
+
+
 def test_only_the_same_images_are_compared() -> None:
     values = np.linspace(0.5, 0.9, 12)
     with pytest.raises(InputError, match="different images"):

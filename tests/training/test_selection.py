@@ -70,6 +70,24 @@ def test_validation_patients_are_never_trained_on(studies: Any) -> None:
     assert found.counts()["training"]["original"] == 15 - len(reasons(found))
 
 
+def test_validation_images_keep_their_zero_shot_masks_and_patients(studies: Any) -> None:
+    everybody = Split(0, 0.5)
+    for number in range(12):
+        studies.add(f"i{number:02d}", number, "final", info=LABEL)
+        if number % 2:
+            studies.label(f"i{number:02d}", np.full((48, 48), 3, np.uint8), "original", {"label_names": {"tumour": 3}})
+        else:
+            studies.label(f"i{number:02d}", np.eye(48, dtype=np.uint8), "original", studies.evidence())
+    found = choose(studies, split=everybody)
+    held = {each.name for each in found.validation}
+    assert 2 < len(held) < 10
+    assert found.patients == {name: f"image:{name}" for name in held}
+    # a mask of something else says nothing of the network's labels
+    assert {each.name for each in found.zero_shot} == {name for name in held if int(name[1:]) % 2 == 0}
+    for each in found.zero_shot:
+        np.testing.assert_array_equal(each.labels(each.read(), 1)[0], np.eye(48))
+
+
 @pytest.mark.parametrize(
     ("changed", "criteria", "reason"),
     [

@@ -38,7 +38,9 @@ class Verdict:
     child, parent : float or None
         Mean Dice over images (each the mean over classes); the parent's is None where there is none.
     difference, low, high : float or None
-        Mean of child - parent, and its bootstrap 95 % interval.
+        Mean of child - parent (of a first network: child - zero-shot masks), and its bootstrap 95 % interval.
+    zero_shot : float or None
+        Mean Dice of the zero-shot masks that a first network was held against.
     """
 
     status: Status
@@ -49,6 +51,7 @@ class Verdict:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    zero_shot: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-able."""
@@ -96,7 +99,13 @@ def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def judge(
-    child: Mapping[str, float], parent: Mapping[str, float] | None, *, draws: int = DRAWS, seed: int = 0
+    child: Mapping[str, float],
+    parent: Mapping[str, float] | None,
+    *,
+    zero_shot: Mapping[str, float] | None = None,
+    patients: Mapping[str, str] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Verdict:
     """Decide whether a child is published.
 
@@ -104,14 +113,20 @@ def judge(
     ----------
     child, parent : mapping of str to float
         Dice of each validation image; the parent is None for a first network.
+    zero_shot : mapping of str to float, optional
+        Dice of the masks that people had before a first network, of those validation images that have one.
+    patients : mapping of str to str, optional
+        Whose each image is; images of one patient are drawn together. By default each is a patient of its own.
     draws, seed : int
-        Of the paired bootstrap over images.
+        Of the paired bootstrap over patients.
 
     Returns
     -------
     Verdict
-        `unvalidated` with fewer than `LEAST_IMAGES` images; `published` for a first network, and where the lower bound
-        of the 95 % interval of the mean difference is above -`MARGIN`; else `refused`.
+        `unvalidated` with fewer than `LEAST_IMAGES` images. A child is `published` where the lower bound of the 95 %
+        interval of its mean difference to the parent is above -`MARGIN`. A first network is, unless it is shown to be
+        worse than the zero-shot masks of `LEAST_IMAGES` images or more: unless the interval's upper bound is below 0.
+        Else `refused`.
 
     Raises
     ------
@@ -126,16 +141,41 @@ def judge(
     if n < LEAST_IMAGES:
         sentence = f"There are {n} validation images with a final label; {LEAST_IMAGES} are needed to rely on a figure."
         return Verdict("unvalidated", sentence, n, mean, other)
+
+    def interval(before: Mapping[str, float]) -> tuple[float, float, float]:
+        return _interval({name: child[name] - before[name] for name in sorted(before)}, patients or {}, draws, seed)
+
     if parent is None:
-        sentence = f"The first network of its kind, with a mean Dice of {mean:.3f} on {n} validation images."
-        return Verdict("published", sentence, n, mean)
-    differences = np.asarray([child[name] - parent[name] for name in sorted(child)])
-    drawn = np.random.default_rng(seed).integers(0, n, (draws, n))
-    low, high = np.percentile(differences[drawn].mean(axis=1), (2.5, 97.5))
-    status: Status = "published" if low > -MARGIN else "refused"
+        first = f"The first network of its kind, with a mean Dice of {mean:.3f} on {n} validation images."
+        if zero_shot is None or len(zero_shot) < LEAST_IMAGES:
+            return Verdict("published", first, n, mean)
+        gap, low, high = interval(zero_shot)
+        status: Status = "refused" if high < 0 else "published"
+        masks = float(np.mean(list(zero_shot.values())))
+        sentence = (
+            f"{first} Zero-shot masks of {len(zero_shot)} of these have {masks:.3f}: a difference of {gap:+.3f} "
+            f"(95 % interval {low:+.3f} to {high:+.3f}), so that the network is "
+            f"{'shown to be worse' if status == 'refused' else 'not shown to be worse'}."
+        )
+        return Verdict(status, sentence, n, mean, None, gap, low, high, masks)
+    gap, low, high = interval(parent)
+    status = "published" if low > -MARGIN else "refused"
     sentence = (
         f"Mean Dice {mean:.3f} against the parent's {other:.3f} on {n} validation images: a difference of "
-        f"{differences.mean():+.3f} (95 % interval {low:+.3f} to {high:+.3f}), and the lower bound is "
+        f"{gap:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), and the lower bound is "
         f"{'' if status == 'published' else 'not '}above -{MARGIN:g}."
     )
-    return Verdict(status, sentence, n, mean, other, float(differences.mean()), float(low), float(high))
+    return Verdict(status, sentence, n, mean, other, gap, low, high)
+
+
+def _interval(
+    differences: Mapping[str, float], patients: Mapping[str, str], draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Return the mean difference and its 95 % interval: a bootstrap that draws patients with all their images."""
+    places: dict[str, int] = {}
+    units = np.asarray([places.setdefault(patients.get(name, name), len(places)) for name in differences])
+    sums = np.bincount(units, weights=list(differences.values()))
+    counts = np.bincount(units)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
+    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -295,9 +295,23 @@ def _verdict(
     if parent is not None:
         ensemble = Ensemble.load(parent.folder, device=device)
         before = score(chosen.validation, chosen.classes, predictor(ensemble, parent.classes, chosen.classes))
-    verdict = judge(means(child), None if before is None else means(before))
+    shown = _score_masks(chosen) if parent is None else None
+    verdict = judge(means(child), None if before is None else means(before), zero_shot=shown, patients=chosen.patients)
     by_class = {name: float(np.mean([each[name] for each in child.values()])) for name in chosen.classes if child}
     return verdict, {"verdict": verdict.to_dict(), "dice": by_class, "images": {"child": child, "parent": before}}
+
+
+def _score_masks(chosen: Selection) -> dict[str, float]:
+    """Return the mean Dice over the classes of the zero-shot masks of validation images, by image."""
+    masks = {example.name: example for example in chosen.zero_shot}
+    found = {}
+    for example in chosen.validation:
+        if example.name in masks:
+            image = example.read()
+            truth, mask = (each.labels(image, len(chosen.classes)) for each in (example, masks[example.name]))
+            by_class = [dice(mask == index, truth == index) for index in chosen.classes.values()]
+            found[example.name] = float(np.mean(by_class))
+    return found
 
 
 def _publish(

@@ -129,6 +129,10 @@ class Selection:
     left_out : list of LeftOut
     digest : str
         SHA-256 of which images and labels these are.
+    zero_shot : list of Example
+        The zero-shot masks of validation images, as far as there are any.
+    patients : dict of str to str
+        Image to patient, of the validation images.
     """
 
     classes: dict[str, int]
@@ -138,6 +142,8 @@ class Selection:
     validation: list[Example]
     left_out: list[LeftOut]
     digest: str
+    zero_shot: list[Example] = field(default_factory=list)
+    patients: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, Any]:
         """Return how many there are of each kind, JSON-able."""
@@ -251,6 +257,7 @@ def select(
     classes = {name: index for index, name in enumerate(labels, start=1)}
     training: list[Example] = []
     validation: list[Example] = []
+    kept: list[Candidate] = []
     for each in tqdm(chosen, desc="labels", unit="image", disable=not show):
         example = _example(each, classes, words, criteria, modality, left_out)
         if example is None:
@@ -258,13 +265,24 @@ def select(
         if split.holds(each.candidate.patient):
             if each.kind == "final":
                 validation.append(example)
+                kept.append(each.candidate)
             else:
                 _leave(left_out, each, "validation", "Its patient is kept for validation.")
         elif each.kind == "final" or _good_enough(each, example, classes, words, criteria, agreement, left_out):
             training.append(example)
     if not training and not only_validation:
         raise InputError("There is nothing to train on" + _because(left_out))
-    return Selection(classes, labels, modality, training, validation, left_out, _digest(training, validation))
+    return Selection(
+        classes,
+        labels,
+        modality,
+        training,
+        validation,
+        left_out,
+        _digest(training, validation),
+        _zero_shot(kept, classes, words, criteria, modality),
+        {candidate.image_id: candidate.patient for candidate in kept},
+    )
 
 
 def image_kind(modality: str | None) -> str | None:
@@ -450,6 +468,22 @@ def _example(
         values={**dict.fromkeys(each.values, 0), **{named[name]: index for name, index in classes.items()}},
         weight=criteria.final_weight if each.kind == "final" else criteria.original_weight,
     )
+
+
+def _zero_shot(
+    candidates: Iterable[Candidate],
+    classes: Mapping[str, int],
+    words: Vocabulary,
+    criteria: Criteria,
+    modality: str | None,
+) -> list[Example]:
+    """Return the zero-shot masks of images that have a final label too; those that cannot be used are passed over."""
+    ignored: list[LeftOut] = []
+    chosen = [_Chosen(each, "original", each.labels["original"]) for each in candidates if "original" in each.labels]
+    _read_names(chosen, words, ignored)
+    _read_values(chosen, modality, ignored, show=False)
+    examples = [_example(each, classes, words, criteria, modality, ignored) for each in chosen]
+    return [example for example in examples if example is not None]
 
 
 def _good_enough(
