@@ -117,6 +117,45 @@ def test_distances_are_the_same_however_they_came_about(ledger: Ledger, mask: Ma
     assert pool.distance(batch=False)[1] > 0.01
 
 
+def test_small_changes_are_taken_in_without_loading_all(
+    ledger: Ledger, mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    ledger.set_embeddings("clip", {f"i{k}": rng.normal(size=5) for k in range(8)})
+    scored(ledger, i1=1.0, i2=2.0)
+    ledger.record("i1", "ada", mask())
+    ledger.lease("i2", "bob")
+    pool = Pool(ledger)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_load_images", lambda: pytest.fail("All images were loaded."))
+        ledger.set_embeddings("clip", {"i1": rng.normal(size=5), "i9": rng.normal(size=5)})
+        ledger.set_presence({"i3": -0.4})
+        ledger.set_scores("net", {"i2": Score(3.0, {"tumour": 3.0}, 0.5, (2, 1), ("tumour",))})
+        ledger.sync_images({f"i{k}": (f"p{k}", k == 4) for k in range(10)}, finished=["i1", "i5"])
+        ledger.release("i2", "bob")
+        ledger.lease("i6", "bob")
+        assert pool.refresh()
+    same(pool, Pool(ledger))
+    # a network of which nothing is known, an image that came: loaded anew, or left for later
+    ledger.set_scores("other", {"i3": Score(1.0, {"liver": 1.0})})
+    assert not pool.refresh(reload=False)
+    assert pool.structures == ["tumour"]
+    assert pool.refresh()
+    ledger.sync_images({f"i{k}": (f"p{k}", False) for k in range(1, 11)})
+    assert not pool.refresh(reload=False)
+    assert pool.refresh()
+    same(pool, Pool(ledger))
+
+
+def same(one: Pool, other: Pool) -> None:
+    assert (one.images, one.structures, one.round) == (other.images, other.structures, other.round)
+    for name in ("validation", "presence", "labelled", "leased", "batch", "total", "disagreement", "classes", "found"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for batch in (False, True):
+        np.testing.assert_allclose(one.distance(batch=batch), other.distance(batch=batch), atol=1e-6)
+    assert [one.planes(k) for k in range(len(one))] == [other.planes(k) for k in range(len(one))]
+
+
 def test_long_embeddings_are_projected_and_keep_their_neighbours(ledger: Ledger) -> None:
     rng = np.random.default_rng(4)
     centres = rng.normal(size=(2, 4 * DIMENSIONS))

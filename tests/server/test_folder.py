@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,32 @@ def test_images_that_are_added_appear_and_those_that_go_disappear(studies: Folde
     (root / "a.png").unlink()
     assert "a" not in studies.list_images()
     assert studies.get_image_uri("a") == ""
+
+
+def test_a_folder_that_takes_long_is_looked_at_beside_the_requests(
+    make: MakeStudies, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = make()
+    monkeypatch.setattr(folder_module, "_LONG_LOOK_SECONDS", -1.0)
+    looking, go_on = threading.Event(), threading.Event()
+    look = studies._scan.look
+
+    def slow() -> Any:
+        looking.set()
+        assert go_on.wait(20)
+        return look()
+
+    monkeypatch.setattr(studies._scan, "look", slow)
+    shutil.copy(root / "a.png", root / "new.png")
+    assert "new" not in studies.list_images()
+    assert looking.wait(20)
+    assert "new" not in studies.list_images()
+    go_on.set()
+    end = time.monotonic() + 20
+    while "new" not in studies.list_images():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert studies.get_image_uri("new") == str(root / "new.png")
 
 
 def test_without_reloading_only_a_refresh_looks(make: MakeStudies, root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from medclipsam.active.pool import Pool
 from medclipsam.errors import InputError, OptionError, WeightsError
+from medclipsam.server import rounds as rounds_module
 from medclipsam.server.conf import AppConf
 from medclipsam.server.http import BusyError
 from medclipsam.server.rounds import Rounds, RoundsKeeper
@@ -347,6 +350,36 @@ def test_presence_is_asked_for_what_the_settings_name(unlabelled: Serve) -> None
     asked = {"targets": [{"name": "breast tumour", "presence_score": 0.1, "presence_threshold": 0.5}]}
     rounds.presence("i01", {"targets": asked["targets"] + other["targets"]})
     assert {row["image"] for row in rounds.ledger.images() if row["presence"] is not None} == {"i01"}
+
+
+def test_what_is_prepared_beside_the_requests_keeps_none_of_them_waiting(
+    unlabelled: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = unlabelled()
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    rounds = rounds_of(client)
+    rounds.prepare()
+    assert not rounds.is_used
+    first = next_sample(client, client_id="ada")["id"]
+    store = client.app.state.label_app.datastore()  # type: ignore[attr-defined]
+    store.add_image("late", store.get_image_uri("i01"), {})
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(*arguments: Any) -> Pool:
+        loading.set()
+        assert go_on.wait(20)
+        return Pool(*arguments)
+
+    monkeypatch.setattr(rounds_module, "Pool", load)
+    preparing = threading.Thread(target=rounds.prepare)
+    preparing.start()
+    assert loading.wait(20)
+    second = next_sample(client, client_id="ada")["id"]
+    go_on.set()
+    preparing.join(20)
+    offered = {first, second, *(next_sample(client, client_id="ada")["id"] for _ in range(32))}
+    assert len(offered) == 34
+    assert "late" in offered
 
 
 class Training:

@@ -7,6 +7,7 @@ import copy
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from medclipsam.server.scan import FolderScan, Found, Listing
 
 # Seconds between two looks at the folder.
 _LOOK_SECONDS = 1.0
+# A look that takes more of the processor is nothing that a request waits for.
+_LONG_LOOK_SECONDS = 0.05
 
 
 class FolderStudies(LabelFiles):
@@ -68,6 +71,8 @@ class FolderStudies(LabelFiles):
         self._check_label = check_label
         self._labels_stamp: dict[str, int] = {}
         self._looked = float("-inf")
+        self._looking = threading.Lock()
+        self._look_cost = 0.0
         self._listing = Listing()
         self._links: dict[tuple[Path, ...], Path] = {}
         labels = folder / self._datastore.labels_dir
@@ -78,14 +83,21 @@ class FolderStudies(LabelFiles):
 
     def refresh(self) -> None:
         """Look at the folder and the labels."""
+        with self._looking:
+            # of this thread: other work on the machine makes no folder large
+            begun = time.thread_time()
+            listing = self._scan.look()
+            self._look_cost = time.thread_time() - begun
         with self._access:
-            self._listing = self._scan.look()
+            before, self._listing = self._listing, listing
             self._looked = time.monotonic()
             self._read_config()
-            if not self._listing.images.keys() <= self._datastore.objects.keys():
-                self._labels_stamp.clear()  # labels of images that are new here
-            for image_id, found in self._listing.images.items():
-                self._entry(image_id, found)
+            if listing is not before:
+                if not listing.images.keys() <= self._datastore.objects.keys():
+                    self._labels_stamp.clear()  # labels of images that are new here
+                for image_id, found in listing.images.items():
+                    if before.images.get(image_id) is not found:
+                        self._entry(image_id, found)
             self._look_at_labels()
 
     def list_images(self) -> list[str]:
@@ -292,9 +304,17 @@ class FolderStudies(LabelFiles):
         self._labels_stamp.clear()
 
     def _current(self) -> Listing:
+        """Return the listing, after another look where the last one is a while ago.
+
+        A folder that takes long to look at is looked at beside the requests, which meanwhile see what was there before.
+        """
         with self._access:
             if self._auto_reload and time.monotonic() - self._looked >= _LOOK_SECONDS:
-                self.refresh()
+                if self._look_cost < _LONG_LOOK_SECONDS:
+                    self.refresh()
+                elif not self._looking.locked():
+                    self._looked = time.monotonic()
+                    threading.Thread(target=self.refresh, name="look at the studies", daemon=True).start()
             return self._listing
 
     def _has(self, image_id: str, tag: str | None) -> bool:

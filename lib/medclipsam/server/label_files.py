@@ -123,12 +123,12 @@ class LabelFiles(LocalDatastore):
 
     def _write_config(self) -> None:
         path = Path(self._datastore_config_path)
-        content = self._datastore.model_dump(exclude={"base_path"})
+        content = self._datastore.model_dump(exclude={"base_path", "objects"})
         # of the other images nothing is known but what the folder says itself
         content["objects"] = {
-            image_id: entry
-            for image_id, entry in content["objects"].items()
-            if entry["labels"] or set(entry["image"]["info"]) - {"ts", "name"}
+            image_id: entry.model_dump()
+            for image_id, entry in self._datastore.objects.items()
+            if entry.labels or entry.image.info.keys() - {"ts", "name"}
         }
         handle, name = tempfile.mkstemp(dir=self._root, prefix=f".{path.name}.")
         try:

@@ -10,11 +10,13 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.strategy import Strategy
 
@@ -29,7 +31,7 @@ from medclipsam.server.http import BusyError
 from medclipsam.server.images import ImageReader
 from medclipsam.server.networks import SharedNetworks
 from medclipsam.server.rounds_options import RoundsOptions
-from medclipsam.server.scorer import Scorer
+from medclipsam.server.scorer import Method, Scorer
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.trainer import patient_of
 from medclipsam.server.work import WorkQueue
@@ -42,8 +44,10 @@ logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
 
-# Seconds between two looks at the studies and at the training.
-_TICK = 2.0
+# Seconds between two looks at the training, and at the studies beside the requests.
+_TICK, _PREPARE_SECONDS = 2.0, 10.0
+# Seconds after which a request looks at the studies itself, and after which the ledger is told what is there anyhow.
+_LOOK_SECONDS, _SYNC_SECONDS = 30.0, 120.0
 # Seconds in which a training that an earlier server has started may still come up and take its lock.
 _GRACE = 90.0
 
@@ -86,7 +90,12 @@ class Rounds:
         self._lock = threading.RLock()
         self._opened: Ledger | None = None
         self._pool: Pool | None = None
-        self._looked = float("-inf")
+        # how many changes of the ledger have yet to be taken into the pool beside the requests
+        self._preparing = 0
+        self._looking = threading.Lock()
+        self._looked = self._synced_at = float("-inf")
+        self._synced: tuple[list[str], set[str]] | None = None
+        self._subjects: dict[str, str] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -104,19 +113,67 @@ class Rounds:
 
     def look(self) -> None:
         """Take in which images there are, and which have a final label."""
+        with self._looking:
+            self._sync(self._here())
+
+    def prepare(self) -> None:
+        """Do beside the requests what the next of them would wait for.
+
+        Where nobody has asked for an image yet it finds out whose the images of a folder are, and leaves no trace; a
+        DICOMweb server tells that with its list.
+        """
+        if not self.is_used and isinstance(self._datastore(), DICOMWebDatastore):
+            return
+        with self._looking:
+            found = self._here()
+            if self.is_used:
+                with self._beside():
+                    self._sync(found)
+
+    def score(self, method: Method) -> int:
+        """Do a step of a scoring method; see `Scorer.step`."""
+        with self._beside():
+            return self.scorer.step(method)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Change the ledger so that no request waits until the pool is loaded anew: it sees the pool as it was."""
+        with self._lock:
+            self._preparing += 1
+        try:
+            yield
+            with self._lock:
+                done = self._pool is not None and self._pool.refresh(reload=False)
+            if not done:
+                pool = Pool(self.ledger, self.options.sampling_seed)
+                with self._lock:
+                    self._pool = pool
+        finally:
+            with self._lock:
+                self._preparing -= 1
+
+    def _here(self) -> tuple[list[str], set[str]]:
+        """Return the images and which are finished; what tells their patients is known from then on."""
         store = self._datastore()
         images, finished = store.list_images(), set(store.get_labeled_images())
-        with self._lock:
-            known = self.ledger.subjects()
+        fresh = [image for image in images if image not in self._subjects]
+        if fresh and self.is_used:
+            self._subjects.update(self.ledger.subjects())
+        for image in fresh:
+            if image not in self._subjects:
+                self._subjects[image] = patient_of(store, image)
+        return images, finished
+
+    def _sync(self, found: tuple[list[str], set[str]]) -> None:
+        now = time.monotonic()
+        # now and then all the same: a label that was removed by hand counts for some time still
+        if found != self._synced or now - self._synced_at > _SYNC_SECONDS:
+            images, finished = found
             split = self.networks.store.split()
-            wanted = {}
-            for image in images:
-                subject = known.get(image)
-                if subject is None:
-                    subject = patient_of(store, image)
-                wanted[image] = subject, split.holds(subject)
+            wanted = {image: (self._subjects[image], split.holds(self._subjects[image])) for image in images}
             self.ledger.sync_images(wanted, finished)
-            self._looked = time.monotonic()
+            self._synced, self._synced_at = found, now
+        self._looked = time.monotonic()
 
     def next(self, strategy: str, holder: str) -> dict[str, Any] | None:
         """Choose the next image and keep it for who asks.
@@ -135,20 +192,15 @@ class Rounds:
             where every image is labelled or kept for another. Where only images are left that the asker was offered
             and has not labelled, they come again, the first one first.
         """
-        with self._lock:
-            if time.monotonic() - self._looked > 10 * _TICK:
-                self.look()
-            choice = self._choose(strategy)
-            if choice is None:
-                self.look()
-                choice = self._choose(strategy)
-            if choice is None:
-                choice = self._passed_over(holder)
-            if choice is None:
-                return None
-            lease = self.ledger.lease(choice.image, holder, self.options.lease_minutes * 60)
-            assert lease is not None  # nobody else chooses meanwhile
-            self._current_pool().refresh()
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self.look()
+        taken = self._take(strategy, holder)
+        if taken is None:
+            self.look()
+            taken = self._take(strategy, holder, again=True)
+        if taken is None:
+            return None
+        choice, lease = taken
         return {
             "id": choice.image,
             "weight": choice.value,
@@ -235,7 +287,6 @@ class Rounds:
         """Return the images that would be offered next, without keeping them for anyone."""
         with self._lock:
             pool = self._current_pool()
-            pool.refresh()
             chosen: list[str] = []
             while len(chosen) < count:
                 choice = choose(pool, strategy)
@@ -243,29 +294,38 @@ class Rounds:
                     break
                 chosen.append(choice.image)
                 pool.reserve(choice.image)
-            pool.refresh()
+            pool.refresh(reload=False)
             return chosen
 
-    def _passed_over(self, holder: str) -> Choice | None:
-        """Return the image that a holder was offered first and has not labelled: nothing else is left for them."""
-        held = [lease.image for lease in self.ledger.leases(holder)]
-        if not held:
-            return None
-        self.ledger.release(held[0], holder)
-        return Choice(held[0], "offered before", None)
-
-    def _choose(self, strategy: str) -> Choice | None:
-        pool = self._current_pool()
-        pool.refresh()
-        return choose(pool, strategy)
+    def _take(self, strategy: str, holder: str, *, again: bool = False) -> tuple[Choice, Lease] | None:
+        """Choose an image and keep it for a holder; `again`: it may be one that they were offered before."""
+        seconds = self.options.lease_minutes * 60
+        with self._lock:
+            pool = self._current_pool()
+            while (choice := choose(pool, strategy)) is not None:
+                lease = self.ledger.lease(choice.image, holder, seconds)
+                if lease is not None:
+                    return choice, lease
+                # somebody has asked for this very image meanwhile
+                pool.refresh(reload=False)
+            held = self.ledger.leases(holder) if again else []
+            if not held:
+                return None
+            # the first one, and for it the time begins anew
+            self.ledger.release(held[0].image, holder)
+            lease = self.ledger.lease(held[0].image, holder, seconds)
+            return None if lease is None else (Choice(held[0].image, "offered before", None), lease)
 
     def _current_pool(self) -> Pool:
+        """Return the pool, up to date but for what `_beside` is about to take in."""
         if self._pool is None:
             self._pool = Pool(self.ledger, self.options.sampling_seed)
+        else:
+            self._pool.refresh(reload=not self._preparing)
         return self._pool
 
     def _known(self, image: str) -> None:
-        if image not in self.ledger.subjects():
+        if not self.ledger.knows(image):
             self.look()
 
 
@@ -324,10 +384,14 @@ class RoundsKeeper:
         self._asked.set()
 
     def _keep(self) -> None:
+        prepared = float("-inf")
         while not self._ended.wait(_TICK):
-            if not self._rounds.is_used:
-                continue
             try:
+                if time.monotonic() - prepared > _PREPARE_SECONDS:
+                    prepared = time.monotonic()
+                    self._rounds.prepare()
+                if not self._rounds.is_used:
+                    continue
                 self.follow()
                 if self._asked.is_set():
                     self._work()
@@ -382,8 +446,9 @@ class RoundsKeeper:
         self._own = None if begun is None else begun.number
 
     def _work(self) -> None:
-        """Do steps of embedding, scoring and making masks, as long as there is something to do and nobody waits."""
-        while not self._ended.is_set() and not self._queue.jobs() and not self._trains():
+        """Do steps of embedding, scoring and making masks, for a while, where there is something and nobody waits."""
+        until = time.monotonic() + _PREPARE_SECONDS
+        while time.monotonic() < until and not (self._ended.is_set() or self._queue.jobs() or self._trains()):
             try:
                 job = self._queue.submit(self._step, what="rounds", owner="")
             except BusyError:
@@ -392,8 +457,8 @@ class RoundsKeeper:
                 return
 
     def _step(self) -> int:
-        scorer = self._rounds.scorer
-        done = next((done for method in scorer.by_itself if (done := scorer.step(method))), 0)
+        rounds = self._rounds
+        done = next((done for method in rounds.scorer.by_itself if (done := rounds.score(method))), 0)
         if done or not self._rounds.options.prelabels:
             return done
         network = self._rounds.networks.store.current(DEFAULT_NAME)

@@ -97,6 +97,8 @@ class _Folder:
     files: dict[str, _File] = field(default_factory=dict)
     # names of files that have not arrived: size, time of change, and since when they are so
     waiting: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    # whether any file has not arrived or is not whole
+    arriving: bool = False
     images: list[Found] = field(default_factory=list)
 
 
@@ -127,35 +129,45 @@ class FolderScan:
     ) -> None:
         self.root = root
         self._patterns = patterns
-        self._skip = frozenset(skip)
+        self._skip = frozenset(map(str, skip))
         self._settle = settle
         self._clock = clock
         self._known: dict[Path, _Folder] = {}
         self._told: set[tuple[str, ...]] = set()
         self._complete: set[Path] = set()
+        self._listing: Listing | None = None
 
     def look(self) -> Listing:
-        """Return what is there now."""
+        """Return what is there now; the same object as before where nothing has changed."""
         claims: dict[str, list[Found]] = defaultdict(list)
         seen: set[Path] = set()
         todo = [self.root]
+        same = self._listing is not None
         while todo:
             path = todo.pop()
+            before = self._known.get(path, _Folder()).images
             folder = self._look_at(path)
             if folder is None:
+                same = False
                 continue
+            same = same and folder.images is before
             seen.add(path)
             todo += folder.folders
+        same = same and self._known.keys() <= seen
+        self._known = {path: folder for path, folder in self._known.items() if path in seen}
+        if same and self._listing is not None:
+            return self._listing
+        for folder in self._known.values():
             for image in folder.images:
                 claims[image.image_id].append(image)
-        self._known = {path: folder for path, folder in self._known.items() if path in seen}
         shared = {name: sorted(found.path for found in images) for name, images in claims.items() if len(images) > 1}
         for name, paths in shared.items():
             self._tell_once(
                 ("shared", name, *map(str, paths)),
                 f"Image id {name!r} is shared by {self.names(paths)}, and none of them is served; rename all but one.",
             )
-        return Listing({name: images[0] for name, images in claims.items() if len(images) == 1}, shared)
+        self._listing = Listing({name: images[0] for name, images in claims.items() if len(images) == 1}, shared)
+        return self._listing
 
     def arrived(self, path: Path) -> None:
         """Say that a file is complete, which need not wait for that to be seen at the next look."""
@@ -176,7 +188,7 @@ class FolderScan:
         try:
             changed = path.stat().st_mtime_ns
             stale = changed != folder.changed or folder.looked < changed / 1e9 + max(_STAMP_SECONDS, self._settle)
-            if stale or folder.waiting or not all(file.is_whole for file in folder.files.values()):
+            if stale or folder.arriving:
                 self._read(path, folder, now)
                 folder.changed, folder.looked = changed, now
         except OSError:  # it went away, or must not be read
@@ -190,7 +202,7 @@ class FolderScan:
         folders = []
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or Path(entry.path) in self._skip:
+                if entry.name.startswith(".") or entry.path in self._skip:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
@@ -212,10 +224,12 @@ class FolderScan:
                         waiting[entry.name] = (state.st_size, state.st_mtime_ns, since)
                     else:
                         files[entry.name] = arrived
-        arriving = waiting or not all(file.is_whole for file in files.values())
+        arriving = bool(waiting) or not all(file.is_whole for file in files.values())
         settled = not arriving and now - path.stat().st_mtime >= self._settle
-        folder.folders, folder.files, folder.waiting = folders, files, waiting
-        folder.images = self._images(path, files, folder.images, settled)
+        folder.folders, folder.files, folder.waiting, folder.arriving = folders, files, waiting, arriving
+        images = self._images(path, files, folder.images, settled)
+        if images != folder.images:
+            folder.images = images
 
     def _may_be_image(self, name: str) -> bool:
         if self._patterns is None:
@@ -257,11 +271,16 @@ class FolderScan:
     def _images(self, path: Path, files: dict[str, _File], before: list[Found], settled: bool) -> list[Found]:
         """Group the files of one folder into images."""
         images, series = [], defaultdict(list)
+        # making paths anew is most of the time that many files take
+        known = {(image.image_id, image.suffix): image for image in before if len(image.files) == 1}
         for name, file in files.items():
             if file.series is not None:
                 series[file.series].append(path / name)
             elif file.is_image:
-                images.append(Found(file.image_id, path / name, (path / name,), file.suffix))
+                image = known.get((file.image_id, file.suffix))
+                if image is None or image.path.name != name:
+                    image = Found(file.image_id, path / name, (path / name,), file.suffix)
+                images.append(image)
         dicom = sum(file.is_image and file.is_dicom for file in files.values())
         earlier = {image.files: image for image in before}
         for uid, slices in series.items():

@@ -65,7 +65,7 @@ class RoundScoring(ScoringMethod):
 
     def step(self) -> int:
         """Look at a few images and return at how many; 0 where none is left."""
-        return self._rounds.scorer.step(self._name)
+        return self._rounds.score(self._name)
 
     def result(self, done: int) -> dict[str, int]:
         """Return what came of it, JSON-able."""
