@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import SimpleITK
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
+from medclipsam.active.ledger import Score
 from medclipsam.errors import OptionError
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.asgi import create_app
@@ -770,3 +771,51 @@ def test_counting_asks_the_server_once_however_slow_it_is(app: MedClipSamApp, pa
         pacs.asked.clear()
         ask()
         assert len(pacs.asked) < 25
+
+
+def test_rounds_go_by_the_series_of_the_server(
+    viewer: TestClient,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    film: str,
+    picture: np.ndarray,
+    tmp_path: Path,
+    write_series: Callable[..., Path],
+) -> None:
+    folder = write_series(np.stack([picture] * 4), tmp_path / "ct", uid="rounds", start=1)
+    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
+    for data in slices:
+        data.PatientID = "somebody else"
+    pacs.instances += slices
+    volume = str(slices[0].SeriesInstanceUID)
+    store, rounds = app.datastore(), app.rounds
+    store.refresh()
+    rounds.look()
+    listed = {row["image"]: row for row in rounds.ledger.images()}
+    patients = {film: f"patient:{pacs.of(film)[0].PatientID}", volume: "patient:somebody else"}
+    assert {image: row["subject"] for image, row in listed.items()} == patients
+    split = rounds.networks.store.split()
+    assert all(row["validation"] == split.holds(row["subject"]) for row in listed.values())
+    # patients are told without fetching their images
+    assert pacs.retrieved == []
+
+    rounds.ledger.set_scores("network", {volume: Score(1.0, {}, None, (2, 0, 1))})
+    asked = [viewer.post("/activelearning/uncertainty", json={"client_id": who}).json() for who in ("ada", "bob")]
+    offered = {each["id"]: each for each in asked}
+    assert offered.keys() == {film, volume}
+    assert offered[volume]["planes"] == [2, 0, 1]
+    assert {image: each["validation"] for image, each in offered.items()} == {
+        image: row["validation"] for image, row in listed.items()
+    }
+    holder = offered[film]["lease"]["holder"]
+    for _ in range(2):
+        assert _put(viewer, film, _label(tmp_path, picture), client_id=holder).status_code == 200
+    assert [lease["image"] for lease in viewer.get("/rounds/leases", params={"all": True}).json()] == [volume]
+    (label,) = rounds.ledger.labels(current=False)
+    assert (label.image, label.reader, label.seconds is not None) == (film, holder, True)
+
+    pacs.instances = [data for data in pacs.instances if str(data.SeriesInstanceUID) != volume]
+    store.refresh()
+    rounds.look()
+    assert [row["image"] for row in rounds.ledger.images()] == [film]
+    assert viewer.post("/activelearning/uncertainty", json={"client_id": "eve"}).json() == {}
