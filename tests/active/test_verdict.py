@@ -102,18 +102,19 @@ def test_a_summary_counts_labels_effort_and_readers(ledger: Ledger, mask: Mask, 
     ledger.end_training("published", "network 1", {"dice": 0.75})
     ledger.record("i0", "bob", np.zeros((1, 16, 16), np.uint8))
     ledger.review("i1", "ada", "rejected")
+    ledger.review("i2", "bob", "approved")
     summary = summarise(ledger)
     first, second = summary["rounds"]
     assert (first["labels"], first["readers"], first["seconds"]) == (3, ["ada", "bob"], 10)
     assert first["unchanged"] == pytest.approx(1 / 3)
     assert first["dice"] == pytest.approx(np.mean([1, 2 * 16 / (16 + 25), 2 * 16 / (16 + 36)]))
     assert (second["labels"], second["absent"], second["dice"]) == (1, 1, None)
-    assert (summary["labelled"], summary["rejected"], summary["new"]) == (2, 1, 1)
+    assert (summary["labelled"], summary["approved"], summary["rejected"], summary["new"]) == (2, 1, 1, 1)
     assert summary["agreement"] == {"dice": 0.0, "pairs": 1}
     assert json.loads(json.dumps(summary)) == summary
     text = as_text(summary)
     assert "published" in text
-    assert "2 images labelled, 1 of them since the last training; 1 rejected." in text
+    assert "2 images labelled, 1 of them since the last training; 1 approved; 1 rejected." in text
     assert Image.open(plot(summary, tmp_path / "rounds.png")).width > 500
     page = plot(summary, tmp_path / "rounds.html").read_text()
     assert "data:image/png;base64," in page

@@ -82,6 +82,65 @@ class Phantoms:
     masks: dict[str, dict[str, np.ndarray]]
 
 
+@dataclass
+class Tumours:
+    """Thirty small ultrasound pictures, each with a breast tumour, of which a server validates with `held`.
+
+    Attributes
+    ----------
+    truths : dict of str to numpy.ndarray
+        The true mask of each image, bool [64, 64].
+    training : dict
+        Options of a training of seconds.
+    """
+
+    truths: dict[str, np.ndarray] = field(default_factory=dict)
+    training: dict[str, Any] = field(
+        default_factory=lambda: {
+            "device": "cpu",
+            "epochs": 6,
+            "cycles": 2,
+            "base_filters": 4,
+            "max_filters": 16,
+            "max_patch": 48,
+            "max_side": 64,
+            "batch_size": 4,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        from medclipsam.training.split import Split
+
+        self.split = Split(4, 0.4)
+        self.names = [f"b{number:02d}" for number in range(30)]
+        self.held = [name for name in self.names if self.split.holds(f"image:{name}")]
+
+    def draw(self, studies: Path) -> None:
+        """Put the pictures in the place of what lies there."""
+        from PIL import Image
+
+        from medclipsam.demo.phantoms import make_phantom
+
+        for file in studies.iterdir():
+            if file.is_file():
+                file.unlink()
+        for number, name in enumerate(self.names):
+            phantom = make_phantom("US", 900 + number, size=64, pathology=True)
+            self.truths[name] = phantom.masks["breast tumour"]
+            Image.fromarray(phantom.image).save(studies / f"{name}.png")
+
+    def serve(self, studies: Path, port: int, *more: str) -> list[str]:
+        """Return the command that serves them."""
+        split = ["--validation-share", str(self.split.share), "--validation-seed", str(self.split.seed)]
+        options = ["--studies", str(studies), "--port", str(port), "--targets", "breast tumour", *split, *more]
+        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+
+
+@pytest.fixture
+def tumours() -> Tumours:
+    return Tumours()
+
+
 @pytest.fixture(scope="session")
 def phantoms(
     tmp_path_factory: pytest.TempPathFactory, write_radiograph: Callable[[np.ndarray, Path], None]

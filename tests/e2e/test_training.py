@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,52 +17,24 @@ import requests
 import SimpleITK
 from PIL import Image
 
-from medclipsam.demo.phantoms import make_phantom
-from medclipsam.training.split import Split
-
-IMAGES, SIDE = 30, 64
 TUMOUR = 1
-SPLIT = Split(4, 0.4)
-NAMES = [f"b{number:02d}" for number in range(IMAGES)]
-HELD = [name for name in NAMES if SPLIT.holds(f"image:{name}")]
-# not corrected, but given a pseudo-label
-PSEUDO = [name for name in NAMES if name not in HELD][:4]
-CORRECTED = [name for name in NAMES if name not in PSEUDO]
-TINY = {
-    "device": "cpu",
-    "epochs": 6,
-    "cycles": 2,
-    "keep": 2,
-    "iterations": 10,
-    "base_filters": 4,
-    "max_filters": 16,
-    "max_patch": 48,
-    "max_side": 64,
-    "batch_size": 4,
-}
 SECONDS = 400
 
 
 @pytest.mark.timeout(1500)
-def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any], tmp_path: Path) -> None:
-    truths: dict[str, np.ndarray] = {}
+def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any], tumours: Any, tmp_path: Path) -> None:
+    truths, held = tumours.truths, tumours.held
+    # not corrected, but given a pseudo-label
+    pseudo = [name for name in tumours.names if name not in held][:4]
+    corrected = [name for name in tumours.names if name not in pseudo]
+    tiny = {**tumours.training, "keep": 2, "iterations": 10}
+    serve = tumours.serve
 
     def command(studies: Path, port: int) -> Sequence[str]:
-        for file in studies.iterdir():
-            if file.is_file():
-                file.unlink()
-        for number, name in enumerate(NAMES):
-            phantom = make_phantom("US", 900 + number, size=SIDE, pathology=True)
-            truths[name] = phantom.masks["breast tumour"]
-            Image.fromarray(phantom.image).save(studies / f"{name}.png")
+        tumours.draw(studies)
         return serve(studies, port)
 
-    def serve(studies: Path, port: int) -> Sequence[str]:
-        split = ["--validation-share", str(SPLIT.share), "--validation-seed", str(SPLIT.seed)]
-        options = ["--studies", str(studies), "--port", str(port), "--targets", "breast tumour", *split]
-        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
-
-    assert 10 <= len(HELD) <= 16, "or the network could not be validated"
+    assert 10 <= len(held) <= 16, "or the network could not be validated"
     server = start(command, OMP_NUM_THREADS="1")
     url = server.url
     assert "network" not in requests.get(f"{url}/info/", timeout=60).json()["models"]
@@ -76,17 +47,17 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
         "steps": 1,
         "samples": 1,
         "label_tag": "original",
-        "images": PSEUDO,
+        "images": pseudo,
     }
     assert requests.post(f"{url}/batch/infer/breast_tumour", json=asked, timeout=60).ok
     assert wait(f"{url}/batch/infer")["status"] == "DONE"
     # what another process has saved is seen within a second
     time.sleep(2)
-    info = requests.get(f"{url}/datastore/label/info?label={PSEUDO[0]}&tag=original", timeout=60).json()
+    info = requests.get(f"{url}/datastore/label/info?label={pseudo[0]}&tag=original", timeout=60).json()
     assert {"presence_score", "sam_score"} <= info["params"]["targets"][0].keys()
 
     # what people have corrected
-    for name in CORRECTED:
+    for name in corrected:
         mask = tmp_path / f"{name}.png"
         Image.fromarray(truths[name].astype(np.uint8) * TUMOUR).save(mask)
         with mask.open("rb") as content:
@@ -99,7 +70,7 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
             )
         assert saved.ok, saved.text
 
-    options = {**TINY, "targets": "breast tumour"}
+    options = {**tiny, "targets": "breast tumour"}
     assert requests.post(f"{url}/train/network", json={**options, "epochs": -1}, timeout=60).status_code == 400
     started = requests.post(f"{url}/train/network", json=options, timeout=60)
     assert started.status_code == 200, started.text
@@ -115,8 +86,8 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
     listed = requests.get(f"{url}/networks/", timeout=60).json()["network"]
     assert listed["current"] == 1
     (network,) = listed["networks"]
-    assert network["data"]["validation"] == len(HELD)
-    assert network["data"]["training"]["final"] == len(CORRECTED) - len(HELD)
+    assert network["data"]["validation"] == len(held)
+    assert network["data"]["training"]["final"] == len(corrected) - len(held)
     model = requests.get(f"{url}/info/", timeout=60).json()["models"]["network"]
     assert model["labels"] == {"breast tumour": TUMOUR}
     answer = infer(url, "b05")

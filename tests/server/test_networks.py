@@ -17,9 +17,9 @@ from medclipsam.metrics import dice
 from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.doctor import check_networks
 from medclipsam.server.requests import MONAI_LABEL_KEYS
-from medclipsam.server.trainer import candidates
+from medclipsam.server.trainer import candidates, describe
 from medclipsam.training.collect import read_studies
-from medclipsam.training.lock import TrainingLock, holder_of
+from medclipsam.training.lock import Holder, TrainingLock, holder_of
 from medclipsam.training.store import NetworkStore
 
 
@@ -228,6 +228,7 @@ def test_a_training_that_outlived_its_server_is_seen_and_can_be_ended(
         for where in ("/train/", "/train/?check_if_running=true"):
             status = client.get(where).json()
             assert (status["status"], status["adopted"]) == ("RUNNING", True)
+            assert status["request"] == {"model": "network", "name": "network"}
             assert status["progress"]["epoch"] == 3
         assert client.get("/train/?all=true").json()[-1]["id"] == f"process-{process.pid}"
         assert client.get("/info/").json()["train_stats"]["network"]["epoch"] == 3
@@ -242,6 +243,12 @@ def test_a_training_that_outlived_its_server_is_seen_and_can_be_ended(
         process.stdout.close()
     assert client.get("/train/").status_code == 404
     assert client.get("/info/").json()["train_stats"]["network"]["training"]["state"] == "interrupted"
+
+
+def test_an_adopted_training_says_which_trainer_it_is(place: Path) -> None:
+    store = NetworkStore(place / "networks")
+    told = [describe(store, Holder(1, "", what, 0.0))["request"] for what in ("finetune_clip", "liver")]
+    assert told == [{"model": "finetune_clip"}, {"model": "network", "name": "liver"}]
 
 
 def test_the_datastore_gives_what_the_folder_holds(place: Path, serve: Callable[..., TestClient]) -> None:

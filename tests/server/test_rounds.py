@@ -20,6 +20,7 @@ from medclipsam.server.conf import AppConf
 from medclipsam.server.http import BusyError
 from medclipsam.server.rounds import Rounds, RoundsKeeper
 from medclipsam.server.routes import tasks
+from medclipsam.server.trainer import candidates
 
 Serve = Callable[..., TestClient]
 
@@ -67,6 +68,7 @@ def test_clients_are_told_the_strategies_and_the_round(unlabelled: Serve) -> Non
     told = unlabelled().get("/info/").json()
     assert set(told["strategies"]) == {"combined", "coverage", "uncertainty", "disagreement", "foreground", "random"}
     assert told["rounds"] == {"round": 1, "new_labels": 0, "retrain_after": 20}
+    assert told["train_stats"]["network"]["rounds"] == told["rounds"]
 
 
 @pytest.mark.parametrize("strategy", ["random", "uncertainty"])
@@ -181,6 +183,11 @@ def test_a_reviewer_rejects_and_the_image_comes_again(unlabelled: Serve) -> None
     rejected = client.put("/rounds/reviews", params={"image": "i01", "verdict": "rejected", "client_id": "bob"})
     assert rejected.json()["verdicts"] == {"bob": "rejected"}
     assert client.get("/rounds/").json()["rejected"] == 1
+    # and no training learns from it until another is saved
+    rounds, store = rounds_of(client), client.app.state.label_app.datastore()  # type: ignore[attr-defined]
+    assert [each.image_id for each in candidates(store, rounds.rejected())] == []
+    save(client, "i01", square(12), client_id="ada")
+    assert [each.image_id for each in candidates(store, rounds.rejected())] == ["i01"]
 
 
 def test_validation_images_are_told_as_such(unlabelled: Serve) -> None:

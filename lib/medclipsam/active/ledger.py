@@ -212,6 +212,11 @@ class Label:
         """Whether a reviewer has rejected it."""
         return "rejected" in self.verdicts.values()
 
+    @property
+    def approved(self) -> bool:
+        """Whether a reviewer has approved it, and none has rejected it."""
+        return "approved" in self.verdicts.values() and not self.rejected
+
 
 @dataclass(frozen=True)
 class Round:

@@ -31,8 +31,9 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         JSON-able. `rounds`: for each its number, state, times (seconds since the epoch), networks, metrics, and of the
         labels saved in it `labels` (versions), `images`, `absent`, `readers`, means of `dice` and `path_length` between
         the mask that was offered and the label, the share `unchanged`, the median `seconds`; None where nothing is
-        known. `labelled`: images with a label that stands; `new`: those that no training has seen; `agreement`: mean
-        Dice of pairs of readers of one image, and the number of images.
+        known. `labelled`: images with a label that stands; `approved`, `rejected`: what reviewers said of them; `new`:
+        those that no training has seen; `agreement`: mean Dice of pairs of readers of one image, and the number of
+        pairs.
     """
     labels = ledger.labels(current=False)
     agreements = [value for pairs in ledger.agreements().values() for value in pairs.values()]
@@ -41,6 +42,7 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
             _of_round(each, [label for label in labels if label.round == each.number]) for each in ledger.rounds()
         ],
         "labelled": sum(label.current and not label.rejected for label in labels),
+        "approved": sum(label.current and label.approved for label in labels),
         "rejected": sum(label.current and label.rejected for label in labels),
         "new": ledger.new_labels(),
         "agreement": {"dice": _mean(agreements), "pairs": len(agreements)},
@@ -71,11 +73,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    reviewed = "".join(f"; {summary[verdict]} {verdict}" for verdict in ("approved", "rejected") if summary[verdict])
     lines += [
         "",
-        f"{summary['labelled']} images labelled, {summary['new']} of them since the last training"
-        + (f"; {summary['rejected']} rejected" if summary["rejected"] else "")
-        + ".",
+        f"{summary['labelled']} images labelled, {summary['new']} of them since the last training{reviewed}.",
     ]
     if summary["agreement"]["pairs"]:
         lines.append(f"Readers agree with a Dice of {summary['agreement']['dice']:.3f} (mean of pairs).")

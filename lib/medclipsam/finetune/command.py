@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.finetune.options import CHOICES, FinetuneOptions
+from medclipsam.finetune.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
@@ -66,11 +66,12 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
     run.add_argument("--weights", default="biomedclip", help="CLIP to start from (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
     for option in dataclasses.fields(FinetuneOptions):
+        choices = option.metadata.get("choices")
         default = "its own" if option.name in ("temperature", "beta1", "beta2") else option.default
         run.add_argument(
             "--" + option.name.replace("_", "-"),
-            choices=CHOICES.get(option.name),
-            metavar=None if option.name in CHOICES else "N",
+            choices=choices,
+            metavar=None if choices else "N",
             help=f"{_HELP[option.name]} (default: {default})",
         )
     run.set_defaults(run=lambda given: _run(given, device))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from medclipsam.errors import OptionError
+from medclipsam.training.options import CheckedOptions, choice, number, whole
 
 LOSSES = ("dhn-nce", "infonce", "dcl", "hn-nce", "siglip")
 
@@ -28,30 +26,6 @@ _HARD = frozenset({"dhn-nce", "hn-nce"})
 METHODS = ("full", "heads", "lora")
 TRACKERS = ("none", "tensorboard", "mlflow")
 
-CHOICES = {"loss": LOSSES, "method": METHODS, "tracker": TRACKERS}
-# key: (least, greatest), both allowed
-RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (1e-4, 10),
-    "beta1": (0, 10),
-    "beta2": (0, 10),
-    "epochs": (1, 10_000),
-    "batch_size": (2, 1 << 20),
-    "chunk_size": (1, 1 << 20),
-    "learning_rate": (1e-12, 1),
-    "weight_decay": (0, 10),
-    "warmup": (0, 0.9),
-    "lora_rank": (1, 1024),
-    "lora_alpha": (1e-3, 4096),
-    "validation": (0.01, 0.9),
-    "gallery": (2, 1 << 20),
-    "max_bad": (0, 1),
-    "checkpoint_steps": (1, 1 << 30),
-    "workers": (0, 256),
-    "seed": (0, 2**31 - 1),
-}
-_INTEGERS = frozenset(
-    {"epochs", "batch_size", "chunk_size", "lora_rank", "gallery", "checkpoint_steps", "workers", "seed"}
-)
 # What decides how fast it goes and what is written, but not the result.
 _WITHOUT_EFFECT = frozenset({"tracker", "checkpoint_steps", "workers", "max_bad"})
 
@@ -103,7 +77,7 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(CheckedOptions):
     """How a CLIP is fine-tuned. The defaults are the paper's where it names one.
 
     Parameters
@@ -149,87 +123,39 @@ class FinetuneOptions:
         If a value is not allowed.
     """
 
-    loss: str = "dhn-nce"
-    temperature: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    method: str = "full"
-    epochs: int = 10
-    batch_size: int = 64
-    chunk_size: int | None = None
-    learning_rate: float = 1e-6
-    weight_decay: float = 0.1
-    warmup: float = 0.05
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    validation: float = 0.1
-    gallery: int = 50
-    max_bad: float = 0.1
-    checkpoint_steps: int = 500
-    workers: int = 0
-    tracker: str = "none"
-    seed: int = 0
+    loss: str = choice("dhn-nce", *LOSSES)
+    temperature: float | None = number(None, 1e-4, 10)
+    beta1: float | None = number(None, 0, 10)
+    beta2: float | None = number(None, 0, 10)
+    method: str = choice("full", *METHODS)
+    epochs: int = whole(10, 1, 10_000)
+    batch_size: int = whole(64, 2, 1 << 20)
+    chunk_size: int | None = whole(None, 1, 1 << 20)
+    learning_rate: float = number(1e-6, 1e-12, 1)
+    weight_decay: float = number(0.1, 0, 10)
+    warmup: float = number(0.05, 0, 0.9)
+    lora_rank: int = whole(8, 1, 1024)
+    lora_alpha: float = number(16.0, 1e-3, 4096)
+    validation: float = number(0.1, 0.01, 0.9)
+    gallery: int = whole(50, 2, 1 << 20)
+    max_bad: float = number(0.1, 0, 1)
+    checkpoint_steps: int = whole(500, 1, 1 << 30)
+    workers: int = whole(0, 0, 256)
+    tracker: str = choice("none", *TRACKERS)
+    seed: int = whole(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        for key, allowed in CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise OptionError(key, getattr(self, key), "one of " + ", ".join(allowed))
-        for key, (low, high) in RANGES.items():
-            value = getattr(self, key)
-            if value is None and _optional(key):
-                continue
-            kind = int if key in _INTEGERS else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                what = "a whole number" if key in _INTEGERS else "a number"
-                raise OptionError(key, value, f"{what} from {low:g} to {high:g}")
+        super().__post_init__()
         self.loss_options()
 
     def loss_options(self) -> LossOptions:
         """Return the loss with its constants."""
         return LossOptions(self.loss, self.temperature, self.beta1, self.beta2)
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> FinetuneOptions:
-        """Make options from strings or JSON values; an empty string, "auto" or None means the default.
-
-        A list stands for a drop-down that nobody touched and means its first entry.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown, or a value is of the wrong type or out of range.
-        """
-        known = [option.name for option in dataclasses.fields(cls)]
-        chosen: dict[str, Any] = {}
-        for key, given in values.items():
-            if key not in known:
-                raise OptionError(key, given, "one of the options " + ", ".join(known))
-            value = given[0] if isinstance(given, (list, tuple)) and given else given
-            if value is None or value in ("", "auto"):
-                continue
-            chosen[key] = str(value).strip() if key in CHOICES else _number(key, value)
-        return cls(**chosen)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the options, JSON-able, with the constants that the loss uses."""
-        return {**dataclasses.asdict(self), **self.loss_options().constants()}
+        return {**super().to_dict(), **self.loss_options().constants()}
 
     def identity(self) -> dict[str, Any]:
         """Return the options that the result depends on."""
         return {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
-
-
-def _optional(key: str) -> bool:
-    return FinetuneOptions.__dataclass_fields__[key].default is None
-
-
-def _number(key: str, value: Any) -> int | float:
-    whole = key in _INTEGERS
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or (whole and number != int(number)):
-        low, high = RANGES[key]
-        raise OptionError(key, value, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
-    return int(number) if whole else number

@@ -130,7 +130,10 @@ class MedClipSamApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         """Return what clients are told."""
         self._served()
-        return {**super().info(), "rounds": self.rounds.brief()}
+        told, rounds = dict(super().info()), self.rounds.brief()
+        # 3D Slicer shows what stands with the trainer
+        told["train_stats"].setdefault(DEFAULT_NAME, {})["rounds"] = rounds
+        return {**told, "rounds": rounds}
 
     def _served(self) -> dict[str, InferTask]:
         """Return the infer tasks, with those of networks that were published since."""
@@ -183,7 +186,7 @@ class MedClipSamApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Return the trainer of networks and that of the CLIP."""
-        network = NetworkTrainer(self.targets, self.networks.store, self.app_conf.device)
+        network = NetworkTrainer(self.targets, self.networks.store, self.app_conf.device, self.rounds.rejected)
         own = self.app_conf.rounds.training
         check_keys(own, network.config(), "trainer network")
         network.check(own)

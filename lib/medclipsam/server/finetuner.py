@@ -19,9 +19,10 @@ from medclipsam.errors import CancelledError, InputError, OptionError
 from medclipsam.evaluation.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
 from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, split_listing
-from medclipsam.finetune.options import CHOICES, FinetuneOptions
+from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import read_origin
+from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
 from medclipsam.targets import TargetSet
 from medclipsam.training.lock import TrainingLock
@@ -109,14 +110,8 @@ class FinetuneTrainer(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
-        table: dict[str, Any] = {"action": list(ACTIONS), "csv": "", "device": self._device or "auto"}
-        for option in dataclasses.fields(FinetuneOptions):
-            if option.name in _HIDDEN:
-                continue
-            default = "auto" if option.default is None else option.default
-            choices = CHOICES.get(option.name, ())
-            table[option.name] = [default, *(each for each in choices if each != default)] if choices else default
-        return table
+        own = {"action": list(ACTIONS), "csv": "", "device": self._device or "auto"}
+        return {**own, **{key: value for key, value in form_of(FinetuneOptions).items() if key not in _HIDDEN}}
 
     def stats(self) -> dict[str, Any]:
         """Return what is used, and what the trainings before came to."""

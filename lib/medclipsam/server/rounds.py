@@ -265,6 +265,10 @@ class Rounds:
         if self.is_used:
             self.ledger.forget(image)
 
+    def rejected(self) -> set[str]:
+        """Return the images whose label a reviewer has rejected."""
+        return {label.image for label in self.ledger.labels() if label.rejected} if self.is_used else set()
+
     def summary(self) -> dict[str, Any]:
         """Return what the rounds came to; empty where nobody has begun."""
         return summarise(self.ledger) if self.is_used else {}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
 
 from medclipsam.imaging import read_origin
+from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
 from medclipsam.targets import TargetSet
@@ -28,6 +29,8 @@ from medclipsam.training.store import NetworkStore
 from medclipsam.weights import MemoryNeed
 
 logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL.value
 
 # What a network of nnU-Net's size takes in memory beside its work, with gradients and momentum.
 _PARAMETERS = 400 << 20
@@ -45,13 +48,22 @@ class NetworkTrainer(TrainTask):
         Where networks are published.
     device : str or None
         Device of a request that names none.
+    rejected : callable
+        Returns the images whose label a reviewer has rejected: no training learns from it.
     """
 
-    def __init__(self, targets: TargetSet, store: NetworkStore, device: str | None) -> None:
+    def __init__(
+        self,
+        targets: TargetSet,
+        store: NetworkStore,
+        device: str | None,
+        rejected: Callable[[], Collection[str]] = tuple,
+    ) -> None:
         super().__init__("Trains a network on the saved labels, and publishes it if it is not worse (docs/training.md)")
         self._targets = targets
         self._store = store
         self._device = device
+        self._rejected = rejected
 
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
@@ -119,7 +131,7 @@ class NetworkTrainer(TrainTask):
 
         job = current_job.get()
         network = train_network(
-            lambda: candidates(datastore),
+            lambda: candidates(datastore, self._rejected()),
             self._targets,
             self._store,
             self.check(request),
@@ -137,12 +149,14 @@ class NetworkTrainer(TrainTask):
         }
 
 
-def candidates(datastore: Datastore) -> Iterator[Candidate]:
-    """Yield the images of a datastore that have a label."""
+def candidates(datastore: Datastore, rejected: Collection[str] = ()) -> Iterator[Candidate]:
+    """Yield the images of a datastore that have a label; a final one of a rejected image counts as none."""
     for image in datastore.list_images():
         tags = [kind for kind in KINDS if kind in {str(tag) for tag in datastore.get_labels_by_image_id(image)}]
         labels: dict[str, Label] = {}
         for kind in tags:
+            if kind == FINAL and image in rejected:
+                continue
             path = Path(datastore.get_label_uri(image, kind))
             if path.is_file():
                 labels[kind] = Label(path, dict(datastore.get_label_info(image, kind) or {}))
@@ -176,11 +190,12 @@ def adopted(store: NetworkStore, own: set[int]) -> Holder | None:
 
 def describe(store: NetworkStore, holder: Holder) -> dict[str, Any]:
     """Return an adopted training as MONAI Label describes its own."""
+    asked = {"model": FINETUNE} if holder.what == FINETUNE else {"model": DEFAULT_NAME, "name": holder.what}
     return {
         "id": f"process-{holder.pid}",
         "status": "RUNNING",
         "adopted": True,
-        "request": {"model": DEFAULT_NAME, "name": holder.what},
+        "request": asked,
         "start_ts": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since)),
         "details": [],
         "progress": training_state(store.folder),
