@@ -34,7 +34,7 @@ _LOOK = 0.2
 DESCRIPTIONS: Mapping[Method, str] = {
     "embedding": "CLIP's embedding of each image, which coverage and combined go by",
     "presence": "Whether a target is there at all, which all strategies go by",
-    "uncertainty": "What the published network is sure of, which uncertainty, combined and foreground go by",
+    "uncertainty": "How sure the published network is, which uncertainty, combined and foreground go by",
     "disagreement": "Where the published network and the zero-shot mask differ, which disagreement goes by",
 }
 
