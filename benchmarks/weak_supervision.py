@@ -52,9 +52,9 @@ LAST = "last checkpoint"
 LUNGS = 150
 # Presence scores in between leave it open whether an empty mask is right, or a mask that was drawn.
 UNDECIDED = (0.1, 0.6)
-# Small enough for one core.
+# Small enough for one core; the ultrasound phantoms need finer planes than the others.
 OPTIONS: dict[str, Any] = {"preset": "small", "device": "cpu", "epochs": 21, "cycles": 3, "keep": 2}
-LUNG_OPTIONS: dict[str, Any] = {**OPTIONS, "max_side": 64, "max_patch": 64}
+COARSE: dict[str, Any] = {**OPTIONS, "max_side": 64, "max_patch": 64}
 # Of the network that all others of its task and seed start from.
 FIRST: dict[str, Any] = {"epochs": 100, "cycles": 2, "keep": 1}
 FIRST_LUNGS: dict[str, Any] = {"epochs": 40, "cycles": 2, "keep": 1}
@@ -78,7 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     wanted = dict(entry.split("=", 1) for entry in given.option)
     options = {
-        task: TrainingOptions.from_mapping({**(LUNG_OPTIONS if task.startswith("lungs") else OPTIONS), **wanted})
+        task: TrainingOptions.from_mapping({**(OPTIONS if task.startswith("breast") else COARSE), **wanted})
         for task in TASKS
     }
     train_seed, test_seed = given.first or (FIRST_SEEDS["train"], FIRST_SEEDS["test"])
