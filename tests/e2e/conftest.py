@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -223,6 +224,38 @@ def pacs_phantoms() -> dict[str, DicomPhantom]:
     masks = {name: mask[None] for name, mask in picture.masks.items()}
     made.append(DicomPhantom("mammogram", [projection("MG", picture.image, 6)], masks))
     return {phantom.name: phantom for phantom in made}
+
+
+@pytest.fixture(scope="session")
+def several_pictures() -> list[DicomPhantom]:
+    """Two ultrasound pictures of one size in one series and two radiographs in another, of one study."""
+    from pydicom.uid import generate_uid
+
+    from medclipsam.demo.dicom import DicomPhantom, ultrasound, xray
+
+    whole = ultrasound(71, size=256)
+    (first,) = whole.files
+    pixels = np.frombuffer(first.PixelData, np.uint8)[: first.Rows * first.Columns * 3]
+    pixels = pixels.reshape(first.Rows, first.Columns, 3)
+    made: list[DicomPhantom] = []
+    for number in range(2):
+        cut = np.s_[8 * number : 8 * number + 180, 8 * number : 8 * number + 180]
+        data = copy.deepcopy(first)
+        data.Rows, data.Columns = 180, 180
+        data.PixelData = np.ascontiguousarray(pixels[cut]).tobytes()
+        data.SOPInstanceUID = generate_uid(entropy_srcs=[str(first.SOPInstanceUID), str(number)])
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        region = data.SequenceOfUltrasoundRegions[0]
+        region.RegionLocationMaxX1 = region.RegionLocationMaxY1 = 179
+        masks = {name: mask[:, cut[0], cut[1]] for name, mask in whole.masks.items()}
+        made.append(DicomPhantom(f"picture-{number}", [data], masks))
+    made += [xray("DX", 86 + number, size=192) for number in range(2)]
+    for place, picture in enumerate(made):
+        data = picture.files[0]
+        data.StudyInstanceUID, data.PatientID = first.StudyInstanceUID, first.PatientID
+        data.SeriesInstanceUID = made[place - place % 2].files[0].SeriesInstanceUID
+        data.SeriesNumber, data.InstanceNumber = place // 2 + 1, place % 2 + 1
+    return made
 
 
 @pytest.fixture(scope="module")

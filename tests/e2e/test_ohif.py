@@ -20,6 +20,7 @@ import SimpleITK
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
 
+from medclipsam.demo.dicom import DicomPhantom
 from medclipsam.targets import TargetSet
 
 TOKEN = "annotator-token-0123456789"
@@ -49,6 +50,7 @@ _SHOWN = """columnsAndRows => {
     const instance = cornerstone.metaData.get('instance', viewport.getCurrentImageId());
     return { points, instance: instance.SOPInstanceUID };
 }"""
+_IMAGE = "() => cornerstone.getRenderingEngines()[0].getViewports()[0].getCurrentImageId()"
 # Whether a click on the first viewport would be taken as a point.
 _PROBES = """() => {
     const [viewport] = cornerstone.getRenderingEngines()[0].getViewports();
@@ -130,6 +132,15 @@ class Viewer:
             ".filter(annotation => annotation.metadata.toolName === 'ProbeMONAILabel').length === 1"
         )
         return self._answer("/infer/refine", 'button[title="Run PointPrompts"]')
+
+    def scroll(self, images: int = 1) -> None:
+        """Go on to the next image of those that are scrolled through, or back."""
+        before = self.page.evaluate(_IMAGE)
+        (x, y), *_ = self.shown([(50, 50)])["points"]
+        self.page.mouse.move(x, y)
+        self.page.mouse.wheel(0, 100 * images)
+        self.page.wait_for_function(f"before => ({_IMAGE})() !== before", arg=before)
+        self.page.wait_for_timeout(500)
 
     def save(self) -> Response:
         return self._answer("/datastore/label", '[data-cy="SaveLabel"]')
@@ -266,35 +277,95 @@ def test_text_clicks_and_saving(
     assert np.array_equal(viewer.saved_label(phantom.series_uid), mended)
 
 
-def test_a_frame_of_a_loop_is_painted(viewer: Viewer, orthanc: Any, pacs_phantoms: Any) -> None:
+def test_a_frame_of_a_loop_is_painted_and_a_click_takes_away(viewer: Viewer, orthanc: Any, pacs_phantoms: Any) -> None:
     phantom = pacs_phantoms["breast-us-loop-1"]
     frames, rows, columns = phantom.masks["breast tumour"].shape
+    number = TargetSet.load().get("breast tumour").label
     viewer.open(phantom.study_uid)
-    (x, y), *_ = viewer.shown([(columns // 2, rows // 2)])["points"]
-    viewer.page.mouse.move(x, y)
-    viewer.page.mouse.wheel(0, 100)
-    viewer.page.wait_for_function(
-        "() => cornerstone.getRenderingEngines()[0].getViewports()[0].getCurrentImageId().endsWith('/frames/2')"
-    )
+    viewer.scroll()
+    assert viewer.page.evaluate(_IMAGE).endswith("/frames/2")
     viewer.page.click('[data-cy="panelSegmentationWithTools-btn"]')
-    viewer.page.click('text="breast tumour"')
+    viewer.page.click('[data-cy="data-row"] >> text="breast tumour"')
     viewer.page.click('[data-cy="Brush"]')
+    (x, y), *_ = viewer.shown([(columns // 2, rows // 2)])["points"]
     viewer.page.mouse.click(x, y)
     viewer.page.wait_for_timeout(500)
     assert viewer.overlay((rows, columns))[rows // 2, columns // 2]
+
+    # no model has given a mask yet: what the click mends is what was painted
+    row, column = rows // 2 - 6, columns // 2 + 6
+    answer = viewer.point("background", column, row)
+    params = sent_params(answer)
+    assert [name for name, value in params.items() if isinstance(value, list)] == ["background"]
+    assert params["background"] == [[column, row, 1]]
+    mended = label_map(answer)
+    assert mended[1, row, column] == 0
+    assert mended[1, rows // 2 + 3, columns // 2 - 3] == number
+    drawn = viewer.overlay((rows, columns))
+    assert not drawn[row, column]
+    around = np.s_[rows // 2 - 15 : rows // 2 + 15, columns // 2 - 15 : columns // 2 + 15]
+    assert dice(drawn[around], mended[1][around] == number) > 0.8
+
     viewer.save()
     kept = viewer.saved_label(phantom.series_uid)
     assert kept.shape == (frames, rows, columns)
-    assert kept[1, rows // 2, columns // 2] == TargetSet.load().get("breast tumour").label
+    assert np.array_equal(kept, mended)
     assert sorted(set(np.nonzero(kept)[0].tolist())) == [1]
     [stored] = segmentations(orthanc, phantom.study_uid)
     assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
 
 
+def test_each_picture_of_a_series_has_a_mask_of_its_own(
+    viewer: Viewer, orthanc: Any, several_pictures: Sequence[DicomPhantom]
+) -> None:
+    """Two ultrasound pictures, which are scrolled through, and two radiographs, each with a thumbnail of its own."""
+    orthanc.store(content for picture in several_pictures for content in picture.contents())
+    _, breast, _, film = several_pictures
+    viewer.open(breast.study_uid)
+    shape = breast.masks["breast tumour"].shape[1:]
+    nothing = viewer.overlay(shape)
+    viewer.scroll()
+    before = viewer.overlay(shape)
+    instance = str(breast.files[0].SOPInstanceUID)
+    assert viewer.shown([])["instance"] == instance
+    answer = viewer.prompt(text="breast tumour")
+    assert f"image={instance}&" in answer.request.url
+    found = label_map(answer)
+    assert found.shape == (1, *shape)
+    assert dice(viewer.overlay(shape) & ~before, found[0] > 0) > 0.95
+    away = next(place for place in np.argwhere(found[0] == 0) if place.min() > 30)
+    answer = viewer.point("breast tumour", int(away[1]), int(away[0]))
+    assert f"image={instance}&" in answer.request.url
+    assert sent_params(answer)["breast tumour"] == [[away[1], away[0], 0]]
+    found = label_map(answer)
+    viewer.save()
+    assert np.array_equal(viewer.saved_label(instance), found)
+
+    viewer.scroll(-1)
+    assert np.array_equal(viewer.overlay(shape), nothing)
+
+    viewer.page.locator('[data-cy="study-browser-thumbnail"]').nth(2).dblclick()
+    instance = str(film.files[0].SOPInstanceUID)
+    viewer.page.wait_for_function(f"() => ({_SHOWN})([]).instance === '{instance}'")
+    viewer.page.wait_for_timeout(800)
+    answer = viewer.prompt(text="both lungs")
+    assert f"image={instance}&" in answer.request.url
+    found = label_map(answer)
+    assert dice(viewer.overlay(found.shape[1:]), found[0] > 0) > 0.95
+    viewer.save()
+    assert np.array_equal(viewer.saved_label(instance), found)
+    stored = segmentations(orthanc, breast.study_uid)
+    referenced = {
+        str(each.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID) for each in stored
+    }
+    assert referenced == {str(breast.files[0].SOPInstanceUID), instance}
+
+
 def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
-    """Of a study that has a label by now: its image is shown all the same."""
+    """Of a study that has a label by now: its image is shown all the same, its label not, which has no place."""
     phantom = pacs_phantoms["chest-xray-1"]
     viewer.open(phantom.study_uid)
     assert viewer.shown([])["instance"] == phantom.files[0].SOPInstanceUID
+    assert viewer.page.locator('[data-cy^="study-browser-thumbnail"]').count() == 1
     viewer.page.click('button[title="Run Segmentation"]')
     viewer.page.wait_for_function("""() => document.body.textContent.includes("Option 'text' cannot be")""")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ def voxels(file: str | Path) -> np.ndarray:
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
 
 
+def lease(server: Any, method: str, image: str, client: str) -> requests.Response:
+    """Keep an image for a client, or give it back."""
+    where = f"{server.url}/rounds/leases"
+    return requests.request(method, where, params={"image": image, "client_id": client}, timeout=60)
+
+
+def leased(server: Any, client: str) -> set[str]:
+    """Return the images that are kept for a client."""
+    found = requests.get(f"{server.url}/rounds/leases", params={"client_id": client}, timeout=60).json()
+    return {each["image"] for each in found}
+
+
 @pytest.mark.parametrize("where", ["folder", "pacs"])
 def test_the_sequence_of_the_module(
     where: str, request: pytest.FixtureRequest, pacs_phantoms: dict[str, Any], tmp_path: Path
@@ -37,10 +50,20 @@ def test_the_sequence_of_the_module(
     assert info["labels"]
     options = info["models"]["text_prompt"]["config"]
 
-    # next sample, for each strategy of the list
+    # next sample, for each strategy of the list: it is kept for who asked, and nobody else is offered it
     for strategy in info["strategies"]:
         sample = client.next_sample(strategy, {})
         assert sample["id"] in client.datastore()["objects"]
+        assert sample["lease"]["holder"] == "slicer"
+        assert datetime.fromisoformat(sample["lease"]["until"]) > datetime.now(UTC)
+        assert sample["id"] in leased(server, "slicer")
+    assert lease(server, "PUT", image, "slicer").ok
+    kept = leased(server, "slicer")
+    given_back = next(each for each in kept if each != image)
+    assert lease(server, "DELETE", given_back, "slicer").ok
+    other = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="other")
+    assert other.next_sample("random", {})["id"] not in kept - {given_back}
+    assert lease(server, "PUT", image, "other").status_code == 409
     answer = requests.get(f"{server.url}/datastore/image", params={"image": image}, timeout=120)
     assert answer.ok, answer.text
     name = answer.headers["content-disposition"].split('"')[1]
@@ -77,6 +100,7 @@ def test_the_sequence_of_the_module(
     assert {entry["name"]: entry["idx"] for entry in told["label_info"]} == {"lungs x-ray": LUNGS, "heart": HEART}
     status = requests.get(f"{server.url}/datastore/", timeout=60).json()
     assert status["completed"] == 1
+    assert leased(server, "slicer") == kept - {image, given_back}
 
     # train, look at how it goes, and stop; the log is an admin's of a server that asks who is there
     started = client.train_start("network", {"preset": "small"})

@@ -11,10 +11,14 @@
   const SEGMENTATION = '1'; // the one that the MONAI Label panel makes and fills
   const PROBE = 'ProbeMONAILabel';
   const SERVER = `${window.location.origin}/`;
+  const PICTURES = ['CR', 'DX', 'MG', 'US']; // whose series may be a heap of single pictures and loops
 
   // The panel's text box for the server; without the cookie it says port 8000, whatever the page's own is.
   document.cookie = `MONAILABEL_SERVER_URL=${SERVER}; path=/ohif; SameSite=Strict`;
 
+  let table = {}; // the numbers of the server's labels by name, over all its models, as it told the panel
+  let asked; // the image that a model was asked for last; another may be shown when the answer comes
+  let mended; // the segments of an answer to clicks, until it is drawn
   let services; // OHIF's, once a mode is entered
   let cornerstone;
   let cornerstoneTools;
@@ -44,17 +48,42 @@
     };
   }
 
+  const labelmap = () => services.segmentationService.getSegmentation(SEGMENTATION)?.representationData?.Labelmap;
+
+  function displaySetIn(viewportId) {
+    const { displaySetInstanceUIDs } = services.viewportGridService.getState().viewports.get(viewportId) || {};
+    return services.displaySetService.getDisplaySetByUID(displaySetInstanceUIDs?.[0]);
+  }
+
   /**
-   * Return the labelmap images of the segmentation in the order in which the server counts planes: along the normal of
-   * the planes, or as the frames come where the planes have no place.
+   * Return the id that the server has for the image that is shown: its series, or itself where a series holds several
+   * pictures.
    */
-  function labelPlanes() {
-    const segmentation = services.segmentationService.getSegmentation(SEGMENTATION);
-    const imageIds = segmentation?.representationData?.Labelmap?.imageIds || [];
-    const planes = imageIds.map(id => {
-      const image = cornerstone.cache.getImage(id);
-      return { image, reference: image.referencedImageId, place: placeOf(image.referencedImageId) };
-    });
+  function shownImage() {
+    const { activeViewportId } = services.viewportGridService.getState();
+    const { SeriesInstanceUID, Modality } = displaySetIn(activeViewportId);
+    const instances = services.displaySetService
+      .getDisplaySetsBy(each => each.SeriesInstanceUID === SeriesInstanceUID)
+      .flatMap(each => (each.instances || [each.instance]).map(instance => instance?.SOPInstanceUID));
+    if (PICTURES.includes(Modality) && new Set(instances).size > 1) {
+      const viewport = services.cornerstoneViewportService.getCornerstoneViewport(activeViewportId);
+      return imageMetadata(viewport.getCurrentImageId()).SOPInstanceUID;
+    }
+    return SeriesInstanceUID;
+  }
+
+  /**
+   * Return the labelmap images of an image of the server's in the order in which it counts planes: along the normal of
+   * the planes, or as the frames come where the planes have no place. None where it has no masks here.
+   */
+  function labelPlanes(image = shownImage()) {
+    const planes = (labelmap()?.imageIds || [])
+      .map(id => cornerstone.cache.getImage(id))
+      .filter(({ referencedImageId }) => {
+        const { SeriesInstanceUID, SOPInstanceUID } = imageMetadata(referencedImageId);
+        return SeriesInstanceUID === image || SOPInstanceUID === image;
+      })
+      .map(each => ({ image: each, reference: each.referencedImageId, place: placeOf(each.referencedImageId) }));
     if (planes.length > 1 && planes.every(plane => plane.place)) {
       const { normal } = planes[0].place;
       planes.sort((a, b) => dot(a.place.position, normal) - dot(b.place.position, normal));
@@ -63,14 +92,6 @@
   }
 
   const pixelsOf = plane => plane.image.voxelManager?.getScalarData?.() || plane.image.getPixelData();
-
-  const seriesOf = planes => planes.length && imageMetadata(planes[0].reference).SeriesInstanceUID;
-
-  function shownSeries() {
-    const { viewports, activeViewportId } = services.viewportGridService.getState();
-    const [displaySet] = viewports.get(activeViewportId).displaySetInstanceUIDs;
-    return services.displaySetService.getDisplaySetByUID(displaySet).SeriesInstanceUID;
-  }
 
   function readLabels(planes) {
     const size = planes.length ? pixelsOf(planes[0]).length : 0;
@@ -97,6 +118,36 @@
     }
   }
 
+  /** Return whether the segmentation has masks for a display set, which single images are given here. */
+  async function hasMasks({ imageIds }) {
+    const labels = labelmap();
+    const missing = () => {
+      const known = labels.imageIds.map(id => cornerstone.cache.getImage(id)?.referencedImageId);
+      return imageIds.filter(id => !known.includes(id));
+    };
+    if (!labels?.imageIds || !imageIds?.length) {
+      return false;
+    }
+    if (missing().length) {
+      if (cornerstone.getRenderingEngines()[0].getVolumeViewports().length) {
+        return false;
+      }
+      const made = await cornerstone.imageLoader.createAndCacheDerivedLabelmapImages(missing());
+      const still = missing();
+      labels.imageIds.push(...made.filter(each => still.includes(each.referencedImageId)).map(each => each.imageId));
+    }
+    return true;
+  }
+
+  const listOf = sequence => [sequence || []].flat();
+
+  /** Return the UIDs of the segmentations that one takes the place of, by the code that the server gives. */
+  function replacedBy({ ReferencedInstanceSequence }) {
+    return listOf(ReferencedInstanceSequence)
+      .filter(item => listOf(item.PurposeOfReferenceCodeSequence).some(code => code.CodeValue === 'SUPERSEDED'))
+      .map(item => item.ReferencedSOPInstanceUID);
+  }
+
   const clicked = new WeakMap(); // a click's point, as the panel hands it round -> its annotation
 
   function mendPanel() {
@@ -107,16 +158,17 @@
         return volume;
       }
       const voxelManager = {
-        getCompleteScalarDataArray: () => readLabels(labelPlanes()),
+        getCompleteScalarDataArray: () => readLabels(labelPlanes(asked)),
         setCompleteScalarDataArray: labels => {
-          const planes = labelPlanes();
-          if (seriesOf(planes) !== shownSeries()) {
+          const planes = labelPlanes(asked);
+          if (!planes.length) {
             tell('This page has the masks of another series; open one of its own for this series.', 'error', 15000);
             return;
           }
-          writeLabels(labels, planes);
+          writeLabels(mended || labels, planes);
           // the brush goes on with what was found, not with the first of all labels
-          const index = labels.find(Boolean);
+          const index = mended ? 0 : labels.find(Boolean);
+          mended = undefined;
           if (index) {
             services.segmentationService.setActiveSegment(id, index);
           }
@@ -124,13 +176,51 @@
       };
       return Object.create(volume, { voxelManager: { value: voxelManager } });
     });
-    mend(services.segmentationService, 'createLabelmapForDisplaySet', original => (displaySet, options) => {
-      if (options?.segmentationId === SEGMENTATION) {
-        Object.values(options.segments).forEach((segment, place) => {
-          segment.color = [...COLOURS[place % COLOURS.length], 255];
-        });
+    mend(services.segmentationService, 'createLabelmapForDisplaySet', original => async (displaySet, options) => {
+      if (options?.segmentationId !== SEGMENTATION) {
+        return original(displaySet, options);
       }
-      return original(displaySet, options);
+      Object.entries(options.segments).forEach(([index, segment], place) => {
+        segment.color = [...COLOURS[place % COLOURS.length], 255];
+        if (segment.label === 'background') {
+          // nothing would be saved of what is painted with it
+          delete options.segments[index];
+        }
+      });
+      Object.values(options.segments)[0].active = true;
+      // connecting once more is no reason to lose what has been drawn
+      return (await hasMasks(displaySet)) ? SEGMENTATION : original(displaySet, options);
+    });
+    // a picture shown later, as each radiograph of a series is shown by itself, gets masks as well
+    const { EVENTS } = services.cornerstoneViewportService;
+    services.cornerstoneViewportService.subscribe(EVENTS.VIEWPORT_DATA_CHANGED, async ({ viewportId }) => {
+      const displaySet = displaySetIn(viewportId);
+      const has = displaySet && displaySet.Modality !== 'SEG' && (await hasMasks(displaySet));
+      if (has && !services.segmentationService.getSegmentationRepresentations(viewportId).length) {
+        services.segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: SEGMENTATION });
+      }
+    });
+    // without a place in space any picture of the same size is taken for the one that a mask is of
+    const { prototype } = cornerstone.StackViewport;
+    if (!prototype.matchImagesForOverlay.mendedBy) {
+      const { matchImagesForOverlay } = prototype;
+      prototype.matchImagesForOverlay = function (imageId, overlay) {
+        const reference = cornerstone.cache.getImage(overlay)?.referencedImageId;
+        if (reference && !placeOf(reference)) {
+          return reference === imageId ? imageId : undefined;
+        }
+        return matchImagesForOverlay.call(this, imageId, overlay);
+      };
+      prototype.matchImagesForOverlay.mendedBy = 'medclipsam';
+    }
+    // of a series of segmentations it shows the first, which may be one that a later one takes the place of; one without
+    // a place in space it cannot show, and ends with an empty page
+    mend(services.displaySetService, 'makeDisplaySetForInstances', original => (instances, settings) => {
+      const replaced = new Set(instances.flatMap(replacedBy));
+      const isShown = ({ SOPInstanceUID, Modality, SharedFunctionalGroupsSequence }) =>
+        !replaced.has(SOPInstanceUID) &&
+        (Modality !== 'SEG' || listOf(SharedFunctionalGroupsSequence).some(group => group.PixelMeasuresSequence));
+      return original(instances.filter(isShown), settings);
     });
     // its layout of three planes stays empty without a volume, and both show a saved label's SEG in the image's place
     mend(services.hangingProtocolService, 'run', original => (studies, protocol, options) => {
@@ -185,7 +275,7 @@
     [170, 110, 40],
   ];
 
-  /** Return the voxel of a click on a stack of images. */
+  /** Return the voxel of a click on a stack of images; its plane is -1 where it is in none of the image that is shown. */
   function voxelOf(point, viewportId) {
     const viewport = services.cornerstoneViewportService.getCornerstoneViewport(viewportId);
     const planes = labelPlanes();
@@ -193,7 +283,7 @@
     const plane = planes.findIndex(each => each.reference === reference);
     // as it is drawn: image coordinates of the library begin at a pixel's corner and mix up its two spacings
     const [i, j] = viewport.getImageData().imageData.worldToIndex(point);
-    return [i, j, Math.max(plane, 0)];
+    return [i, j, plane];
   }
 
   /* ---- saving ---- */
@@ -203,14 +293,14 @@
   }
 
   /** Return the NRRD file of labels on planes; without a place in space where the planes have none. */
-  function nrrd(labels, planes) {
+  async function nrrd(labels, planes) {
     const { rows, columns } = planes[0].image;
     const header = [
       'NRRD0004',
       'type: uint8',
       'dimension: 3',
       `sizes: ${columns} ${rows} ${planes.length}`,
-      'encoding: raw',
+      'encoding: gzip',
     ];
     const first = planes[0].place;
     if (first) {
@@ -223,50 +313,45 @@
         `space origin: (${first.position.join(',')})`
       );
     }
-    return new Blob([`${header.join('\n')}\n\n`, labels], { type: 'application/octet-stream' });
+    const packed = await new Response(new Blob([labels]).stream().pipeThrough(new CompressionStream('gzip'))).blob();
+    return new Blob([`${header.join('\n')}\n\n`, packed], { type: 'application/octet-stream' });
   }
 
-  /** Return the server's labels by name, over all its models. */
-  async function labelTable() {
-    const answer = await fetch(`${SERVER}info/`);
-    if (!answer.ok) {
-      throw new Error(`The server answers ${answer.status}.`);
+  /** Return the server's number for each segment, 0 for what is none of the labels; and the names of those numbers. */
+  function numbersOf(indices) {
+    const { segments } = services.segmentationService.getSegmentation(SEGMENTATION);
+    const taken = new Set(Object.values(table));
+    const numbers = new Uint8Array(256);
+    const names = [];
+    for (const index of indices) {
+      const name = segments[index]?.label || `segment ${index}`;
+      if (index && name !== 'background') {
+        let number = table[name];
+        for (let free = 1; !number; free++) {
+          number = taken.has(free) ? 0 : free;
+        }
+        taken.add(number);
+        numbers[index] = number;
+        names.push({ name, idx: number });
+      }
     }
-    const { models } = await answer.json();
-    return Object.assign({}, ...Object.values(models).map(model => model.labels));
+    return { numbers, names };
   }
 
   async function save() {
-    const segmentation = services.segmentationService.getSegmentation(SEGMENTATION);
     const planes = labelPlanes();
-    if (!segmentation || !planes.length) {
+    if (!planes.length) {
       tell('There is no label to save yet; connect in the MONAI Label panel first.', 'warning');
       return;
     }
+    const image = shownImage();
     try {
-      const table = await labelTable();
       const found = readLabels(planes);
-      const taken = new Set(Object.values(table));
-      const numbers = new Uint8Array(256);
-      const labelInfo = [];
-      for (const index of new Set(found)) {
-        if (index) {
-          const name = segmentation.segments[index]?.label || `segment ${index}`;
-          let number = table[name];
-          for (let free = 1; !number && name !== 'background'; free++) {
-            number = taken.has(free) ? 0 : free;
-          }
-          if (number) {
-            taken.add(number);
-            numbers[index] = number;
-            labelInfo.push({ name, idx: number });
-          }
-        }
-      }
+      const { numbers, names: labelInfo } = numbersOf(new Set(found));
       const form = new FormData();
       form.append('params', JSON.stringify({ label_info: labelInfo }));
-      form.append('label', nrrd(found.map(index => numbers[index]), planes), 'label.nrrd');
-      const answer = await fetch(`${SERVER}datastore/label?image=${encodeURIComponent(seriesOf(planes))}&tag=final`, {
+      form.append('label', await nrrd(found.map(index => numbers[index]), planes), 'label.nrrd');
+      const answer = await fetch(`${SERVER}datastore/label?image=${encodeURIComponent(image)}&tag=final`, {
         method: 'PUT',
         body: form,
       });
@@ -295,20 +380,90 @@
     return response?.detail;
   }
 
-  // The panel says of a failed request only that it failed, and nothing of what was found.
-  const { send } = XMLHttpRequest.prototype;
-  XMLHttpRequest.prototype.send = function (...body) {
+  /** Return the voxels of an answer, an NRRD file that is not compressed. */
+  function voxelsOf(file) {
+    const end = file.findIndex((byte, place) => byte === 10 && file[place + 1] === 10);
+    return file.subarray(end + 2);
+  }
+
+  /** Return the segments of a mask in the server's numbers, `sent` being those that it had for what was on the screen. */
+  function segmentsOf(mask, sent) {
+    const { segments } = services.segmentationService.getSegmentation(SEGMENTATION);
+    const lookup = new Uint8Array(256);
+    Object.values(segments).forEach(({ segmentIndex, label }) => {
+      lookup[table[label] || 0] = table[label] ? segmentIndex : 0;
+    });
+    sent.forEach((number, index) => {
+      lookup[number] = number ? index : 0;
+    });
+    return mask.map(number => lookup[number]);
+  }
+
+  /** Return the params of clicks without those that are not in the image that is shown. */
+  function clicksHere(params) {
+    const here = value => (Array.isArray(value) ? value.filter(point => !(point[2] < 0)) : value);
+    return Object.fromEntries(Object.entries(params).map(([name, value]) => [name, here(value)]));
+  }
+
+  /** Add what is on the screen to the form of a request, for clicks to mend; return the segments' numbers in it. */
+  async function addScreen(form) {
+    form.set('params', JSON.stringify(clicksHere(JSON.parse(form.get('params')))));
+    const planes = labelPlanes();
+    if (!planes.length) {
+      return new Uint8Array(256);
+    }
+    const present = readLabels(planes);
+    const { numbers } = numbersOf(new Set(present));
+    form.append('label', await nrrd(present.map(index => numbers[index]), planes), 'label.nrrd');
+    return numbers;
+  }
+
+  // The panel says of a failed request only that it failed, and nothing of what was found. Clicks it sends without what
+  // was painted, and of their answer it draws no more than the labels that were clicked for.
+  const { open, send } = XMLHttpRequest.prototype;
+  XMLHttpRequest.prototype.open = function (method, url, ...more) {
+    const address = new URL(url, window.location);
+    const infers = address.href.startsWith(`${SERVER}infer/`);
+    if (infers) {
+      // the panel knows series only
+      asked = shownImage();
+      address.searchParams.set('image', asked);
+    }
+    this.clicks = address.href.startsWith(`${SERVER}infer/refine?`);
+    this.numbers = new Uint8Array(256);
+    // here and not as it is sent, to be before the panel
     this.addEventListener('loadend', () => {
+      if (this.responseURL === `${SERVER}info/` && this.status === 200) {
+        const { models } = JSON.parse(this.responseText);
+        table = Object.assign({}, ...Object.values(models).map(model => model.labels));
+      }
       if (!this.responseURL.startsWith(`${SERVER}infer/`) && !this.responseURL.startsWith(`${SERVER}activelearning/`)) {
         return;
       }
+      mended = undefined;
       if (this.status >= 400) {
         tell(sentenceOf(this.response) || `The server answers ${this.status}.`, 'error', 15000);
-      } else if (this.getResponseHeader('X-Sentence')) {
+        return;
+      }
+      if (this.clicks && this.status === 200) {
+        mended = segmentsOf(voxelsOf(new Uint8Array(this.response)), this.numbers);
+      }
+      if (this.getResponseHeader('X-Sentence')) {
         tell(decodeURIComponent(this.getResponseHeader('X-Sentence')), 'info', 10000);
       }
     });
-    return send.apply(this, body);
+    return open.call(this, method, infers ? address.href : url, ...more);
+  };
+  XMLHttpRequest.prototype.send = function (body) {
+    if (!this.clicks) {
+      return send.call(this, body);
+    }
+    addScreen(body)
+      .then(numbers => {
+        this.numbers = numbers;
+        send.call(this, body);
+      })
+      .catch(error => tell(error.message, 'error', 15000));
   };
 
   /* ---- extension and mode ---- */
@@ -408,8 +563,9 @@
             ...route,
             layoutTemplate: async context => {
               const layout = await route.layoutTemplate(context);
-              layout.props.rightPanels = [
-                ...layout.props.rightPanels,
+              // on the other side than the MONAI Label panel, which forgets all it knows when another tab is chosen
+              layout.props.leftPanels = [
+                ...layout.props.leftPanels,
                 '@ohif/extension-cornerstone.panelModule.panelSegmentationWithTools',
               ];
               return layout;
