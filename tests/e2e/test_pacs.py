@@ -7,21 +7,32 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import highdicom
+import nrrd
 import numpy as np
 import psutil
 import pydicom
 import pytest
 import requests
 import SimpleITK
+from monailabel.config import settings
 from pydicom import uid
 
-from medclipsam.demo.dicom import DicomPhantom, xray
+from medclipsam.demo.dicom import DicomPhantom, ultrasound, volume, xray
 from medclipsam.demo.pacs import Orthanc
+from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.pacs_options import MODALITIES
+from medclipsam.server.trainer import candidates
+from medclipsam.targets import TargetSet
+from medclipsam.training.run import train_network
+from medclipsam.training.selection import Criteria, select
+from medclipsam.training.settings import Request
+from medclipsam.training.split import Split
+from medclipsam.training.store import NetworkStore
 
 from .conftest import Server
 
@@ -246,35 +257,82 @@ def test_pictures_of_pydicom_are_fetched_as_they_are_stored(pacs_server: Server,
     assert fetched == stored
 
 
+# Of each kind of image what is labelled, a phantom by its seed, and the labels in the PACS that a training finds: of
+# projections those of several modalities are one kind.
+LABELLED: dict[str, tuple[str, str, Callable[[int], DicomPhantom]]] = {
+    "MR": ("brain", "brain", lambda seed: volume("MR", seed, 4, size=64)),
+    "CT": ("lungs CT", "lungs", lambda seed: volume("CT", seed, 4, size=64)),
+    "US": ("breast tumour", "breast tumour", lambda seed: ultrasound(seed, size=64, frames=1 + 2 * (seed % 2))),
+    "DX": ("lungs x-ray", "lungs", lambda seed: xray("DX", seed, size=64)),
+}
+SHORT = {"device": "cpu", "epochs": 1, "cycles": 1, "keep": 1, "iterations": 2, "base_filters": 4}
+SHORT |= {"max_filters": 8, "max_patch": 32, "max_side": 32, "batch_size": 2}
+
+
 @pytest.mark.timeout(900)
-def test_a_training_reads_the_labels_back(pacs_server: Server, orthanc: Orthanc, tmp_path: Path) -> None:
-    films = [xray("DX", 40 + number, size=64) for number in range(8)]
-    for film in films:
-        orthanc.store(film.contents())
+def test_trainings_read_the_labels_back(
+    pacs_server: Server, orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all four modalities; one training by the server, the others here, on a machine that has no label yet."""
+    targets = TargetSet.load()
+    saved: dict[str, dict[str, np.ndarray]] = {}
+    for modality, (target, structure, draw) in LABELLED.items():
+        label = targets.get(target).label
+        for phantom in (draw(41), draw(42)):  # of the radiographs one is kept for validation
+            orthanc.store(phantom.contents())
+            values = phantom.masks[structure].astype(np.uint8) * label
+            saved.setdefault(modality, {})[phantom.series_uid] = values
     time.sleep(1.1)
-    for film in films:
-        mask = SimpleITK.GetImageFromArray(film.masks["lungs"].astype(np.uint8) * 3)
-        mask.SetSpacing((0.8, 0.8, 1.0))
-        SimpleITK.WriteImage(mask, tmp_path / "lungs.nii.gz")
-        saved = _save(pacs_server, film.series_uid, tmp_path / "lungs.nii.gz")
-        assert saved.status_code == 200, saved.text
-    options = {"device": "cpu", "epochs": 1, "cycles": 1, "keep": 1, "iterations": 2, "base_filters": 4}
-    options |= {"max_filters": 8, "max_patch": 32, "max_side": 32, "batch_size": 2}
+    for modality, labels in saved.items():
+        target = LABELLED[modality][0]
+        for image, values in labels.items():
+            if modality in ("MR", "CT"):
+                fetched = requests.get(f"{pacs_server.url}/datastore/image", params={"image": image}, timeout=60)
+                (tmp_path / "image.nii.gz").write_bytes(fetched.content)
+                mask = SimpleITK.GetImageFromArray(values)
+                mask.CopyInformation(SimpleITK.ReadImage(tmp_path / "image.nii.gz"))
+                SimpleITK.WriteImage(mask, tmp_path / "mask.nrrd")
+            else:
+                # without a place in space, as the viewer sends it
+                nrrd.write(str(tmp_path / "mask.nrrd"), values.transpose(2, 1, 0))
+            names = {"label_names": {target: targets.get(target).label}}
+            answer = _save(pacs_server, image, tmp_path / "mask.nrrd", **names)
+            assert answer.status_code == 200, answer.text
     # the labels here are gone, as on another machine: what is trained on comes from the PACS
     for file in (pacs_server.log.parent / "data").glob("medclipsam/workspaces/*/dicomweb/*/labels/final/*"):
         file.unlink()
     started = requests.post(
-        f"{pacs_server.url}/train/network", json={**options, "targets": "lungs x-ray", "modality": "DX"}, timeout=60
+        f"{pacs_server.url}/train/network", json={**SHORT, "targets": "lungs x-ray", "modality": "DX"}, timeout=60
     )
     assert started.status_code == 200, started.text
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_CACHE_PATH", str(tmp_path / "cache"))
+    address = orthanc.url.replace("://", f"://{orthanc.user}:{orthanc.password}@")
+    found = list(candidates(MedClipSamApp(str(tmp_path / "app"), address, {}).datastore()))
+    split = Split(share=0.0)
+    for modality, labels in saved.items():
+        target = LABELLED[modality][0]
+        selected = select(found, Criteria(labels=(target,), modality=modality), targets, split)
+        examples = {example.name: example for example in selected.training}
+        assert labels.keys() <= examples.keys()
+        for image, values in labels.items():
+            read = examples[image].labels(examples[image].read(), 1)
+            assert np.array_equal(read > 0, values > 0)
+            assert values.any()
+        if modality != "DX":
+            request = Request.from_mapping({**SHORT, "targets": target, "modality": modality})
+            network = train_network(lambda: found, targets, NetworkStore(tmp_path / modality), request, split=split)
+            assert network.data["training"]["final"] == len(examples)
+
     end = time.monotonic() + 600
     while (state := requests.get(f"{pacs_server.url}/train/", timeout=60).json())["status"] in ("SUBMITTED", "RUNNING"):
         assert time.monotonic() < end, state["details"]
-        time.sleep(1)
+        time.sleep(0.5)
     assert state["status"] == "DONE", state["details"]
+    assert "bulk data" not in str(state["details"])
     (network,) = requests.get(f"{pacs_server.url}/networks/", timeout=60).json()["network"]["networks"]
     used = network["data"]["training"]["final"] + network["data"]["validation"]
-    assert used >= len(films)
+    assert used >= len(saved["DX"])
 
 
 def test_a_series_that_is_deleted_and_a_pacs_that_is_down_are_told(

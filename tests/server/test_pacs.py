@@ -157,6 +157,25 @@ def test_a_label_that_is_not_taken_is_told(
         Pacs(url).store(b"DICM", "1.2")
 
 
+@pytest.mark.filterwarnings("error")
+def test_bulk_data_are_left_where_they_are(
+    serve: Callable[..., tuple[str, list[object]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    item = {"00282000": {"vr": "OB", "BulkDataURI": "http://elsewhere/profile"}}
+    entry = {
+        "00080018": {"vr": "UI", "Value": ["1.2.3"]},
+        "00480105": {"vr": "SQ", "Value": [item]},
+        "7FE00010": {"vr": "OW", "BulkDataURI": "http://elsewhere/pixels"},
+    }
+    url, asked = serve(lambda method, path, query: (200, {}, json.dumps([entry]).encode()))
+    [data] = Pacs(url).metadata("1", "2")
+    assert data.SOPInstanceUID == "1.2.3"
+    assert not data.PixelData
+    assert not data.OpticalPathSequence[0].ICCProfile
+    assert len(asked) == 1
+    assert not caplog.records
+
+
 def test_services_may_lie_in_places_of_their_own(
     serve: Callable[..., tuple[str, list[tuple[str, dict[str, str]]]]],
 ) -> None:

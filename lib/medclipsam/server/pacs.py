@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pydicom
 import requests
+from pydicom.dataelem import empty_value_for_VR
 
 from medclipsam.errors import OptionError
 from medclipsam.imaging.whole import is_whole
@@ -342,7 +343,7 @@ class Pacs:
             entries = json.loads(content) if content else []
             if not isinstance(entries, list):
                 raise TypeError("not a list")
-            return [pydicom.Dataset.from_json(entry) for entry in entries]
+            return [pydicom.Dataset.from_json(entry, _left_there) for entry in entries]
         except Exception as error:
             logger.warning("DICOM JSON that cannot be read (%s)", type(error).__name__)
             raise UpstreamError(
@@ -415,6 +416,11 @@ class Pacs:
 
 
 _PLAIN = 'multipart/related; type="application/dicom"'
+
+
+def _left_there(tag: str, vr: str, address: str) -> Any:
+    """Return the empty value for pixels and other bulk data, of which metadata hold the address alone."""
+    return empty_value_for_VR(vr)
 
 
 def _identity(entry: pydicom.Dataset) -> str:
