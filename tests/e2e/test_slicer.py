@@ -58,11 +58,11 @@ def test_the_sequence_of_the_module(
         assert datetime.fromisoformat(sample["lease"]["until"]) > datetime.now(UTC)
         assert sample["id"] in leased(server, "slicer")
     assert lease(server, "PUT", image, "slicer").ok
-    kept = leased(server, "slicer")
-    given_back = next(each for each in kept if each != image)
+    reserved = leased(server, "slicer")
+    given_back = next(each for each in reserved if each != image)
     assert lease(server, "DELETE", given_back, "slicer").ok
     other = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="other")
-    assert other.next_sample("random", {})["id"] not in kept - {given_back}
+    assert other.next_sample("random", {})["id"] not in reserved - {given_back}
     assert lease(server, "PUT", image, "other").status_code == 409
     answer = requests.get(f"{server.url}/datastore/image", params={"image": image}, timeout=120)
     assert answer.ok, answer.text
@@ -100,7 +100,7 @@ def test_the_sequence_of_the_module(
     assert {entry["name"]: entry["idx"] for entry in told["label_info"]} == {"lungs x-ray": LUNGS, "heart": HEART}
     status = requests.get(f"{server.url}/datastore/", timeout=60).json()
     assert status["completed"] == 1
-    assert leased(server, "slicer") == kept - {image, given_back}
+    assert leased(server, "slicer") == reserved - {image, given_back}
 
     # train, look at how it goes, and stop; the log is an admin's of a server that asks who is there
     started = client.train_start("network", {"preset": "small"})
