@@ -65,7 +65,7 @@ _ROUNDS = {
     "retrain_after": "new final labels after which a training starts by itself, 0 for never (default: 20)",
     "retrain_options": "options of such a training as a JSON object (docs/training.md)",
     "lease_minutes": "how long an image is kept for whom it was offered to (default: 30)",
-    "prelabels": "the next images for which masks are made ahead (default: 0)",
+    "prelabels": "the next images for which masks are made ahead (default: 4)",
     "sampling_seed": "seed of what is drawn (default: 0)",
 }
 

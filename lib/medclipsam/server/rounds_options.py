@@ -36,7 +36,7 @@ class RoundsOptions(CheckedOptions):
     retrain_after: int = whole(20, 0, 10**6)
     retrain_options: str = "{}"
     lease_minutes: float = number(30.0, 0.01, 7 * 24 * 60)
-    prelabels: int = whole(0, 0, 1000)
+    prelabels: int = whole(4, 0, 1000)
     sampling_seed: int = whole(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
