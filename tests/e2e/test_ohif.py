@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Response, TimeoutError, sync_playwright
 
 from medclipsam.demo.dicom import DicomPhantom
 from medclipsam.targets import TargetSet
@@ -52,6 +53,9 @@ _SHOWN = """columnsAndRows => {
 }"""
 _IMAGE = "() => cornerstone.getRenderingEngines()[0].getViewports()[0].getCurrentImageId()"
 # Whether a click on the first viewport would be taken as a point.
+# A volume's cross-hairs are annotations too.
+_ONE_POINT = """() => cornerstoneTools.annotation.state.getAllAnnotations()
+    .filter(annotation => annotation.metadata.toolName === 'ProbeMONAILabel').length === 1"""
 _PROBES = """() => {
     const [viewport] = cornerstone.getRenderingEngines()[0].getViewports();
     const group = cornerstoneTools.ToolGroupManager.getToolGroupForViewport(viewport.id, viewport.renderingEngineId);
@@ -124,13 +128,14 @@ class Viewer:
         self.page.click(f'tr.clickable-row:has(td:text-is("{label}"))')
         self.page.wait_for_function(_PROBES)
         (x, y), *_ = self.shown([(column, row)])["points"]
-        # a mouse knows whole pixels
-        self.page.mouse.click(round(x), round(y))
-        # a volume's cross-hairs are annotations too
-        self.page.wait_for_function(
-            "() => cornerstoneTools.annotation.state.getAllAnnotations()"
-            ".filter(annotation => annotation.metadata.toolName === 'ProbeMONAILabel').length === 1"
-        )
+        # the library may lose a click that comes while it is still drawing; whoever sees no point clicks again
+        for _ in range(4):
+            # a mouse knows whole pixels
+            self.page.mouse.click(round(x), round(y), delay=100)
+            with contextlib.suppress(TimeoutError):
+                self.page.wait_for_function(_ONE_POINT, timeout=20_000)
+                break
+        self.page.wait_for_function(_ONE_POINT, timeout=1000)
         return self._answer("/infer/refine", 'button[title="Run PointPrompts"]')
 
     def scroll(self, images: int = 1) -> None:
