@@ -33,7 +33,7 @@ demo-pacs: .venv/.ready
 
 test: .venv/.ready-test
 	@echo "== Running the tests"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check

@@ -131,7 +131,7 @@ class Viewer:
         # the library may lose a click that comes while it is still drawing; whoever sees no point clicks again
         for _ in range(4):
             # a mouse knows whole pixels
-            self.page.mouse.click(round(x), round(y), delay=100)
+            self.page.mouse.click(round(x), round(y))
             with contextlib.suppress(TimeoutError):
                 self.page.wait_for_function(_ONE_POINT, timeout=20_000)
                 break
