@@ -40,6 +40,8 @@ FLAGS = [
 # Where voxels of the image that is shown lie in the page, and which image it is.
 _SHOWN = """columnsAndRows => {
     const viewport = cornerstone.getRenderingEngines()[0].getViewports()[0];
+    // to click an entry at the end of a list, Playwright may scroll what a person cannot, and the image with it
+    viewport.canvas.scrollIntoView();
     const { left, top } = viewport.canvas.getBoundingClientRect();
     const { imageData } = viewport.getImageData();
     const plane = Math.round(imageData.worldToIndex(viewport.getCamera().focalPoint)[2]);
@@ -340,6 +342,11 @@ def test_each_picture_of_a_series_has_a_mask_of_its_own(
     found = label_map(answer)
     assert found.shape == (1, *shape)
     assert dice(viewer.overlay(shape) & ~before, found[0] > 0) > 0.95
+    away = next(place for place in np.argwhere(found[0] == 0) if place.min() > 30)
+    answer = viewer.point("breast tumour", int(away[1]), int(away[0]))
+    assert f"image={instance}&" in answer.request.url
+    assert sent_params(answer)["breast tumour"] == [[away[1], away[0], 0]]
+    found = label_map(answer)
     viewer.save()
     assert np.array_equal(viewer.saved_label(instance), found)
 
