@@ -7,8 +7,8 @@ from medclipsam.training.uncertainty import (
     Moments,
     boundary_length,
     class_entropies,
+    expected_dice_loss,
     image_score,
-    soft_dice_score,
     total_entropy,
     welch,
 )
@@ -102,16 +102,16 @@ def test_the_image_score_divides_by_the_boundary_and_a_missed_target_ranks_high(
     assert image_score(uncertainty, np.zeros_like(mask)) == pytest.approx(4.5)
 
 
-def test_the_soft_dice_score_is_the_dice_loss_of_a_mask_that_is_certain_of_itself():
+def test_the_expected_dice_loss_is_the_dice_loss_of_a_mask_that_is_certain_of_itself():
     rng = np.random.default_rng(0)
     truth, mask = rng.random((2, 20, 20)) > 0.6
-    lack = soft_dice_score(truth.sum(), (truth & mask).sum(), mask.sum(), 1e-9)
+    lack = expected_dice_loss(truth.sum(), (truth & mask).sum(), mask.sum(), 1e-9)
     assert lack == pytest.approx(1 - 2 * (truth & mask).sum() / (truth.sum() + mask.sum()))
 
 
 def test_an_empty_mask_scores_by_how_much_of_a_usual_target_is_suspected():
-    assert soft_dice_score(0.0, 0.0, 0.0, 100.0) == 0
-    assert soft_dice_score(1.0, 0.0, 0.0, 100.0) < 0.01
-    assert soft_dice_score(100.0, 0.0, 0.0, 100.0) == pytest.approx(0.5)
+    assert expected_dice_loss(0.0, 0.0, 0.0, 100.0) == 0
+    assert expected_dice_loss(1.0, 0.0, 0.0, 100.0) < 0.01
+    assert expected_dice_loss(100.0, 0.0, 0.0, 100.0) == pytest.approx(0.5)
     # a mask that is sure of itself is believed, one of a few doubtful pixels is not
-    assert soft_dice_score(100.0, 99.0, 100.0, 100.0) < 0.01 < soft_dice_score(20.0, 6.0, 10.0, 100.0)
+    assert expected_dice_loss(100.0, 99.0, 100.0, 100.0) < 0.01 < expected_dice_loss(20.0, 6.0, 10.0, 100.0)

@@ -143,7 +143,7 @@ class NetworkPredictor:
     mirror : bool
         Average over mirrored inputs too.
     uncertainty : str
-        Map that the uncertainty score is made of.
+        Map that `boundary_uncertainty` is made of.
     """
 
     def __init__(

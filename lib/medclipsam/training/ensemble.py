@@ -23,8 +23,8 @@ from medclipsam.training.uncertainty import (
     Moments,
     boundary_length,
     class_entropies,
+    expected_dice_loss,
     image_score,
-    soft_dice_score,
     total_entropy,
     welch,
 )
@@ -53,7 +53,7 @@ class NetworkResult:
         float16 [n_planes, classes + 1, H, W]: the members' mean, where it was asked for.
     scores : dict of str to float
         How much Dice each class's mask is expected to lack, by its name, and "image", the mean over the classes; see
-        `uncertainty.soft_dice_score`. The same whichever map is made; empty without one.
+        `uncertainty.expected_dice_loss`. The same whichever map is made; empty without one.
     boundary_scores : dict of str to float
         The published score of each class and of all together: see `uncertainty.image_score`. A class has the score of
         its own entropy map and mask, or of the one map with its mask for the other methods.
@@ -275,9 +275,9 @@ class _Collected:
         self.probabilities = (
             np.zeros((image.n_planes, plan.n_classes + 1, *shape), dtype=np.float16) if probabilities else None
         )
-        # of each class, plane by plane: the map's sum; and what `soft_dice_score` is made of
+        # of each class, plane by plane: the map's sum; and what `expected_dice_loss` is made of
         self.sums = np.zeros((image.n_planes, plan.n_classes + 1))
-        self.soft = np.zeros((image.n_planes, plan.n_classes + 1, 3))
+        self.terms = np.zeros((image.n_planes, plan.n_classes + 1, 3))
 
     def add(self, index: int, prepared: PreparedImage, moments: Moments, place: int) -> None:
         assert moments.mean is not None
@@ -306,7 +306,7 @@ class _Collected:
             own = entropies[value - 1] if self.method == "class_entropy" else self.map[index]
             self.sums[index, value] = float(own.sum(dtype=np.float64))
             guess, mask = mean[value] if region is None else mean[value] * region, self.labels[index] == value
-            self.soft[index, value] = guess.sum(dtype=np.float64), guess[mask].sum(dtype=np.float64), mask.sum()
+            self.terms[index, value] = guess.sum(dtype=np.float64), guess[mask].sum(dtype=np.float64), mask.sum()
 
     def _drop_small_parts(self, labels: np.ndarray) -> None:
         for name, value in self.plan.classes.items():
@@ -323,20 +323,22 @@ class _Collected:
         for name, value in self.plan.classes.items():
             length = boundary_length(self.labels == value)
             boundary[name] = float(self.sums[:, value].sum() / max(length, 1))
-        scores = self._soft_dice(self.soft.sum(axis=0), "share_of_image", self.labels.size)
+        scores = self._expected_losses(self.terms.sum(axis=0), "share_of_image", self.labels.size)
         scores["image"] = float(np.mean(list(scores.values())))
-        planes = [list(self._soft_dice(part, "share_of_plane", self.labels[0].size).values()) for part in self.soft]
+        planes = [
+            list(self._expected_losses(part, "share_of_plane", self.labels[0].size).values()) for part in self.terms
+        ]
         return NetworkResult(
             self.labels, self.map, self.probabilities, scores, boundary, np.asarray(planes).mean(axis=1)
         )
 
-    def _soft_dice(self, terms: np.ndarray, share: str, pixels: int) -> dict[str, float]:
+    def _expected_losses(self, terms: np.ndarray, share: str, pixels: int) -> dict[str, float]:
         found = self.plan.fingerprint["classes"]
         scores = {}
         for name, value in self.plan.classes.items():
             mass, inside, marked = (float(term) for term in terms[value])
             # a class that no training image holds is as large as a pixel
-            scores[name] = soft_dice_score(mass, inside, marked, max(found[name][share] * pixels, 1.0))
+            scores[name] = expected_dice_loss(mass, inside, marked, max(found[name][share] * pixels, 1.0))
         return scores
 
 

@@ -28,7 +28,7 @@ from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import Example, check_examples, plane_pixels, working_shape
 from medclipsam.training.options import TrainingOptions
 
-VERSION = 1
+VERSION = 2
 PLAN_FILE = "plan.json"
 # Feature maps are not made smaller than this, nor patches than twice that many pixels after two halvings.
 _LEAST_MAP = 4
@@ -149,7 +149,9 @@ class Plan:
         try:
             read = json.loads(text)
             if read["version"] != VERSION:
-                raise TrainingError(f"The plan is of version {read['version']}; this release reads {VERSION}.")
+                raise TrainingError(
+                    f"The plan is of version {read['version']}; this release reads {VERSION}: train the network anew."
+                )
             read["normalisation"] = Normalisation(**read["normalisation"])
             for key in ("window", "spacing", "patch_size", "filters", "mirror_axes"):
                 read[key] = None if read[key] is None else tuple(read[key])

@@ -168,7 +168,7 @@ class _Work:
         self.half = options.amp and self.device.type == "cuda"
         # on a CPU that multiplies bfloat16 itself a step takes a half to two thirds of the time; its exponent is that
         # of float32, so no loss is scaled
-        self.brain = options.amp and self.device.type == "cpu" and _multiplies_bfloat16()
+        self.bfloat16 = options.amp and self.device.type == "cpu" and _multiplies_bfloat16()
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -183,7 +183,7 @@ class _Work:
             if self.start is not None:
                 self._start_from(network, self.start)
             network.to(self.device)
-            if self.brain:
+            if self.bfloat16:
                 network.to(memory_format=torch.channels_last)
             self._train(network, planes, seen, key)
         if self.rank == 0:
@@ -238,12 +238,12 @@ class _Work:
         """Train for one epoch and return its mean loss over all processes."""
         model.train()
         total = torch.zeros((), device=self.device)
-        kind = torch.bfloat16 if self.brain else torch.float16
-        order = torch.channels_last if self.brain else torch.preserve_format
+        kind = torch.bfloat16 if self.bfloat16 else torch.float16
+        order = torch.channels_last if self.bfloat16 else torch.preserve_format
         for images, labels in self._batches(epoch, planes):
             self._check_stop(epoch)
             optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, dtype=kind, enabled=self.half or self.brain):
+            with torch.autocast(self.device.type, dtype=kind, enabled=self.half or self.bfloat16):
                 levels = model(images.to(self.device, non_blocking=True, memory_format=order))
             value = loss(levels, labels.to(self.device, non_blocking=True))
             scaler.scale(value).backward()

@@ -142,7 +142,7 @@ def image_score(uncertainty: np.ndarray, mask: np.ndarray) -> float:
     return float(np.sum(uncertainty, dtype=np.float64) / max(boundary_length(mask), 1))
 
 
-def soft_dice_score(mass: float, inside: float, marked: float, size: float) -> float:
+def expected_dice_loss(mass: float, inside: float, marked: float, size: float) -> float:
     """Return how much Dice the mask is expected to lack: 1 - (2 inside + size) / (mass + marked + size).
 
     With `size` 0 this is 1 minus the soft Dice confidence, an estimate of 1 - Dice that is of no use where the mask is
