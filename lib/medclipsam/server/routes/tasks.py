@@ -30,6 +30,8 @@ router = APIRouter()
 
 # Sub-processes that load models of their own, as the beginning of a sentence.
 _LOAD_MODELS = {"batch_infer": "A batch", "train": "A training"}
+# What the start of a sub-process takes at most, from its request on.
+_START_SECONDS = 20.0
 
 Params = Annotated[dict[str, Any] | None, Body(description="JSON object of options")]
 
@@ -88,7 +90,7 @@ def batch_status(user: AsUser, all: bool = False, check_if_running: bool = False
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch")
 def stop_batch(user: AsAdmin) -> Any:
     """Stop the batch that runs."""
-    return AsyncTask.stop("batch_infer")
+    return _stop("batch_infer")
 
 
 @router.post("/train/{model}", tags=["Train"], summary="Train a trainer of /info/")
@@ -134,7 +136,7 @@ def stop_training(app: App, user: AsAdmin) -> Any:
     holder = adopted(app.networks.store, _own_processes("train"))
     if holder is not None:
         return end(app.networks.store, holder)
-    return AsyncTask.stop("train")
+    return _stop("train")
 
 
 @router.post("/scoring/{method}", tags=["Scoring"], summary="Run a scoring method of /info/")
@@ -240,6 +242,7 @@ def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -
 def _start(
     app: MedClipSamApp, method: str, request: dict[str, Any], enqueue: bool = False, need: MemoryNeed | None = None
 ) -> Any:
+    _await_start(method)
     if not processes(method):
         app.networks.release()
         make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline, need=need)
@@ -247,6 +250,21 @@ def _start(
     if task is None:
         raise AlreadyRunningError(f"Another {method.replace('_', ' ')} runs; ask for its state, or stop it first.", 30)
     return task
+
+
+def _stop(method: str) -> Any:
+    _await_start(method)
+    return AsyncTask.stop(method)
+
+
+def _await_start(method: str) -> None:
+    """Wait where a sub-process is on its way: MONAI Label would not see it, nor stop it, and start a second one."""
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        states = {task["status"] for task in tasks(method)}
+        if "SUBMITTED" not in states or "RUNNING" in states:
+            return
+        time.sleep(0.02)
 
 
 def _own_processes(method: str) -> set[int]:
