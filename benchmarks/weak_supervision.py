@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--shares", type=int, nargs="+", default=SHARES, help="percent of corrected training images")
+    parser.add_argument("--start-epochs", type=int, help="epochs of the network that all others of a seed start from")
     parser.add_argument("--option", nargs="+", default=[], metavar="KEY=VALUE", help="options of the trainings")
     given = parser.parse_args()
     wanted = dict(entry.split("=", 1) for entry in given.option)
@@ -100,7 +101,9 @@ def main() -> None:
     ends = [share for share in given.shares if share in (0, 100)]
     for shares in (ends, [share for share in given.shares if share not in ends]):
         for seed, share, task in itertools.product(given.seeds, shares, given.tasks):
-            measure(given.out, task, share, seed, cases, options[task], targets)
+            start = FIRST_LUNGS if task.startswith("lungs") else FIRST
+            start = {**start, "epochs": given.start_epochs or start["epochs"]}
+            measure(given.out, task, share, seed, cases, options[task], start, targets)
             write_table(given.out, options)
 
 
@@ -126,6 +129,7 @@ def measure(
     seed: int,
     cases: Mapping[tuple[str, str], list[Case]],
     options: TrainingOptions,
+    first_options: Mapping[str, Any],
     targets: TargetSet,
 ) -> None:
     """Train one network and measure it on the test images."""
@@ -138,7 +142,7 @@ def measure(
     if not (network / ENSEMBLE_FILE).is_file():
         classes = {task.split(",")[0]: 1}
         first = out / "networks" / slug(task) / f"first-{seed}"
-        start = replace(options, **(FIRST_LUNGS if task.startswith("lungs") else FIRST))
+        start = replace(options, **first_options)
         pseudo = mixed(out, training, 0, seed, start)
         plan = make_plan(pseudo, classes, start)
         train(pseudo, plan, start, first)

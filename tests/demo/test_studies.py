@@ -56,6 +56,7 @@ def test_volumes_are_shown_upright_from_below_with_patient_right_at_image_left(f
     image = read_image(folder / name)
     drawn, _ = make_volume(modality, 0, 24, raw=True)
     assert image.n_planes == 24
+    assert image.modality == (modality if modality == "CT" else None)
     for index in (6, 12, 17):
         plane = image.plane(index)[..., 0]
         right = correlation(plane, drawn[index])

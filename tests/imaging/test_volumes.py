@@ -317,3 +317,26 @@ def test_planes_are_made_from_the_volume_in_its_own_type(tmp_path: Path) -> None
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < data.nbytes / 2, "all planes together would take twice the volume"
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_volume_with_air_in_hounsfield_units_is_a_ct(suffix: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    body = np.full((6, 20, 20), -1000.0)
+    body[:, 3:17, 3:17] = 40
+    thin = np.full((6, 20, 20), 40.0)
+    thin[:, 0] = -1000  # 5 % of it
+    volumes = {
+        "ct": (body + rng.normal(0, 15, body.shape)).astype(np.int16),
+        "unsigned": (body + 1024).astype(np.uint16),
+        "phase": rng.uniform(-4096, 4095, body.shape).astype(np.int16),
+        "normalised": ((body - body.mean()) / body.std()).astype(np.float32),
+        "thin": thin.astype(np.int16),
+    }
+    found = {}
+    for name, voxels in volumes.items():
+        path = tmp_path / f"{name}{suffix}"
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+        found[name] = read_image(path).modality
+        assert read_image(path, modality="MR").modality == "MR"
+    assert found == {"ct": "CT", "unsigned": None, "phase": None, "normalised": None, "thin": None}

@@ -6,6 +6,8 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from medclipsam.errors import ImageError, MedClipSamError
 from medclipsam.imaging.dicom import looks_like_dicom, read_dicom, read_header, read_series
 from medclipsam.imaging.dicom_geometry import is_slice
@@ -17,6 +19,12 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+# Hounsfield units of air, and the share of it round a patient below which a volume of unknown modality is no CT.
+_AIR = (-1100.0, -900.0)
+_LEAST_AIR = 0.1
+# Planes that are looked at for that, evenly over the volume.
+_MOST_PLANES = 9
+
 
 def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> MedicalImage:
     """Read an image file or a DICOM series folder.
@@ -27,7 +35,8 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
         A DICOM file (recognised by its content), a folder that holds one DICOM series, NIfTI (.nii, .nii.gz), NRRD
         (.nrrd, .nhdr), PNG, JPEG, TIFF or BMP.
     modality : str, optional
-        DICOM modality ("CT", "MR", ...) where the file does not say it; it overrides the file's.
+        DICOM modality ("CT", "MR", ...) where the file does not say it; it overrides the file's. NIfTI and NRRD say
+        none: there a grey volume of which a tenth or more has the Hounsfield units of air is taken for a CT.
 
     Returns
     -------
@@ -61,13 +70,22 @@ def _read(path: Path, modality: str | None) -> MedicalImage:
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty.")
     name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
-        return read_nifti(path, modality)
-    if name.endswith(NRRD_SUFFIXES):
-        return read_nrrd(path, modality)
+    if name.endswith((*NIFTI_SUFFIXES, *NRRD_SUFFIXES)):
+        image = read_nifti(path, modality) if name.endswith(NIFTI_SUFFIXES) else read_nrrd(path, modality)
+        if modality is None and _holds_air(image):
+            image.modality = "CT"
+        return image
     if looks_like_dicom(path) or name.endswith((".dcm", ".dicom", ".ima")):
         return read_dicom(path, modality)
     return read_picture(path, modality)
+
+
+def _holds_air(image: MedicalImage) -> bool:
+    if not image.has_units:
+        return False
+    planes = np.unique(np.linspace(0, image.n_planes - 1, min(image.n_planes, _MOST_PLANES)).round().astype(int))
+    shares = [np.mean((values >= _AIR[0]) & (values <= _AIR[1])) for values in map(image.values, planes.tolist())]
+    return float(np.mean(shares)) >= _LEAST_AIR
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
