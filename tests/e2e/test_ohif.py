@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
 
 from medclipsam.demo.dicom import DicomPhantom
-from medclipsam.targets import TargetSet
+from medclipsam.targets import TargetSet, label_table
 
 TOKEN = "annotator-token-0123456789"
 # Without a GPU the viewer draws with SwiftShader.
@@ -51,6 +51,18 @@ _SHOWN = """columnsAndRows => {
     });
     const instance = cornerstone.metaData.get('instance', viewport.getCurrentImageId());
     return { points, instance: instance.SOPInstanceUID };
+}"""
+# What is in the masks on the page: the picture, the frame and the segments of each plane, and the segments' names.
+_MASKS = """() => {
+    const { segments, representationData } = cornerstoneTools.segmentation.state.getSegmentation('1');
+    const planes = representationData.Labelmap.imageIds.map(id => {
+        const image = cornerstone.cache.getImage(id);
+        const reference = image.referencedImageId;
+        const instance = cornerstone.metaData.get('instance', reference).SOPInstanceUID;
+        const frame = Number(/frames[/](\\d+)/.exec(reference)[1]);
+        return { instance, frame, rows: image.rows, segments: Array.from(image.voxelManager.getScalarData()) };
+    });
+    return { planes, names: Object.fromEntries(Object.values(segments).map(each => [each.segmentIndex, each.label])) };
 }"""
 _IMAGE = "() => cornerstone.getRenderingEngines()[0].getViewports()[0].getCurrentImageId()"
 # Whether a click on the first viewport would be taken as a point.
@@ -96,15 +108,22 @@ class Viewer:
     requests: list[Request] = field(default_factory=list)
     failures: dict[str, str | None] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    visited: bool = False
 
     def open(self, study: str) -> None:
         self.page.goto(f"{self.url}/ohif/monai-label?StudyInstanceUIDs={study}")
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect the panel of the page that is being opened."""
         self.page.wait_for_selector("#monailabelServerURL")
         self.page.wait_for_function(
             "() => window.cornerstone?.getRenderingEngines()?.[0]?.getViewports()[0]?.getCurrentImageId()"
         )
         # what else would lie over the image: the notice for new visitors, messages, and the overlay's letters
-        self.page.click("text=Confirm and Hide")
+        if not self.visited:
+            self.page.click("text=Confirm and Hide")
+            self.visited = True
         self.page.add_style_tag(content="[data-sonner-toaster], .overlay-text, .viewport-overlay {display: none}")
         with self.page.expect_response(lambda answer: answer.url.endswith("/info/")):
             self.page.click(".settingsTable button")
@@ -146,6 +165,22 @@ class Viewer:
 
     def save(self) -> Response:
         return self._answer("/datastore/label", '[data-cy="SaveLabel"]')
+
+    def told(self, sentence: str) -> None:
+        """Wait until a notice says something."""
+        self.page.wait_for_function("sentence => document.body.textContent.includes(sentence)", arg=sentence)
+
+    def masks(self, phantom: DicomPhantom) -> np.ndarray:
+        """Return what the masks on the page hold in the server's numbers, uint8 [n, H, W], planes as in the phantom."""
+        found = self.page.evaluate(_MASKS)
+        table = label_table(TargetSet.load())
+        numbers = np.zeros(256, np.uint8)
+        for segment, name in found["names"].items():
+            numbers[int(segment)] = table.get(name, 0)
+        order = {str(file.SOPInstanceUID): place for place, file in enumerate(phantom.files)}
+        planes = [plane for plane in found["planes"] if plane["instance"] in order]
+        planes.sort(key=lambda plane: (order[plane["instance"]], plane["frame"]))
+        return np.stack([numbers[np.array(plane["segments"]).reshape(plane["rows"], -1)] for plane in planes])
 
     def saved_label(self, series: str) -> np.ndarray:
         """Return the series' final label as the server reads it back, uint8 [n, H, W]."""
@@ -285,6 +320,11 @@ def test_text_clicks_and_saving(
     assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
     assert [segment.SegmentLabel for segment in stored.SegmentSequence] == [label]
     assert np.array_equal(viewer.saved_label(phantom.series_uid), mended)
+
+    # opened anew, the label is there to be corrected, and takes its own place when it is saved
+    viewer.open(phantom.study_uid)
+    viewer.told("The saved label of this image is shown")
+    assert np.array_equal(viewer.masks(phantom), mended)
 
 
 def test_a_frame_of_a_loop_is_painted_and_a_click_takes_away(viewer: Viewer, orthanc: Any, pacs_phantoms: Any) -> None:

@@ -8,18 +8,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.utils.others.generic import get_mime_type
 from starlette.background import BackgroundTask
 
 from medclipsam.errors import ImageError, InputError
+from medclipsam.imaging import read_mask
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import ConflictError, UnknownError
 from medclipsam.server.images import series_as_volume
+from medclipsam.server.labels import named_entries
 from medclipsam.server.names import checked_name, checked_tag, file_suffix, id_from_file
-from medclipsam.server.requests import parse_params
+from medclipsam.server.present import client_of
+from medclipsam.server.requests import SegmentRequest, parse_params
+from medclipsam.server.results import write_result
 from medclipsam.server.routes.common import (
     App,
     file_answer,
@@ -140,6 +145,13 @@ def put_image_info(app: App, user: AsAnnotator, image: str, info: Annotated[str,
     return {}
 
 
+@router.get("/image/labels", summary="List the labels of an image")
+def get_image_labels(app: App, user: AsUser, image: str) -> dict[str, str]:
+    """Answer the label's id for each tag that the image has a label of; nothing is fetched for it."""
+    _known_image(app, image)
+    return dict(app.datastore().get_labels_by_image_id(image))
+
+
 @router.put("/label", summary="Save a label")
 def save_label(
     request: Request,
@@ -182,9 +194,38 @@ def remove_label(request: Request, app: App, user: AsAdmin, id: str, tag: str) -
 
 
 @router.get("/label", summary="Download a label")
-def get_label(app: App, user: AsUser, label: str, tag: str) -> FileResponse:
-    """Answer the label's file."""
-    return file_answer(_label_file(app, label, tag), f"Label {label!r}")
+def get_label(
+    request: Request,
+    app: App,
+    user: AsUser,
+    label: str,
+    tag: str,
+    result_extension: Annotated[str | None, Query(description="format, as of an infer request")] = None,
+) -> FileResponse:
+    """Answer the label's file as it is kept, or in another format.
+
+    With `result_extension` it lies on the image's grid as a mask of the infer route does. A label that a model has made
+    then counts as the mask that the client was given last: what is saved after it is told apart from it.
+    """
+    kept = _label_file(app, label, tag)
+    if result_extension is None:
+        return file_answer(kept, f"Label {label!r}")
+    asked = SegmentRequest.from_answer({"result_extension": result_extension})
+    source = app.image_path(label)
+    image = app.images.read(source)
+    mask = read_mask(kept, image)
+    made = Path(write_result(mask, image, asked))
+    client = client_of(with_client(request, {}))
+    info = app.datastore().get_label_info(label, tag)
+    if client and tag != FINAL and "model" in info:
+        names, _ = named_entries(info)
+        app.masks.keep(client, source, mask, names, info)
+    return FileResponse(
+        made,
+        media_type=get_mime_type(made),
+        filename=f"{label}{asked.extension}",
+        background=BackgroundTask(made.unlink),
+    )
 
 
 @router.head("/label", summary="Check whether a label is here")

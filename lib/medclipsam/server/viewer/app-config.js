@@ -12,13 +12,17 @@
   const PROBE = 'ProbeMONAILabel';
   const SERVER = `${window.location.origin}/`;
   const PICTURES = ['CR', 'DX', 'MG', 'US']; // whose series may be a heap of single pictures and loops
+  const ANNOTATED = ['CT', 'MR', ...PICTURES];
 
   // The panel's text box for the server; without the cookie it says port 8000, whatever the page's own is.
   document.cookie = `MONAILABEL_SERVER_URL=${SERVER}; path=/ohif; SameSite=Strict`;
 
   let table = {}; // the numbers of the server's labels by name, over all its models, as it told the panel
+  const learned = {}; // the numbers of other names, in labels that were loaded
   let asked; // the image that a model was asked for last; another may be shown when the answer comes
   let mended; // the segments of an answer to clicks, until it is drawn
+  let pages = new Map(); // of each image what has been done with its masks on this page, see pageOf
+  let next; // the sample that waits for what is drawn here to be saved
   let services; // OHIF's, once a mode is entered
   let cornerstone;
   let cornerstoneTools;
@@ -55,22 +59,67 @@
     return services.displaySetService.getDisplaySetByUID(displaySetInstanceUIDs?.[0]);
   }
 
+  const activeViewport = () => services.viewportGridService.getState().activeViewportId;
+
+  /** Return whether a series holds several pictures, each of which is an image of the server's. */
+  function holdsPictures({ SeriesInstanceUID, Modality }) {
+    if (!PICTURES.includes(Modality)) {
+      return false;
+    }
+    const instances = services.displaySetService
+      .getDisplaySetsBy(each => each.SeriesInstanceUID === SeriesInstanceUID)
+      .flatMap(each => (each.instances || [each.instance]).map(instance => instance?.SOPInstanceUID));
+    return new Set(instances).size > 1;
+  }
+
   /**
    * Return the id that the server has for the image that is shown: its series, or itself where a series holds several
    * pictures.
    */
-  function shownImage() {
-    const { activeViewportId } = services.viewportGridService.getState();
-    const { SeriesInstanceUID, Modality } = displaySetIn(activeViewportId);
-    const instances = services.displaySetService
-      .getDisplaySetsBy(each => each.SeriesInstanceUID === SeriesInstanceUID)
-      .flatMap(each => (each.instances || [each.instance]).map(instance => instance?.SOPInstanceUID));
-    if (PICTURES.includes(Modality) && new Set(instances).size > 1) {
-      const viewport = services.cornerstoneViewportService.getCornerstoneViewport(activeViewportId);
+  function shownImage(viewportId = activeViewport()) {
+    const displaySet = displaySetIn(viewportId);
+    if (holdsPictures(displaySet)) {
+      const viewport = services.cornerstoneViewportService.getCornerstoneViewport(viewportId);
       return imageMetadata(viewport.getCurrentImageId()).SOPInstanceUID;
     }
-    return SeriesInstanceUID;
+    return displaySet.SeriesInstanceUID;
   }
+
+  /** Return the ids that the server has for the images that have masks on this page. */
+  function imagesHere() {
+    const ids = (labelmap()?.imageIds || []).map(id => {
+      const instance = imageMetadata(cornerstone.cache.getImage(id)?.referencedImageId);
+      return holdsPictures(instance) ? instance.SOPInstanceUID : instance.SeriesInstanceUID;
+    });
+    return [...new Set(ids)].filter(Boolean);
+  }
+
+  /**
+   * Return what has been done with the masks of an image on this page: whether its label was looked for, whether a model
+   * was asked, the checksum of what was loaded or saved last, and the segments of the targets that it says something of,
+   * be it that they are absent.
+   */
+  function pageOf(image) {
+    if (!pages.has(image)) {
+      pages.set(image, { offered: false, prompted: false, kept: 0, segments: [] });
+    }
+    return pages.get(image);
+  }
+
+  /** Return the FNV-1a hash of labels; 0 for those with nothing in them. */
+  function checksum(labels) {
+    let hash = 0x811c9dc5;
+    let any = 0;
+    for (const label of labels) {
+      hash = Math.imul(hash ^ label, 0x01000193);
+      any |= label;
+    }
+    return any ? hash >>> 0 : 0;
+  }
+
+  /** Return the images whose masks here are other ones than the server gave or got. */
+  const unsaved = () =>
+    imagesHere().filter(image => checksum(readLabels(labelPlanes(image))) !== pageOf(image).kept);
 
   /**
    * Return the labelmap images of an image of the server's in the order in which it counts planes: along the normal of
@@ -189,7 +238,9 @@
       });
       Object.values(options.segments)[0].active = true;
       // connecting once more is no reason to lose what has been drawn
-      return (await hasMasks(displaySet)) ? SEGMENTATION : original(displaySet, options);
+      const id = (await hasMasks(displaySet)) ? SEGMENTATION : await original(displaySet, options);
+      offerLabel();
+      return id;
     });
     // a picture shown later, as each radiograph of a series is shown by itself, gets masks as well
     const { EVENTS } = services.cornerstoneViewportService;
@@ -199,6 +250,12 @@
       if (has && !services.segmentationService.getSegmentationRepresentations(viewportId).length) {
         services.segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: SEGMENTATION });
       }
+      if (has) {
+        offerLabel(viewportId);
+      }
+      // of pictures that are scrolled through each has a label of its own
+      const { element } = services.cornerstoneViewportService.getCornerstoneViewport(viewportId) || {};
+      element?.addEventListener(cornerstone.Enums.Events.STACK_NEW_IMAGE, offerLabelOfNewImage);
     });
     // without a place in space any picture of the same size is taken for the one that a mask is of
     const { prototype } = cornerstone.StackViewport;
@@ -259,6 +316,8 @@
     });
   }
 
+  const offerLabelOfNewImage = ({ detail }) => offerLabel(detail.viewportId);
+
   // Bright ones far from one another; the panel's own are nearly black for some labels.
   const COLOURS = [
     [230, 25, 75],
@@ -284,6 +343,104 @@
     // as it is drawn: image coordinates of the library begin at a pixel's corner and mix up its two spacings
     const [i, j] = viewport.getImageData().imageData.worldToIndex(point);
     return [i, j, plane];
+  }
+
+  /* ---- labels that the server has already ---- */
+
+  // By their tags, the first that is there counts: what a person has saved, then what models have made ahead.
+  const SAVED = {
+    shown: 'The saved label of this image is shown; correct it and save.',
+    empty: 'The saved label of this image is empty: it says that none of the targets is here.',
+  };
+  const MADE_AHEAD = {
+    shown: 'A proposal that was made ahead is shown, and nobody has looked at it yet; correct it and save.',
+    empty: 'A proposal that was made ahead says that none of the targets is here; nobody has looked at it yet.',
+  };
+  const TAGS = [
+    ['final', SAVED],
+    ['network', MADE_AHEAD],
+    ['original', MADE_AHEAD],
+  ];
+
+  async function ask(path, params) {
+    // what another annotator has saved meanwhile counts
+    const answer = await fetch(`${SERVER}${path}?${new URLSearchParams(params)}`, { cache: 'no-store' });
+    if (!answer.ok) {
+      throw new Error(sentenceOf(await answer.text()) || `The server answers ${answer.status}.`);
+    }
+    return answer;
+  }
+
+  /** Return the numbers of a label's names, as it was saved or made with them. */
+  function namesOf({ label_info: listed, label_names: names, params }) {
+    const entries = Array.isArray(listed) ? listed.map(({ name, idx }) => [name, idx]) : [];
+    return { ...params?.label_names, ...names, ...Object.fromEntries(entries) };
+  }
+
+  /** Return size (columns, rows, planes) and voxels of a label in an NRRD file as the server writes it. */
+  async function readNrrd(file) {
+    const header = new TextDecoder().decode(file.subarray(0, headerEnd(file)));
+    const [columns, rows, planes = 1] = /^sizes: *(.+)$/m.exec(header)[1].trim().split(/ +/).map(Number);
+    const packed = new Blob([voxelsOf(file)]).stream();
+    const stream = /^encoding: *gzip/m.test(header) ? packed.pipeThrough(new DecompressionStream('gzip')) : packed;
+    return { size: [columns, rows, planes], labels: new Uint8Array(await new Response(stream).arrayBuffer()) };
+  }
+
+  /**
+   * Load the label that the server has of the image in a viewport into the image's masks, unless something has been
+   * drawn in them on this page, or a model was asked to.
+   */
+  async function offerLabel(viewportId = activeViewport()) {
+    if (!labelmap() || !displaySetIn(viewportId)) {
+      return;
+    }
+    const image = shownImage(viewportId);
+    const page = pageOf(image);
+    const isDrawnOn = () => page.prompted || readLabels(labelPlanes(image)).some(Boolean);
+    if (page.offered || !labelPlanes(image).length || isDrawnOn()) {
+      return;
+    }
+    page.offered = true;
+    try {
+      const tags = await (await ask('datastore/image/labels', { image })).json();
+      const [tag, sentences] = TAGS.find(([name]) => name in tags) || [];
+      if (!tag) {
+        return;
+      }
+      const label = { label: tags[tag], tag };
+      const info = await (await ask('datastore/label/info', label)).json();
+      const answer = await ask('datastore/label', { ...label, result_extension: '.nrrd' });
+      const { size, labels } = await readNrrd(new Uint8Array(await answer.arrayBuffer()));
+      const planes = labelPlanes(image);
+      if (page !== pages.get(image) || !planes.length) {
+        // another study has been opened
+        return;
+      }
+      if (isDrawnOn()) {
+        tell('This image has a label already, which is not shown, since its mask has been drawn on.', 'warning', 10000);
+        return;
+      }
+      const { columns, rows } = planes[0].image;
+      const own = [columns, rows, planes.length];
+      if (size.some((length, axis) => length !== own[axis])) {
+        throw new Error(`It has ${size.join(' x ')} voxels, the image ${own.join(' x ')}.`);
+      }
+      const names = namesOf(info);
+      const segments = segmentsOf(labels, new Uint8Array(256), names);
+      writeLabels(segments, planes);
+      page.kept = checksum(segments);
+      page.segments = segmentsNamed(Object.keys(names));
+      const first = segments.find(Boolean);
+      if (first) {
+        services.segmentationService.setActiveSegment(SEGMENTATION, first);
+      }
+      const { SEGMENTATION_DATA_MODIFIED } = cornerstoneTools.Enums.Events;
+      cornerstone.triggerEvent(cornerstone.eventTarget, SEGMENTATION_DATA_MODIFIED, { segmentationId: SEGMENTATION });
+      tell(first ? sentences.shown : sentences.empty, 'info', 10000);
+    } catch (error) {
+      page.offered = false;
+      tell(`The label of this image cannot be shown. ${error.message}`, 'error', 15000);
+    }
   }
 
   /* ---- saving ---- */
@@ -326,7 +483,7 @@
     for (const index of indices) {
       const name = segments[index]?.label || `segment ${index}`;
       if (index && name !== 'background') {
-        let number = table[name];
+        let number = table[name] || (taken.has(learned[name]) ? 0 : learned[name]);
         for (let free = 1; !number; free++) {
           number = taken.has(free) ? 0 : free;
         }
@@ -338,6 +495,11 @@
     return { numbers, names };
   }
 
+  const segmentsNamed = names =>
+    Object.values(services.segmentationService.getSegmentation(SEGMENTATION).segments)
+      .filter(({ label }) => names.includes(label))
+      .map(({ segmentIndex }) => segmentIndex);
+
   async function save() {
     const planes = labelPlanes();
     if (!planes.length) {
@@ -347,9 +509,13 @@
     const image = shownImage();
     try {
       const found = readLabels(planes);
-      const { numbers, names: labelInfo } = numbersOf(new Set(found));
+      const page = pageOf(image);
+      // what the label before said to be absent stays so, and what has been erased of it is absent now
+      const { numbers, names: labelInfo } = numbersOf(new Set([...found, ...page.segments]));
+      const spoken = labelInfo.filter(({ idx }) => page.segments.some(index => numbers[index] === idx));
+      const labelNames = Object.fromEntries(spoken.map(({ name, idx }) => [name, idx]));
       const form = new FormData();
-      form.append('params', JSON.stringify({ label_info: labelInfo }));
+      form.append('params', JSON.stringify({ label_info: labelInfo, label_names: labelNames }));
       form.append('label', await nrrd(found.map(index => numbers[index]), planes), 'label.nrrd');
       const answer = await fetch(`${SERVER}datastore/label?image=${encodeURIComponent(image)}&tag=final`, {
         method: 'PUT',
@@ -358,8 +524,13 @@
       if (!answer.ok) {
         throw new Error((await answer.json()).detail || `The server answers ${answer.status}.`);
       }
-      const names = labelInfo.map(label => label.name).join(', ');
+      page.kept = checksum(found);
+      const there = new Set(found.map(index => numbers[index]));
+      const names = labelInfo.filter(({ idx }) => there.has(idx)).map(({ name }) => name).join(', ');
       tell(names ? `Saved: ${names}.` : 'Saved: an empty label, for none of the targets is here.', 'success');
+      if (next && !unsaved().length) {
+        await openStudyOf(next);
+      }
     } catch (error) {
       tell(`Not saved. ${error.message}`, 'error', 15000);
     }
@@ -380,22 +551,37 @@
     return response?.detail;
   }
 
-  /** Return the voxels of an answer, an NRRD file that is not compressed. */
-  function voxelsOf(file) {
-    const end = file.findIndex((byte, place) => byte === 10 && file[place + 1] === 10);
-    return file.subarray(end + 2);
-  }
+  const headerEnd = file => file.findIndex((byte, place) => byte === 10 && file[place + 1] === 10);
 
-  /** Return the segments of a mask in the server's numbers, `sent` being those that it had for what was on the screen. */
-  function segmentsOf(mask, sent) {
-    const { segments } = services.segmentationService.getSegmentation(SEGMENTATION);
+  /** Return the voxels of an NRRD file, packed where it is. */
+  const voxelsOf = file => file.subarray(headerEnd(file) + 2);
+
+  /**
+   * Return the segments of a mask in the server's numbers, `sent` being those that it had for what was on the screen,
+   * and `names` the numbers of the names that came with the mask. What has a name that is none of the panel's becomes a
+   * segment of its own.
+   */
+  function segmentsOf(mask, sent, names = {}) {
+    const { segmentationService } = services;
+    const { segments } = segmentationService.getSegmentation(SEGMENTATION);
     const lookup = new Uint8Array(256);
     Object.values(segments).forEach(({ segmentIndex, label }) => {
-      lookup[table[label] || 0] = table[label] ? segmentIndex : 0;
+      lookup[names[label] || table[label] || 0] = segmentIndex;
     });
     sent.forEach((number, index) => {
       lookup[number] = number ? index : 0;
     });
+    lookup[0] = 0;
+    for (const number of new Set(mask)) {
+      if (number && !lookup[number]) {
+        const label = Object.keys(names).find(name => names[name] === number) || `label ${number}`;
+        const segmentIndex = Math.max(...Object.keys(segments).map(Number), ...lookup) + 1;
+        const color = [...COLOURS[segmentIndex % COLOURS.length], 255];
+        segmentationService.addSegment(SEGMENTATION, { segmentIndex, label, color });
+        learned[label] = number;
+        lookup[number] = segmentIndex;
+      }
+    }
     return mask.map(number => lookup[number]);
   }
 
@@ -418,6 +604,43 @@
     return numbers;
   }
 
+  /* ---- the next sample ---- */
+
+  /** Open the study of the next sample, which the panel only tells, unless something drawn here would be lost. */
+  async function goOn(sample) {
+    next = undefined;
+    if (!sample.id) {
+      tell('No image is left: all are labelled, or kept for others.', 'info', 10000);
+    } else if (sample.id === shownImage()) {
+      tell('The next image is the one that is shown.', 'info', 10000);
+    } else if (unsaved().length) {
+      next = sample;
+      tell('What is drawn here is not saved yet. Save it, and the next image is opened.', 'warning', 15000);
+    } else {
+      await openStudyOf(sample);
+    }
+  }
+
+  async function openStudyOf({ StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID }) {
+    const address = new URL('/ohif/monai-label', SERVER);
+    address.searchParams.set('StudyInstanceUIDs', StudyInstanceUID);
+    if (await holdsSeveral(StudyInstanceUID)) {
+      address.searchParams.set('SeriesInstanceUIDs', SeriesInstanceUID);
+    }
+    if (SOPInstanceUID) {
+      // which of the series' pictures is shown first
+      address.searchParams.set('initialSopInstanceUID', SOPInstanceUID);
+    }
+    window.location.assign(address);
+  }
+
+  /** Return whether a study holds several series that can be annotated. */
+  async function holdsSeveral(study) {
+    const answer = await ask(`proxy/dicom/qido/studies/${study}/series`, {});
+    const series = answer.status === 204 ? [] : await answer.json();
+    return series.filter(each => ANNOTATED.includes(each['00080060']?.Value?.[0])).length > 1;
+  }
+
   // The panel says of a failed request only that it failed, and nothing of what was found. Clicks it sends without what
   // was painted, and of their answer it draws no more than the labels that were clicked for.
   const { open, send } = XMLHttpRequest.prototype;
@@ -428,6 +651,8 @@
       // the panel knows series only
       asked = shownImage();
       address.searchParams.set('image', asked);
+      this.page = pageOf(asked);
+      this.page.prompted = true;
     }
     this.clicks = address.href.startsWith(`${SERVER}infer/refine?`);
     this.numbers = new Uint8Array(256);
@@ -445,8 +670,15 @@
         tell(sentenceOf(this.response) || `The server answers ${this.status}.`, 'error', 15000);
         return;
       }
-      if (this.clicks && this.status === 200) {
+      if (this.responseURL.startsWith(`${SERVER}activelearning/`)) {
+        goOn(JSON.parse(this.responseText)).catch(error => tell(error.message, 'error', 15000));
+        return;
+      }
+      if (this.clicks) {
         mended = segmentsOf(voxelsOf(new Uint8Array(this.response)), this.numbers);
+      } else {
+        // the mask that was there before is replaced, and with it what was said of its targets
+        this.page.segments = [];
       }
       if (this.getResponseHeader('X-Sentence')) {
         tell(decodeURIComponent(this.getResponseHeader('X-Sentence')), 'info', 10000);
@@ -541,7 +773,7 @@
       return {
         ...made,
         isValidMode: ({ modalities }) => ({
-          valid: modalities.split('\\').some(modality => ['CT', 'MR', 'CR', 'DX', 'MG', 'US'].includes(modality)),
+          valid: modalities.split('\\').some(modality => ANNOTATED.includes(modality)),
           description: 'For CT, MR, X-ray and ultrasound',
         }),
         onModeEnter: context => {
@@ -550,6 +782,8 @@
             .getModuleEntry('@ohif/extension-cornerstone.utilityModule.common')
             .exports.getCornerstoneLibraries());
           made.onModeEnter(context);
+          pages = new Map();
+          next = undefined;
           const { toolbarService } = services;
           toolbarService.addButtons(buttons);
           // sections grow each time that a mode is entered
