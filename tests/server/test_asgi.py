@@ -273,6 +273,9 @@ def test_bad_addresses_are_one_sentence(client: TestClient, query: dict[str, Any
         ("GET", "/datastore/label?label=chest&tag=../..", None, 400, "label_tag"),
         ("GET", "/datastore/label?label=chest&tag=final", None, 404, "'chest'"),
         ("GET", "/datastore/label/info?label=chest&tag=final", None, 404, "'chest'"),
+        ("GET", "/datastore/label?label=chest&tag=final&result_extension=.nrrd", None, 404, "'chest'"),
+        ("GET", "/datastore/image/labels?image=nobody", None, 404, "'nobody'"),
+        ("GET", "/datastore/image/labels?image=../x", None, 400, "'../x'"),
         ("GET", "/datastore/image/info?image=nobody", None, 404, "'nobody'"),
         ("GET", "/datastore/?output=everything", None, 400, "'output'"),
         ("GET", "/datastore/dataset", None, 404, "final label"),
@@ -538,6 +541,53 @@ def test_a_label_is_saved_told_of_and_removed(client: TestClient, label: bytes, 
         ("label saved", "PUT /datastore/label", "slicer"),
         ("label removed", "DELETE /datastore/label", ""),
     ]
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".nii"])
+def test_a_label_comes_in_the_format_that_is_asked_for(client: TestClient, tmp_path: Path, extension: str) -> None:
+    volume = SimpleITK.ReadImage(tmp_path / "studies" / "stack.nii.gz")
+    # no axis of it is a mirror image of itself
+    drawn = np.random.default_rng(1).choice([0, 0, 201], volume.GetSize()[::-1]).astype(np.uint8)
+    label = SimpleITK.GetImageFromArray(drawn)
+    label.CopyInformation(volume)
+    SimpleITK.WriteImage(label, tmp_path / "label.nii.gz")
+    content = (tmp_path / "label.nii.gz").read_bytes()
+    saved = client.put("/datastore/label", params={"image": "stack"}, files={"label": ("x.nii.gz", content)})
+    assert saved.status_code == 200, saved.text
+    assert client.get("/datastore/image/labels", params={"image": "stack"}).json() == {"final": "stack"}
+    assert client.get("/datastore/image/labels", params={"image": "film"}).json() == {}
+
+    where = {"label": "stack", "tag": "final"}
+    answer = client.get("/datastore/label", params={**where, "result_extension": extension})
+    assert answer.headers["content-disposition"] == f'attachment; filename="stack{extension}"'
+    (tmp_path / f"answer{extension}").write_bytes(answer.content)
+    found = SimpleITK.ReadImage(tmp_path / f"answer{extension}")
+    assert np.array_equal(SimpleITK.GetArrayFromImage(found), drawn)
+    assert np.allclose(found.GetOrigin(), volume.GetOrigin())
+    assert np.allclose(found.GetSpacing(), volume.GetSpacing())
+    for refused in (".exe", ".png"):
+        told = sentence(client.get("/datastore/label", params={**where, "result_extension": refused}), 400)
+        assert ".nrrd" in told
+
+
+def test_a_mask_made_ahead_is_told_from_what_is_drawn_after_it(client: TestClient) -> None:
+    """It counts as given to the browser that has loaded it, as a final label does not."""
+    app = client.app.state.label_app  # type: ignore[attr-defined]
+    infer(client, {**TEXT, "save_label": True}, image="film")
+    where = {"label": "film", "tag": "original", "result_extension": ".nrrd"}
+    cookie = client.get("/ohif/").cookies["medclipsam_client"]
+    path = app.image_path("film")
+    assert client.get("/datastore/label", params={**where, "tag": "final"}).status_code == 404
+    assert app.masks.find(f"browser-{cookie}", path) is None
+    kept = client.get("/datastore/label", params={"label": "film", "tag": "original"}).content
+    assert client.put("/datastore/label", params={"image": "film"}, files={"label": ("x.nii.gz", kept)}).is_success
+    assert client.get("/datastore/label", params={**where, "tag": "final"}).status_code == 200
+    assert app.masks.find(f"browser-{cookie}", path) is None
+    assert client.get("/datastore/label", params=where).status_code == 200
+    mask, names = app.masks.find(f"browser-{cookie}", path)
+    assert mask.any()
+    assert names == {"heart": int(mask.max())}
+    assert app.masks.made(f"browser-{cookie}", path)["model"] == "text_prompt"
 
 
 def test_a_file_sent_along_is_used_and_removed(
