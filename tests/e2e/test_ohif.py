@@ -18,7 +18,7 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
-from playwright.sync_api import APIResponse, Browser, Page, Request, Response, sync_playwright
+from playwright.sync_api import APIResponse, Browser, Page, Request, Response, Route, sync_playwright
 
 from medclipsam.demo.dicom import DicomPhantom
 from medclipsam.targets import TargetSet, label_table
@@ -363,7 +363,9 @@ def test_text_clicks_and_saving(
     viewer.save()
     [stored] = segmentations(orthanc, phantom.study_uid)
     assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
-    assert [segment.SegmentLabel for segment in stored.SegmentSequence] == [label]
+    assert [(each.SegmentLabel, each.SegmentAlgorithmType) for each in stored.SegmentSequence] == [
+        (label, "SEMIAUTOMATIC")
+    ]
     assert np.array_equal(viewer.saved_label(phantom.series_uid), mended)
 
     if name != "chest-ct-1":
@@ -417,6 +419,7 @@ def test_a_frame_of_a_loop_is_painted_and_a_click_takes_away(viewer: Viewer, ort
     assert sorted(set(np.nonzero(kept)[0].tolist())) == [1]
     [stored] = segmentations(orthanc, phantom.study_uid)
     assert stored.ReferencedSeriesSequence[0].SeriesInstanceUID == phantom.series_uid
+    assert stored.SegmentSequence[0].SegmentAlgorithmName == "SAM by clicks"
 
     viewer.open(phantom.study_uid)
     viewer.told("The saved label of this image is shown")
@@ -539,7 +542,30 @@ def test_each_picture_of_a_series_has_a_mask_of_its_own(
 def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
     """Of a study that has a label by now: its image is shown, and no DICOM SEG, which has no place."""
     phantom = pacs_phantoms["chest-xray-1"]
+    asked: list[Route] = []
+    viewer.page.route("**/datastore/label?label=*", lambda route: asked.append(route))  # noqa: PLW0108
+
+    def answer(**given: Any) -> None:
+        viewer.page.wait_for_timeout(200)
+        (asked.pop().fulfill if given else asked.pop().continue_)(**given)
+
+    # a label that does not fit, one that cannot be fetched, and one that comes when something is drawn already
     viewer.open(phantom.study_uid)
+    answer(body="NRRD0004\ntype: unsigned char\ndimension: 3\nsizes: 2 1 1\nencoding: raw\n\nAB")
+    viewer.told(f"It has 2 x 1 x 1 voxels, the image {' x '.join(map(str, phantom.masks['lungs'].shape[::-1]))}.")
+    viewer.page.click(".settingsTable button")
+    viewer.page.wait_for_timeout(1500)
+    answer(status=502, json={"detail": "The DICOMweb server does not answer."})
+    viewer.told("The label of this image cannot be shown. The DICOMweb server does not answer.")
+    assert not viewer.masks(phantom).any()
+    viewer.page.click(".settingsTable button")
+    viewer.page.wait_for_timeout(1500)
+    viewer.paint("finding 1", 60, 60)
+    painted = viewer.masks(phantom)
+    answer()
+    viewer.told("which is not shown, since its mask has been drawn on.")
+    assert np.array_equal(viewer.masks(phantom), painted)
+    viewer.page.unroute("**/datastore/label?label=*")
     assert viewer.shown([])["instance"] == phantom.files[0].SOPInstanceUID
     assert viewer.page.locator('[data-cy^="study-browser-thumbnail"]').count() == 1
     viewer.page.click('button[title="Run Segmentation"]')

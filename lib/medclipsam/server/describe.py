@@ -18,6 +18,7 @@ from medclipsam.targets import FINDING_LABELS, SnomedCode, StructureCode, Target
 
 ZERO_SHOT = "MedCLIP-SAMv2 zero-shot"
 NETWORK = "MedCLIP-SAMv2 network"
+CLICKS = "SAM by clicks"
 _FINDING = StructureCode(
     SnomedCode("49755003", "Morphologically Abnormal Structure"),
     SnomedCode("49755003", "Morphologically Abnormal Structure"),
@@ -128,7 +129,7 @@ def _computed(segment: SegmentInfo, algorithm: str, made: Mapping[str, Any]) -> 
     return replace(
         segment,
         algorithm=algorithm,
-        algorithm_name=ZERO_SHOT if isinstance(text, str) else NETWORK,
+        algorithm_name=ZERO_SHOT if isinstance(text, str) else NETWORK if "model" in known else CLICKS,
         algorithm_version=str(known.get("version") or medclipsam.__version__),
         parameters={key.replace(" ", "_"): value for key, value in parameters.items()},
         description=f"{told}.{mended}".strip() if told else mended.strip(),

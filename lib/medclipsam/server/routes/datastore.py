@@ -165,13 +165,14 @@ def save_label(
     """Save a label of an image under a tag; `final` is one that a person has approved."""
     _known_image(app, image)
     tag = checked_tag(tag, FINAL)
-    info = parse_params(params)
+    # the masks that the client was given tell what a person has changed
+    info = with_client(request, parse_params(params))
     suffix = file_suffix(label.filename)
     if not suffix:
         raise InputError(
             f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
         )
-    note_caller(request, user.username, with_client(request, info))
+    note_caller(request, user.username, info)
     path = receive(label, suffix)
     try:
         label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
