@@ -551,6 +551,8 @@ def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
 
     # a label that does not fit, one that cannot be fetched, and one that comes when something is drawn already
     viewer.open(phantom.study_uid)
+    assert viewer.shown([])["instance"] == phantom.files[0].SOPInstanceUID
+    assert viewer.page.locator('[data-cy^="study-browser-thumbnail"]').count() == 1
     answer(body="NRRD0004\ntype: unsigned char\ndimension: 3\nsizes: 2 1 1\nencoding: raw\n\nAB")
     viewer.told(f"It has 2 x 1 x 1 voxels, the image {' x '.join(map(str, phantom.masks['lungs'].shape[::-1]))}.")
     viewer.page.click(".settingsTable button")
@@ -566,7 +568,5 @@ def test_what_is_refused_is_told(viewer: Viewer, pacs_phantoms: Any) -> None:
     viewer.told("which is not shown, since its mask has been drawn on.")
     assert np.array_equal(viewer.masks(phantom), painted)
     viewer.page.unroute("**/datastore/label?label=*")
-    assert viewer.shown([])["instance"] == phantom.files[0].SOPInstanceUID
-    assert viewer.page.locator('[data-cy^="study-browser-thumbnail"]').count() == 1
     viewer.page.click('button[title="Run Segmentation"]')
     viewer.page.wait_for_function("""() => document.body.textContent.includes("Option 'text' cannot be")""")
