@@ -10,7 +10,8 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
-# Processes that share the tests' files; each needs up to 4 GB.
+# Processes that share the tests' files, in their order, so that the browser's few and long ones do not come last and
+# alone; each needs up to 4 GB.
 WORKERS ?= 2
 UV_VERSION := 0.13.9
 PACS_PORT ?= 8042
@@ -33,7 +34,7 @@ demo-pacs: .venv/.ready
 
 test: .venv/.ready-test
 	@echo "== Running the tests"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check
