@@ -182,10 +182,11 @@ class BrightEncoder:
 
 
 class BoxSam:
-    """SAM that takes what is brighter than `level` in the box."""
+    """SAM that takes what is bright in the box, and of a mask only what lies in it."""
 
     def __init__(self) -> None:
         self.boxes: list[Any] = []
+        self.mask_prompts = True
         self.scores: list[float] = []
         self.blind: set[int] = set()
 
@@ -193,14 +194,23 @@ class BoxSam:
         return plane
 
     def decode(
-        self, embedding: np.ndarray, boxes: Any = None, points: Any = None, *rest: Any, **more: Any
+        self,
+        embedding: np.ndarray,
+        boxes: Any = None,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        mask: np.ndarray | None = None,
+        voting: str = "single",
     ) -> MaskResult:
-        mask = np.zeros(embedding.shape[:2], bool)
+        given, mask = mask, np.zeros(embedding.shape[:2], bool)
         self.boxes.append(boxes)
         for x0, y0, x1, y1 in np.asarray(boxes, int):
             mask[y0 : y1 + 1, x0 : x1 + 1] = True
         if len(self.boxes) in self.blind:
             mask[:] = False
+        if given is not None:
+            mask &= given
         score = self.scores.pop(0) if self.scores else 0.9
         return MaskResult(mask & (embedding[..., 0] > 100), score, mask.astype(np.float32))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
+from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
 
 
@@ -109,6 +111,42 @@ def test_presence_alone_is_what_a_mask_would_tell(pipeline: ZeroShot, tmp_path: 
     assert told == {each.name: (each.presence_score, each.presence_threshold) for each in targets}
     with pytest.raises(CancelledError):
         pipeline.presence(image, text, OPTIONS, cancelled=lambda: True)
+
+
+def test_a_ring_is_told_from_what_it_encloses_by_its_coarse_mask(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text means the brighter ring; SAM takes the dimmer disc in it too, since it lies in the box."""
+    ring = disc((80, 80), 40, 40, 30) & ~disc((80, 80), 40, 40, 18)
+    image = picture(tmp_path, np.where(disc((80, 80), 40, 40, 12), 120, ring * 255))
+    threshold = {"saliency": "patch_text", "postprocess": "threshold", "threshold": 0.8, "num_components": 9}
+    boxed = pipeline.segment(image, "something bright", ZeroShotOptions(**threshold))
+    assert boxed.labels[0, 40, 40] > 0
+    assert "mask_pixels" not in boxed.targets[0].planes[0].prompt
+    masked = pipeline.segment(image, "something bright", ZeroShotOptions(**threshold, visual_prompt="mask"))
+    assert masked.labels[0, 40, 40] == 0
+    assert masked.labels.any()
+    assert masked.targets[0].planes[0].prompt["mask_pixels"] >= (masked.labels > 0).sum()
+
+    target = replace(pipeline.targets.get("breast tumour"), captions=("something bright",), visual_prompt="mask")
+    monkeypatch.setattr(pipeline, "targets", TargetSet([target]))
+    known = pipeline.segment(image, "breast tumour", ZeroShotOptions(**threshold, presence=False))
+    assert known.labels[0, 40, 40] == 0
+    said = ZeroShotOptions(**threshold, presence=False, visual_prompt="boxes")
+    assert pipeline.segment(image, "breast tumour", said).labels[0, 40, 40] > 0
+
+
+def test_sam_weights_that_take_no_masks_get_boxes_and_refuse_the_option(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    pipeline.sam.mask_prompts = False
+    target = replace(pipeline.targets.get("breast tumour"), visual_prompt="mask")
+    monkeypatch.setattr(pipeline, "targets", TargetSet([target]))
+    result = pipeline.segment(image, "breast tumour", ZeroShotOptions(saliency="patch_text", presence=False))
+    assert list(result.targets[0].planes[0].prompt) == ["boxes"]
+    with pytest.raises(OptionError, match=r"visual_prompt.*mask.*boxes, points or both"):
+        pipeline.segment(image, "breast tumour", ZeroShotOptions(visual_prompt="mask"))
 
 
 def test_presence_can_be_switched_off(pipeline: ZeroShot, tmp_path: Path) -> None:

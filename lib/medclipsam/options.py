@@ -19,7 +19,9 @@ SALIENCY_METHODS = ("m2ib", "m2ib_token", "patch_text")
 PRESETS = ("auto", "published", "paper", "demo")
 FITS = ("letterbox", "squash", "crop")
 POSTPROCESS = ("kmeans", "threshold", "crf")
-VISUAL_PROMPTS = ("boxes", "points", "both")
+# What SAM can be given; "auto" is no kind of its own but the target's choice.
+PROMPT_KINDS = ("boxes", "points", "both", "mask")
+VISUAL_PROMPTS = ("auto", *PROMPT_KINDS)
 VOTINGS = ("single", "mrm", "staple", "average")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -82,8 +84,9 @@ class ZeroShotOptions:
         How many largest components are kept; None takes the target's (1 for free text).
     min_size : int
         Components smaller than this many pixels are dropped.
-    visual_prompt : {"boxes", "points", "both"}
-        What SAM is given.
+    visual_prompt : {"auto", "boxes", "points", "both", "mask"}
+        What SAM is given; "auto" takes the target's (boxes for free text), "mask" is the boxes and the coarse mask
+        itself.
     box_per_component : bool or None
         One box for each component instead of one round all; None takes the target's.
     num_points, negative_points : int
@@ -110,7 +113,7 @@ class ZeroShotOptions:
     threshold: float = 0.3
     num_components: int | None = None
     min_size: int = 0
-    visual_prompt: str = "boxes"
+    visual_prompt: str = "auto"
     box_per_component: bool | None = None
     num_points: int = 5
     negative_points: int = 0

@@ -81,7 +81,8 @@ class TargetEvidence:
     presence_score, presence_threshold : float
         Greatest (smoothed) score over the planes looked at, and the threshold it was held against (None: not asked).
     planes : list of PlaneEvidence
-        For each plane that held it: presence, boxes and points given to SAM (pixels, (x, y)), SAM's score.
+        For each plane that held it: presence, boxes, points (pixels, (x, y)) and pixels of a mask given to SAM, SAM's
+        score.
     sam_score : float or None
         Mean over those planes.
     area_pixels : int
@@ -174,6 +175,7 @@ class _Job:
     window: Window | None
     num_components: int
     box_per_component: bool
+    visual_prompt: str
     mask: np.ndarray
     scores: np.ndarray
 
@@ -476,9 +478,21 @@ class ZeroShot:
             window=window,
             num_components=chosen,
             box_per_component=per_component,
+            visual_prompt=self._visual_prompt(known, options),
             mask=np.zeros(shape, dtype=bool),
             scores=np.full(image.n_planes, -np.inf),
         )
+
+    def _visual_prompt(self, known: Target | None, options: ZeroShotOptions) -> str:
+        """Return what SAM is given: what was asked for, else the target's choice where these weights take it."""
+        chosen = options.visual_prompt
+        if chosen == "mask" and not self.sam.mask_prompts:
+            allowed = "auto, boxes, points or both, since these SAM weights were not trained with masks as prompts"
+            raise OptionError("visual_prompt", chosen, allowed)
+        if chosen != "auto":
+            return chosen
+        own = known.visual_prompt if known else "boxes"
+        return "boxes" if own == "mask" and not self.sam.mask_prompts else own
 
     def _presence_threshold(self, known: Target | None) -> float:
         """Return the threshold calibrated for the weights: the target's own, else free text's or that of all."""
@@ -662,7 +676,7 @@ class _Pass:
             components = largest_components(coarse, job.num_components, options.min_size)
             prompt = visual_prompt(
                 components,
-                options.visual_prompt,
+                job.visual_prompt,
                 box_per_component=job.box_per_component,
                 num_points=options.num_points,
                 negative_points=options.negative_points,
@@ -683,7 +697,12 @@ class _Pass:
             embedding = self.sam.embed(pixels)
         with self.clock.stage("sam_decode"):
             answer = self.sam.decode(
-                embedding, prompt.boxes, prompt.points, prompt.point_labels, voting=self.options.voting
+                embedding,
+                prompt.boxes,
+                prompt.points,
+                prompt.point_labels,
+                mask=prompt.mask,
+                voting=self.options.voting,
             )
         asked = None if job.reference is None else float(job.scores[plane])
         job.evidence.planes.append(PlaneEvidence(plane, asked, prompt.to_dict(), float(answer.score)))

@@ -51,7 +51,7 @@ def test_info_has_labels_models_and_options(client: MONAILabelClient) -> None:
     assert info["models"]["text_prompt"]["labels"] == table
     config = info["models"]["text_prompt"]["config"]
     assert config["text"] == ""
-    assert config["visual_prompt"] == ["boxes", "points", "both"]
+    assert config["visual_prompt"] == ["auto", "boxes", "points", "both", "mask"]
     assert config["presence_threshold"] == "auto"
     # a lone DICOM slice is listed once its folder has been left alone for a while
     end = time.monotonic() + 10

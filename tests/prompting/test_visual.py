@@ -36,7 +36,7 @@ def test_points_lie_in_the_mask_without_repetition() -> None:
     assert len(sample_points(mask[:6, :5], 100, np.random.default_rng(0))) == mask[:6, :5].sum()
 
 
-@pytest.mark.parametrize("kind", ["boxes", "points", "both"])
+@pytest.mark.parametrize("kind", ["boxes", "points", "both", "mask"])
 def test_each_kind_holds_what_it_says(kind: str) -> None:
     mask = two_blobs()
     valid = np.zeros_like(mask)
@@ -44,8 +44,10 @@ def test_each_kind_holds_what_it_says(kind: str) -> None:
     prompt = visual_prompt(mask, kind, num_points=4, negative_points=3, seed=5, valid=valid)
     assert prompt is not None
     assert (prompt.boxes is not None) == (kind != "points")
-    if kind == "boxes":
+    assert (prompt.mask is mask) == (kind == "mask")
+    if kind in ("boxes", "mask"):
         assert prompt.points is None
+        assert prompt.to_dict().get("mask_pixels") == (mask.sum() if kind == "mask" else None)
         return
     assert prompt.point_labels.tolist() == [1, 1, 1, 1, 0, 0, 0]
     cols, rows = prompt.points.astype(int).T

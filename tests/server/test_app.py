@@ -144,7 +144,7 @@ def test_configured_defaults_reach_the_pipeline_and_the_form(make_app: MakeApp, 
     app = make_app(presence_threshold="0.25", visual_prompt="points", weights="biomedclip", device="cpu")
     config = app.info()["models"]["text_prompt"]["config"]
     assert config["presence_threshold"] == 0.25
-    assert config["visual_prompt"] == ["points", "boxes", "both"]
+    assert config["visual_prompt"] == ["points", "auto", "boxes", "both", "mask"]
     Path(app.infer({"model": "text_prompt", "image": "chest", "text": "heart", "beta": "2"})["file"]).unlink()
     _, options = loaded[0].asked[0]
     assert (options.presence_threshold, options.visual_prompt, options.beta) == (0.25, "points", 2.0)

@@ -157,6 +157,7 @@ def test_defaults_are_those_of_the_format(tmp_path):
     assert target.meaning == "left-kidney"
     assert target.in_modality("US")
     assert (target.num_components, target.box_per_component, target.window) == (1, False, None)
+    assert target.visual_prompt == "boxes"
     assert (target.modality, target.synonyms, target.overlaps, target.saliency) == ((), (), (), {})
 
 
@@ -193,6 +194,8 @@ def test_defaults_are_those_of_the_format(tmp_path):
         ({"num_components": "0"}, r"num_components cannot be 0"),
         ({"num_components": "1.5"}, r"num_components cannot be 1.5"),
         ({"box_per_component": "'no'"}, r"box_per_component cannot be 'no'; allowed: true or false"),
+        ({"visual_prompt": "auto"}, r"visual_prompt cannot be 'auto'; allowed: one of boxes, points, both, mask"),
+        ({"visual_prompt": "[mask]"}, r"visual_prompt cannot be \['mask'\]"),
         ({"saliency": "[1]"}, r"saliency cannot be \[1\]"),
         ({"saliency": "{auto: {beta: 1, variance: 1, layer: 9}}"}, r"the presets published, paper, demo"),
         ({"saliency": "{paper: {beta: 1}}"}, r"saliency.paper cannot be {'beta': 1}; allowed: the keys beta, variance"),

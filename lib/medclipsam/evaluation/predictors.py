@@ -11,7 +11,7 @@ import numpy as np
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import VISUAL_PROMPTS, ZeroShotOptions
+from medclipsam.options import PROMPT_KINDS, ZeroShotOptions
 from medclipsam.targets import TargetSet, normalise
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.zeroshot import ZeroShot
@@ -218,7 +218,7 @@ def ladder(
     options: ZeroShotOptions,
     methods: Sequence[str],
     *,
-    prompts: Sequence[str] = VISUAL_PROMPTS,
+    prompts: Sequence[str] = PROMPT_KINDS,
 ) -> dict[str, Predictor]:
     """Return the rungs of the ablation: each adds one stage, for each saliency method and each SAM.
 
@@ -231,7 +231,7 @@ def ladder(
     methods : sequence of str
         Saliency methods.
     prompts : sequence of str
-        What SAM is given: boxes, points, both.
+        What SAM is given: boxes, points, both, mask; the last only to weights that take one.
 
     Returns
     -------
@@ -247,6 +247,8 @@ def ladder(
         rungs[f"{method}: + components"] = ZeroShotPredictor(first, plain, "components")
         for name, pipeline in pipelines.items():
             for prompt in prompts:
+                if prompt == "mask" and not pipeline.sam.mask_prompts:
+                    continue
                 drawn = replace(plain, visual_prompt=prompt)
                 rungs[f"{method}: + SAM {name}, {prompt}"] = ZeroShotPredictor(pipeline, drawn)
             asked = replace(options, saliency=method, presence=True)

@@ -1,4 +1,4 @@
-"""From a coarse mask to what SAM is given: boxes and points in pixels of the plane, (x, y)."""
+"""From a coarse mask to what SAM is given: boxes and points in pixels of the plane, (x, y), or the mask itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class VisualPrompt:
-    """Boxes and points for SAM.
+    """Boxes, points and a mask for SAM.
 
     Attributes
     ----------
@@ -21,16 +21,20 @@ class VisualPrompt:
         float32 [M, 2], (x, y).
     point_labels : numpy.ndarray or None
         int32 [M]; 1 in the target, 0 outside.
+    mask : numpy.ndarray or None
+        bool [H, W], which SAM is to mend.
     """
 
     boxes: np.ndarray | None = None
     points: np.ndarray | None = None
     point_labels: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prompt as JSON-able lists; what was not used is left out."""
+        """Return the prompt as JSON-able lists; what was not used is left out, of a mask its pixels are counted."""
         parts = {"boxes": self.boxes, "points": self.points, "point_labels": self.point_labels}
-        return {key: np.asarray(value).tolist() for key, value in parts.items() if value is not None}
+        listed = {key: np.asarray(value).tolist() for key, value in parts.items() if value is not None}
+        return listed if self.mask is None else {**listed, "mask_pixels": int(self.mask.sum())}
 
 
 def boxes_of(mask: np.ndarray, per_component: bool = False) -> np.ndarray:
@@ -97,8 +101,8 @@ def visual_prompt(
     ----------
     mask : numpy.ndarray
         bool [H, W].
-    kind : {"boxes", "points", "both"}
-        What to make.
+    kind : {"boxes", "points", "both", "mask"}
+        What to make; "mask" is the boxes and the coarse mask.
     box_per_component : bool
         See `boxes_of`.
     num_points, negative_points : int
@@ -115,9 +119,9 @@ def visual_prompt(
     """
     if not mask.any():
         return None
-    boxes = boxes_of(mask, box_per_component) if kind in ("boxes", "both") else None
-    if kind == "boxes":
-        return VisualPrompt(boxes=boxes)
+    boxes = boxes_of(mask, box_per_component) if kind != "points" else None
+    if kind in ("boxes", "mask"):
+        return VisualPrompt(boxes=boxes, mask=mask if kind == "mask" else None)
     rng = np.random.default_rng(seed)
     inside = sample_points(mask, num_points, rng)
     outside = sample_points(~mask if valid is None else valid & ~mask, negative_points, rng)

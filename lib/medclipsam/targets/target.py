@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from medclipsam.errors import TargetError
-from medclipsam.options import PRESETS, RANGES
+from medclipsam.options import PRESETS, PROMPT_KINDS, RANGES
 
 # Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.
 MAX_LABEL = 200
@@ -48,6 +48,7 @@ _KEYS = (
     "window",
     "num_components",
     "box_per_component",
+    "visual_prompt",
     "saliency",
     "code",
 )
@@ -113,6 +114,8 @@ class Target:
         How many largest components of its mask are kept.
     box_per_component : bool
         Whether each component has a box of its own.
+    visual_prompt : {"boxes", "points", "both", "mask"}
+        What SAM is given. A ring needs more than a box, which is also the box round what the ring encloses.
     saliency : dict
         Preset name to {"beta", "variance", "layer"} of M2IB.
     code : StructureCode or None
@@ -130,6 +133,7 @@ class Target:
     window: tuple[float, float] | None = None
     num_components: int = 1
     box_per_component: bool = False
+    visual_prompt: str = "boxes"
     saliency: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
     code: StructureCode | None = None
 
@@ -372,6 +376,7 @@ class _Entry:
                 "num_components", self.entry.get("num_components", 1), *map(int, RANGES["num_components"])
             ),
             box_per_component=self._truth("box_per_component"),
+            visual_prompt=self._visual_prompt(),
             saliency=self._saliency(),
             code=self._code(),
         )
@@ -416,6 +421,12 @@ class _Entry:
         if not isinstance(value, bool):
             raise self._bad(key, value, "true or false")
         return value
+
+    def _visual_prompt(self) -> str:
+        value = self.entry.get("visual_prompt", "boxes")
+        if value not in PROMPT_KINDS:
+            raise self._bad("visual_prompt", value, "one of " + ", ".join(PROMPT_KINDS))
+        return str(value)
 
     def _window(self) -> tuple[float, float] | None:
         value = self.entry.get("window")
