@@ -19,12 +19,16 @@ from medclipsam.demo.train_clip import (
     FIRST_SEED,
     ClipRecipe,
     PhantomSet,
+    _Answers,
     augment,
     image_states,
     target_captions,
     train_clip,
 )
-from medclipsam.encoders import load_demo
+from medclipsam.encoders import Encoder, load_demo
+from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
+from medclipsam.presence import PresenceReference, presence_scores
+from medclipsam.targets import TargetSet
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
 
@@ -106,6 +110,31 @@ def test_augmentation_moves_masks_with_the_picture():
     assert (pixels[bits == 0] == 0).all()
 
 
+def test_presence_loss_is_the_cross_entropy_of_the_presence_score():
+    """Against the score that the pipeline asks with, on images that show a tumour, show none, or are of no concern."""
+    recipe = ClipRecipe.quick()
+    texts = captions.training_texts(target_captions())
+    arch = dict(recipe.arch)
+    config = {"arch": arch, "vocab": collect_vocabulary([text for text, _, _ in texts]), "image_size": 96}
+    torch.manual_seed(0)
+    model, tokenizer = build_small_clip(config)
+    answers = _Answers(model, tokenizer, captions.basis(arch["embed_dim"]))
+    pooled = torch.randn(4, arch["embed_dim"])
+    coverage, holds = torch.zeros(4, 64, 8), torch.zeros(4, len(MODALITIES) + len(captions.STATES))
+    tumour = [name for name in captions.STRUCTURES if "US" in captions.SEEN_IN[name]].index("breast tumour")
+    coverage[0, 3:6, tumour] = 0.5  # shown
+    coverage[2, 3, tumour] = 0.01  # all but cut off: not asked
+    holds[:3, MODALITIES.index("US")] = 1  # the fourth is of no modality
+    loss = answers.presence_loss(pooled, coverage, holds, 20.0)
+
+    encoder = Encoder(model, tokenizer, image_size=96, mean=[0.35] * 3, std=[0.3] * 3, identity="test", name="test")
+    target = next(target for target in TargetSet.load() if target.name == "breast tumour")
+    positive, negative = (encoder.text_prototype(list(t)) for t in (target.captions, target.absence_captions))
+    reference = PresenceReference(positive, negative[None])
+    score = presence_scores(torch.nn.functional.normalize(pooled, dim=-1), reference, 20.0).score
+    assert float(loss) == pytest.approx(-(math.log(score[0]) + math.log(1 - score[1])) / 4, rel=1e-4)
+
+
 def test_quick_command_writes_weights_that_load_and_the_same_seed_the_same_weights(tmp_path):
     assert main(["clip", "--out", str(tmp_path / "first"), "--quick"]) == 0
     again = train_clip(tmp_path / "again", ClipRecipe.quick())
@@ -163,3 +192,10 @@ def test_shipped_clip_tells_present_from_absent_and_from_other_pictures(shipped,
         scores = encode(shipped, absent) @ text
         auc = (present[:, None] > scores[None]).float().mean()
         assert float(auc) > 0.93
+
+
+@pytest.mark.cuda
+def test_a_gpu_trains_as_well(tmp_path):
+    train_clip(tmp_path, ClipRecipe.quick(), device="cuda")
+    encoder = load_demo(tmp_path / "clip.safetensors", tmp_path / "clip.json")
+    assert encoder.encode_texts(["both lungs"]).shape == (1, ClipRecipe.quick().arch["embed_dim"])

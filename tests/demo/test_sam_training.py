@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.demo.sam_examples import (
     SIZE,
+    Example,
     coarse_mask,
     draw_box,
     draw_example,
@@ -19,7 +20,16 @@ from medclipsam.demo.sam_examples import (
     jitter_box,
     true_box,
 )
-from medclipsam.demo.train_sam import ARCH, FIRST_SEED, SamRecipe, batch_loss, correction_clicks, mask_loss, train_sam
+from medclipsam.demo.train_sam import (
+    ARCH,
+    FIRST_SEED,
+    MASK_LOGIT,
+    SamRecipe,
+    batch_loss,
+    correction_clicks,
+    mask_loss,
+    train_sam,
+)
 from medclipsam.sam import build_sam, load_sam
 
 WEIGHTS = Path(__file__).parents[2] / "lib" / "medclipsam" / "demo" / "weights"
@@ -36,7 +46,7 @@ def test_examples_hold_prompts_that_fit_their_image() -> None:
     for index in range(40):
         example = draw_example(rng, itertools.count(FIRST_SEED + index), prompts=3, shapes=0.3)
         height, width = example.image.shape
-        kinds.add((example.boxes is not None, example.points is not None))
+        kinds.add(tuple(part is not None for part in (example.boxes, example.points, example.coarse)))
         assert max(height, width) == SIZE
         assert example.image.dtype == np.uint8
         assert example.masks.shape == (3, height, width)
@@ -48,7 +58,44 @@ def test_examples_hold_prompts_that_fit_their_image() -> None:
             assert example.labels.shape == example.points.shape[:2]
             assert (example.points >= 0).all()
             assert (example.points <= (width - 1, height - 1)).all()
-    assert kinds == {(True, False), (False, True), (True, True)}
+        if example.boxes is not None and example.coarse is not None:
+            assert all((true_box(mask) == box).all() for mask, box in zip(example.coarse, example.boxes, strict=True))
+    assert kinds == {(True, False, False), (False, True, False), (True, True, False), (True, False, True)}
+
+
+def test_a_coarse_mask_is_a_blurred_structure_that_grows_when_it_is_small() -> None:
+    rng = np.random.default_rng(0)
+    large, small = disc(100, 120, 60), disc(100, 120, 4)
+    for _ in range(10):
+        coarse = coarse_mask(rng, large)
+        assert 2 * (coarse & large).sum() / (coarse.sum() + large.sum()) > 0.7
+        coarse = coarse_mask(rng, small)
+        assert (coarse & small).any()
+        assert coarse.sum() > 1.5 * small.sum()
+
+
+def test_a_coarse_mask_is_given_as_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the prompt encoder is given has the coarse mask's place, on its own grid, in logits."""
+    sam = build_sam(ARCH)
+    mask = disc(100, 60, 40)
+    box = true_box(mask)[None].astype(float)
+    image = np.where(mask, 200, 50).astype(np.uint8)
+    given = []
+    encode = sam.prompt_encoder.forward
+
+    def watched(points: object, boxes: object, masks: torch.Tensor) -> object:
+        given.append(masks)
+        return encode(points=points, boxes=boxes, masks=masks)
+
+    monkeypatch.setattr(sam.prompt_encoder, "forward", watched)
+    batch_loss(sam, [Example(image, mask[None], box, None, None, mask[None])])
+    (logits,) = given
+    side = sam.prompt_encoder.mask_input_size[0]
+    rows, columns = np.mgrid[:side, :side] * (SIZE / side) + (SIZE / side - 1) / 2
+    inside = (rows - 100) ** 2 + (columns - 60) ** 2
+    assert logits.shape == (1, 1, side, side)
+    assert (logits[0, 0].numpy()[inside < 36**2] == MASK_LOGIT).all()
+    assert (logits[0, 0].numpy()[inside > 44**2] == -MASK_LOGIT).all()
 
 
 def test_examples_follow_from_the_seed() -> None:
@@ -96,14 +143,6 @@ def test_some_boxes_reach_too_far_on_one_side() -> None:
     assert (beyond[:, 1] > 0.5).mean() > 0.03
     assert (beyond[:, 1] > 0.5).sum() > (beyond[:, 0] > 0.5).sum()
     assert beyond.max() < 1.2
-
-
-def test_a_coarse_mask_covers_a_small_structure_with_whole_cells() -> None:
-    mask, rng = disc(100, 120, 5), np.random.default_rng(0)
-    for _ in range(20):
-        coarse = coarse_mask(rng, mask)
-        assert (coarse & mask).any()
-        assert coarse.sum() >= 18 * 18
 
 
 def test_the_loss_is_that_of_the_single_mask_and_the_best_candidate() -> None:
@@ -190,3 +229,10 @@ def test_the_shipped_weights_outline_held_out_structures_from_their_box(modality
         found = model.decode(model.embed(image), true_box(mask)[None]).mask
         dices.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
     assert np.mean(dices) >= least
+
+
+@pytest.mark.cuda
+def test_a_gpu_trains_as_well(tmp_path: Path) -> None:
+    train_sam(tmp_path, SamRecipe.quick(), device="cuda", progress=False)
+    config = json.loads((tmp_path / "sam.json").read_text())
+    assert load_sam(tmp_path / "sam.safetensors", config["arch"], identity="test").image_size == SIZE

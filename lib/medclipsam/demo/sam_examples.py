@@ -13,16 +13,17 @@ from torch.nn import functional as F
 
 from medclipsam.demo.drawing import Outline, Rng, between, centred_grid, chance, image_shape, smooth_noise, to_uint8
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
+from medclipsam.prompting import kmeans_split
 
 # The network's input side in pixels.
 SIZE = 256
 
 # Small or rare structures are drawn more often.
 _WEIGHTS = {"breast tumour": 2.0, "brain tumour": 2.0, "nodule": 3.0, "ventricles": 2.0, "heart": 1.5, "spine": 1.5}
-# A box round the skull is a box round the brain: these take points to tell them apart.
+# A box round the skull is a box round the brain: these take points or a coarse mask to tell them apart.
 _NOT_BY_BOX = ("skull",)
-# The side of the saliency grid that zero-shot boxes come from.
-_GRID = 14
+# Sides of the saliency grids that zero-shot boxes come from, in tokens.
+_GRIDS = (12, 24)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Example:
         float, shape [K, 4], [x0, y0, x1, y1] inclusive.
     points, labels : ndarray or None
         float, shape [K, N, 2], (x, y), and int, shape [K, N]: 1 inside, 0 outside.
+    coarse : ndarray or None
+        bool, shape [K, h, w]: masks as saliency maps give them, which are prompts beside the boxes round them.
     """
 
     image: np.ndarray
@@ -46,6 +49,7 @@ class Example:
     boxes: np.ndarray | None
     points: np.ndarray | None
     labels: np.ndarray | None
+    coarse: np.ndarray | None = None
 
 
 def draw_example(rng: Rng, phantom_seeds: Iterator[int], prompts: int, shapes: float) -> Example:
@@ -62,7 +66,7 @@ def draw_example(rng: Rng, phantom_seeds: Iterator[int], prompts: int, shapes: f
     shapes : float
         Probability of random shapes in place of a phantom.
     """
-    kind = rng.choice(["box", "points", "both"], p=[0.7, 0.15, 0.15])
+    kind = rng.choice(["box", "points", "both", "coarse"], p=[0.5, 0.12, 0.13, 0.25])
     image, masks, weights = _draw_scene(rng, phantom_seeds, shapes, by_box=kind == "box")
     image, masks = _move(rng, image, masks)
     weights = weights * (masks.reshape(len(masks), -1).sum(axis=1) >= 20)
@@ -72,6 +76,9 @@ def draw_example(rng: Rng, phantom_seeds: Iterator[int], prompts: int, shapes: f
     masks = masks[chosen]
     image = _recolour(rng, image)
 
+    if kind == "coarse":
+        coarse = np.stack([coarse_mask(rng, mask) for mask in masks])
+        return Example(image, masks, np.stack([true_box(mask) for mask in coarse]), None, None, coarse)
     boxes = None if kind == "points" else np.stack([draw_box(rng, mask) for mask in masks])
     points = labels = None
     if kind != "box":
@@ -192,7 +199,7 @@ def draw_box(rng: Rng, mask: np.ndarray) -> np.ndarray:
 
     A box that is drawn out reaches too far on one side, as one round a tumour and its shadow does.
     """
-    kind = rng.choice(["close", "loose", "grid", "drawn out"], p=[0.25, 0.3, 0.25, 0.2])
+    kind = rng.choice(["close", "loose", "grid", "drawn out"], p=[0.2, 0.25, 0.4, 0.15])
     if kind == "grid":
         return true_box(coarse_mask(rng, mask))
     if kind == "drawn out":
@@ -223,16 +230,25 @@ def jitter_box(rng: Rng, mask: np.ndarray, least: float, most: float, shift: flo
 
 
 def coarse_mask(rng: Rng, mask: np.ndarray) -> np.ndarray:
-    """Return the mask as a saliency grid would show it: whole cells, a little wrong."""
+    """Return the mask as a saliency map would show it: a coarse grid, blurred and a little wrong, split in two.
+
+    What is smaller than a token comes out many times too large, as it does in a real map.
+    """
+    grid = int(rng.integers(_GRIDS[0], _GRIDS[1] + 1))
     square = np.zeros((SIZE, SIZE), np.float32)
     square[: mask.shape[0], : mask.shape[1]] = mask
-    cells = F.adaptive_avg_pool2d(torch.from_numpy(square)[None], _GRID)[0].numpy()
-    cells = cells / cells.max() + rng.normal(0, 0.08, cells.shape) * (cells > 0)
-    kept = cells >= cells.max() * rng.uniform(0.15, 0.7)
-    index = (np.arange(SIZE) * _GRID) // SIZE
-    coarse = kept[np.ix_(index, index)][: mask.shape[0], : mask.shape[1]]
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(square)[None], grid)[0].numpy()
+    cells = ndimage.gaussian_filter(cells / cells.max(), rng.uniform(0, 0.7))
+    cells = cells / cells.max() * rng.uniform(0.7, 1.3, cells.shape) + rng.normal(0, 0.04, cells.shape)
+    smooth = F.interpolate(torch.from_numpy(cells).float()[None, None], (SIZE, SIZE), mode="bilinear")[0, 0].numpy()
+    values = smooth[: mask.shape[0], : mask.shape[1]]
+    split = kmeans_split(values)
+    coarse = values > (values.max() * rng.uniform(0.2, 0.7) if split is None or chance(rng, 0.3) else split)
+    labels, _ = ndimage.label(coarse)
+    # Noise far away is no part of the structure: the largest components are kept later.
+    beside = np.unique(labels[mask & coarse])
     # The only cell kept may lie in the padding when the structure is a line at the image's very edge.
-    return coarse if coarse.any() else mask
+    return np.isin(labels, beside) & coarse if len(beside) else mask
 
 
 def _draw_points(rng: Rng, mask: np.ndarray, inside: int, outside: int) -> np.ndarray:

@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the weights")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the code; the weights are of no use")
     parser.add_argument("--threads", type=int, help="CPU threads (all by default)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         import torch
@@ -21,11 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.model in ("clip", "all"):
         from medclipsam.demo.train_clip import ClipRecipe, train_clip
 
-        train_clip(chosen.out, ClipRecipe.quick() if chosen.quick else None)
+        train_clip(chosen.out, ClipRecipe.quick() if chosen.quick else None, device=chosen.device)
     if chosen.model in ("sam", "all"):
         from medclipsam.demo.train_sam import SamRecipe, train_sam
 
-        train_sam(chosen.out, SamRecipe.quick() if chosen.quick else None)
+        train_sam(chosen.out, SamRecipe.quick() if chosen.quick else None, device=chosen.device)
     return 0
 
 

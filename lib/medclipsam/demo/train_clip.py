@@ -1,4 +1,4 @@
-"""Training of the demo CLIP on phantoms, from scratch and on a CPU.
+"""Training of the demo CLIP on phantoms, from scratch.
 
 1. The text tower learns where each caption lies (`medclipsam.demo.captions`) and is frozen.
 2. The vision tower learns to answer an image with the sum of the captions of what can be seen in it, each weighted by
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class Sharpening:
         Images of each batch whose gradient is looked at, the costly part.
     fresh : bool
         Whether the cycle has phantoms of its own, rather than those of the stage before it.
+    presence : float
+        Weight of the loss that asks for each finding whether it is there.
+    chest_ct : float
+        How much more often a CT is drawn than another modality: its nodules are the hardest to see.
     """
 
     steps: int
@@ -75,6 +79,8 @@ class Sharpening:
     findings: float = 1.0
     images: int = 16
     fresh: bool = False
+    presence: float = 0.0
+    chest_ct: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ class ClipRecipe:
         )
 
 
-def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]:
+def train_clip(folder: Path, recipe: ClipRecipe | None = None, *, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Train the demo CLIP and write `clip.safetensors` and `clip.json`.
 
     Parameters
@@ -154,6 +160,8 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
         Where to write; made if needed.
     recipe : ClipRecipe, optional
         The shipped weights' recipe by default.
+    device : str or torch.device
+        Where to train. Random numbers are drawn there: the same recipe gives other weights on another device.
 
     Returns
     -------
@@ -174,10 +182,11 @@ def train_clip(folder: Path, recipe: ClipRecipe | None = None) -> dict[str, Any]
         "same_meaning": recipe.same_meaning,
     }
     model, tokenizer = build_small_clip(config)
+    model.to(device)
     vectors = captions.basis(recipe.arch["embed_dim"])
     model.logit_scale.data.fill_(math.log(recipe.logit_scale))
     train_text(model, tokenizer, texts, vectors, recipe)
-    data = _load_phantoms(PhantomSet(recipe))
+    data = _load_phantoms(PhantomSet(recipe), model.logit_scale.device)
     answers = _Answers(model, tokenizer, vectors)
     train_vision(model, answers, data, recipe, config)
     sharpen_vision(model, answers, data, recipe, config)
@@ -232,6 +241,7 @@ def train_text(
     recipe: ClipRecipe,
 ) -> None:
     """Teach the text tower each caption's prototype, then freeze it."""
+    device = model.logit_scale.device
     generator = torch.Generator().manual_seed(recipe.seed)
     shares = torch.tensor([share for _, _, share in texts])
     mixtures = {id(parts): parts for _, parts, _ in texts}
@@ -247,8 +257,8 @@ def train_text(
         strangers = recipe.text_batch // 16
         lines[:strangers] = [_strange_words("", generator, at_least=1) for _ in range(strangers)]
         goal[:strangers] = torch.from_numpy(vectors["generic"])
-        features = F.normalize(model.encode_text(tokenizer(lines)), dim=-1)
-        loss = (1 - (features * goal).sum(dim=-1)).mean()
+        features = F.normalize(model.encode_text(tokenizer(lines).to(device)), dim=-1)
+        loss = (1 - (features * goal.to(device)).sum(dim=-1)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -330,6 +340,8 @@ class PhantomSet(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
 
 # How much of an image's answer its state, its modality and the part that stands for nothing have, beside 1 a structure.
 _STATE_SHARE, _MODALITY_SHARE, _REST_SHARE = 0.7, 0.5, 1.2
+# A structure that covers as many tokens counts fully.
+_LEAST_TOKENS = 0.25
 # M2IB's beta that the sharpening has in mind.
 _TYPICAL_BETA = 0.5
 
@@ -348,7 +360,8 @@ def sharpen_vision(model: CLIP, answers: _Answers, data: _Data, recipe: ClipReci
     for number, cycle in enumerate(recipe.sharpen):
         seed = recipe.seed + 2 + number
         if cycle.fresh:
-            data = _load_phantoms(PhantomSet(recipe, first_seed=FIRST_SEED + (1 + number) * recipe.images))
+            phantoms = PhantomSet(recipe, first_seed=FIRST_SEED + (1 + number) * recipe.images)
+            data = _load_phantoms(phantoms, model.logit_scale.device)
         torch.manual_seed(seed)
         stage = _Stage(model, answers, data, recipe, config, seed=seed)
         stage.run(f"sharpening, cycle {number + 1}", cycle.steps, cycle.rate, cycle)
@@ -368,7 +381,8 @@ class _Stage:
     ) -> None:
         self.model, self.answers, self.data, self.recipe = model, answers, data, recipe
         self.tower = OpenClipTower(model.visual)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.device = model.logit_scale.device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self.mean, self.std = config["mean"][0], config["std"][0]
 
     def run(self, name: str, steps: int, rate: float, sharpen: Sharpening | None = None) -> None:
@@ -394,14 +408,16 @@ class _Stage:
     def _loss(self, sharpen: Sharpening | None) -> tuple[torch.Tensor, dict[str, float]]:
         recipe, generator = self.recipe, self.generator
         images, masks, holds = self.data
-        rows = torch.randint(recipe.images, (recipe.batch,), generator=generator)
+        often = torch.ones(recipe.images, device=self.device)
+        often[holds[:, MODALITIES.index("CT")] > 0] = sharpen.chest_ct if sharpen else 1.0
+        rows = torch.multinomial(often, recipe.batch, replacement=True, generator=generator)
         pixels, bits = augment(images[rows], masks[rows], generator)
         coverage = _coverage(bits, recipe.arch["patch_size"])
         inputs = ((pixels - self.mean) / self.std)[:, None].expand(-1, 3, -1, -1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             tokens = self.tower.prefix(inputs, recipe.layer).float()
             kept = _random_bottleneck(coverage, tokens, generator)
-            noise = torch.randn(tokens.shape, generator=generator)
+            noise = _normal(tokens.shape, generator)
             noisy = kept * tokens + (1 - kept) * noise
             patches = self.tower.patch_features(torch.cat([tokens, noisy]), recipe.layer).float()
         shares = torch.cat([torch.ones_like(coverage[..., 0]), kept[:, 1:].mean(dim=-1)])
@@ -413,6 +429,11 @@ class _Stage:
             sharp = self._sharpness(tokens[asked], coverage[asked], holds[rows[asked]], sharpen.findings)
             loss = loss + sharp
             parts["sharp"] = float(sharp.detach())
+            if sharpen.presence:
+                whole = patches[: recipe.batch].mean(dim=1)
+                presence = self.answers.presence_loss(whole, coverage, holds[rows], recipe.logit_scale)
+                loss = loss + sharpen.presence * presence
+                parts["presence"] = float(presence.detach())
         return loss, parts
 
     def _sharpness(
@@ -438,16 +459,16 @@ class _Stage:
         batch, n_tokens, _ = z.shape
 
         def draw(low: float, high: float) -> torch.Tensor:
-            return low + (high - low) * torch.rand(batch, 1, generator=generator)
+            return low + (high - low) * _uniform((batch, 1), generator)
 
         # Early in the optimisation all tokens have faded alike; late, the structure stands out.
         level = draw(0.15, 0.9).expand(-1, n_tokens)
         late = torch.cat([draw(0.0, 1.0), torch.where(share > 0.25, draw(0.4, 0.95), draw(0.02, 0.4))], dim=1)
         level = torch.where(draw(0, 1) < 0.5, level, late)
-        jitter = torch.randn(z.shape, generator=generator) * draw(0.0, 1.5)[..., None]
+        jitter = _normal(z.shape, generator) * draw(0.0, 1.5)[..., None]
         kept = torch.sigmoid(torch.logit(level.clamp(0.01, 0.99))[..., None] + jitter).requires_grad_(True)
         samples = 2
-        noise = torch.randn(samples, *z.shape, generator=generator)
+        noise = _normal((samples, *z.shape), generator)
         noisy = kept * z + (1 - kept) * noise
         # Only the plain kernel can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
@@ -459,10 +480,18 @@ class _Stage:
         return (1 - F.cosine_similarity(strength, share, dim=-1)).mean()
 
 
-def _load_phantoms(phantoms: PhantomSet) -> _Data:
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(*shape, generator=generator, device=generator.device)
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator, device=generator.device)
+
+
+def _load_phantoms(phantoms: PhantomSet, device: torch.device) -> _Data:
     loader = DataLoader(phantoms, batch_size=50, num_workers=phantoms.recipe.workers)
     images, masks, holds = zip(*tqdm(loader, desc="phantoms", unit="batch"), strict=True)
-    return torch.cat(images), torch.cat(masks), torch.cat(holds)
+    return torch.cat(images).to(device), torch.cat(masks).to(device), torch.cat(holds).to(device)
 
 
 def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -472,6 +501,8 @@ def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generato
     ----------
     images, masks : torch.Tensor
         uint8 [B, S, S]; masks packed.
+    generator : torch.Generator
+        On the images' device.
 
     Returns
     -------
@@ -481,7 +512,7 @@ def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generato
     batch = len(images)
 
     def draw(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(batch, generator=generator)
+        return low + (high - low) * _uniform((batch,), generator)
 
     moved = draw(0, 1) < 0.75
     # Above 1 shows more than the picture (a smaller body), below 1 a part of it.
@@ -489,11 +520,11 @@ def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generato
     angle = draw(-0.25, 0.25)
     stretch = draw(0.88, 1.14)
     room = (1 - zoom).abs() + 0.06
-    theta = torch.zeros(batch, 2, 3)
+    theta = torch.zeros(batch, 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 1] = zoom * stretch * angle.cos(), zoom * angle.sin()
     theta[:, 1, 0], theta[:, 1, 1] = -zoom * angle.sin(), zoom / stretch * angle.cos()
     theta[:, 0, 2], theta[:, 1, 2] = draw(-1, 1) * room, draw(-1, 1) * room
-    theta[~moved] = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    theta[~moved] = torch.eye(2, 3, device=images.device)
     grid = F.affine_grid(theta, [batch, 1, *images.shape[1:]], align_corners=False)
     pixels = F.grid_sample(images[:, None].float() / 255, grid, align_corners=False)[:, 0]
     bits = F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].to(torch.uint8)
@@ -502,7 +533,7 @@ def augment(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generato
     gamma = torch.exp(draw(-0.5, 0.5))[:, None, None]
     gain, offset = draw(0.7, 1.2)[:, None, None], draw(-0.1, 0.15)[:, None, None]
     changed = pixels.clamp(1e-4, 1) ** gamma * gain + offset
-    grain = torch.randn(pixels.shape, generator=generator) * draw(0, 0.06)[:, None, None]
+    grain = _normal(pixels.shape, generator) * draw(0, 0.06)[:, None, None]
     changed = changed + grain
     soft = F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0]
     changed = torch.where((draw(0, 1) < 0.25)[:, None, None], soft, changed)
@@ -523,22 +554,20 @@ def _random_bottleneck(coverage: torch.Tensor, tokens: torch.Tensor, generator: 
     side = math.isqrt(n_patches)
 
     def draw(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(batch, 1, generator=generator)
+        return low + (high - low) * _uniform((batch, 1), generator)
 
-    kind = torch.rand(batch, generator=generator)
+    kind = _uniform((batch,), generator)
     present = coverage[:, :, :_BODY_BIT].sum(dim=1) > 0.5
     weights = present.float() + 1e-6
     chosen = torch.multinomial(weights, 1, generator=generator)
     pair = chosen.clone()
-    second = (torch.rand(batch, 1, generator=generator) < 0.3).long() * torch.multinomial(
-        weights, 1, generator=generator
-    )
+    second = (draw(0, 1) < 0.3).long() * torch.multinomial(weights, 1, generator=generator)
     pair = torch.where(second > 0, second, pair)
     inside = coverage.gather(2, chosen[:, None].expand(-1, n_patches, 1))[..., 0]
     inside = torch.maximum(inside, coverage.gather(2, pair[:, None].expand(-1, n_patches, 1))[..., 0])
     inside = (inside > 0.25).float()
     high, low = draw(0.35, 1.0), draw(0.0, 0.12)
-    blobs = F.interpolate(torch.randn(batch, 1, 5, 5, generator=generator), size=(side, side), mode="bicubic")
+    blobs = F.interpolate(_normal((batch, 1, 5, 5), generator), size=(side, side), mode="bicubic")
     blobs = torch.sigmoid(6 * blobs.flatten(1) + draw(-3, 3))
     # Part of a structure: its tokens fade by blobs, so that a half is worth half.
     part = inside * blobs
@@ -548,7 +577,7 @@ def _random_bottleneck(coverage: torch.Tensor, tokens: torch.Tensor, generator: 
     level = low + (high - low) * level
     level = torch.where((kind >= 0.85)[:, None], draw(0.05, 1.0).expand(-1, n_patches), level)
     level = torch.cat([draw(0.0, 1.0), level], dim=1).clamp(0.005, 0.995)
-    jitter = torch.randn(tokens.shape, generator=generator) * draw(0.0, 1.5)[..., None]
+    jitter = _normal(tokens.shape, generator) * draw(0.0, 1.5)[..., None]
     return torch.sigmoid(torch.logit(level)[..., None] + jitter)
 
 
@@ -563,10 +592,11 @@ class _Answers:
         def encode(texts: list[str]) -> torch.Tensor:
             picked = [texts[i] for i in rng.permutation(len(texts))[: self._VARIANTS]]
             with torch.no_grad():
-                return F.normalize(model.encode_text(tokenizer(picked)), dim=-1)
+                return F.normalize(model.encode_text(tokenizer(picked).to(device)), dim=-1)
 
+        device = model.logit_scale.device
         model.eval()
-        self.rest = torch.from_numpy(vectors["rest"])
+        self.rest = torch.from_numpy(vectors["rest"]).to(device)
         self.structures = {
             (modality, name): encode(
                 [*captions.structure_captions(name, modality), *list(captions.structure_captions(name)) * 4]
@@ -579,6 +609,14 @@ class _Answers:
         self.modalities = {name: encode(list(words)) for name, words in captions.MODALITY_WORDS.items()}
         self.lungs = {name: encode(list(captions.structure_captions("lungs", name))) for name in ("XR", "CT")}
         known = (*self.structures.values(), *self.states.values())
+        self.findings = {
+            captions.structure_of(target): tuple(
+                F.normalize(encode(list(texts)).mean(dim=0), dim=0)
+                for texts in (target.captions, target.absence_captions)
+            )
+            for target in TargetSet.load()
+            if captions.structure_of(target) in captions.FINDINGS
+        }
         self.probes = F.normalize(torch.stack([features.mean(dim=0) for features in known]), dim=-1)
 
     def ask(
@@ -589,13 +627,14 @@ class _Answers:
         if modality is None:
             return None
         names = _BITS[modality]
-        present = (coverage[:, : len(names)].sum(dim=0) > 0.5).float()
+        present = (coverage[:, : len(names)].sum(dim=0) > _LEAST_TOKENS).float()
         if not present.any():
             return None
-        present *= torch.tensor([findings if name in captions.FINDINGS else 1.0 for name in names])
+        often = [findings if name in captions.FINDINGS else 1.0 for name in names]
+        present = present * torch.tensor(often, device=present.device)
         name = names[int(torch.multinomial(present, 1, generator=generator))]
         share = coverage[:, names.index(name)]
-        if name.endswith(" lung") and torch.rand(1, generator=generator) < 0.5:
+        if name.endswith(" lung") and _uniform((1,), generator) < 0.5:
             both = [names.index(side) for side in ("left lung", "right lung")]
             return _pick(self.lungs[modality]), coverage[:, both].sum(dim=1)
         return _pick(self.structures[modality, name]), share
@@ -614,7 +653,7 @@ class _Answers:
         parts = torch.cat(
             [coverage[..., :_BODY_BIT], (1 - coverage[..., :_BODY_BIT].amax(dim=-1, keepdim=True))], dim=-1
         )
-        weight = (parts / parts.sum(dim=1, keepdim=True).clamp_min(1.0)).sum(dim=-1)
+        weight = (parts / parts.sum(dim=1, keepdim=True).clamp_min(_LEAST_TOKENS)).sum(dim=-1)
         weight = weight / weight.sum(dim=1, keepdim=True)
         direction = 1 - F.cosine_similarity(patches, goal, dim=-1)
         length = (patches.norm(dim=-1).clamp_min(1e-4).log() - goal.norm(dim=-1).log()).square()
@@ -623,11 +662,29 @@ class _Answers:
         losses = {"image": image_loss, "probe": probe_loss, "patch": patch_loss}
         return loss, {name: float(part.detach()) for name, part in losses.items()}
 
+    def presence_loss(
+        self, pooled: torch.Tensor, coverage: torch.Tensor, holds: torch.Tensor, logit_scale: float
+    ) -> torch.Tensor:
+        """Return the cross-entropy of each finding's presence in the images [B, E] of its modality.
+
+        The score is that of `medclipsam.presence`: the finding's captions against those of what is there instead.
+        """
+        features = F.normalize(pooled, dim=-1)
+        losses = []
+        for name, (positive, negative) in self.findings.items():
+            (modality,) = captions.SEEN_IN[name]
+            tokens = coverage[..., _BITS[modality].index(name)].sum(dim=1)
+            # What the augmentation has all but cut off is neither there nor not.
+            asked = (holds[:, MODALITIES.index(modality)] > 0) & ((tokens == 0) | (tokens > _LEAST_TOKENS / 2))
+            logits = logit_scale * (features[asked] @ (positive - negative))
+            losses.append(F.binary_cross_entropy_with_logits(logits, (tokens[asked] > 0).float(), reduction="sum"))
+        return torch.stack(losses).sum() / len(pooled)
+
     def _goals(self, coverage: torch.Tensor, shares: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
         """Return what each patch should answer, [B, P, E]; their mean is the image's answer."""
         batch, n_patches, _ = coverage.shape
-        # What covers less than one token is not to be found for certain: it has that share of a whole structure's part.
-        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(1.0) * shares[..., None]
+        # What is next to nothing is not to be found for certain: it has a share of a whole structure's part.
+        amount = n_patches * coverage / coverage.sum(dim=1, keepdim=True).clamp_min(_LEAST_TOKENS) * shares[..., None]
         visible = (shares * coverage[..., _BODY_BIT]).sum(dim=1) / coverage[..., _BODY_BIT].sum(dim=1).clamp_min(1)
         goals = []
         for row in range(batch):

@@ -122,7 +122,9 @@ class SamRecipe:
         return sum(stage.steps for stage in self.stages)
 
 
-def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool = True) -> dict[str, Any]:
+def train_sam(
+    folder: Path, recipe: SamRecipe | None = None, *, device: str | torch.device = "cpu", progress: bool = True
+) -> dict[str, Any]:
     """Train the demo SAM and write `sam.safetensors` and `sam.json`.
 
     The same recipe gives the same weights on the same kind of processor with the same version of PyTorch and number
@@ -134,6 +136,8 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
         Where to write; made if needed.
     recipe : SamRecipe, optional
         The shipped weights' recipe by default.
+    device : str or torch.device
+        Where to train.
     progress : bool
         Show a progress bar.
 
@@ -146,7 +150,7 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
     recipe = recipe or SamRecipe()
     start = time.monotonic()
     phantom_seeds = itertools.count(FIRST_SEED)
-    sam = _new_sam(recipe.seed)
+    sam = _new_sam(recipe.seed).to(device)
     for number, stage in enumerate(recipe.stages):
         rng = np.random.default_rng([recipe.seed, 1 + number])
         run_stage(sam, stage, recipe, rng, phantom_seeds, progress=progress)
@@ -163,7 +167,11 @@ def train_sam(folder: Path, recipe: SamRecipe | None = None, *, progress: bool =
             "training_images": recipe.steps * recipe.images,
             "training_prompts": recipe.steps * recipe.images * recipe.prompts,
             "seconds": round(seconds),
-            "held_out_dice": measure(SamModel(sam, identity="just trained"), recipe.measured, progress=progress),
+            "held_out_dice": measure(
+                SamModel(sam, identity="just trained", device=device, mask_prompts=True),
+                recipe.measured,
+                progress=progress,
+            ),
         },
     }
     return write_weights(folder, "sam", sam.state_dict(), config)
@@ -214,11 +222,14 @@ def batch_loss(
     sam: Sam, batch: list[Example], rng: np.random.Generator | None = None, corrected: float = 0.0
 ) -> torch.Tensor:
     """Return the mean loss of a batch's prompts, and of their corrections in a share `corrected` of the images."""
-    pixels = [
-        sam.preprocess(torch.from_numpy(example.image).float().expand(3, *example.image.shape)) for example in batch
-    ]
-    # The encoder takes most of the time, and half of that in bfloat16; the small decoder stays in float32.
-    with torch.autocast("cpu", torch.bfloat16):
+    device = sam.device
+
+    def floats(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, torch.float32)
+
+    pixels = [sam.preprocess(floats(example.image).expand(3, *example.image.shape)) for example in batch]
+    # The encoder takes half the time in bfloat16; the small decoder gains nothing and stays in float32.
+    with torch.autocast(device.type, torch.bfloat16):
         features = sam.image_encoder(torch.stack(pixels))
     features = features.float()
     position = sam.prompt_encoder.get_dense_pe()
@@ -234,13 +245,19 @@ def batch_loss(
         return found[:, :1].detach()
 
     for example, feature in zip(batch, features, strict=True):
-        boxes = None if example.boxes is None else torch.from_numpy(example.boxes).float()
+        boxes = None if example.boxes is None else floats(example.boxes)
         points = None
         if example.points is not None and example.labels is not None:
-            points = (torch.from_numpy(example.points).float(), torch.from_numpy(example.labels).int())
+            points = (floats(example.points), torch.from_numpy(example.labels).to(device, torch.int32))
         height, width = example.image.shape
-        truth = F.pad(torch.from_numpy(example.masks).float(), (0, SIZE - width, 0, SIZE - height))
-        found = decode(feature, truth, points, boxes, None)
+        padding = (0, SIZE - width, 0, SIZE - height)
+        truth = F.pad(floats(example.masks), padding)
+        coarse = None
+        if example.coarse is not None:
+            share = F.pad(floats(example.coarse), padding)
+            share = F.avg_pool2d(share[:, None], SIZE // sam.prompt_encoder.mask_input_size[0])
+            coarse = (share - 0.5) * 2 * MASK_LOGIT
+        found = decode(feature, truth, points, boxes, coarse)
         if rng is not None and rng.random() < corrected:
             # An annotator's mask comes without the prompt that made it, and without its logits.
             if rng.random() < 0.5:
@@ -277,12 +294,12 @@ def correction_clicks(
     """
     drawn = F.interpolate(found, truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
     clicks, labels = [], []
-    for mask, right in zip(drawn.numpy(), truth.numpy() > 0.5, strict=True):
+    for mask, right in zip(drawn.cpu().numpy(), truth.cpu().numpy() > 0.5, strict=True):
         wrong = np.argwhere(mask != right)
         row, column = wrong[rng.integers(len(wrong))] if len(wrong) else (0, 0)
         clicks.append([[float(column), float(row)]])
         labels.append([int(right[row, column])])
-    added = torch.tensor(clicks), torch.tensor(labels, dtype=torch.int)
+    added = torch.tensor(clicks, device=truth.device), torch.tensor(labels, dtype=torch.int, device=truth.device)
     if points is None:
         return added
     return torch.cat([points[0], added[0]], dim=1), torch.cat([points[1], added[1]], dim=1)
@@ -335,7 +352,7 @@ def measure(model: SamModel, n: int, *, first_seed: int = 500_000, progress: boo
     -------
     dict
         For each structure, as "modality name", the mean Dice for the true box ("true"), a box with sides scaled by
-        0.85 to 1.4 and shifted ("jittered"), and a box on a grid of 14 x 14 cells ("grid").
+        0.85 to 1.4 and shifted ("jittered"), a box from a coarse mask ("grid"), and that with the mask ("mask").
     """
     found: dict[str, dict[str, list[float]]] = {}
     for modality in tqdm(MODALITIES, desc="held-out phantoms", disable=not progress):
@@ -344,18 +361,20 @@ def measure(model: SamModel, n: int, *, first_seed: int = 500_000, progress: boo
         for index in range(6 * n):
             phantom = make_phantom(modality, first_seed + index, size=SIZE)
             for name, mask in phantom.masks.items():
-                dices = names.setdefault(f"{modality} {name}", {"true": [], "jittered": [], "grid": []})
+                dices = names.setdefault(f"{modality} {name}", {"true": [], "jittered": [], "grid": [], "mask": []})
                 if len(dices["true"]) >= n:
                     continue
                 image = phantom.image if phantom.image.ndim == 3 else phantom.image[..., None].repeat(3, axis=2)
                 embedding = model.embed(image)
-                boxes = {
-                    "true": true_box(mask),
-                    "jittered": jitter_box(rng, mask, 0.85, 1.4, 0.12),
-                    "grid": true_box(coarse_mask(rng, mask)),
+                coarse = coarse_mask(rng, mask)
+                prompts: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+                    "true": (true_box(mask), None),
+                    "jittered": (jitter_box(rng, mask, 0.85, 1.4, 0.12), None),
+                    "grid": (true_box(coarse), None),
+                    "mask": (true_box(coarse), coarse),
                 }
-                for kind, box in boxes.items():
-                    result = model.decode(embedding, box[None]).mask
+                for kind, (box, given) in prompts.items():
+                    result = model.decode(embedding, box[None], mask=given).mask
                     dices[kind].append(2 * float((result & mask).sum()) / float(result.sum() + mask.sum()))
             if all(len(dices["true"]) >= n for dices in names.values()) and index >= 2 * n:
                 break
