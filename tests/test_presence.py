@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from medclipsam.encoders import Encoder, load_open_clip
 from medclipsam.errors import InputError
 from medclipsam.presence import (
+    GENERIC_CAPTIONS,
+    NORMAL_CAPTIONS,
     PresenceReference,
     calibrate_threshold,
     family,
@@ -36,10 +38,13 @@ def test_the_score_is_the_sigmoid_of_the_scaled_margin() -> None:
         assert scores.negative[row] == pytest.approx(minus)
 
 
-def test_a_known_target_is_judged_against_its_absence_captions_and_other_modalities(encoder: Encoder) -> None:
+@pytest.mark.parametrize("modality", ["US", "MR", None])
+def test_a_known_target_is_judged_against_absence_captions_and_what_the_image_might_be(
+    encoder: Encoder, modality: str | None
+) -> None:
     targets = TargetSet.load()
     tumour = targets.get("breast tumour")
-    reference = presence_reference(encoder, tumour.captions, tumour, targets, "US")
+    reference = presence_reference(encoder, tumour.captions, tumour, targets, modality)
     torch.testing.assert_close(reference.positive, encoder.text_prototype(tumour.captions))
 
     def has(captions: tuple[str, ...]) -> bool:
@@ -47,8 +52,22 @@ def test_a_known_target_is_judged_against_its_absence_captions_and_other_modalit
         return bool(torch.isclose(reference.negatives, wanted, atol=1e-6).all(dim=1).any())
 
     assert has(tumour.absence_captions)
-    assert has(targets.get("brain tumour").captions)
+    assert has(GENERIC_CAPTIONS[0])
+    # An image that says it is an ultrasound shows no brain.
+    assert has(targets.get("brain tumour").captions) is (modality != "US")
+    assert has(NORMAL_CAPTIONS["MR"]) is (modality != "US")
     assert not has(tumour.captions)
+    assert not has(NORMAL_CAPTIONS["US"])
+
+
+def test_what_the_modality_shows_too_is_no_negative_under_another_modalitys_name(encoder: Encoder) -> None:
+    """Every chest CT lies near "the lungs on an x-ray", whether it shows a nodule or not."""
+    targets = TargetSet.load()
+    nodule = targets.get("lung nodule")
+    reference = presence_reference(encoder, nodule.captions, nodule, targets, None)
+    for name, expected in (("lungs x-ray", False), ("lungs CT", False), ("breast tumour", True), ("brain", True)):
+        wanted = encoder.text_prototype(targets.get(name).captions)
+        assert bool(torch.isclose(reference.negatives, wanted, atol=1e-6).all(dim=1).any()) is expected
 
 
 def test_a_target_without_absence_captions_is_judged_against_the_bank_alone(encoder: Encoder) -> None:

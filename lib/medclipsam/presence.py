@@ -8,7 +8,7 @@ this question every plane of a volume gets a mask.
 
 CLIP does not understand "no X": what is absent is described by what is there instead. A known target brings its own
 absence captions; all targets, and free text above all, are also compared with a bank of normal images of each modality,
-captions of targets of other modalities, and things that are no medical image.
+captions of targets that only other modalities show, and things that are no medical image.
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ def presence_reference(
     target : Target or None
         The known target that the captions mean; None for free text.
     targets : TargetSet
-        All known targets; those of other modalities are part of the bank.
+        All known targets; those that only other modalities show are part of the bank.
     modality : str or None
-        DICOM modality of the image, where known.
+        DICOM modality of the image, where known. If the target is known in it, only the absence captions and what is
+        no medical image are compared with.
 
     Returns
     -------
@@ -102,20 +103,19 @@ def presence_reference(
     """
     own = {family(name) for name in target.modality} if target else {family(modality)}
     groups: list[Sequence[str]] = [*GENERIC_CAPTIONS]
-    if target is not None:
-        if target.absence_captions:
-            groups.append(target.absence_captions)
-        groups += [texts for name, texts in NORMAL_CAPTIONS.items() if name not in own]
-    else:
+    if target is not None and target.absence_captions:
+        groups.append(target.absence_captions)
+    # An image that says it is of the target's modality shows no other one's: those could only outbid by mistake.
+    if target is None or modality is None or modality.upper() not in target.modality:
         # Free text has no absence captions: the normal image of its own modality takes their place.
-        groups += list(NORMAL_CAPTIONS.values())
-    if None not in own:
-        # Other targets of the same modality may well stand beside this one in the same plane: they are no negatives.
-        meaning = target.meaning if target else None
-        for name in targets.names():
-            other = targets.get(name)
-            if other.meaning != meaning and not own & {family(code) for code in other.modality} and other.modality:
-                groups.append(other.captions)
+        groups += [texts for name, texts in NORMAL_CAPTIONS.items() if target is None or name not in own]
+        if None not in own:
+            # What this modality shows too may well stand beside the target in the same plane and is no negative, by
+            # whatever modality's name: "the lungs on an x-ray" lies near every chest CT, with and without a nodule.
+            shown = {other.meaning for other in targets if own & {family(code) for code in other.modality}}
+            if target is not None:
+                shown.add(target.meaning)
+            groups += [other.captions for other in targets if other.modality and other.meaning not in shown]
     prototypes = torch.stack([encoder.text_prototype(list(texts)) for texts in groups])
     return PresenceReference(encoder.text_prototype(captions), prototypes)
 
