@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from medclipsam.demo.calibrate import DICOM_MODALITY
 from medclipsam.demo.phantoms import Phantom, make_phantom
@@ -72,3 +73,25 @@ def test_nothing_is_drawn_where_nothing_is(demo: ZeroShot, tmp_path: Path) -> No
     assert np.mean(drawn) <= 0.2
     drawn = [demo.segment(image, "brain tumour on MRI").labels.any() for image in normal]
     assert np.mean(drawn) <= 0.1
+
+
+@pytest.mark.timeout(900)
+def test_a_ring_is_told_from_what_it_encloses(demo: ZeroShot, tmp_path: Path) -> None:
+    """The box round the skull is the box round the brain."""
+    rings, brains = [], []
+    for phantom, image in list(held_out("MR", tmp_path))[:12]:
+        skull = demo.segment(image, "skull").labels[0] > 0
+        rings.append(dice(skull, phantom.masks["skull"]))
+        brains.append(dice(skull, phantom.masks["brain"]))
+    assert np.mean(rings) >= 0.4
+    assert np.mean(brains) <= 0.1
+
+
+@pytest.mark.timeout(900)
+def test_presence_tells_findings_from_normal_images(demo: ZeroShot, tmp_path: Path) -> None:
+    for modality, text in (("US", "breast tumour"), ("MR", "brain tumour"), ("CT", "lung nodule")):
+        scores = {
+            sick: [demo.presence(image, text)[text][0] for _, image in held_out(modality, tmp_path, pathology=sick)]
+            for sick in (True, False)
+        }
+        assert roc_auc_score([1] * COUNT + [0] * COUNT, scores[True] + scores[False]) >= 0.95

@@ -98,6 +98,8 @@ class ClipRecipe:
         Sharpening(700, 8e-4, findings=3.0, images=8),
         Sharpening(1500, 8e-4, findings=3.0, images=8, fresh=True),
         Sharpening(1500, 6e-4, findings=3.0, images=8),
+        Sharpening(2200, 8e-4, findings=3.0, images=8, fresh=True, presence=0.5, chest_ct=2.0),
+        Sharpening(1600, 6e-4, findings=3.0, images=8, fresh=True, presence=0.5, chest_ct=2.0),
     )
     text_steps: int = 900
     text_batch: int = 96
@@ -140,7 +142,7 @@ class ClipRecipe:
         return cls(
             images=24,
             steps=3,
-            sharpen=(Sharpening(1, 5e-4), Sharpening(1, 5e-4, findings=3.0, images=4, fresh=True)),
+            sharpen=(Sharpening(1, 5e-4), Sharpening(1, 5e-4, findings=3.0, images=4, fresh=True, presence=0.5)),
             batch=8,
             text_steps=4,
             text_batch=16,

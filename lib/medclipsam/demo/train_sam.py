@@ -5,8 +5,8 @@ with a box, points or both, and the decoder's masks are fitted with focal and di
 masks only the best one is fitted, which lets them differ where the prompt is ambiguous, and a head learns to predict
 each mask's overlap. Boxes are jittered far more than SAM's: a zero-shot box comes from a coarse saliency map.
 
-In a second stage a part of the prompts is corrected, as an annotator would: the mask found is given back as a mask
-prompt together with a click where it is wrong.
+From the second stage on a part of the prompts is corrected, as an annotator would: the mask found is given back as a
+mask prompt together with a click where it is wrong. In the third, masks as saliency maps give them are prompts too.
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ class SamRecipe:
     """
 
     seed: int = 0
-    stages: tuple[Stage, ...] = (Stage(1700, 8e-4), Stage(800, 6e-4, corrected=0.4))
+    stages: tuple[Stage, ...] = (
+        Stage(1700, 8e-4),
+        Stage(800, 6e-4, corrected=0.4),
+        Stage(3900, 6e-4, corrected=0.3),
+    )
     images: int = 6
     prompts: int = 4
     warmup: int = 100
