@@ -66,7 +66,7 @@ def test_one_command_gives_tables_and_a_report(spots: Path, tmp_path: Path, caps
     rows = (out / "per_image.csv").read_text().splitlines()
     assert len(rows) == 5
     assert rows[0].startswith("task,name,text,present,found")
-    assert len((out / "rungs.csv").read_text().splitlines()) == 1 + 4 * 7
+    assert len((out / "rungs.csv").read_text().splitlines()) == 1 + 4 * 8
     assert len((out / "sensitivity.csv").read_text().splitlines()) == 1 + 4 * 6
     # The same seed gives the same report; the seconds lie apart.
     again = tmp_path / "again"
