@@ -313,7 +313,7 @@ def voxels(content: bytes) -> np.ndarray:
 
 def test_a_volume_tells_its_progress_and_is_cancelled(server: Any) -> None:
     where = f"{server.url}/requests/a-volume"
-    slow = {"text": "lungs", "presence": False, "steps": 500, "samples": 10}
+    slow = {"text": "lungs", "presence": False, "steps": 200, "samples": 10}
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(
             requests.post,
@@ -332,7 +332,7 @@ def test_a_volume_tells_its_progress_and_is_cancelled(server: Any) -> None:
 
 
 def test_a_client_that_leaves_stops_its_work(server: Any) -> None:
-    slow = {"text": "lungs", "presence": False, "steps": 500, "samples": 10}
+    slow = {"text": "lungs", "presence": False, "steps": 200, "samples": 10}
     query = {"image": "chest_ct", "request_id": "leaves"}
     with pytest.raises(requests.Timeout):
         requests.post(

@@ -233,6 +233,18 @@ def coarse_mask(rng: Rng, mask: np.ndarray) -> np.ndarray:
     """Return the mask as a saliency map would show it: a coarse grid, blurred and a little wrong, split in two.
 
     What is smaller than a token comes out many times too large, as it does in a real map.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws grid, blur, errors and threshold.
+    mask : ndarray
+        bool, shape [h, w], at most `SIZE` each, not empty.
+
+    Returns
+    -------
+    ndarray
+        bool, as mask: the parts that touch the mask; the mask itself where none does.
     """
     grid = int(rng.integers(_GRIDS[0], _GRIDS[1] + 1))
     square = np.zeros((SIZE, SIZE), np.float32)

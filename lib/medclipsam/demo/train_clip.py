@@ -667,9 +667,25 @@ class _Answers:
     def presence_loss(
         self, pooled: torch.Tensor, coverage: torch.Tensor, holds: torch.Tensor, logit_scale: float
     ) -> torch.Tensor:
-        """Return the cross-entropy of each finding's presence in the images [B, E] of its modality.
+        """Return the cross-entropy of each finding's presence, summed over the images of its modality, divided by B.
 
-        The score is that of `medclipsam.presence`: the finding's captions against those of what is there instead.
+        The score is that of `medclipsam.presence`: the finding's captions against its absence captions.
+
+        Parameters
+        ----------
+        pooled : torch.Tensor
+            float [B, E], image features of any length.
+        coverage : torch.Tensor
+            float [B, P, 8], the share of each token that each structure covers.
+        holds : torch.Tensor
+            float [B, modalities + states], as `PhantomSet` gives it.
+        logit_scale : float
+            Of the similarities' difference.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar; 0 where no image is of a finding's modality.
         """
         features = F.normalize(pooled, dim=-1)
         losses = []
