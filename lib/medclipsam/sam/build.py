@@ -15,10 +15,12 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from medclipsam.errors import WeightsError
+from medclipsam.sam.attention import fuse_attention
+from medclipsam.sam.tiny_vit import EMBED_DIM, GRID, IMAGE_SIZE, TinyViT
 
 # MedSAM is a vit_b with its own preprocessing.
-SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam")
-PREPROCESSINGS = ("sam", "medsam")
+SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam", "lite_medsam")
+PREPROCESSINGS = ("sam", "medsam", "lite_medsam")
 
 _WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _ARCH_KEYS = frozenset(
@@ -52,7 +54,7 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
 
     Parameters
     ----------
-    arch : {"vit_h", "vit_l", "vit_b", "medsam"} or mapping
+    arch : {"vit_h", "vit_l", "vit_b", "medsam", "lite_medsam"} or mapping
         A published architecture, or a description with the keys `image_size` and `patch_size` (pixels), `embed_dim`,
         `depth`, `num_heads`, `mlp_ratio`, `window_size` (0: all blocks attend globally) and `global_attn_indexes` of
         the image encoder, `prompt_dim` and `mask_in_chans` of the prompt encoder, `decoder_depth`,
@@ -68,7 +70,7 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
     if isinstance(arch, str):
         if arch not in SAM_NAMES:
             raise WeightsError(f"There is no SAM architecture {arch!r}; allowed: {', '.join(SAM_NAMES)}.")
-        return sam_model_registry["vit_b" if arch == "medsam" else arch]()
+        return _build_lite() if arch == "lite_medsam" else sam_model_registry["vit_b" if arch == "medsam" else arch]()
     if set(arch) - _OPTIONAL_KEYS != _ARCH_KEYS:
         missing, unknown = sorted(_ARCH_KEYS - set(arch)), sorted(set(arch) - _ARCH_KEYS - _OPTIONAL_KEYS)
         raise WeightsError(
@@ -78,6 +80,22 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
         return _build_described(arch)
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise WeightsError(f"The SAM architecture {dict(arch)} cannot be built: {error}.") from error
+
+
+def _build_lite() -> Sam:
+    """Build LiteMedSAM: SAM's prompt encoder and mask decoder behind a TinyViT for 256 pixels."""
+    prompt_encoder = PromptEncoder(
+        embed_dim=EMBED_DIM,
+        image_embedding_size=(GRID, GRID),
+        input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
+        mask_in_chans=16,
+    )
+    decoder = MaskDecoder(
+        transformer_dim=EMBED_DIM,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8),
+    )
+    # Its input is scaled to [0, 1] by the preprocessing; mean and standard deviation are never applied.
+    return Sam(TinyViT(), prompt_encoder, decoder, [0.0] * 3, [1.0] * 3).eval()
 
 
 def _build_described(arch: Mapping[str, Any]) -> Sam:
@@ -113,6 +131,17 @@ def _build_described(arch: Mapping[str, Any]) -> Sam:
         iou_head_hidden_dim=arch["iou_head_hidden_dim"],
     )
     return Sam(encoder, prompt_encoder, decoder, list(arch["pixel_mean"]), list(arch["pixel_std"])).eval()
+
+
+def speed_up(sam: Sam) -> None:
+    """Replace parts of an image encoder by faster ones with the same outputs (up to rounding), in place.
+
+    Afterwards the network is for inference only: its state dictionary may differ from the checkpoint's.
+    """
+    if isinstance(sam.image_encoder, TinyViT):
+        sam.image_encoder.fold()
+    else:
+        fuse_attention(sam.image_encoder)
 
 
 def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam:

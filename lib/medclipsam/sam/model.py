@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.options import VOTINGS
-from medclipsam.sam.attention import fuse_attention
-from medclipsam.sam.build import PREPROCESSINGS, load_weights
+from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
 from medclipsam.sam.voting import vote
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 # Logit of a pixel that a mask prompt holds, and its negative for one that it does not.
 _SURE = 10.0
+# Room that a box made from points has around them, as a share of the plane's longer side.
+_ROOM = 0.08
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class SamModel:
         The network. It is frozen, put into eval mode and moved to `device`.
     identity : str
         What tells these weights from all others: the file's SHA-256.
-    preprocessing : {"sam", "medsam"}
+    preprocessing : {"sam", "medsam", "lite_medsam"}
         How a plane becomes the encoder's input. "sam": longest side to the input size (bilinear, antialiased),
         normalised by the model's mean and standard deviation, padded with zeros at right and bottom. "medsam": the
         plane is stretched to the input square (bicubic) and min-max scaled to [0, 1], as MedSAM was trained.
+        "lite_medsam": longest side to the input size (mean over each pixel's area, rounded to uint8), min-max scaled
+        to [0, 1] over all channels together, padded with zeros at right and bottom, as LiteMedSAM was published.
     device : str or torch.device
         Where the network runs.
     cache : EmbeddingCache or None
@@ -71,11 +74,22 @@ class SamModel:
     mask_prompts : bool
         Whether the weights were trained with masks as prompts. Without that a mask only disturbs: `decode` then
         refuses one.
+    point_prompts : bool
+        Whether the weights were trained with points as prompts. Without that a point spoils the mask of a good box, and
+        points alone give almost empty masks: `decode` then uses points only to make a box where none is given.
 
     Attributes
     ----------
     encoder_runs : int
         How often the image encoder has run.
+
+    Notes
+    -----
+    LiteMedSAM's embedding of a plane of H x W pixels is [1, 256, 64, 64] for an input square of 256 pixels. The plane
+    fills its top left part of `Embedding.input_shape` = (round(H * 256 / max(H, W)), round(W * 256 / max(H, W)))
+    pixels (at least 1), four input pixels to a cell of the embedding: cell (r, c) is centred on the plane's
+    (row, column) = ((4 r + 2) * H / input_shape[0] - 0.5, (4 c + 2) * W / input_shape[1] - 0.5), where pixel centres
+    are whole numbers. The rest of the square is padding, zeros in an input whose values span [0, 1].
     """
 
     def __init__(
@@ -87,6 +101,7 @@ class SamModel:
         device: str | torch.device = "cpu",
         cache: EmbeddingCache | None = None,
         mask_prompts: bool = False,
+        point_prompts: bool = True,
     ) -> None:
         if preprocessing not in PREPROCESSINGS:
             raise WeightsError(
@@ -97,6 +112,7 @@ class SamModel:
         self.identity = identity
         self.preprocessing = preprocessing
         self.mask_prompts = mask_prompts
+        self.point_prompts = point_prompts
         self.cache = EmbeddingCache() if cache is None else cache
         self.encoder_runs = 0
         self._resize = ResizeLongestSide(self.image_size)
@@ -163,6 +179,9 @@ class SamModel:
         if self.preprocessing == "medsam":
             pixels = _stretched(plane, self.image_size).to(self.device)
             input_shape = (self.image_size, self.image_size)
+        elif self.preprocessing == "lite_medsam":
+            pixels, input_shape = _fitted(plane, self.image_size)
+            pixels = pixels.to(self.device)
         else:
             resized = torch.from_numpy(self._resize.apply_image(plane)).to(self.device)
             pixels = self.network.preprocess(resized.permute(2, 0, 1)[None])
@@ -193,7 +212,8 @@ class SamModel:
             Shape [K, 4], each [x0, y0, x1, y1], x1 and y1 inclusive: a box one pixel wide has x0 = x1.
         points : array_like or None
             Shape [K, 2], each (x, y). With one box or none all of them make one prompt. With several boxes a
-            positive point goes to the boxes it lies in and a negative one to all.
+            positive point goes to the boxes it lies in and a negative one to all. Weights that were trained with
+            boxes alone see the boxes only; where there are none, the box around the positive points, with a margin.
         point_labels : array_like or None
             Shape [K], 1 for a point inside the structure and 0 for one outside; None means all inside.
         mask : array_like or None
@@ -206,7 +226,8 @@ class SamModel:
         ------
         InputError
             If there is no prompt, or boxes or points are of a wrong shape, not finite, outside the plane or in no
-            box; or a mask is of another shape, or given to weights that were not trained with masks.
+            box; or there are only negative points, for weights that were not trained with points; or a mask is of
+            another shape, or given to weights that were not trained with masks.
         OptionError
             If `voting` is unknown.
         """
@@ -217,6 +238,10 @@ class SamModel:
         if box_array is None and not len(point_array):
             raise InputError("SAM was given neither boxes nor points; at least one of either is needed.")
 
+        if not self.point_prompts and len(point_array):
+            if box_array is None:
+                box_array = _box_around(point_array[labels == 1], embedding.plane_shape)
+            point_array, labels = point_array[:0], labels[:0]
         prompts: list[tuple[np.ndarray | None, np.ndarray, np.ndarray]]
         if box_array is None or len(box_array) == 1 or not len(point_array):
             prompts = [(box_array, point_array, labels)]
@@ -306,7 +331,7 @@ def load_sam(
     ----------
     path : Path
         `.safetensors`, or a PyTorch checkpoint as Meta or MedSAM publish it (read without running its pickle).
-    arch : {"vit_h", "vit_l", "vit_b", "medsam"} or mapping
+    arch : {"vit_h", "vit_l", "vit_b", "medsam", "lite_medsam"} or mapping
         The architecture; see `build_sam` for a mapping's keys. "medsam" is a vit_b with MedSAM's preprocessing.
     identity : str
         What tells these weights from all others in cache keys and reports: the file's SHA-256.
@@ -322,16 +347,17 @@ def load_sam(
         unknown.
     """
     sam = load_weights(Path(path), arch)
-    fuse_attention(sam.image_encoder)
-    preprocessing = "medsam" if arch == "medsam" else "sam"
+    speed_up(sam)
+    boxes_only = arch in ("medsam", "lite_medsam")
+    preprocessing = arch if isinstance(arch, str) and arch in PREPROCESSINGS else "sam"
     return SamModel(
         sam,
         identity=identity,
         preprocessing=preprocessing,
         device=device,
         cache=cache,
-        # MedSAM was fine-tuned with boxes alone, the demo with boxes and points.
-        mask_prompts=arch != "medsam" if isinstance(arch, str) else bool(arch.get("mask_prompts", False)),
+        mask_prompts=not boxes_only if isinstance(arch, str) else bool(arch.get("mask_prompts", False)),
+        point_prompts=not boxes_only,
     )
 
 
@@ -340,6 +366,26 @@ def _stretched(plane: np.ndarray, size: int) -> torch.Tensor:
     pixels = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
     pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-8)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def _fitted(plane: np.ndarray, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Return LiteMedSAM's input, float [1, 3, size, size] in [0, 1], and the (H, W) of the plane in it."""
+    scale = size / max(plane.shape[:2])
+    height, width = (max(1, int(side * scale + 0.5)) for side in plane.shape[:2])
+    rows, columns = _area_weights(plane.shape[0], height), _area_weights(plane.shape[1], width)
+    resized = np.rint(np.einsum("hy,yxc,wx->hwc", rows, plane, columns, optimize=True)).astype(np.float32)
+    resized = (resized - resized.min()) / max(float(resized.max() - resized.min()), 1e-8)
+    padded = np.pad(resized, ((0, size - height), (0, size - width), (0, 0)))
+    return torch.from_numpy(padded).permute(2, 0, 1)[None], (height, width)
+
+
+def _area_weights(source: int, target: int) -> np.ndarray:
+    """Return float32 [target, source]: the share that each source pixel has in the extent of each target pixel."""
+    edges = np.linspace(0, source, target + 1)
+    left, right = edges[:-1, None], edges[1:, None]
+    pixels = np.arange(source)
+    overlap = np.minimum(right, pixels + 1) - np.maximum(left, pixels)
+    return (np.clip(overlap, 0, None) / (right - left)).astype(np.float32)
 
 
 def _checked_boxes(boxes: Any, plane_shape: tuple[int, int]) -> np.ndarray:
@@ -374,6 +420,16 @@ def _checked_points(points: Any, point_labels: Any, plane_shape: tuple[int, int]
             f"Point labels {labels.tolist()} do not fit {len(array)} points; allowed: 1 (inside) or 0 for each."
         )
     return array, labels.astype(int)
+
+
+def _box_around(points: np.ndarray, plane_shape: tuple[int, int]) -> np.ndarray:
+    """Return the box [1, 4] around positive points (x, y), with a margin, inside the plane."""
+    if not len(points):
+        raise InputError("These SAM weights were trained with boxes alone; give a box or a point inside the structure.")
+    height, width = plane_shape
+    room = _ROOM * max(height, width)
+    low, high = points.min(axis=0) - room, points.max(axis=0) + room
+    return np.concatenate([np.maximum(low, 0), np.minimum(high, (width - 1, height - 1))])[None]
 
 
 def _numbers(what: str, values: Any, columns: int) -> np.ndarray:
