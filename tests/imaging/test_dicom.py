@@ -278,13 +278,13 @@ def test_rescale_may_differ_between_slices(make_dicom, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        ("other size", "several sizes"),
-        ("other orientation", "several orientations"),
+        ("other size", "misses slices between 16.00 and 21.00 mm"),
+        ("other spacing", "misses slices between 16.00 and 21.00 mm"),
+        ("other orientation", "misses slices between 16.00 and 21.00 mm"),
         ("same position", "more than one slice at the same position"),
-        ("missing slice", "misses slices between"),
+        ("missing slice", "misses slices between 16.00 and 21.00 mm"),
         ("other series", "2 DICOM series"),
         ("no position", "not slices of one volume"),
-        ("other type", "the slices before it"),
         ("no pixels", "pixel data is missing"),
     ],
 )
@@ -300,16 +300,17 @@ def test_a_folder_that_is_not_one_volume_is_refused(spoil: str, sentence: str, m
     else:
         if spoil == "other size":
             victim.Rows, victim.PixelData = 3, victim.PixelData[:-10]
+        elif spoil == "other spacing":
+            victim.PixelSpacing = [0.8, 0.9]
         elif spoil == "other orientation":
             victim.ImageOrientationPatient = PLANES["coronal"]
         elif spoil == "same position":
             victim.ImagePositionPatient = slices[2].ImagePositionPatient
+            victim.PixelData = b"\1" + victim.PixelData[1:]
         elif spoil == "other series":
             victim.SeriesInstanceUID = "1.2.3.4"
         elif spoil == "no position":
             del victim.ImagePositionPatient
-        elif spoil == "other type":
-            victim.PixelRepresentation = 0
         elif spoil == "no pixels":
             del victim.PixelData
         victim.save_as(path, enforce_file_format=True)

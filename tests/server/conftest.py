@@ -178,7 +178,7 @@ def make_app(tmp_path: Path, studies: Path, loaded: Any, monkeypatch: pytest.Mon
     from medclipsam.server.app import MedClipSamApp
 
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    monkeypatch.setattr("medclipsam.server.scan.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("medclipsam.studies.scan.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
 
     def make(**conf: str) -> Any:

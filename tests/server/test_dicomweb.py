@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -255,6 +256,25 @@ def test_a_series_that_nobody_asks_for_is_removed_and_fetched_again(app: MedClip
     assert Path(store.get_label_uri(film, "original")).is_file()
     Path(app.infer({"model": "lungs_x_ray", "image": film})["file"]).unlink()
     assert pacs.retrieved == [film, film]
+
+
+def test_a_fetched_series_that_vanishes_while_it_is_looked_at_is_passed_over(
+    app: MedClipSamApp, film: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = app.datastore()
+    folder = app.image_path(film)
+    stat = Path.stat
+
+    def vanishing(self: Path, **options: Any) -> Any:
+        state = stat(self, **options)
+        if self == folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        return state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", vanishing)
+        assert store.forget_series(-1000) == 0
+    assert not folder.exists()
 
 
 def test_a_series_is_fetched_once_by_many_threads(app: MedClipSamApp, pacs: Pacs, film: str) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.errors import ImageError
-from medclipsam.server.images import ImageReader, signature
 from medclipsam.server.present import LastMasks
 
 
@@ -55,29 +53,3 @@ def test_a_mask_goes_with_the_image_it_was_made_on(image: Path) -> None:
     masks.keep("", image, noise(1), {})
     os.utime(image, (1, 1))
     assert masks.find("", image) is None
-
-
-def test_the_last_image_is_read_once_until_it_changes(image: Path) -> None:
-    reader = ImageReader()
-    first = reader.read(image)
-    assert reader.read(image) is first
-    assert reader.read(image, "US") is not first
-    Image.fromarray(np.full((4, 5), 9, np.uint8)).save(image)
-    os.utime(image, (1, 1))
-    assert reader.read(image).plane(0).max() == 9
-
-
-def test_a_series_changes_with_any_of_its_files(tmp_path: Path, write_series: object) -> None:
-    folder = write_series(np.zeros((3, 4, 5), np.uint8), tmp_path / "series")  # type: ignore[operator]
-    before = signature(folder)
-    assert signature(folder) == before
-    os.utime(folder / "slice1.dcm", (1, 1))
-    assert signature(folder) != before
-
-
-def test_sentences_do_not_tell_where_images_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    for name in ("broken.png", "missing.png"):
-        with pytest.raises(ImageError, match=name) as error:
-            ImageReader().read(tmp_path / name)
-        assert str(tmp_path) not in str(error.value)

@@ -1,5 +1,6 @@
 """What `serve` refuses before it starts anything; the running server is tested in tests/e2e."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from medclipsam.errors import MedClipSamError
-from medclipsam.server.serve import address, serve, welcome
+from medclipsam.server.serve import address, expire, serve, welcome
+from medclipsam.server.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +71,25 @@ def test_addresses_are_ones_that_a_browser_can_open() -> None:
     assert address("::1", 8000) == "http://[::1]:8000"
     assert address("workstation", 8000, secure=True) == "https://workstation:8000"
     assert "https://workstation:8000/ohif/" in welcome("https://workstation:8000")
+
+
+def test_housekeeping_goes_on_after_an_error_in_one_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Instance:
+        def datastore(self) -> Any:
+            raise FileNotFoundError("removed at the same moment")
+
+    with Workspace(tmp_path / "workspace") as space:
+        old = space.temporary / "left"
+        old.write_text("")
+        os.utime(old, (1, 1))
+        expire(space, Instance())  # type: ignore[arg-type]
+        assert not old.exists()
+        monkeypatch.setattr(Workspace, "expire", lambda self, seconds: 1 / 0)
+        expire(space, Instance())  # type: ignore[arg-type]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
+        FileNotFoundError,
+        ZeroDivisionError,
+        FileNotFoundError,
+    ]

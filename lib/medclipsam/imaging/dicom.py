@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from medclipsam.imaging.dicom_geometry import (
     functional_geometry,
     functional_groups,
     is_slice,
+    mean_gap,
     series_geometry,
     sort_slices,
     ultrasound_region,
 )
+from medclipsam.imaging.dicom_series import SLICE_TAGS, SeriesVolume, Slice, kind_of, names_of, pixel_digest, volumes_of
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.volumes import MAX_VOXELS, check_size, check_voxels
 
@@ -73,17 +76,10 @@ _LUT_ELEMENTS = (
     *(f"Segmented{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue", "Alpha")),
 )
 
+_PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_RESCALE_ELEMENTS = ("PixelRepresentation", "RescaleSlope", "RescaleIntercept")
 _ORIGIN_TAGS = ["PatientID", "StudyInstanceUID", "Modality"]
-_HEADER_TAGS = [
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-]
+_HEADER_TAGS = [*SLICE_TAGS, "Modality", "NumberOfFrames"]
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -106,7 +102,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Dataset | None:
-    """Return the few elements that tell images, series and slices apart; None if the file is no DICOM image."""
+    """Return the few elements that tell images, series and slices apart; None if the file is not a DICOM image."""
     try:
         header = _dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
     except Exception:
@@ -168,16 +164,23 @@ def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:
 def read_series(folder: Path, files: Sequence[Path], modality: str | None = None) -> MedicalImage:
     """Read the DICOM files of one folder as one volume, sorted by position; see `read_image`.
 
+    Scouts, screenshots and second copies of a slice are not part of the volume; `MedicalImage.notes` names them. The
+    slices may differ in data type and rescale; where their distance varies, `plane_spacing` is None and the voxel grid
+    has the mean distance, as in ITK.
+
     Raises
     ------
     ImageError
-        If the files are of several series, or are not the slices of one volume: other sizes or orientations, two
-        slices at one position, or a gap where slices are missing.
+        If the files are of several series or form several volumes, or are not the slices of one volume: two slices at
+        one position, or a gap where slices are missing.
     """
-    headers = _image_headers(folder, files)
-    if len(headers) == 1:
-        return read_dicom(headers[0][0], modality)
-    ordered, positions = sort_slices(folder, headers)
+    ordered, positions, volume = _volume_files(folder, files)
+    for copy, kept in volume.copies:
+        _check_copy(copy, kept)
+    if len(ordered) == 1:
+        image = read_dicom(ordered[0], modality)
+        image.notes = volume.notes
+        return image
     first = _read(ordered[0])
     stored = np.empty(0)
     luts = []
@@ -187,15 +190,24 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         if index == 0:
             check_size(folder, (len(ordered), *pixels.shape[1:3]))
             stored = np.empty((len(ordered), *pixels.shape[1:]), dtype=pixels.dtype)
-        if (pixels.shape[1:], pixels.dtype) != (stored.shape[1:], stored.dtype):
+        if pixels.shape[1:] != stored.shape[1:]:
             raise ImageError(
-                f"{path} holds {pixels.dtype} {pixels.shape[1:]}, the slices before it {stored.dtype} "
-                f"{stored.shape[1:]}; one volume is allowed."
+                f"{path} holds pixels of shape {pixels.shape[1:]}, the slices before it {stored.shape[1:]}; one volume "
+                "is allowed."
             )
+        if pixels.dtype != stored.dtype:
+            stored = stored.astype(np.result_type(stored.dtype, pixels.dtype), copy=False)
         stored[index] = pixels[0]
         luts.append(_lut_elements(data))
     modality = modality or first.get("Modality") or None
     geometry = series_geometry(first, _read(ordered[-1], pixels=False), positions, modality)
+    notes = volume.notes
+    if mean_gap(positions) is None:
+        gaps = np.diff(positions)
+        notes += (
+            f"The distance of slices varies from {gaps.min():.2f} to {gaps.max():.2f} mm. Masks are made slice by "
+            "slice; NIfTI and NRRD files of this image have the mean distance.",
+        )
     return MedicalImage(
         source=folder,
         stored=stored,
@@ -204,6 +216,7 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         modality=modality,
         known_spacing=geometry.spacing,
         luts=luts,
+        notes=notes,
     )
 
 
@@ -227,13 +240,55 @@ def source_headers(path: Path) -> list[Dataset]:
     """
     if not path.is_dir():
         return [_read(path, pixels=False)]
-    headers = _image_headers(path, sorted(file for file in path.iterdir() if looks_like_dicom(file)))
-    files = [headers[0][0]] if len(headers) == 1 else sort_slices(path, headers)[0]
+    files, _, _ = _volume_files(path, sorted(file for file in path.iterdir() if looks_like_dicom(file)))
     return [_read(file, pixels=False) for file in files]
 
 
+def stored_pixels(path: Path) -> str:
+    """Return a digest of a DICOM file's pixels as they are stored; that of its name where they cannot be read."""
+    try:
+        return pixel_digest(_dcmread(path, specific_tags=[*_PIXEL_ELEMENTS, "BitsAllocated", *_RESCALE_ELEMENTS]))
+    except Exception:
+        return str(path)
+
+
+def _volume_files(folder: Path, files: Sequence[Path]) -> tuple[list[Path], np.ndarray, SeriesVolume]:
+    """Return the files of the one volume of a folder in the order of their positions, the positions, and what it is."""
+    headers = _image_headers(folder, files)
+    if len(headers) == 1:
+        return [headers[0][0]], np.zeros(1), SeriesVolume("", (headers[0][0],))
+    known = dict(headers)
+    slices = [Slice.from_header(path, header) for path, header in headers if is_slice(header)]
+    volumes = volumes_of(slices, stored_pixels)
+    if len(volumes) > 1:
+        names = ", ".join(f"{volume.key} ({len(volume.files)} slices)" for volume in volumes)
+        raise ImageError(
+            f"{folder} holds {len(volumes)} volumes of one series: {names}; give a folder with one of them. In a "
+            "studies folder each of them is an image."
+        )
+    volume = volumes[0]
+    apart = [path for path, header in headers if not is_slice(header)]
+    if apart:
+        volume = replace(
+            volume,
+            left_out=(*volume.left_out, *apart),
+            notes=(*volume.notes, f"Left out as scouts or screenshots: {names_of(apart)}."),
+        )
+    if len(volume.files) == 1:
+        return [volume.files[0]], np.zeros(1), volume
+    ordered, positions = sort_slices(folder, [(path, known[path]) for path in volume.files])
+    return ordered, positions, volume
+
+
+def _check_copy(copy: Path, kept: Path) -> None:
+    """Raise ImageError if a file that should hold the same slice as another one holds other pixels."""
+    one, other = (_pixels(path, _read(path)) for path in (copy, kept))
+    if not np.array_equal(one, other):
+        raise ImageError(f"{copy} and {kept.name} have one SOP Instance UID but other pixels; remove one of them.")
+
+
 def _image_headers(folder: Path, files: Sequence[Path]) -> list[tuple[Path, Dataset]]:
-    """Return the files that hold images with their few elements, where they are one image."""
+    """Return the files that hold images with their few elements, where they are of one series."""
     headers = [(path, header) for path in files if (header := read_header(path)) is not None]
     if not headers:
         raise ImageError(f"{folder} holds no DICOM image.")
@@ -243,10 +298,12 @@ def _image_headers(folder: Path, files: Sequence[Path]) -> list[tuple[Path, Data
     if len(series) > 1:
         names = ", ".join(f"{name or 'without a UID'} ({len(members)} files)" for name, members in series.items())
         raise ImageError(f"{folder} holds {len(series)} DICOM series; give a folder with one of them: {names}.")
-    if len(headers) > 1 and not all(is_slice(header) for _, header in headers):
+    slices = [path for path, header in headers if is_slice(header)]
+    others = [path for path, header in headers if not is_slice(header) and kind_of(header) == "slice"]
+    if len(headers) > 1 and (others or not slices):
         raise ImageError(
-            f"{folder} holds {len(headers)} DICOM files that are not slices of one volume (no position in the "
-            "patient, or several frames); give one file."
+            f"{folder} holds {len(headers)} DICOM files that are not slices of one volume ({names_of(others)}: no "
+            "position in the patient, or several frames); give one file."
         )
     return headers
 

@@ -74,6 +74,13 @@ _FUNCTIONAL_GROUP_CLASSES = frozenset(
 
 # Frames closer than this, in millimetres, are at one position.
 _SAME_POSITION = 1e-3
+# Distances of slices that differ by more than this share of their median have no common value.
+_UNEVEN = 0.1
+# A gap that is larger than the usual one by this factor is where slices are missing, or where another distance begins.
+_LARGE_GAP = 1.5
+# As many neighbouring gaps of one size are another distance, not missing slices; fewer where slices are numbered.
+_RUN, _NUMBERED_RUN = 3, 2
+_NUMBER = "InstanceNumber"
 
 
 @dataclass(frozen=True)
@@ -121,19 +128,20 @@ def series_geometry(first: Dataset, last: Dataset, positions: np.ndarray, modali
     """
     one, end = _classic_grid(first, 1), _classic_grid(last, 1)
     count = len(positions)
+    gap = mean_gap(positions)
     distance = float(np.linalg.norm(np.subtract(end.origin, one.origin))) / (count - 1)
-    i, j = _cosines(first)
+    i, j = cosines(first)
     direction = np.stack([i, j, np.cross(i, j)], axis=1)
     grid = Grid((*one.size[:2], count), (*one.spacing[:2], distance or 1.0), one.origin, direction)
     return FrameGeometry(
         grid,
         _layout(grid, np.stack([np.cross(i, j), j, i], axis=1), None),
-        (float(np.mean(np.diff(positions))), *(_known_pixel_spacing(first, modality) or (None, None))),
+        (gap, *(_known_pixel_spacing(first, modality) or (None, None))),
     )
 
 
 def sort_slices(folder: Path, headers: Sequence[tuple[Path, Dataset]]) -> tuple[list[Path], np.ndarray]:
-    """Sort the slices of a series along their normal.
+    """Sort the slices of a volume along their normal.
 
     Returns
     -------
@@ -144,19 +152,27 @@ def sort_slices(folder: Path, headers: Sequence[tuple[Path, Dataset]]) -> tuple[
     Raises
     ------
     ImageError
-        If sizes or orientations differ, two slices share a position, or slices are missing in between.
+        If sizes, orientations or pixel spacings differ, two slices share a position, or slices are missing in between.
     """
-    reference = np.concatenate(_cosines(headers[0][1]))
+    reference = np.concatenate(cosines(headers[0][1]))
     sizes = {(int(header.Rows), int(header.Columns)) for _, header in headers}
     if len(sizes) > 1:
         raise ImageError(f"{folder} holds slices of several sizes {sorted(sizes)}; one volume is allowed.")
+    spacing = pair(headers[0][1], "PixelSpacing")
     for path, header in headers:
-        if not np.allclose(np.concatenate(_cosines(header)), reference, atol=1e-3):
+        if not np.allclose(np.concatenate(cosines(header)), reference, atol=1e-3):
             raise ImageError(f"{folder} holds slices of several orientations ({path.name} differs); one is allowed.")
+        other = pair(header, "PixelSpacing")
+        if (other is None) != (spacing is None) or (spacing and other and not np.allclose(other, spacing, rtol=1e-3)):
+            raise ImageError(
+                f"{folder} holds slices of several pixel spacings ({path.name} has {other}, {headers[0][0].name} "
+                f"{spacing}); one is allowed."
+            )
     normal = np.cross(reference[:3], reference[3:])
     distances = np.array([np.asarray(header.ImagePositionPatient, dtype=float) @ normal for _, header in headers])
     order = np.argsort(distances, kind="stable")
-    _check_positions(folder, distances[order])
+    sorted_headers = [headers[n][1] for n in order]
+    _check_positions(folder, distances[order], *(_numbers(sorted_headers, k) for k in ("SliceThickness", _NUMBER)))
     return [headers[n][0] for n in order], distances[order]
 
 
@@ -180,11 +196,11 @@ def functional_geometry(path: Path, data: Dataset, groups: Sequence[Dataset]) ->
         "ImagePositionPatient" in item for item in positions
     ):
         return None
-    i, j = _cosines(orientations[0])
+    i, j = cosines(orientations[0])
     for other in orientations[1:]:
-        if not np.allclose(np.concatenate(_cosines(other)), np.concatenate([i, j]), atol=1e-3):
+        if not np.allclose(np.concatenate(cosines(other)), np.concatenate([i, j]), atol=1e-3):
             raise ImageError(f"{path} holds frames of several orientations; one volume is allowed.")
-    spacings = {_pair(item, "PixelSpacing") for item in measures}
+    spacings = {pair(item, "PixelSpacing") for item in measures}
     if len(spacings) > 1:
         raise ImageError(f"{path} holds frames of several pixel spacings {sorted(map(str, spacings))}; one is allowed.")
     pixel = spacings.pop()
@@ -199,7 +215,8 @@ def functional_geometry(path: Path, data: Dataset, groups: Sequence[Dataset]) ->
         order = tuple(range(frames))
     elif frames > 1:
         ascending = np.argsort(distances, kind="stable")
-        gap = _check_positions(path, distances[ascending])
+        _check_positions(path, distances[ascending])
+        gap = mean_gap(distances[ascending])
         # Planes as if the frames ascended along the normal, then the frame that really is at each place.
         sorted_grid = Grid((1, 1, frames), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
         planes = _layout(sorted_grid, np.stack([normal, j, i], axis=1), None).plane_order
@@ -215,8 +232,8 @@ def functional_geometry(path: Path, data: Dataset, groups: Sequence[Dataset]) ->
     return FrameGeometry(grid, _layout(grid, np.stack([normal, j, i], axis=1), order), (gap, *(pixel or (None, None))))
 
 
-def _cosines(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unit LPS directions of i and j; along the axes where the file says nothing usable."""
+def cosines(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unit LPS directions of i and j; along the axes where the file gives nothing usable."""
     values = data.get("ImageOrientationPatient")
     if values is not None and len(values) == 6:
         i, j = np.asarray(values[:3], float), np.asarray(values[3:], float)
@@ -226,7 +243,7 @@ def _cosines(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
 
 
-def _pair(data: Dataset, keyword: str) -> tuple[float, float] | None:
+def pair(data: Dataset, keyword: str) -> tuple[float, float] | None:
     """Return the two positive finite numbers of an element, None where it holds none."""
     value = data.get(keyword)
     if value is None or value == "":
@@ -264,7 +281,7 @@ def _directions(data: Dataset, modality: str | None) -> np.ndarray | None:
     Mammograms are hung by view, not by patient axes: they are shown as stored.
     """
     if len(data.get("ImageOrientationPatient") or ()) == 6:
-        i, j = _cosines(data)
+        i, j = cosines(data)
         return np.stack([np.cross(i, j), j, i], axis=1)
     if modality == "MG":
         return None
@@ -277,14 +294,14 @@ def _classic_grid(data: Dataset, frames: int) -> Grid:
     sop_class = data.get("SOPClassUID")
     pixel = None
     if sop_class in _IMAGER_SPACING_CLASSES:
-        pixel = _pair(data, "ImagerPixelSpacing")
+        pixel = pair(data, "ImagerPixelSpacing")
     elif sop_class in _PIXEL_SPACING_CLASSES:
-        pixel = _pair(data, "PixelSpacing")
+        pixel = pair(data, "PixelSpacing")
     elif sop_class == uid.SecondaryCaptureImageStorage:
-        pixel = _pair(data, "PixelSpacing") or _pair(data, "NominalScannedPixelSpacing")
+        pixel = pair(data, "PixelSpacing") or pair(data, "NominalScannedPixelSpacing")
     rows, columns = pixel or (1.0, 1.0)
 
-    i, j = _cosines(data)
+    i, j = cosines(data)
     k, slices = np.cross(i, j), 1.0
     between = data.get("SpacingBetweenSlices") if sop_class in _SLICE_SPACING_CLASSES else None
     if between:
@@ -323,8 +340,31 @@ def _first(group: Dataset, name: str) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
-def _check_positions(path: Path, ascending: np.ndarray) -> float:
-    """Return the mean distance of slices; raise ImageError where two share a position or some are missing."""
+def mean_gap(ascending: np.ndarray) -> float | None:
+    """Return the distance of slices from their ascending positions, in millimetres; None where it varies."""
+    gaps = np.diff(ascending)
+    typical = float(np.median(gaps))
+    return float(np.mean(gaps)) if (np.abs(gaps - typical) <= _UNEVEN * typical).all() else None
+
+
+def _check_positions(
+    path: Path,
+    ascending: np.ndarray,
+    thickness: np.ndarray | None = None,
+    numbers: np.ndarray | None = None,
+) -> None:
+    """Raise ImageError where two slices share a position or some are missing in between.
+
+    Parameters
+    ----------
+    path : Path
+        For the message.
+    ascending : ndarray
+        Positions along the normal, in millimetres.
+    thickness, numbers : ndarray, optional
+        Slice thickness in millimetres and instance number of each slice, NaN where not given. They tell a scan whose
+        slices are 2.5 mm apart in one part and 5 mm in another from one in which slices are missing.
+    """
     gaps = np.diff(ascending)
     typical = float(np.median(gaps))
     if (gaps < max(1e-3, 0.01 * typical)).any():
@@ -333,13 +373,48 @@ def _check_positions(path: Path, ascending: np.ndarray) -> float:
             f"{path} holds more than one slice at the same position ({at:.2f} mm along the stack), such as time points "
             "or echoes; one volume is allowed."
         )
-    if (gaps > 1.5 * typical).any():
-        n = int(np.argmax(gaps))
-        raise ImageError(
-            f"{path} misses slices between {ascending[n]:.2f} and {ascending[n + 1]:.2f} mm along the stack, where "
-            f"slices lie {typical:.2f} mm apart."
-        )
-    return float(np.mean(gaps))
+    usual = min(typical, float(np.quantile(gaps, 0.1)))
+    for n in np.flatnonzero(gaps > _LARGE_GAP * usual):
+        jump = None if numbers is None else _jump(numbers, int(n))
+        if jump or (gaps[n] > _LARGE_GAP * typical and not _is_other_distance(gaps, int(n), thickness, jump is False)):
+            raise ImageError(
+                f"{path} misses slices between {ascending[n]:.2f} and {ascending[n + 1]:.2f} mm along the stack, where "
+                f"slices are {usual:.2f} mm apart."
+            )
+
+
+def _jump(numbers: np.ndarray, n: int) -> bool | None:
+    """Whether the numbers of slice n and the next one are further apart than usual; None where that is not known."""
+    steps = np.abs(np.diff(numbers))
+    if not np.isfinite(steps).all() or steps.min() == 0:
+        return None
+    return bool(steps[n] > _LARGE_GAP * np.median(steps))
+
+
+def _is_other_distance(gaps: np.ndarray, n: int, thickness: np.ndarray | None, numbered: bool) -> bool:
+    """Whether a large gap is the distance that slices have in that part of the scan."""
+    if thickness is not None and np.isfinite(thickness).all() and np.ptp(thickness) > _UNEVEN * thickness.min():
+        largest = float(np.max(thickness[n : n + 2]))
+        if abs(largest - gaps[n]) <= _UNEVEN * gaps[n]:
+            return True
+    alike = np.abs(gaps - gaps[n]) <= _UNEVEN * gaps[n]
+    first, last = n, n
+    while first > 0 and alike[first - 1]:
+        first -= 1
+    while last + 1 < len(gaps) and alike[last + 1]:
+        last += 1
+    return last - first + 1 >= (_NUMBERED_RUN if numbered else _RUN)
+
+
+def _numbers(headers: Sequence[Dataset], keyword: str) -> np.ndarray:
+    """Return the number that an element holds in each header, NaN where there is none."""
+    found = []
+    for header in headers:
+        try:
+            found.append(float(header.get(keyword)))
+        except (TypeError, ValueError):
+            found.append(float("nan"))
+    return np.array(found)
 
 
 def _known_pixel_spacing(data: Dataset, modality: str | None) -> tuple[float, float] | None:
@@ -351,12 +426,12 @@ def _known_pixel_spacing(data: Dataset, modality: str | None) -> tuple[float, fl
     """
     if data.get("SequenceOfUltrasoundRegions"):
         return _ultrasound_spacing(data)
-    pixel = _pair(data, "PixelSpacing")
+    pixel = pair(data, "PixelSpacing")
     if pixel is None:
         return None
     if is_slice(data) or modality in ("CT", "MR", "PT", "NM"):
         return pixel[0], pixel[1]
-    imager = _pair(data, "ImagerPixelSpacing")
+    imager = pair(data, "ImagerPixelSpacing")
     calibrated = data.get("PixelSpacingCalibrationType") in ("GEOMETRY", "FIDUCIAL")
     if calibrated or (imager is not None and not np.allclose(imager, pixel, rtol=1e-4)):
         return pixel[0], pixel[1]

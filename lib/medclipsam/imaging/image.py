@@ -54,6 +54,8 @@ class MedicalImage:
         Part of the picture that holds image rather than frame and text, in stored order.
     nifti : nibabel header or None
         Header of a NIfTI source, kept so that a mask gets the same one.
+    notes : sequence of str
+        Sentences about what was not read as it is stored: files of a series that are not part of its volume.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class MedicalImage:
         luts: Sequence[Dataset] = (),
         region: np.ndarray | None = None,
         nifti: Any = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.source = source
         self.modality = modality
         self.grid = grid
         self.layout = layout
         self.nifti = nifti
+        self.notes = tuple(notes)
         self._stored = stored
         self._luts = tuple(luts)
         self._region = region
@@ -313,6 +317,25 @@ class MedicalImage:
         values.flags.writeable = False
         return values
 
+    def stored_values(self) -> np.ndarray:
+        """Return the voxels in the file's own order in the modality's units, each slice by its own rescale.
+
+        Returns
+        -------
+        ndarray, shape (k, j, i) or (k, j, i, 3)
+            Of the stored data type where that holds all values, else float32; colours as they are stored.
+        """
+        if self._stored.ndim == 4 or not any(has_modality_transform(lut) for lut in self._luts):
+            return self._stored
+        planes = self._stored.shape[0]
+        luts = self._luts if len(self._luts) == planes else self._luts * planes
+        values = np.empty(self._stored.shape, np.float32)
+        for k, (plane, lut) in enumerate(zip(self._stored, luts, strict=True)):
+            values[k] = self._values(plane, lut)
+        if (values == np.rint(values)).all() and np.abs(values).max(initial=0) < 2**15:
+            return values.astype(np.int16)
+        return values
+
     def describe(self) -> dict[str, Any]:
         """Return what the image is as a JSON-able dictionary; it holds nothing about the patient."""
         return {
@@ -324,6 +347,7 @@ class MedicalImage:
             "orientation": self.layout.name,
             "colour": self.is_colour,
             "dtype": str(self._stored.dtype),
+            "notes": list(self.notes),
         }
 
     @property

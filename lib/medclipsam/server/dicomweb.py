@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]
         if len(files) == 1:
             return self._to_bytes(files[0])
-        volume = series_as_volume(folder, image_id)
+        volume = series_as_volume(self._images.read(folder))
         try:
             return self._to_bytes(volume)
         finally:
@@ -562,8 +562,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the folders of fetched series and until when they stay."""
         found = []
         for folder in self._root.resolve().iterdir():
-            if UID.fullmatch(folder.name) and folder.is_dir():
-                found.append((folder, folder.stat().st_mtime))
+            # another thread or process may remove it at the same moment
+            with suppress(FileNotFoundError):
+                if UID.fullmatch(folder.name) and folder.is_dir():
+                    found.append((folder, folder.stat().st_mtime))
         return found
 
     def _bound_cache(self, newest: Path) -> None:
@@ -592,8 +594,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def _remove_left_behind(self) -> None:
         oldest = time.time() - _LEFT_SECONDS
         for folder in self._root.resolve().glob(f".*{_PARTIAL}"):
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _entry(self, image_id: str) -> ImageLabelModel:
         # with an empty extension the folder itself is the image's file
@@ -688,7 +691,10 @@ def _uid(header: Dataset, keyword: str, pacs: Pacs) -> str:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except FileNotFoundError:  # removed by another thread or process at the same moment
+        return 0
 
 
 @contextmanager

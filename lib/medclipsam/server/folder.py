@@ -19,10 +19,10 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
-from medclipsam.server import scan
 from medclipsam.server.http import UnknownError
 from medclipsam.server.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
-from medclipsam.server.scan import FolderScan, Found, Listing
+from medclipsam.studies import scan
+from medclipsam.studies.scan import FolderScan, Found, Listing
 
 # Seconds between two looks at the folder.
 _LOOK_SECONDS = 1.0

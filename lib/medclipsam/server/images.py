@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +20,31 @@ if TYPE_CHECKING:
 # What tells whether a file, or any file of a folder, is another than it was: name, time of change and size.
 Signature = tuple[tuple[str, int, int], ...]
 
+# Which of the kept images a read may take the place of.
+_place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="foreground")
+
 
 class ImageReader:
-    """Reads image files and series folders, and keeps the last image in memory; safe to use from several threads."""
+    """Reads image files and series folders, and keeps the last image in memory; safe to use from several threads.
+
+    Background work reads inside `in_background`: it then has a place of its own in memory, so that it does not push
+    out the image that an annotator works on.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[tuple[str, str | None, Signature], MedicalImage] | None = None
+        self._kept: dict[str, tuple[tuple[str, str | None, Signature], MedicalImage]] = {}
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Keep what this thread reads inside the block apart, and only until the block ends."""
+        token = _place.set("background")
+        try:
+            yield
+        finally:
+            _place.reset(token)
+            with self._lock:
+                self._kept.pop("background", None)
 
     def read(self, path: Path, modality: str | None = None) -> MedicalImage:
         """Return the image of a file or series folder, see `medclipsam.imaging.read_image`.
@@ -36,36 +57,40 @@ class ImageReader:
         try:
             key = (str(path), modality, signature(path))
             with self._lock:
-                if self._last is not None and self._last[0] == key:
-                    return self._last[1]
+                found = next((image for kept, image in self._kept.values() if kept == key), None)
+            if found is not None:
+                return found
             image = read_image(path, modality=modality)
         except ImageError as error:
             raise ImageError(str(error).replace(str(path), path.name)) from None
         with self._lock:
-            self._last = (key, image)
+            self._kept[_place.get()] = (key, image)
         return image
 
 
-def series_as_volume(folder: Path, image: str) -> Path:
-    """Write a series as ITK reads it, on the grid that masks have too, to a temporary file that the caller removes.
+def series_as_volume(image: MedicalImage) -> Path:
+    """Write the volume that masks of a series are made on, to a temporary NIfTI file that the caller removes.
 
-    Raises
-    ------
-    ImageError
-        If ITK cannot read the series.
+    Parameters
+    ----------
+    image : MedicalImage
+        The series; its values are written in the modality's units.
     """
     import SimpleITK
 
     handle, name = tempfile.mkstemp(suffix=".nii.gz")
     os.close(handle)
-    path = Path(name)
     try:
-        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-        SimpleITK.WriteImage(SimpleITK.ReadImage(files), name)
-    except RuntimeError:
-        path.unlink(missing_ok=True)
-        raise ImageError(f"Image {image!r} is a series that cannot be made one volume; read its DICOM files.") from None
-    return path
+        values = image.stored_values()
+        volume = SimpleITK.GetImageFromArray(values, isVector=values.ndim == 4)
+        volume.SetSpacing(image.grid.spacing)
+        volume.SetOrigin(image.grid.origin)
+        volume.SetDirection(image.grid.direction.ravel().tolist())
+        SimpleITK.WriteImage(volume, name)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
 
 
 def is_upload(path: Path) -> bool:

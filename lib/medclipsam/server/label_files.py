@@ -19,7 +19,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
 from medclipsam.server.http import UnknownError
-from medclipsam.server.scan import SUFFIXES
+from medclipsam.studies.scan import SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ class Rounds:
         self.options = options
         self._datastore = datastore
         self.networks = networks
-        self._images = images
+        self.images = images
         self.scorer = Scorer(lambda: self.ledger, datastore, networks, pipeline, images, targets)
         self._lock = threading.RLock()
         self._opened: Ledger | None = None
@@ -132,7 +132,7 @@ class Rounds:
 
     def score(self, method: Method) -> int:
         """Do a step of a scoring method; see `Scorer.step`."""
-        with self._beside():
+        with self._beside(), self.images.in_background():
             return self.scorer.step(method)
 
     @contextmanager
@@ -236,7 +236,7 @@ class Rounds:
             If there is no such image or the label does not fit it.
         """
         self._known(image)
-        picture = self._images.read(Path(self._datastore().get_image_uri(image)))
+        picture = self.images.read(Path(self._datastore().get_image_uri(image)))
         return self.ledger.record(image, reader, read_mask(label, picture))
 
     def shown(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
@@ -470,7 +470,8 @@ class RoundsKeeper:
         for image in self._rounds.upcoming("combined", self._rounds.options.prelabels):
             if (image, model) not in self._prelabelled:
                 self._prelabelled.add((image, model))
-                self._prelabel(image)
+                with self._rounds.images.in_background():
+                    self._prelabel(image)
                 return 1
         return 0
 

@@ -276,7 +276,7 @@ def _run(
     if warm_up:
         _say("medclipsam: loading the models ...\n")
         instance.pipeline.warm_up()
-    threading.Thread(target=_expire, args=(space, instance), name="expire", daemon=True).start()
+    threading.Thread(target=_keep_house, args=(space, instance), name="housekeeping", daemon=True).start()
     app = create_app(instance, reached.access, origins=origins, local=reached.local)
     chain, private = reached.certificate or (None, None)
     config = uvicorn.Config(
@@ -300,16 +300,31 @@ def _run(
                 stop_background_task(method)
 
 
-def _expire(space: Workspace, instance: MedClipSamApp) -> None:
-    """Remove what requests have left behind and what nobody asks for any more, now and then."""
+def _keep_house(space: Workspace, instance: MedClipSamApp, every: float = _EXPIRE_EVERY) -> None:
+    """Call `expire` again and again until the process ends."""
+    while True:
+        expire(space, instance)
+        time.sleep(every)
+
+
+def expire(space: Workspace, instance: MedClipSamApp) -> None:
+    """Remove what requests have left behind and the fetched series that nobody asks for any more.
+
+    An error in one of the two, such as a file that another thread removes at the same moment, is logged and stops
+    neither the other nor the next run.
+    """
     from medclipsam.server.dicomweb import DicomWebStudies
 
-    while True:
+    try:
         space.expire(_LEFT_BEHIND)
+    except Exception:
+        logger.exception("Temporary files could not be removed; the next run tries again")
+    try:
         store = instance.datastore()
         if isinstance(store, DicomWebStudies):
             store.forget_series(instance.app_conf.limits.cache_days * 24 * 3600)
-        time.sleep(_EXPIRE_EVERY)
+    except Exception:
+        logger.exception("Fetched series could not be removed; the next run tries again")
 
 
 def _quiet(config: str) -> str:

@@ -108,11 +108,11 @@ def remove_image(request: Request, app: App, user: AsAdmin, id: str) -> dict[str
 
 @router.get("/image", summary="Download an image")
 def get_image(app: App, user: AsUser, image: str) -> FileResponse:
-    """Answer the image's file; a series of DICOM files as one NIfTI volume, since clients load one file."""
+    """Answer the image's file; a series of DICOM files as the NIfTI volume that masks are made on."""
     path = app.image_path(image)
     if not path.is_dir():
         return file_answer(str(path), f"Image {image!r}")
-    volume = series_as_volume(path, image)
+    volume = series_as_volume(app.images.read(path))
     name = f"{image}.nii.gz"
     return FileResponse(volume, media_type="application/gzip", filename=name, background=BackgroundTask(volume.unlink))
 

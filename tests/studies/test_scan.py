@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.server import scan
-from medclipsam.server.scan import FolderScan
+from medclipsam.studies import scan
+from medclipsam.studies.scan import FolderScan
 
 FLAT = np.zeros((6, 8), np.uint8)
 
