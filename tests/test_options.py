@@ -39,7 +39,10 @@ def test_a_number_outside_its_range_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"betta": 1}, {"layer": 2.5}, {"presence": "perhaps"}, {"planes": "3-"}, {"planes": "-1"}]
+    "values",
+    [{"betta": 1}, {"layer": 2.5}, {"presence": "perhaps"}, {"planes": "3-"}, {"planes": "-1"}]
+    + [{"planes": digits} for digits in ("9" * 5000, "0-" + "9" * 5000, "\u0663")]
+    + [{key: digits} for key in RANGES for digits in ("9" * 5000, "-" + "9" * 5000, "1e999", 10**5000, "nan")],
 )
 def test_bad_input_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(values))):
@@ -50,6 +53,9 @@ def test_plane_ranges() -> None:
     assert parse_planes("all", 3) == [0, 1, 2]
     assert parse_planes("7", 8) == [7]
     assert parse_planes("5-6, 0-1,6", 8) == [0, 1, 5, 6]
+    for spaced in (" all ", "ALL\n", "\tall"):
+        assert parse_planes(ZeroShotOptions.from_mapping({"planes": spaced}).planes, 3) == [0, 1, 2]
+        assert parse_planes(ZeroShotOptions(planes=spaced).planes, 3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["8", "3-1", "0-8"])

@@ -35,10 +35,26 @@ class OptionError(InputError):
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"Option {key!r} cannot be {value!r}; allowed: {allowed}.")
+        super().__init__(f"Option {key!r} cannot be {_shown(value)}; allowed: {allowed}.")
         self.key = key
         self.value = value
         self.allowed = allowed
+
+
+class StorageError(MedClipSamError):
+    """A file cannot be written: the disk is full, or the folder is read-only or out of reach.
+
+    Parameters
+    ----------
+    sentence : str
+        What cannot be written.
+    full : bool
+        Whether there is no room; else nothing may be written, or the disk fails.
+    """
+
+    def __init__(self, sentence: str, *, full: bool) -> None:
+        super().__init__(sentence)
+        self.full = full
 
 
 class WeightsError(MedClipSamError):
@@ -51,3 +67,12 @@ class TrainingError(MedClipSamError):
 
 class CancelledError(MedClipSamError):
     """The caller asked to stop; nothing was written."""
+
+
+def _shown(value: object) -> str:
+    """Return a value as it goes into a sentence: the beginning of it where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a number of so many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."

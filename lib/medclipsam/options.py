@@ -137,7 +137,7 @@ class ZeroShotOptions:
             value = getattr(self, key)
             if not isinstance(value, bool) and not (value is None and _optional(key)):
                 raise OptionError(key, value, "true or false")
-        if not isinstance(self.planes, str) or not _PLANES.fullmatch(self.planes.replace(" ", "")):
+        if not isinstance(self.planes, str) or not _PLANES.fullmatch(_without_spaces(self.planes)):
             raise OptionError("planes", self.planes, '"all" or 0-based ranges such as "7", "3-9" or "0-4,8"')
 
     @classmethod
@@ -173,7 +173,12 @@ _INTEGERS = frozenset(
 )
 _BOOLEANS = ("presence", "box_per_component")
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_PLANES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+# More digits than any image has planes are refused before they are made a number.
+_PLANES = re.compile(r"all|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split()).lower()
 
 
 def _optional(key: str) -> bool:
@@ -203,7 +208,7 @@ def _parse(key: str, value: Any) -> Any:
             return int(number)
         return number
     if key == "planes":
-        return str(value)
+        return _without_spaces(value) if isinstance(value, str) else str(value)[:100]
     return value.strip() if isinstance(value, str) else value
 
 
@@ -227,10 +232,11 @@ def parse_planes(text: str, n_planes: int) -> list[int]:
     OptionError
         If a range is reversed or leaves the image.
     """
-    if text == "all":
+    wanted = _without_spaces(text)
+    if wanted == "all":
         return list(range(n_planes))
     chosen: set[int] = set()
-    for part in text.replace(" ", "").split(","):
+    for part in wanted.split(","):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
         if start > stop or stop >= n_planes:

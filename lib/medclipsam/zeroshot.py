@@ -843,6 +843,11 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
 
 
 def _reason(job: _Job, image: MedicalImage) -> str:
+    doubt = image.doubt_of_units()
+    return _finding(job, image) + (f" The image is taken for a CT, but {doubt}" if doubt else "")
+
+
+def _finding(job: _Job, image: MedicalImage) -> str:
     evidence = job.evidence
     name = evidence.name
     score, threshold = evidence.presence_score, evidence.presence_threshold

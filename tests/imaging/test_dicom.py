@@ -493,6 +493,52 @@ def test_a_radiograph_without_voi_takes_percentiles_without_the_padding(make_dic
     np.testing.assert_allclose(shown, expected, atol=1.5)
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["value first", "limit first"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("modality", "dtype", "padding"),
+    [
+        *(("DX", np.uint16, (60000, 60100)), ("CR", np.uint16, (0, 40)), ("MG", np.int16, (-2000, -1500))),
+        ("DX", np.uint8, (250, 255)),
+    ],
+)
+def test_a_range_of_padding_is_left_out_of_the_percentiles_and_shown_black(
+    make_dicom, save_dicom, modality: str, dtype: type, padding: tuple[int, int], photometric: str, reverse: bool
+) -> None:
+    chance = np.random.default_rng(0)
+    pixels = chance.integers(padding[0], padding[1] + 1, (40, 40)).astype(dtype)
+    inner = np.linspace(100, 200 if dtype == np.uint8 else 4000, 900).reshape(30, 30).astype(dtype)
+    pixels[5:35, 5:35] = inner
+    first, last = padding[::-1] if reverse else padding
+    more = {"PixelPaddingValue": first, "PixelPaddingRangeLimit": last, "PhotometricInterpretation": photometric}
+    data = make_dicom(pixels, modality, SOP_CLASSES[modality], **more)
+    shown = read_image(save_dicom(data)).plane(0)[..., 0]
+    if dtype == np.uint8:
+        expected = inner.astype(float)
+    else:
+        low, high = np.percentile(inner[inner > inner.min()], [0.5, 99.5])
+        expected = np.clip((inner - low) * (255 / (high - low)), 0, 255)
+    if photometric == "MONOCHROME1":
+        expected = 255 - expected
+    np.testing.assert_allclose(shown[5:35, 5:35], expected, atol=1.5)
+    shown = shown.copy()
+    shown[5:35, 5:35] = 0
+    assert not shown.any()
+
+
+def test_padding_written_as_unsigned_means_the_signed_pixels_of_the_same_bits(make_dicom, save_dicom) -> None:
+    pixels = np.full((40, 40), -2000, np.int16)
+    pixels[5:35, 5:35] = np.linspace(0, 1000, 900).reshape(30, 30)
+    data = make_dicom(pixels, "CT", SOP_CLASSES["CT"], WindowCenter=-1500, WindowWidth=4000)
+    before = read_image(save_dicom(data)).plane(0)
+    assert before[0, 0, 0] > 50
+    data.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    data.add_new("PixelPaddingRangeLimit", "US", 65536 - 1900)
+    after = read_image(save_dicom(data)).plane(0)
+    assert not after[:5].any()
+    np.testing.assert_array_equal(after[5:35, 5:35], before[5:35, 5:35])
+
+
 def test_a_radiograph_is_turned_by_patient_orientation_but_a_mammogram_is_not(
     make_dicom, save_dicom, tmp_path: Path, assert_same_grid
 ) -> None:

@@ -319,6 +319,34 @@ def test_planes_are_made_from_the_volume_in_its_own_type(tmp_path: Path) -> None
     assert peak < data.nbytes / 2, "all planes together would take twice the volume"
 
 
+def ct() -> np.ndarray:
+    """Air round a body with bone, in Hounsfield units."""
+    values = np.full((20, 20, 4), -1000.0)
+    values[4:16, 4:16] = 40
+    values[8:10, 8:10] = 900
+    return values + np.random.default_rng(0).normal(0, 10, values.shape)
+
+
+@pytest.mark.parametrize(
+    ("values", "doubted"),
+    [
+        (ct(), False),
+        (np.clip(ct(), -160, 240), False),
+        (ct()[4:16, 4:16], False),
+        ((ct() + 1024) / 2500, True),
+        (ct() / 1000, True),
+        (ct() + 1024, True),
+        (ct() + 1000, True),
+    ],
+)
+def test_a_ct_whose_values_are_no_hounsfield_units_is_doubted(
+    values: np.ndarray, doubted: bool, tmp_path: Path
+) -> None:
+    nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    assert (read_image(tmp_path / "a.nii.gz", modality="CT").doubt_of_units() is not None) is doubted
+    assert read_image(tmp_path / "a.nii.gz", modality="MR").doubt_of_units() is None
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
 def test_a_volume_with_air_in_hounsfield_units_is_a_ct(suffix: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -252,6 +253,6 @@ class _processes:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 2:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 2:
         raise OptionError("gallery", text, "a whole number from 2, or all")
     return int(text)

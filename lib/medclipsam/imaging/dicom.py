@@ -7,6 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import get_expected_length
 
 from medclipsam.errors import ImageError
 from medclipsam.imaging.decoding import decode
@@ -28,6 +30,7 @@ from medclipsam.imaging.dicom_geometry import (
     sort_slices,
     ultrasound_region,
 )
+from medclipsam.imaging.dicom_repair import repaired
 from medclipsam.imaging.dicom_series import SLICE_TAGS, SeriesVolume, Slice, kind_of, names_of, pixel_digest, volumes_of
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.volumes import MAX_VOXELS, check_size, check_voxels
@@ -53,8 +56,12 @@ NOT_IMAGES = frozenset(
     }
 )
 
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
 # The largest data set of deflated files: 16-bit voxels of the largest image that is read.
 MAX_DEFLATED = 2 * MAX_VOXELS
+# The largest file whose structure is repaired, which is done in memory.
+MAX_REPAIRED = 2**29
 # The file meta information lies within these first bytes.
 _META_BYTES, _BLOCK = 4096, 2**20
 
@@ -64,6 +71,7 @@ _LUT_ELEMENTS = (
     "BitsAllocated",
     "BitsStored",
     "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "ModalityLUTSequence",
     "RescaleSlope",
     "RescaleIntercept",
@@ -105,11 +113,45 @@ def read_header(path: Path) -> Dataset | None:
     """Return the few elements that tell images, series and slices apart; None if the file is not a DICOM image."""
     try:
         header = _dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        with warnings.catch_warnings():
+            # values are converted when they are asked for first
+            warnings.simplefilter("ignore")
+            usable = bool(header.get("Rows")) and header.get("Modality") not in NOT_IMAGES
+            is_slice(header)
     except Exception:
         return None
-    if not header.get("Rows") or header.get("Modality") in NOT_IMAGES:
-        return None
-    return header
+    return header if usable else None
+
+
+def read_elements(path: Path, names: Sequence[str]) -> Dataset:
+    """Return some elements of a DICOM file, whatever it holds, and its file meta information.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    names : sequence of str
+        Keywords of the elements.
+
+    Raises
+    ------
+    Exception
+        Whatever pydicom says is wrong.
+    """
+    return _dcmread(path, stop_before_pixels=True, specific_tags=[*names, "SOPClassUID", "Rows"])
+
+
+def should_hold_image(header: Dataset) -> bool:
+    """Return whether a header is that of an image by its SOP class, or says nothing of what it is.
+
+    Parameters
+    ----------
+    header : pydicom.Dataset
+        With SOPClassUID, or its file meta information.
+    """
+    meta = getattr(header, "file_meta", None) or Dataset()
+    sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
+    return not sop_class or "Image Storage" in uid.UID(sop_class).name
 
 
 def read_origin(path: Path) -> tuple[str | None, str | None, str | None]:
@@ -127,18 +169,45 @@ def read_origin(path: Path) -> tuple[str | None, str | None, str | None]:
     study : str or None
         StudyInstanceUID.
     modality : str or None
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read who the patient is: taken for a patient of its own, the image could be trained on and
+        validated with at once.
     """
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened: {error.strerror or error}.") from error
+    problem: Exception | None = None
     for file in files:
-        if not file.is_file() or not looks_like_dicom(file):
+        if path.is_dir() and (file.name.startswith(".") or file.is_dir()):
             continue
         try:
-            header = _dcmread(file, stop_before_pixels=True, specific_tags=_ORIGIN_TAGS)
-        except Exception:
-            continue
-        patient, study, modality = (str(header.get(tag) or "").strip() or None for tag in _ORIGIN_TAGS)
-        return patient, study, modality
+            origin = _origin(file)
+        except Exception as error:
+            problem = problem or error
+        else:
+            if origin is not None:
+                return origin
+    if problem is not None:
+        raise ImageError(f"The patient of {path} cannot be read: {_sentence(problem)}.") from problem
     return None, None, None
+
+
+def _origin(file: Path) -> tuple[str | None, str | None, str | None] | None:
+    """Return patient, study and modality of a DICOM file; None for a file of another format."""
+    file.open("rb").close()  # not to be opened is another thing than to be of another format
+    if not looks_like_dicom(file):
+        if file.name.lower().endswith(DICOM_SUFFIXES):
+            raise ImageError(f"{file.name} is not DICOM")
+        return None
+    header = _dcmread(file, stop_before_pixels=True, specific_tags=[*_ORIGIN_TAGS, "Rows"])
+    patient, study, modality = (str(header.get(tag) or "").strip() or None for tag in _ORIGIN_TAGS)
+    if patient is None and study is None and "Rows" not in header:
+        raise ImageError(f"the header of {file.name} is cut off")
+    return patient, study, modality
 
 
 def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:
@@ -314,9 +383,38 @@ def _dcmread(path: Path, **options: Any) -> Dataset:
         warnings.simplefilter("ignore")
         _check_deflated(path)
         try:
-            return pydicom.dcmread(path, **options)
-        except InvalidDicomError:
-            return pydicom.dcmread(path, force=True, **options)
+            try:
+                data = pydicom.dcmread(path, **options)
+            except InvalidDicomError:
+                data = pydicom.dcmread(path, force=True, **options)
+            if not _lacks_pixels(data, options):
+                return data
+        except Exception:
+            data = None
+        content = repaired_file(path)
+        if content is not None:
+            return pydicom.dcmread(BytesIO(content), force=True, **options)
+        return pydicom.dcmread(path, force=True, **options) if data is None else data
+
+
+def _lacks_pixels(data: Dataset, options: dict[str, Any]) -> bool:
+    """Return whether a file that should hold an image was read without its size, or with too few of its pixels."""
+    wanted = options.get("specific_tags")
+    if wanted is not None and "Rows" not in wanted:
+        return False
+    if not data.get("Rows"):
+        return should_hold_image(data)
+    if options.get("stop_before_pixels") or wanted is not None:
+        return False
+    meta = getattr(data, "file_meta", None) or Dataset()
+    if "PixelData" not in data or uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)).is_encapsulated:
+        return "PixelData" not in data and "FloatPixelData" not in data and "DoubleFloatPixelData" not in data
+    return len(data.PixelData or b"") < get_expected_length(data)
+
+
+def repaired_file(path: Path) -> bytes | None:
+    """Return a DICOM file with its structure repaired; None where that need not or cannot be."""
+    return repaired(path.read_bytes()) if path.stat().st_size <= MAX_REPAIRED else None
 
 
 def _check_deflated(path: Path) -> None:

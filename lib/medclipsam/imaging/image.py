@@ -22,11 +22,19 @@ from medclipsam.imaging.windows import (
     apply_window,
     foreground_range,
     has_modality_transform,
+    padding_of,
     stretch,
 )
 
 # Percentiles look at no more values than this, taken evenly from all planes, so that they cost no second volume.
 _MAX_SAMPLES = 1 << 22
+# Planes that are looked at, evenly over the volume, for whether values are Hounsfield units.
+_DOUBT_PLANES = 9
+# A CT of fewer Hounsfield units than this between its darkest and brightest voxel shows nothing.
+_LEAST_SPAN = 3.0
+# Where air and the body are once 1000 or 1024 was added, and the share of each that a CT holds at least.
+_SHIFTED_AIR, _SHIFTED_BODY = (-50.0, 150.0), (850.0, 1250.0)
+_LEAST_SHARE = 0.05
 
 
 class MedicalImage:
@@ -83,6 +91,7 @@ class MedicalImage:
         self._region = region
         self._known_spacing = known_spacing
         self._range: tuple[float, float] | None = None
+        self._doubt: str | None = None
 
     @classmethod
     def from_array(cls, planes: np.ndarray, *, modality: str | None = None) -> MedicalImage:
@@ -198,6 +207,19 @@ class MedicalImage:
         except Exception as error:
             raise ImageError(f"{self.source} has look-up tables that cannot be applied: {error}.") from error
         return np.ascontiguousarray(values, dtype=np.float32)
+
+    def doubt_of_units(self) -> str | None:
+        """Return why the values of a CT are not Hounsfield units, as a sentence; None where nothing speaks against it.
+
+        Values from 0 to 1, and values to which about 1000 was added, are recognised: both look like nothing in a
+        window of Hounsfield units.
+        """
+        if self.modality != "CT" or not self.has_units:
+            return None
+        if self._doubt is None:
+            planes = np.unique(np.linspace(0, self.n_planes - 1, _DOUBT_PLANES).round().astype(int))
+            self._doubt = _doubt_of_units(np.concatenate([self._unpadded(index) for index in planes.tolist()]))
+        return self._doubt or None
 
     def valid_region(self, index: int) -> np.ndarray | None:
         """Return the part of plane `index` that holds image (bool [H, W]); None means all of it."""
@@ -350,6 +372,13 @@ class MedicalImage:
             "notes": list(self.notes),
         }
 
+    def _unpadded(self, index: int) -> np.ndarray:
+        """Return the values of a plane that are no padding, in the modality's units, in one dimension."""
+        stored, lut = self.layout.plane(self._stored, index), self._lut(index)
+        padding = None if lut is None else padding_of(stored, lut)
+        values = self._values(stored, lut)
+        return values.ravel() if padding is None else values[~padding]
+
     @property
     def _palette(self) -> Dataset | None:
         lut = self._luts[0] if self._luts else None
@@ -404,7 +433,13 @@ class MedicalImage:
             if self._range is None:
                 self._range = foreground_range(self._samples())
             grey = stretch(values, *self._range)
-        return 255 - grey if lut is not None and lut.get("PhotometricInterpretation") == "MONOCHROME1" else grey
+        if lut is None:
+            return grey
+        if lut.get("PhotometricInterpretation") == "MONOCHROME1":
+            grey = 255 - grey
+        padding = padding_of(stored, lut)
+        # padding is background, whichever way round values are shown
+        return grey if padding is None else np.where(padding, np.uint8(0), grey)
 
     def _samples(self) -> Iterator[np.ndarray]:
         """Yield values in modality units, evenly from all planes, without padding and what lies outside the region."""
@@ -415,9 +450,29 @@ class MedicalImage:
             region = self.valid_region(index)
             if region is not None:
                 keep &= region
-            if lut is not None and "PixelPaddingValue" in lut:
-                keep &= stored != lut.PixelPaddingValue
+            padding = None if lut is None else padding_of(stored, lut)
+            if padding is not None:
+                keep &= ~padding
             yield self._values(stored, lut)[keep][index % step :: step]
+
+
+def _doubt_of_units(values: np.ndarray) -> str:
+    """Return what speaks against Hounsfield units; empty where nothing does."""
+    if not values.size:
+        return ""
+    low, high = float(values.min()), float(values.max())
+    if high - low <= _LEAST_SPAN:
+        return (
+            f"its values, {low:g} to {high:g}, are not Hounsfield units, which the window of a CT needs; give the "
+            "volume without scaling."
+        )
+    shares = [float(np.mean((values >= first) & (values <= last))) for first, last in (_SHIFTED_AIR, _SHIFTED_BODY)]
+    if low >= _SHIFTED_AIR[0] and min(shares) >= _LEAST_SHARE:
+        return (
+            f"its values, {low:g} to {high:g}, look like Hounsfield units to which 1000 or 1024 was added; give the "
+            "volume with the rescale intercept applied."
+        )
+    return ""
 
 
 def _by_axis(shape: Sequence[int]) -> str:

@@ -83,7 +83,7 @@ def _values(path: Path, mask: MedicalImage) -> np.ndarray:
 
 def has_place(path: Path) -> bool:
     """Return whether an NRRD file says where its voxels lie in space."""
-    return bool({"space", "space dimension"} & nrrd_fields(path))
+    return bool({"space", "space dimension"} & nrrd_fields(path).keys())
 
 
 def _both_placeless(path: Path, image: MedicalImage) -> bool:

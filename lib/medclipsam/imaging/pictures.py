@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +12,43 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medclipsam.errors import ImageError
+from medclipsam.imaging.colour import as_colours
 from medclipsam.imaging.geometry import plain_grid
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.orientation import layout_for
+from medclipsam.imaging.orientation import Layout
 from medclipsam.imaging.volumes import MAX_PLANE, check_size, check_voxels
 
-_TIFF_ORIENTATION, _TIFF_X, _TIFF_Y, _TIFF_UNIT = 274, 282, 283, 296
+_ORIENTATION = 274
+_TIFF_BITS, _TIFF_X, _TIFF_Y, _TIFF_UNIT = 258, 282, 283, 296
+# What EXIF and TIFF call orientation: the stored picture is shown turned and mirrored so (transposed first).
+_LAYOUTS = {
+    value: Layout((0, *axes), rows, columns, (0,), None)
+    for value, (axes, rows, columns) in {
+        1: ((1, 2), False, False),
+        2: ((1, 2), False, True),
+        3: ((1, 2), True, True),
+        4: ((1, 2), True, False),
+        5: ((2, 1), False, False),
+        6: ((2, 1), False, True),
+        7: ((2, 1), True, True),
+        8: ((2, 1), True, False),
+    }.items()
+}
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
     """Read a PNG, JPEG, TIFF or BMP file; see `read_image`.
 
-    Transparent pixels are laid on black. A picture says nothing about millimetres: the density in its header is that
+    Transparent pixels are laid on black. A picture is shown upright by its EXIF or TIFF orientation; masks are written
+    for the pixels as they are stored. A picture says nothing about millimetres: the density in its header is that
     of a printer, and only goes into the mask's header, where ITK reads it too.
     """
     try:
         with warnings.catch_warnings():
             # What Pillow thinks of a file's metadata is none of the user's business.
             warnings.simplefilter("ignore")
-            array, spacing = _open(path)
+            array, spacing, orientation = _open(path)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -44,20 +63,78 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
         source=path,
         stored=stored,
         grid=plain_grid((width, height), spacing),
-        layout=layout_for(stored.shape[:3], (1.0, 1.0, 1.0), None, stack_axis=0),
+        layout=_LAYOUTS[orientation],
         modality=modality,
     )
 
 
-def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
+def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, int]:
+    """Return the pixels as they are stored, the spacing that ITK derives, and the orientation (1 to 8)."""
     with Image.open(path) as picture:
         check_size(path, picture.size)
-        if isinstance(picture, TiffImageFile):
-            if picture.n_frames > 1:
-                raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
-            if picture.tag_v2.get(_TIFF_ORIENTATION, 1) != 1:
-                raise ImageError(f"{path} is a rotated TIFF (Orientation is not 1); save it upright.")
-        return _pixels(picture), _itk_spacing(picture)
+        is_tiff = isinstance(picture, TiffImageFile)
+        if isinstance(picture, TiffImageFile) and picture.n_frames > 1:
+            raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
+        is_deep = _is_deep_colour(path, picture)
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+        spacing = _itk_spacing(picture)
+        if orientation not in _LAYOUTS:
+            orientation = 1  # as viewers take it
+        if is_deep:
+            return _deep_colours(path), spacing, orientation
+        if not is_tiff or orientation == 1:
+            return _pixels(picture), spacing, orientation
+    # Pillow turns TIFF itself, and not all kinds of it rightly
+    with Image.open(BytesIO(_as_stored(path.read_bytes()))) as picture:
+        return _pixels(picture), spacing, orientation
+
+
+def _as_stored(content: bytes) -> bytes:
+    """Return a TIFF file with its orientation set to 1."""
+    order = "<" if content[:2] == b"II" else ">"
+    big = content[2:4] in (b"\x2b\0", b"\0\x2b")
+    (place,) = struct.unpack_from(order + ("Q" if big else "I"), content, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, place)
+    first, step = place + (8 if big else 2), 20 if big else 12
+    changed = bytearray(content)
+    for entry in range(first, first + count * step, step):
+        (tag,) = struct.unpack_from(f"{order}H", content, entry)
+        if tag == _ORIENTATION:
+            struct.pack_into(f"{order}H", changed, entry + (12 if big else 8), 1)
+    return bytes(changed)
+
+
+def _is_deep_colour(path: Path, picture: Image.Image) -> bool:
+    """Return whether a picture has colours of 16 bits or more, of which Pillow would keep the upper 8."""
+    if isinstance(picture, TiffImageFile):
+        bits = picture.tag_v2.get(_TIFF_BITS, (1,))
+        return len(bits) >= 3 and max(bits) > 8
+    # the header chunk, which is the first: depth and kind of colour
+    if picture.format != "PNG":
+        return False
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[12:16] == b"IHDR" and head[24] == 16 and head[25] in (2, 6)
+
+
+def _deep_colours(path: Path) -> np.ndarray:
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        raise ImageError(f"{path} has colours of 16 bits, which needs SimpleITK: pip install SimpleITK.") from None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    array = sitk.GetArrayFromImage(reader.Execute())
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 3 or array.shape[-1] not in (3, 4):
+        raise ImageError(f"{path} holds {array.shape[-1]} values a pixel; grey, RGB and RGBA are allowed.")
+    colours = as_colours(path, check_voxels(path, array[..., :3]), stated=True)
+    if array.shape[-1] == 3:
+        return colours
+    opaque = array[..., 3:] / (1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max))
+    return np.rint(colours * np.clip(opaque, 0, 1)).astype(np.uint8)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

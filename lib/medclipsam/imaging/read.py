@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.errors import ImageError, MedClipSamError
-from medclipsam.imaging.dicom import looks_like_dicom, read_dicom, read_header, read_series
+from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_header, read_series
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_picture
@@ -75,7 +75,7 @@ def _read(path: Path, modality: str | None) -> MedicalImage:
         if modality is None and _holds_air(image):
             image.modality = "CT"
         return image
-    if looks_like_dicom(path) or name.endswith((".dcm", ".dicom", ".ima")):
+    if looks_like_dicom(path) or name.endswith(DICOM_SUFFIXES):
         return read_dicom(path, modality)
     return read_picture(path, modality)
 

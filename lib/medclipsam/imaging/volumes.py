@@ -13,6 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medclipsam.errors import ImageError
+from medclipsam.imaging.colour import as_colours
 from medclipsam.imaging.geometry import RAS_TO_LPS, Grid, grid_from_ras, plain_grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.orientation import layout_for
@@ -27,6 +28,9 @@ _MAX_OFFSET = 2**28
 _MAX_HEADER = 2**20
 _NRRD_HEADER_END = re.compile(rb"\n\r?\n")
 _NRRD_DATA_FILE = re.compile(rb"data ?file[^:\n]*:", re.IGNORECASE)
+
+# NIFTI_INTENT_VECTOR and NIFTI_INTENT_RGB_VECTOR
+_VECTORS = (1007, 2003)
 
 _UNIT_IN_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
@@ -52,10 +56,14 @@ def read_nifti(path: Path, modality: str | None = None) -> MedicalImage:
             raise ImageError(f"{path} holds voxels of type {array.dtype}; numbers and RGB are allowed.")
         array = np.stack([array[name] for name in ("R", "G", "B")], axis=-1)
         shape = array.shape[:-1]
+    elif array.ndim == 5 and array.shape[3:] == (1, 3) and int(header["intent_code"]) in _VECTORS:
+        # a vector a voxel, as ITK writes pictures in colour too
+        array = as_colours(path, check_voxels(path, array), stated=False)
+        shape = array.shape[:3]
     else:
         shape = array.shape
     spatial = _spatial_shape(path, shape)
-    colour = array.shape[len(shape) :]
+    colour = (3,) if array.size > math.prod(shape) else ()
     array = check_voxels(path, array.reshape((*spatial, *colour)))
 
     ndim = 2 if len(spatial) == 2 else 3
@@ -82,9 +90,16 @@ def read_nifti(path: Path, modality: str | None = None) -> MedicalImage:
         layout=layout,
         modality=modality,
         known_spacing=(k if ndim == 3 else None, j, i) if spacing_known else (None, None, None),
-        luts=_rescale(file),
-        nifti=header.copy(),
+        luts=[] if colour else _rescale(file),
+        nifti=_mask_header(header, shape),
     )
+
+
+def _mask_header(header: nib.Nifti1Header, shape: tuple[int, ...]) -> nib.Nifti1Header:
+    """Return the header that masks take their geometry from: one number a voxel."""
+    kept = header.copy()
+    kept.set_data_shape(shape)
+    return kept
 
 
 def itk_grid(header: nib.Nifti1Header, size: tuple[int, ...], unit: float) -> Grid:
@@ -133,6 +148,8 @@ def read_nrrd(path: Path, modality: str | None = None) -> MedicalImage:
         )
     grid = Grid(tuple(size), image.GetSpacing(), image.GetOrigin(), np.array(image.GetDirection()).reshape(ndim, ndim))
     array = check_voxels(path, sitk.GetArrayFromImage(image))
+    if components == 3:
+        array = as_colours(path, array, stated="color" in given.get("kinds", "").lower())
     stored = array if ndim == 3 else array[None]
     i, j, k = (*grid.spacing, 1.0)[:3]
     oriented = ndim == 3 and "space directions" in given and "space" in given
@@ -203,8 +220,8 @@ def _rescale(file: Any) -> list[Dataset]:
     return [lut]
 
 
-def nrrd_fields(path: Path) -> set[str]:
-    """Return the names of the header's fields, which tell a given spacing from ITK's default of 1.
+def nrrd_fields(path: Path) -> dict[str, str]:
+    """Return the header's fields, whose names tell a given spacing from ITK's default of 1.
 
     A header may name other files that hold the voxels. They must lie beside it: an image that was sent to a server must
     not make it open any other of its files.
@@ -224,7 +241,8 @@ def nrrd_fields(path: Path) -> set[str]:
         names = content[named.end() :] if value.upper().startswith(b"LIST") else value
         if b"/" in names or b"\\" in names:
             raise ImageError(f"{path} keeps its voxels in another folder; they must lie beside it.")
-    return {line.split(b":")[0].decode("ascii", "replace").strip().lower() for line in header.splitlines()}
+    pairs = (line.decode("ascii", "replace").partition(":") for line in header.splitlines())
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,61 +1,99 @@
-"""Whether a file has arrived: its header is readable, and as many bytes are there as the header tells of."""
+"""Whether a file is complete: its header is readable, and as many bytes are there as the header states."""
 
 from __future__ import annotations
 
+import mmap
+import re
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import pydicom
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydicom import uid
 from pydicom.errors import InvalidDicomError
 
-from medclipsam.imaging.dicom import looks_like_dicom, read_header
+from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_header, repaired_file, should_hold_image
 
-# What a DICOM file's meta information, and the end of its frames or of a picture, lie within.
-_HEAD, _TAIL = 4096, 65536
+# A DICOM file's meta information is within these first bytes.
+_HEAD = 4096
+_ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+# The next marker of JPEG: no stuffed zero, restart or fill byte, as they are in entropy-coded data.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_JPEG_END = 0xD9
+_TRUNCATED = "it is truncated"
+_TAGS = ["SOPClassUID", "Rows", "NumberOfFrames"]
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether an image file is all there, as far as its format tells without reading the voxels.
+    """Return whether `fault_of` finds nothing wrong with an image file."""
+    return fault_of(path) is None
 
-    A truncated file of NIfTI (compressed or not), DICOM, PNG, JPEG, BMP and uncompressed NRRD is found out; of
-    compressed NRRD and TIFF only the header is looked at. Bytes that are wrong are found by who reads the image.
+
+def fault_of(path: Path) -> str | None:
+    """Return what is wrong with an image file, as far as its format tells without reading the voxels.
+
+    A truncated file of NIfTI (compressed or not), DICOM, PNG, JPEG, BMP and uncompressed NRRD is found; of compressed
+    NRRD and TIFF only the header is looked at. Data behind the end of the image are allowed. Bytes that are wrong are
+    found by `read_image`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str or None
+        The end of a sentence about the file, such as "it is empty"; None for a complete file.
     """
     name = path.name.lower()
     try:
         if path.stat().st_size == 0:
-            return False
+            return "it is empty"
         if name.endswith((".nii", ".nii.gz")):
             return _nifti(path)
         if name.endswith(".nrrd"):
             return _nrrd(path)
         if looks_like_dicom(path):
             return _dicom(path)
+        if name.endswith(DICOM_SUFFIXES):
+            path.open("rb").close()  # says so where it must not be opened
+            return "its content is not DICOM"
         return _picture(path)
-    except Exception:
-        # formats break in more ways than can be listed, and here they all mean the same
-        return False
+    except UnidentifiedImageError:
+        return "its content is not an image of a format that is read"
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror or first_line(error)})"
+    except Exception as error:
+        # formats break in more ways than can be listed
+        return f"its header cannot be read ({first_line(error)})"
 
 
-def _nifti(path: Path) -> bool:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message without its full stop; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+
+
+def _nifti(path: Path) -> str | None:
     header = nib.load(path).header
     if not isinstance(header, nib.Nifti1Header):
-        return False
+        return "its content is not NIfTI"
     voxels = header.get_data_dtype().itemsize
     for size in header.get_data_shape():
         voxels *= int(size)
     expected = int(header.get_data_offset()) + voxels
     if not path.name.lower().endswith(".gz"):
-        return path.stat().st_size >= expected
+        return None if path.stat().st_size >= expected else _TRUNCATED
     # a gzip stream ends with its length, modulo 2^32
     with path.open("rb") as file:
         file.seek(-4, 2)
         (length,) = struct.unpack("<I", file.read(4))
-    return bool(length == expected % 2**32) or _gzip_ends(path)
+    return None if length == expected % 2**32 or _gzip_ends(path) else _TRUNCATED
 
 
 def _gzip_ends(path: Path) -> bool:
@@ -67,21 +105,23 @@ def _gzip_ends(path: Path) -> bool:
     return unpack.eof
 
 
-def _nrrd(path: Path) -> bool:
+def _nrrd(path: Path) -> str | None:
     fields: dict[str, str] = {}
     with path.open("rb") as file:
-        if not file.readline().startswith(b"NRRD"):
-            return False
+        if not file.readline(4096).startswith(b"NRRD"):
+            return "its content is not NRRD"
         while line := file.readline(4096).strip():
             key, _, value = line.decode("utf-8", "replace").partition(":")
             fields[key.strip().lower()] = value.strip()
         start = file.tell()
-    if fields.get("encoding") != "raw":
-        return "sizes" in fields
-    voxels = _NRRD_BYTES[fields["type"].lower()]
+    if "sizes" not in fields:
+        return _TRUNCATED
+    voxels = _NRRD_BYTES.get(fields.get("type", "").lower())
+    if fields.get("encoding", "").lower() != "raw" or voxels is None or {"data file", "datafile"} & fields.keys():
+        return None
     for size in fields["sizes"].split():
         voxels *= int(size)
-    return path.stat().st_size - start >= voxels
+    return None if path.stat().st_size - start >= voxels else _TRUNCATED
 
 
 _NRRD_BYTES = {
@@ -95,49 +135,114 @@ _NRRD_BYTES = {
 }
 
 
-def _dicom(path: Path) -> bool:
+def _dicom(path: Path) -> str | None:
     with path.open("rb") as file:
         if uid.DeflatedExplicitVRLittleEndian.encode() in file.read(_HEAD):
             # unpacked as a whole, which fails where a part is missing; how large it may be is looked at there
-            return read_header(path) is not None
+            return _TRUNCATED if read_header(path) is None else None
         file.seek(0)
         try:
-            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
-        except InvalidDicomError:
-            file.seek(0)
-            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"], force=True)
-        if not data.get("Rows"):
-            return True  # no image: whatever it is, it will not be listed
-        implicit, little = data.original_encoding
-        return _pixels_are_there(file, path.stat().st_size, bool(implicit), bool(little))
+            fault = _dicom_stream(file, path.stat().st_size)
+        except Exception as error:
+            fault = f"its header cannot be read ({first_line(error)})"
+    if fault is None:
+        return None
+    # it may be one that is repaired when it is read
+    content = repaired_file(path)
+    return fault if content is None else _dicom_stream(BytesIO(content), len(content))
 
 
-def _pixels_are_there(file: BinaryIO, size: int, implicit: bool, little: bool) -> bool:
-    """Look at the element that reading stopped before: pixel data of a length, or of encapsulated frames."""
-    order = "<" if little else ">"
+def _dicom_stream(file: BinaryIO, size: int) -> str | None:
+    try:
+        data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+    except InvalidDicomError:
+        file.seek(0)
+        data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+    if not data.get("Rows"):
+        # other objects are complete without, and will not be listed
+        return "it has no rows and columns" if should_hold_image(data) else None
+    order = "<" if data.original_encoding[1] else ">"
     head = file.read(12)
     if len(head) < 12:
-        return False
+        return "its pixel data is missing"
+    # as it is written, whatever the transfer syntax says; lengths are even, and these letters are not
+    implicit = head[4:6] not in (b"OB", b"OW", b"OF", b"OD", b"UN")
     start = file.tell() - (4 if implicit else 0)
     (length,) = struct.unpack_from(f"{order}I", head, 4 if implicit else 8)
+    if length == 0:
+        return "its pixel data is missing"
     if length != 0xFFFFFFFF:
-        return size >= start + length
-    # encapsulated frames end with a sequence delimiter, near the end of the file
-    file.seek(max(start, size - _TAIL))
-    return struct.pack(f"{order}HHI", 0xFFFE, 0xE0DD, 0) in file.read()
+        return None if size >= start + length else _TRUNCATED
+    file.seek(start)
+    frames = str(data.get("NumberOfFrames") or 1)
+    enough = _frames_are_there(file, size, order, int(frames) if frames.isdecimal() else 1)
+    return None if enough else _TRUNCATED
 
 
-def _picture(path: Path) -> bool:
+def _frames_are_there(file: BinaryIO, size: int, order: str, frames: int) -> bool:
+    """Walk along the items of encapsulated frames to their end; other elements may follow it.
+
+    Some programs leave out the delimiter at the end: then as many items as frames, behind the table of offsets, are
+    enough.
+    """
+    items = -1
+    while len(head := file.read(8)) == 8:
+        group, element, length = struct.unpack(f"{order}HHI", head)
+        if (group, element) == _SEQUENCE_END:
+            return True
+        if (group, element) != _ITEM or file.tell() + length > size:
+            return False
+        file.seek(length, 1)
+        items += 1
+    return items >= frames
+
+
+def _picture(path: Path) -> str | None:
     with Image.open(path) as picture:
         kind = picture.format
-    with path.open("rb") as file:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if kind == "BMP":
-            (length,) = struct.unpack_from("<I", file.read(6), 2)
-            return path.stat().st_size >= length
-        file.seek(-min(_TAIL, path.stat().st_size), 2)
-        tail = file.read()
-    if kind == "PNG":
-        return b"IEND\xaeB`\x82" in tail
-    if kind == "JPEG":
-        return b"\xff\xd9" in tail
+            (length,) = struct.unpack_from("<I", content, 2)
+            whole = len(content) >= length
+        elif kind == "PNG":
+            whole = _png_ends(content)
+        elif kind in ("JPEG", "MPO"):
+            whole = _jpeg_ends(content)
+        else:
+            whole = True
+    return None if whole or _loads(path) else _TRUNCATED
+
+
+def _loads(path: Path) -> bool:
+    """Return whether a picture that lacks its end is decoded all the same, as where only the end marker is missing."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:
+        return False
     return True
+
+
+def _png_ends(content: mmap.mmap) -> bool:
+    """Return whether the chunks of a PNG file go on to its last one."""
+    place = 8
+    while place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if kind == b"IEND":
+            return True
+        place += 12 + length
+    return False
+
+
+def _jpeg_ends(content: mmap.mmap) -> bool:
+    """Return whether the segments of a JPEG file go on to its end marker; previews within a segment are passed over."""
+    place = 2
+    while found := _JPEG_MARKER.search(content, place):
+        marker = content[found.end() - 1]
+        if marker == _JPEG_END:
+            return True
+        if found.end() + 2 > len(content):
+            return False
+        # the entropy-coded data of a scan follow its header, and are searched through as whatever lies between segments
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return False

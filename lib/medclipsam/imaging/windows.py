@@ -80,6 +80,31 @@ def has_modality_transform(lut: Dataset) -> bool:
     return slope is not None and intercept is not None and (float(slope), float(intercept)) != (1.0, 0.0)
 
 
+def padding_of(stored: np.ndarray, lut: Dataset) -> np.ndarray | None:
+    """Return where stored values are padding by Pixel Padding Value and Pixel Padding Range Limit.
+
+    Parameters
+    ----------
+    stored : ndarray
+        Values before any rescale.
+    lut : pydicom.Dataset
+        The elements of their file. A value written as unsigned where pixels are signed, or the reverse, means the
+        pixel of the same bits.
+
+    Returns
+    -------
+    ndarray of bool, of the shape of `stored`, or None
+        None where the file names no padding, or pixels of a kind that has none.
+    """
+    if lut.get("PixelPaddingValue") in (None, "") or stored.dtype.kind not in "ui":
+        return None
+    limit = lut.get("PixelPaddingRangeLimit")
+    ends = [lut.PixelPaddingValue, lut.PixelPaddingValue if limit in (None, "") else limit]
+    size = stored.dtype.itemsize
+    low, high = sorted(int(np.array(int(end) % 2 ** (8 * size), f"u{size}").astype(stored.dtype)) for end in ends)
+    return (stored >= low) & (stored <= high)
+
+
 def foreground_range(samples: Iterable[np.ndarray]) -> tuple[float, float]:
     """Return the 0.5 and 99.5 percentiles of the foreground.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,8 +12,12 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.errors import InputError, MedClipSamError, StorageError
 from medclipsam.imaging.image import MedicalImage
+
+# What the operating system says of a disk without room, and of one that takes nothing.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
@@ -105,12 +110,14 @@ def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> No
     Raises
     ------
     InputError
-        If the folder is missing or cannot be written.
+        If the folder is missing.
+    StorageError
+        If the disk is full, or the folder must not be written.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise _unwritable(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -121,9 +128,16 @@ def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> No
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> MedClipSamError:
+    sentence = f"{path} cannot be written: {error.strerror or error}."
+    if error.errno in (*DISK_FULL, *NOT_WRITABLE):
+        return StorageError(sentence, full=error.errno in DISK_FULL)
+    return InputError(sentence)
 
 
 def _nifti(native: np.ndarray, image: MedicalImage) -> nib.Nifti1Image:

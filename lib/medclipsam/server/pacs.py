@@ -27,6 +27,7 @@ import requests
 from pydicom.dataelem import empty_value_for_VR
 
 from medclipsam.errors import OptionError
+from medclipsam.imaging.dicom import read_elements
 from medclipsam.imaging.whole import is_whole
 from medclipsam.server.http import UnknownError, UpstreamError, UpstreamTimeoutError
 from medclipsam.server.multipart import IncompleteError, boundary_of, write_parts
@@ -403,7 +404,7 @@ class Pacs:
         """Raise where an instance is cut off, is of another series, or is missing."""
         for file in files:
             try:
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"], force=True)
+                header = read_elements(file, ["SeriesInstanceUID"])
                 fits = str(header.get("SeriesInstanceUID", "")) == series and is_whole(file)
             except Exception:
                 fits = False
