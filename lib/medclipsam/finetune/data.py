@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from medclipsam.encoders import Encoder
-from medclipsam.errors import CancelledError, InputError, MedClipSamError
+from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSamError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import find_images, read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom
@@ -208,7 +209,7 @@ def read_csv(
             found.bad.append(BadRow(name, "there is no such image"))
         elif allowed is not None and not any(place.resolve().is_relative_to(folder) for folder in allowed):
             found.bad.append(BadRow(name, "the image lies outside the folders that may be read"))
-        elif not more.get("plane", "0").isdigit():
+        elif not re.fullmatch("[0-9]{1,9}", more.get("plane", "0")):
             found.bad.append(BadRow(name, f"plane {more['plane'][:20]!r} is no whole number from 0"))
         else:
             plane = int(more["plane"]) if "plane" in more else None
@@ -237,7 +238,11 @@ def read_folder(folder: Path, *, descriptions: bool = False) -> Listing:
         name = str(path.relative_to(folder))
         text = reports.of(path, descriptions=descriptions)
         if text:
-            patient, study, _ = read_origin(path)
+            try:
+                patient, study, _ = read_origin(path)
+            except ImageError:
+                found.bad.append(BadRow(name, "its patient cannot be read"))
+                continue
             found.pairs.append(Pair(name, path, text, group=patient_key(name, patient=patient, study=study)))
         else:
             found.bad.append(BadRow(name, "it has no report text"))

@@ -15,7 +15,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from medclipsam.errors import CancelledError, InputError, OptionError
+from medclipsam.errors import CancelledError, ImageError, InputError, OptionError
 from medclipsam.evaluation.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
 from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, split_listing
@@ -272,7 +272,11 @@ def datastore_pairs(datastore: Datastore, studies: Path | None) -> Listing:
             found.bad.append(BadRow(image, "it has no caption"))
             continue
         path = path or Path(datastore.get_image_uri(image))
-        patient, study, modality = read_origin(path)
+        try:
+            patient, study, modality = read_origin(path)
+        except ImageError:
+            found.bad.append(BadRow(image, "its patient cannot be read"))
+            continue
         group = patient_key(image, patient=patient, study=study)
         found.pairs.append(Pair(image, path, text, modality=modality, group=group))
     return found

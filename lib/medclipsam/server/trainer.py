@@ -13,6 +13,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
 
+from medclipsam.errors import ImageError
 from medclipsam.imaging import read_origin
 from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.networks import form_of
@@ -162,7 +163,11 @@ def candidates(datastore: Datastore, rejected: Collection[str] = ()) -> Iterator
                 labels[kind] = Label(path, dict(datastore.get_label_info(image, kind) or {}))
         if labels:
             path = Path(datastore.get_image_uri(image))
-            patient, study, modality = read_origin(path)
+            try:
+                patient, study, modality = read_origin(path)
+            except ImageError as error:
+                logger.warning("%s It is left out of the training.", str(error).replace(str(path), path.name))
+                continue
             yield Candidate(image, path, patient_key(image, patient=patient, study=study), labels, modality)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
+from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import find_images, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom, read_header
 from medclipsam.training.selection import KINDS, Candidate, Label
 from medclipsam.training.split import patient_key
+
+logger = logging.getLogger(__name__)
 
 _DATASTORE, _LABELS = "datastore_v2.json", "labels"
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".jpg", ".jpeg")
@@ -58,7 +62,11 @@ def read_studies(folder: Path) -> list[Candidate]:
             raise InputError(f"Several images of {folder} have the id {name!r}; rename all but one.")
         if name not in found:
             continue  # the image is away at the moment; its label is kept
-        patient, study, modality = read_origin(found[name])
+        try:
+            patient, study, modality = read_origin(found[name])
+        except ImageError as error:
+            logger.warning("%s It is left out of the training.", error)
+            continue
         known = infos.get(name, {})
         candidates.append(
             Candidate(
@@ -84,7 +92,7 @@ def _image_id(path: Path) -> str:
 
 def _stem(name: str) -> str:
     suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), "")
-    return name[: len(name) - len(suffix)]
+    return unicodedata.normalize("NFC", name[: len(name) - len(suffix)])
 
 
 def _infos(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -92,7 +100,9 @@ def _infos(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     try:
         objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
         return {
-            name: {tag: dict(label.get("info") or {}) for tag, label in (entry.get("labels") or {}).items()}
+            unicodedata.normalize("NFC", name): {
+                tag: dict(label.get("info") or {}) for tag, label in (entry.get("labels") or {}).items()
+            }
             for name, entry in objects.items()
         }
     except FileNotFoundError:
