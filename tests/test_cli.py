@@ -1,6 +1,10 @@
+import argparse
+import dataclasses
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.cli import main
+from medclipsam.cli import _parser, main
+from medclipsam.training.command import OPTION_HELP
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.settings import RunOptions
 from medclipsam.zeroshot import ZeroShot
 
 FAST = ["--saliency", "patch_text"]
@@ -29,7 +36,9 @@ def picture(path: Path, bright: bool = True) -> Path:
 
 
 def left_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Return the files below a folder but the record of the masks written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".masks.tsv")
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def test_one_image_gives_mask_overlay_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,3 +173,55 @@ def test_the_quick_checks_do_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert "none.png" in done.stderr
+
+
+def test_a_second_run_keeps_the_masks_that_are_whole_and_of_the_same_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        picture(tmp_path / "images" / f"{name}.png")
+    out = tmp_path / "out"
+    run = ["segment", str(tmp_path / "images"), "--out", str(out), *FAST]
+
+    def again(*more: str, text: str = "bright spot") -> set[str]:
+        """Return the names of the masks that a run writes."""
+        before = {path: path.stat().st_ino for path in out.glob("*.nii.gz")}
+        assert main([*run, "--text", text, *more]) == 0
+        return {path.name[0] for path in out.glob("*.nii.gz") if path.stat().st_ino != before.get(path)}
+
+    assert again() == set("abcd")
+    assert again("--skip-existing") == set()
+    (out / "a.nii.gz").unlink()
+    (out / "b.nii.gz").write_bytes(b"torn")
+    picture(tmp_path / "images" / "c.png", bright=False)
+    assert again("--skip-existing") == set("abc")
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(out / "c.nii.gz"))).any()
+    assert again("--skip-existing", text="dark corner") == set("abcd")
+    assert again("--skip-existing", "--seed", "1", text="dark corner") == set("abcd")
+    assert again("--skip-existing", "--seed", "1", text="dark corner") == set()
+    assert again("--skip-existing") == set("abcd")
+    # an overlay that is not there yet is made
+    assert again("--skip-existing", "--overlay", str(tmp_path / "overlays")) == set("abcd")
+    assert again("--seed", "0") == set("abcd")
+
+
+def test_every_option_of_every_command_is_described() -> None:
+    def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    yield from walk(sub)
+            else:
+                yield parser.prog, action
+
+    described = list(walk(_parser()))
+    assert len(described) > 200
+    for command, action in described:
+        text = action.help or ""
+        assert re.match(r"[A-Za-z\"]", text), f"{command}: {action.dest}"
+        assert len(text.split()) > 1, f"{command}: {action.dest}"
+
+
+def test_every_training_option_has_a_description_and_no_other() -> None:
+    names = {field.name for kind in (RunOptions, TrainingOptions) for field in dataclasses.fields(kind)}
+    assert OPTION_HELP.keys() == names

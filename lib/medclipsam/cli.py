@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ from medclipsam.training.command import add_train
 if TYPE_CHECKING:
     from medclipsam.zeroshot import ZeroShot
 
+# What `segment` has written to a folder: a line for each mask.
+_RECORD = ".masks.tsv"
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
 _OPTION_HELP = {
@@ -108,13 +111,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     segment = commands.add_parser("segment", help="find what a text asks for in one or more images")
-    segment.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    segment.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE|FOLDER",
+        help="image files, DICOM series folders, or folders of them",
+    )
     segment.add_argument("--text", required=True, help='what to find; several targets split by ";"')
     segment.add_argument("--out", required=True, type=Path, help="mask file; a folder for several images")
     segment.add_argument("--overlay", type=Path, help="picture of the mask on the image (PNG); a folder for several")
     segment.add_argument("--report", type=Path, help="evidence as JSON; a folder for several images")
     segment.add_argument(
         "--suffix", choices=MASK_SUFFIXES, default=".nii.gz", help="mask format where --out is a folder"
+    )
+    segment.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="with folders: keep masks already written for the same image, text, options and weights",
     )
     segment.add_argument("--modality", help="DICOM modality of images that do not say (PNG, NIfTI): US, MR, CR, CT ...")
     _add_model_arguments(segment)
@@ -141,8 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _LIMITS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
     group = serve.add_argument_group("images that networks are validated with, drawn once (docs/training.md)")
-    group.add_argument("--validation-share", metavar="SHARE", help="of patients (default: 0.15)")
-    group.add_argument("--validation-seed", metavar="SEED", help="(default: 0)")
+    group.add_argument("--validation-share", metavar="SHARE", help="share of the patients (default: 0.15)")
+    group.add_argument("--validation-seed", metavar="SEED", help="seed of the split (default: 0)")
     group = serve.add_argument_group("rounds (docs/rounds.md)")
     for name, text in _ROUNDS.items():
         group.add_argument(
@@ -189,13 +203,13 @@ def _parser() -> argparse.ArgumentParser:
     actions = weights.add_subparsers(dest="action", required=True, parser_class=_Parser)
     actions.add_parser("list", help="what is known and what is here").set_defaults(run=_weights_list)
     fetch = actions.add_parser("fetch", help="download weights by name")
-    fetch.add_argument("names", nargs="+", metavar="NAME")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="names in `weights list`")
     fetch.set_defaults(run=_weights_fetch)
     verify = actions.add_parser("verify", help="check the hashes of weights")
     verify.add_argument("names", nargs="*", metavar="NAME", help="all that are here by default")
     verify.set_defaults(run=_weights_verify)
     add = actions.add_parser("add", help="give weights of your own a name")
-    add.add_argument("name", metavar="NAME")
+    add.add_argument("name", metavar="NAME", help="name to use with --weights")
     add.add_argument("source", metavar="DIR", help="open_clip folder, SAM checkpoint, or a model in the demo's format")
     add.set_defaults(run=_weights_add)
     convert = actions.add_parser("convert", help="make an open_clip folder of a fine-tuned BiomedCLIP's checkpoint")
@@ -229,7 +243,14 @@ def _add_evaluate(commands: Any) -> None:
     run.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     run.add_argument("--tasks", action="append", default=[], metavar="NAME", help="this task only; may be repeated")
     run.add_argument("--tasks-file", type=Path, metavar="FILE", help="instead of DATA/tasks.yaml")
-    run.add_argument("--limit", type=int, metavar="N", help="the first N images of each folder")
+    run.add_argument("--limit", type=int, metavar="N", help="draw N images of each folder by the seed (default: all)")
+    run.add_argument(
+        "--label-map",
+        action="append",
+        default=[],
+        metavar="VALUE=NAME|FILE",
+        help="names of values in final labels saved without names: 1=heart (may be repeated), or a YAML or JSON file",
+    )
     run.add_argument("--sensitivity", action="store_true", help="measure what wrong, other and nonsense texts do too")
     run.add_argument(
         "--ladder",
@@ -301,26 +322,87 @@ def _segment(given: argparse.Namespace) -> int:
     parse_prompt(given.text, given.modality, known)
     jobs = _jobs(given)
 
-    from tqdm import tqdm
-
+    from medclipsam.progress import ProgressBar
     from medclipsam.zeroshot import ZeroShot
 
+    if given.skip_existing and len(jobs) == 1:
+        raise InputError("--skip-existing is for several images; there is only one.")
     pipeline = ZeroShot.load(given.weights, device=_device(given.device), targets=known)
+    several = len(jobs) > 1
+    settings = _settings(pipeline, given, options)
+    if given.skip_existing:
+        before, made = len(jobs), _read_record(given.out)
+        jobs = [(source, files) for source, files in jobs if not _is_done(source, files, settings, made, given.out)]
+        print(f"{before - len(jobs)} of {before} images were done already.")
     failed = 0
-    with tqdm(jobs, unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+    with ProgressBar(jobs, unit="image", show=several) as bar:
         for source, files in bar:
             try:
-                sentence = _segment_one(pipeline, source, files, given, options, show=len(jobs) == 1)
+                digest = _digest(source, settings)
+                sentence = _segment_one(pipeline, source, files, given, options, show=not several)
+                if several:
+                    _record(given.out, files["out"], digest)
             except MedClipSamError as error:
-                if len(jobs) == 1:
+                if not several:
                     raise
                 failed += 1
-                tqdm.write(f"medclipsam: {error}", file=sys.stderr)
+                ProgressBar.write(f"medclipsam: {error}", file=sys.stderr)
                 continue
-            tqdm.write(sentence if len(jobs) == 1 else f"{source}: {sentence}", file=sys.stdout)
+            ProgressBar.write(sentence if not several else f"{source}: {sentence}", file=sys.stdout)
     if failed:
         raise InputError(f"{failed} of {len(jobs)} images could not be segmented; the others are done.")
     return 0
+
+
+def _settings(pipeline: ZeroShot, given: argparse.Namespace, options: ZeroShotOptions) -> str:
+    """Return everything that the mask of an image depends on beside the image, as text."""
+    targets = [hashlib.sha256(file.read_bytes()).hexdigest() for file in given.targets_file]
+    parts = [__version__, given.text, given.modality, options.to_dict(), pipeline.weights, targets]
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _digest(source: Path, settings: str) -> str:
+    """Return what identifies a mask: its settings, and name, size and time of the image's files."""
+    files = sorted(file for file in source.iterdir() if file.is_file()) if source.is_dir() else [source]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(f"{settings}\n{stats}".encode()).hexdigest()
+
+
+def _read_record(folder: Path) -> dict[str, str]:
+    """Return which masks were written to a folder: name below it to the digest of what it was made from."""
+    try:
+        lines = (folder / _RECORD).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    made: dict[str, str] = {}
+    for line in lines:
+        name, tab, digest = line.rpartition("\t")
+        if tab:  # the last line may have been cut off
+            made[name] = digest
+    return made
+
+
+def _record(folder: Path, mask: Path, digest: str) -> None:
+    try:
+        with open(folder / _RECORD, "a", encoding="utf-8") as file:
+            file.write(f"\n{mask.relative_to(folder).as_posix()}\t{digest}\n")
+    except OSError as error:
+        raise InputError(f"{folder / _RECORD} cannot be written: {error.strerror}.") from error
+
+
+def _is_done(source: Path, files: dict[str, Path], settings: str, made: dict[str, str], folder: Path) -> bool:
+    """Return whether all files of an image are there, and its mask can be read and was made with these settings."""
+    from medclipsam.imaging import read_image
+
+    if not all(path.is_file() for path in files.values()):
+        return False
+    if made.get(files["out"].relative_to(folder).as_posix()) != _digest(source, settings):
+        return False
+    try:
+        read_image(files["out"])
+    except MedClipSamError:
+        return False
+    return True
 
 
 def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
@@ -374,12 +456,11 @@ def _segment_one(
     *,
     show: bool,
 ) -> str:
-    from tqdm import tqdm
-
     from medclipsam.imaging import Window, read_image, write_mask, write_overlay
+    from medclipsam.progress import ProgressBar
 
     image = read_image(source, modality=given.modality)
-    with tqdm(total=100, unit="%", leave=False, disable=not (show and image.is_volume and sys.stderr.isatty())) as bar:
+    with ProgressBar(total=100, unit="%", leave=False, show=show and image.is_volume) as bar:
 
         def progress(fraction: float, message: str) -> None:
             bar.set_description(message)
@@ -418,6 +499,7 @@ def _segment_one(
 def _evaluate(given: argparse.Namespace) -> int:
     options = _pipeline_options(given)
     from medclipsam.evaluation.command import Request, evaluate
+    from medclipsam.training.collect import read_label_map
 
     print(
         evaluate(
@@ -430,6 +512,7 @@ def _evaluate(given: argparse.Namespace) -> int:
                 tasks=tuple(given.tasks),
                 tasks_file=given.tasks_file,
                 limit=given.limit,
+                label_map=read_label_map(given.label_map),
                 search=given.search,
                 network=given.network,
                 search_images=given.search_images,
@@ -443,7 +526,7 @@ def _evaluate(given: argparse.Namespace) -> int:
                 targets_files=tuple(given.targets_file),
                 options=options,
             ),
-            show=sys.stderr.isatty(),
+            show=True,
         )
     )
     return 0
@@ -459,7 +542,7 @@ def _compare(given: argparse.Namespace) -> int:
 def _convert(given: argparse.Namespace) -> int:
     from medclipsam.evaluation.convert import convert
 
-    counts = convert(given.set, given.source, given.out, seed=given.seed, show=sys.stderr.isatty())
+    counts = convert(given.set, given.source, given.out, seed=given.seed, show=True)
     print(f"{given.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     return 0
 
@@ -474,7 +557,7 @@ def _demo_data(given: argparse.Namespace) -> int:
         seed=given.seed,
         split=given.split,
         renderer=given.renderer,
-        show=sys.stderr.isatty(),
+        show=True,
     )
     print(f"{file}: measure with medclipsam evaluate run {given.out} --split {given.split} --out results")
     return 0

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from medclipsam import __version__
 from medclipsam.errors import WeightsError
+from medclipsam.progress import ProgressBar
 
 # The SAM that a CLIP named alone is paired with: the paper's.
 DEFAULT_SAM = "sam_vit_h"
@@ -883,8 +882,8 @@ def _download(published: PublishedWeights, file: WeightFile, progress: bool) -> 
         request = urllib.request.Request(url, headers={"User-Agent": f"medclipsam/{__version__}"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, partial.open("wb") as out:
             length = int(response.headers.get("Content-Length") or 0)
-            bar = tqdm(
-                total=length or file.size or None, unit="B", unit_scale=True, desc=file.name, disable=not progress
+            bar = ProgressBar(
+                total=length or file.size or None, unit="B", unit_scale=True, desc=file.name, show=progress
             )
             with bar:
                 while block := response.read(_CHUNK):

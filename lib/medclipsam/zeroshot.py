@@ -140,6 +140,13 @@ class ZeroShotResult:
     seconds: dict[str, float]
     version: str = __version__
 
+    def __repr__(self) -> str:
+        found = ", ".join(
+            f"{name}: {np.count_nonzero(self.labels == label)} voxels" for name, label in self.label_names.items()
+        )
+        size = " x ".join(map(str, self.labels.shape))
+        return f"<ZeroShotResult {self.text!r}: {found or 'no target'}; labels {size}>"
+
     @property
     def sentence(self) -> str:
         """What was found and what was not, in one line for people."""

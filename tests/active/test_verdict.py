@@ -1,5 +1,7 @@
 """The verdict on simulated rounds against plain reckonings, and the summary of a ledger."""
 
+import csv
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 
 from medclipsam.active.ledger import Ledger
-from medclipsam.active.summary import as_text, plot, summarise
+from medclipsam.active.summary import as_csv, as_text, label_rows, plot, summarise
 from medclipsam.active.verdict import area, as_markdown, draw_curves, holm, judge
+from medclipsam.cli import main
 from medclipsam.errors import InputError
+from medclipsam.training.store import NETWORK_FILES, NetworkStore
 
 Mask = Callable[..., np.ndarray]
 
@@ -114,7 +118,7 @@ def test_a_summary_counts_labels_effort_and_readers(ledger: Ledger, mask: Mask, 
     assert json.loads(json.dumps(summary)) == summary
     text = as_text(summary)
     assert "published" in text
-    assert "2 images labelled, 1 of them since the last training; 1 approved; 1 rejected." in text
+    assert "ada (2), bob (1)" in text
     assert Image.open(plot(summary, tmp_path / "rounds.png")).width > 500
     page = plot(summary, tmp_path / "rounds.html").read_text()
     assert "data:image/png;base64," in page
@@ -125,3 +129,63 @@ def test_a_summary_counts_labels_effort_and_readers(ledger: Ledger, mask: Mask, 
 def test_nothing_to_draw_is_said(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No label has been saved yet"):
         plot(summarise(ledger), tmp_path / "rounds.png")
+
+
+def test_labels_of_validation_images_are_counted(ledger: Ledger, mask: Mask) -> None:
+    ledger.record("i0", "ada", mask())
+    ledger.record("i8", "bob", mask())
+    ledger.record("i9", "ada", mask())
+    ledger.review("i9", "bob", "rejected")
+    summary = summarise(ledger)
+    assert (summary["labelled"], summary["validation"], summary["new"]) == (2, 1, 1)
+    assert summary["by_reader"] == {"ada": 1, "bob": 1}
+    assert summary["rounds"][0]["validation"] == 2
+    assert summary["rounds"][0]["by_reader"] == {"ada": 2, "bob": 1}
+
+
+def test_labels_are_listed_with_who_when_what_and_verdict(ledger: Ledger, mask: Mask, clock: Any) -> None:
+    ledger.record("i0", "ada", mask(3))
+    clock.now += 60
+    ledger.record("i0", "=cmd()", mask(7))
+    ledger.record("i8", "bob", np.zeros((1, 16, 16), np.uint8))
+    ledger.review("i0", "bob", "approved")
+    names = {"i0": {7: "cyst"}, "": {3: "heart"}}
+    rows = list(csv.DictReader(io.StringIO(as_csv(label_rows(ledger, names)))))
+    assert [(row["annotator"], row["image"], row["targets"], row["set"], row["verdict"]) for row in rows] == [
+        ("'=cmd()", "i0", "cyst", "training", "approved"),  # no formula for a spreadsheet
+        ("bob", "i8", "", "validation", ""),
+    ]
+    assert rows[0]["saved"] == "1970-01-01T00:17:40+00:00"
+    every = label_rows(ledger, names, every=True)
+    assert [(row["annotator"], row["targets"], row["current"]) for row in every] == [
+        ("ada", "heart", False),
+        ("=cmd()", "cyst", True),
+        ("bob", "", True),
+    ]
+
+
+def test_the_command_lists_labels_and_networks_that_were_trained_without_a_server(
+    ledger: Ledger, mask: Mask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.record("i0", "ada", mask())
+    assert main(["rounds", "labels", "--csv", "--workspace", str(tmp_path)]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["annotator"], row["image"]) == ("ada", "i0")
+    empty = tmp_path / "empty"
+    assert main(["rounds", "show", "--workspace", str(empty)]) == 2
+    made = tmp_path / "made"
+    made.mkdir()
+    for file in NETWORK_FILES:
+        (made / file).write_bytes(b"")
+    about = {
+        **{"name": "network", "status": "published", "reason": "It is the first.", "labels": {"heart": 13}},
+        **{"classes": {"heart": 1}, "modality": "DX", "parent": None, "data": {}, "metrics": {}, "options": {}},
+        "identity": "0",
+    }
+    NetworkStore(empty / "networks").add(made, about, expected=None)
+    capsys.readouterr()
+    assert main(["rounds", "show", "--json", "--workspace", str(empty)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [network["version"] for network in found["networks"]] == [1]
+    assert main(["rounds", "show", "--workspace", str(empty)]) == 0
+    assert "network version 1" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from medclipsam.errors import InputError
-from medclipsam.evaluation.data import check_cases, find_cases, read_case
+from medclipsam.evaluation.data import check_cases, draw_cases, find_cases, read_case
 from medclipsam.evaluation.tasks import NONSENSE, read_prompts, task_of_folder
 from medclipsam.imaging import read_image, write_mask
 from medclipsam.targets import TargetSet
@@ -155,3 +155,65 @@ def test_prompts_of_protocol_a(tmp_path: Path) -> None:
         read_prompts(file, {"breast": ["1.png"], "brain": ["1.png"]})
     file.write_text(json.dumps({"breast": {"1.png": "a mass"}, "brain": {"1.png": "a glioma"}}))
     assert read_prompts(file, {"brain": ["1.png"]}) == {"brain": {"1.png": "a glioma"}}
+
+
+def _many(data: Path, folder: str, present: int, absent: int) -> None:
+    """Images whose order by name is that of presence."""
+    for number in range(present + absent):
+        mask = disc((12, 12), 6, 6, 3) & (number < present)
+        save(np.zeros((12, 12)), data / folder / "test_images" / f"{number:03}.png")
+        save(mask * 255, data / folder / "test_masks" / f"{number:03}.png")
+
+
+def _drawn(cases, limit: int, seed: int) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for case in draw_cases(cases, limit, seed):
+        found.setdefault(case.task.folder, []).append(int(case.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("present", "absent", "limit", "expected"),
+    [(30, 10, 8, (6, 2)), (30, 10, 2, (1, 1)), (10, 30, 6, (2, 4)), (20, 20, 1, (1, 0)), (9, 1, 3, (3, 0))],
+)
+def test_a_sample_has_present_and_absent_in_the_proportion_of_the_data(
+    tmp_path: Path, present: int, absent: int, limit: int, expected: tuple[int, int]
+) -> None:
+    _many(tmp_path, "lung_xray", present, absent)
+    drawn = _drawn(find_cases(tmp_path, TARGETS), limit, seed=0)["lung_xray"]
+    holds = sum(number < present for number in drawn)
+    assert len(drawn) == limit
+    assert (holds, limit - holds) == expected or (present == absent and holds in (0, 1))
+    assert drawn == sorted(drawn)
+
+
+def test_a_sample_is_of_every_folder_and_its_seed_alone_decides(tmp_path: Path) -> None:
+    _many(tmp_path, "lung_xray", 30, 10)
+    _many(tmp_path, "lung_CT", 20, 20)
+    _many(tmp_path, "breast_tumors", 3, 1)
+    cases = find_cases(tmp_path, TARGETS)
+    drawn = _drawn(cases, 8, seed=0)
+    assert {folder: len(names) for folder, names in drawn.items()} == {
+        "lung_xray": 8,
+        "lung_CT": 8,
+        "breast_tumors": 4,  # there are no more
+    }
+    assert _drawn(cases, 8, seed=0) == drawn
+    others = [_drawn(cases, 8, seed)["lung_xray"] for seed in range(1, 6)]
+    assert any(other != drawn["lung_xray"] for other in others)
+    # not the first by name of each kind
+    assert any(set(names) - {*range(6), 30, 31} for names in (drawn["lung_xray"], *others))
+
+
+def test_a_sample_keeps_the_tasks_of_an_image_together_and_draws_each_combination(tmp_path: Path) -> None:
+    for number in range(16):
+        labels = np.zeros((12, 12))
+        labels[2:4, 2:4], labels[8:10, 8:10] = 1 * (number < 8), 2 * (number % 2)
+        save(labels, tmp_path / "chest" / "test_masks" / f"{number:02}.png")
+        save(np.zeros((12, 12)), tmp_path / "chest" / "test_images" / f"{number:02}.png")
+    tasks = {name: {"folder": "chest", "prompt": name, "labels": [value]} for name, value in (("a", 1), ("b", 2))}
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    drawn = draw_cases(find_cases(tmp_path, TARGETS), 4, 0)
+    assert [case.task.name for case in drawn] == ["a", "b"] * 4
+    kinds = {(int(case.name) < 8, int(case.name) % 2) for case in drawn}
+    assert len(kinds) == 4

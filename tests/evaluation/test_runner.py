@@ -171,7 +171,7 @@ def test_another_sam_shares_encoder_and_maps(spots: Path, tmp_path: Path) -> Non
     assert second.encoder is first.encoder
     assert second.weights == first.weights
     rungs = ladder({"one": first, "two": second}, OPTIONS, ("patch_text",), prompts=("boxes",))
-    cases = find_cases(spots, TARGETS, only=("spot",), limit=1)
+    cases = find_cases(spots, TARGETS, only=("spot",))[:1]
     (row,) = run(cases, Plan(Methods(ZeroShotPredictor(first, OPTIONS), rungs)), tmp_path / "run")
     boxes = {name: figures for name, figures in row["rungs"].items() if name.endswith("boxes")}
     assert list(boxes) == ["patch_text: + SAM one, boxes", "patch_text: + SAM two, boxes"]

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from medclipsam.errors import InputError
+from medclipsam.imaging import read_image
 from medclipsam.targets import TargetSet
-from medclipsam.training.collect import read_studies
+from medclipsam.training.collect import read_label_map, read_studies
 from medclipsam.training.selection import Criteria, Selection, named_values, select
 from medclipsam.training.split import Split
 
@@ -147,7 +148,7 @@ def test_ids_that_nothing_names_are_an_error(studies: Any) -> None:
     studies.add("known", 0, "final")
     studies.label("strange", np.full((48, 48), 77, np.uint8), "final")
     studies.add("strange", 1, None)
-    with pytest.raises(InputError, match=r"strange \(final\) hold 77, which neither"):
+    with pytest.raises(InputError, match=r"strange \(final, strange\.png\).* 77"):
         choose(studies)
     studies.label("strange", np.full((48, 48), 77, np.uint8), "final", {"label_info": [{"name": "cyst", "idx": 77}]})
     assert reasons(choose(studies, labels=("breast tumour",))) == {"strange": "incomplete"}
@@ -232,7 +233,7 @@ def test_nothing_to_train_on_says_why(studies: Any) -> None:
     with pytest.raises(InputError, match="no image has a label"):
         choose(studies)
     studies.add("weak", 1, "original", info=studies.evidence(sam_score=0.1))
-    with pytest.raises(InputError, match=r"left out were labels for sam_score \(1\)"):
+    with pytest.raises(InputError, match=r"sam_score.*weak"):
         choose(studies)
 
 
@@ -283,3 +284,90 @@ def test_studies_are_read_as_the_server_lists_them(
     (studies.folder / "deep.png").unlink()
     with pytest.raises(InputError, match=r"datastore_v2\.json"):
         read_studies(studies.folder)
+
+
+def test_labels_of_validation_patients_alone_are_named_where_nothing_is_left(studies: Any) -> None:
+    held = next(split for split in (Split(seed, 0.5) for seed in range(99)) if split.holds("image:only"))
+    studies.add("only", 0, "final", info=LABEL)
+    with pytest.raises(InputError, match=r"1 of the labels .*validation.*only"):
+        choose(studies, split=held)
+    studies.label("torn", np.zeros((48, 48), np.uint8), "final", LABEL)
+    studies.add("torn", 1, None)
+    (studies.folder / "labels" / "final" / "torn.png").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"unreadable.*torn"):
+        choose(studies, split=held)
+
+
+def test_values_without_names_are_refused_before_any_image_is_read(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        studies.add(f"i{number}", number, None)
+        studies.label(f"i{number}", np.full((48, 48), 255, np.uint8), "final")
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "medclipsam.training.selection.read_image", lambda path, **_: read.append(path) or read_image(path)
+    )
+    with pytest.raises(InputError, match=r"i0\.png.*255.*--label-map"):
+        choose(studies, labels=("lungs x-ray",))
+    assert [path.parent.name for path in read] == ["final"]
+    for number in range(3):
+        studies.label(f"i{number}", np.full((48, 48), 1, np.uint8), "final")
+    read.clear()
+    with pytest.raises(InputError, match=r"'lungs x-ray'.*i0\.png.* 1 .*--label-map"):
+        choose(studies, labels=("lungs x-ray",))
+    assert {path.parent.name for path in read} == {"final"}
+
+
+def test_a_label_map_names_values_that_were_saved_without_names(studies: Any) -> None:
+    studies.add("bare", 0, None)
+    studies.label("bare", np.full((48, 48), 255, np.uint8), "final")
+    studies.add("named", 1, None)
+    studies.label("named", np.full((48, 48), 3, np.uint8), "final", {"label_names": {"cyst": 3}})
+    found = select(read_studies(studies.folder, {255: "cyst"}), Criteria(), TARGETS, NOBODY)
+    assert [each.name for each in found.training] == ["bare", "named"]
+    for each in found.training:
+        assert (each.labels(each.read(), 1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, {1: "left lung", 255: "heart"}),
+        ("1: left lung\n255: heart\n", {1: "left lung", 255: "heart"}),
+        ('{"1": "left lung", "255": "heart"}', {1: "left lung", 255: "heart"}),
+        ('{"left lung": 1, "heart": 255}', {1: "left lung", 255: "heart"}),
+    ],
+)
+def test_label_maps_of_arguments_and_files(tmp_path: Path, content: str | None, expected: dict[int, str]) -> None:
+    file = tmp_path / "map.yaml"
+    entries = ["1=left lung", "255= heart"] if content is None else [str(file)]
+    file.write_text(content or "")
+    assert read_label_map(entries) == expected
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["0=a"],
+        ["256=a"],
+        ["1.5=a"],
+        ["a=1"],
+        ["1="],
+        ["1=a", "1=b"],
+        ["1=a", "2=a"],
+        ["nothing.yaml"],
+        ["-1=a"],
+        ["²=a"],
+    ],
+)
+def test_label_maps_that_make_no_sense_are_refused(entries: list[str]) -> None:
+    with pytest.raises(InputError, match="label map"):
+        read_label_map(entries)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "a: b", "{", "1: ''", "true: a", "1: a\n2: a"])
+def test_label_map_files_that_make_no_sense_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "map.yaml").write_text(content)
+    with pytest.raises(InputError, match="label map"):
+        read_label_map([str(tmp_path / "map.yaml")])

@@ -1,4 +1,4 @@
-"""`medclipsam rounds show | plot | simulate`."""
+"""`medclipsam rounds show | labels | plot | simulate`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,15 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     show = actions.add_parser("show", help="a line for each round")
     show.add_argument("--json", action="store_true", help="for programs")
     show.set_defaults(run=_show)
+    labels = actions.add_parser("labels", help="a line for each label: who, when, which image, what, verdict")
+    labels.add_argument("--csv", action="store_true", help="as CSV")
+    labels.add_argument("--all", action="store_true", help="list replaced and removed versions too")
+    labels.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
+    labels.set_defaults(run=_labels)
     plot = actions.add_parser("plot", help="learning curve and effort of correction as a picture or page")
     plot.add_argument("out", type=Path, help="file to write, .png or .html")
     plot.set_defaults(run=_plot)
-    for action in (show, plot):
+    for action in (show, labels, plot):
         action.add_argument("--studies", help="folder of images and labels, or URL of the DICOMweb server")
         action.add_argument("--workspace", type=Path, help="where the ledger is (default: that of the studies)")
         action.set_defaults(find_workspace=workspace)
@@ -52,7 +57,7 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
         "--strategy", action="append", default=[], help="strategy to play; may be given several times"
     )
     simulate.add_argument("--seeds", type=int, default=10, help="runs of each strategy (default: %(default)s)")
-    simulate.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
+    simulate.add_argument("--first-seed", type=int, default=0, help="first of these seeds (default: %(default)s)")
     simulate.add_argument("--initial", type=int, help="images of the first round")
     simulate.add_argument("--batch", type=int, help="images of each further round")
     simulate.add_argument("--rounds", type=int, help="further rounds")
@@ -74,26 +79,71 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     simulate.set_defaults(run=_simulate)
 
 
-def _ledger(given: argparse.Namespace) -> Ledger:
-    from medclipsam.active.ledger import Ledger
-
+def _workspace(given: argparse.Namespace) -> Path:
     if given.workspace is None and given.studies is None:
         raise InputError("Say whose rounds are meant: --studies FOLDER or URL, or --workspace DIR.")
     studies = given.studies
     if studies is not None and not studies.startswith(("http://", "https://")):
         studies = str(Path(studies).resolve())
-    place = (given.workspace or given.find_workspace(studies)).expanduser().absolute()
-    file = place / LEDGER_FILE
+    return Path(given.workspace or given.find_workspace(studies)).expanduser().absolute()
+
+
+def _ledger(given: argparse.Namespace) -> Ledger:
+    from medclipsam.active.ledger import Ledger
+
+    file = _workspace(given) / LEDGER_FILE
     if not file.is_file():
-        raise InputError(f"There is no ledger {file}: nobody has asked this project's server for an image yet.")
+        raise InputError(
+            f"There is no ledger {file}: no image has been requested from a server of these studies yet. Networks that "
+            "were trained on the command line are listed by `medclipsam train history`."
+        )
     return Ledger(file)
 
 
 def _show(given: argparse.Namespace) -> int:
     from medclipsam.active.summary import as_text, summarise
+    from medclipsam.training.store import NetworkStore
 
+    place = _workspace(given)
+    if not (place / LEDGER_FILE).is_file():
+        store = NetworkStore(place / "networks")
+        trained = [network for name in store.names() for network in store.history(name)]
+        if trained:
+            # trained without a server: there are networks, and no labels that it was asked to keep
+            if given.json:
+                content = {"rounds": [], "networks": [network.to_dict() for network in trained]}
+                sys.stdout.write(json.dumps(content, indent=2) + "\n")
+                return 0
+            sys.stdout.write("No rounds yet: no image has been requested from a server of these studies.\n")
+            sys.stdout.write("Trained on the command line (details: medclipsam train history):\n")
+            for network in trained:
+                sys.stdout.write(f"  {network.name} version {network.version}: {network.status}. {network.reason}\n")
+            return 0
     summary = summarise(_ledger(given))
     sys.stdout.write(json.dumps(summary, indent=2) + "\n" if given.json else as_text(summary))
+    return 0
+
+
+def _labels(given: argparse.Namespace) -> int:
+    from medclipsam.active.summary import LABEL_COLUMNS, as_csv, label_rows
+    from medclipsam.targets import TargetSet, label_table
+    from medclipsam.training.collect import read_label_names
+
+    ledger = _ledger(given)
+    names: dict[str, dict[int, str]] = {}
+    if given.studies is not None and Path(given.studies).is_dir():
+        names = read_label_names(Path(given.studies))
+    names[""] = {value: name for name, value in label_table(TargetSet.load(*given.targets_file)).items()}
+    rows = label_rows(ledger, names, every=given.all)
+    if given.csv:
+        sys.stdout.write(as_csv(rows))
+        return 0
+    shown = [column for column in LABEL_COLUMNS[:8] if column != "reviewers"]
+    table = [shown, *([str(row[column] if row[column] is not None else "-") for column in shown] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
     return 0
 
 
@@ -131,7 +181,7 @@ def _simulate(given: argparse.Namespace) -> int:
     )
     targets = TargetSet.load(*given.targets_file)
     encoder = ZeroShot.load(given.weights, targets=targets).encoder
-    runs = simulate(given.data, given.out, options, encoder, targets, tasks=given.task, show=sys.stderr.isatty())
+    runs = simulate(given.data, given.out, options, encoder, targets, tasks=given.task, show=True)
     verdict = judge(runs, options.strategies)
     text = as_markdown(verdict)
     (given.out / "report.md").write_text(text, encoding="utf-8")

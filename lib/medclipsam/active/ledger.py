@@ -427,6 +427,11 @@ class Ledger:
             for image, subject, validation, finished, presence in sorted(rows)
         ]
 
+    def validation_images(self) -> set[str]:
+        """Return the images of the validation set that were ever here."""
+        with self._engine.connect() as db:
+            return set(db.execute(sa.select(_images.c.image).where(_images.c.validation)).scalars())
+
     def set_presence(self, margins: Mapping[str, float]) -> None:
         """Note presence scores less their thresholds, by image."""
         with self._write.begin() as db:
@@ -704,6 +709,17 @@ class Ledger:
         with self._engine.connect() as db:
             verdicts = _verdicts(db)
             return [_as_label(row, verdicts.get(row.number, {})) for row in db.execute(wanted)]
+
+    def values(self, numbers: Collection[int]) -> dict[int, list[int]]:
+        """Return the values above 0 in versions of labels, by the number of the version."""
+        wanted = sa.select(_labels.c.number, _labels.c.content).where(_labels.c.number.in_(numbers))
+        with self._engine.connect() as db:
+            contents = {row.number: row.content for row in db.execute(wanted)}
+            held = {
+                content: [int(value) for value in np.unique(_mask(db, content)) if value]
+                for content in set(contents.values())
+            }
+        return {number: held[content] for number, content in contents.items()}
 
     def readings(self, image: str) -> dict[str, np.ndarray]:
         """Return the last label map (uint8 [N, H, W]) of each reader of an image."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medclipsam.active.effort import effort
 from medclipsam.active.embedding import embed
@@ -31,6 +30,7 @@ from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import Case, find_cases, read_case
 from medclipsam.imaging import MedicalImage, write_mask
 from medclipsam.metrics import dice
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.training.examples import Example
@@ -209,16 +209,21 @@ def simulate(
                 f"The simulation labels and controls {needed} images; {data} has {len(subjects)} to train."
             )
         _hold_to(out, _identity(options, subjects, tests, classes, encoder))
-        vectors = {subject.name: embed(subject.image, encoder) for subject in subjects}
+        reading = ProgressBar(subjects, desc="embeddings", unit="image", show=show)
+        vectors = {subject.name: embed(subject.image, encoder) for subject in reading}
+        wanted = [(seed, name) for seed in options.seeds for name in ("all", *options.strategies)]
+        done = sum((runs / f"{name}-{seed}.json").is_file() for seed, name in wanted)
         results = []
-        for seed in tqdm(options.seeds, desc="seeds", disable=not show):
-            play = _Play(subjects, tests, classes, vectors, options, seed, place)
-            for name in ("all", *options.strategies):
-                file = runs / f"{name}-{seed}.json"
-                if not file.is_file():
-                    run = play.everything() if name == "all" else play.rounds(name)
-                    _write(file, {"strategy": name, "seed": seed, "rounds": run})
-                results.append(json.loads(file.read_text(encoding="utf-8")))
+        with ProgressBar(desc="simulation", unit="run", total=len(wanted), initial=done, show=show) as bar:
+            for seed in options.seeds:
+                play = _Play(subjects, tests, classes, vectors, options, seed, place)
+                for name in ("all", *options.strategies):
+                    file = runs / f"{name}-{seed}.json"
+                    if not file.is_file():
+                        run = play.everything() if name == "all" else play.rounds(name)
+                        _write(file, {"strategy": name, "seed": seed, "rounds": run})
+                        bar.update()
+                    results.append(json.loads(file.read_text(encoding="utf-8")))
     return results
 
 

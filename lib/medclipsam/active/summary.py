@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import html
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from medclipsam.errors import InputError
 from medclipsam.imaging.write import replace_file
 
 PLOTS = (".png", ".html")
+LABEL_COLUMNS = (
+    *("saved", "annotator", "image", "targets", "set", "verdict", "reviewers", "round", "seconds", "dice", "source"),
+    "current",
+)
 
 
 def summarise(ledger: Ledger) -> dict[str, Any]:
@@ -29,19 +36,25 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
     -------
     dict
         JSON-able. `rounds`: for each its number, state, times (seconds since the epoch), networks, metrics, and of the
-        labels saved in it `labels` (versions), `images`, `absent`, `readers`, means of `dice` and `path_length` between
-        the mask that was offered and the label, the share `unchanged`, the median `seconds`; None where nothing is
-        known. `labelled`: images with a label that stands; `approved`, `rejected`: what reviewers said of them; `new`:
+        labels saved in it `labels` (versions), `images`, `absent`, `validation` (versions for validation images, which
+        are not trained on), `readers`, `by_reader` (versions by reader), means of `dice` and `path_length` between the
+        mask that was offered and the label, the share `unchanged`, the median `seconds`; None where nothing is known.
+        `labelled`: images with a label that stands; `validation`: how many of these are validation images;
+        `by_reader`: how many of these are by each reader; `approved`, `rejected`: what reviewers said of them; `new`:
         those that no training has seen; `agreement`: mean Dice of pairs of readers of one image, and the number of
         pairs.
     """
     labels = ledger.labels(current=False)
+    held = ledger.validation_images()
+    standing = [label for label in labels if label.current and not label.rejected]
     agreements = [value for pairs in ledger.agreements().values() for value in pairs.values()]
     return {
         "rounds": [
-            _of_round(each, [label for label in labels if label.round == each.number]) for each in ledger.rounds()
+            _of_round(each, [label for label in labels if label.round == each.number], held) for each in ledger.rounds()
         ],
-        "labelled": sum(label.current and not label.rejected for label in labels),
+        "labelled": len(standing),
+        "validation": sum(label.image in held for label in standing),
+        "by_reader": _by_reader(standing),
         "approved": sum(label.current and label.approved for label in labels),
         "rejected": sum(label.current and label.rejected for label in labels),
         "new": ledger.new_labels(),
@@ -52,7 +65,8 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
 def as_text(summary: Mapping[str, Any]) -> str:
     """Return a summary as a table for a terminal."""
     header: tuple[str, ...] = (
-        *("round", "since", "labels", "absent", "unchanged", "Dice", "path", "seconds", "training", "network", "val."),
+        *("round", "since", "labels", "validation", "absent", "unchanged", "Dice", "path", "seconds", "training"),
+        *("network", "val. Dice", "annotators"),
     )
     rows = [header]
     for each in summary["rounds"]:
@@ -61,6 +75,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
                 str(each["number"]),
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(each["opened"])),
                 str(each["labels"]),
+                str(each["validation"]),
                 str(each["absent"]),
                 _text(each["unchanged"], "{:.0%}"),
                 _text(each["dice"], "{:.3f}"),
@@ -69,6 +84,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
                 each["state"],
                 f"{each['network_before'] or '-'} -> {each['network_after'] or '-'}",
                 _text(each["metrics"].get("dice"), "{:.3f}"),
+                _counts(each["by_reader"]) or "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -76,8 +92,11 @@ def as_text(summary: Mapping[str, Any]) -> str:
     reviewed = "".join(f"; {summary[verdict]} {verdict}" for verdict in ("approved", "rejected") if summary[verdict])
     lines += [
         "",
-        f"{summary['labelled']} images labelled, {summary['new']} of them since the last training{reviewed}.",
+        f"{summary['labelled']} images labelled, {summary['validation']} of them for validation; {summary['new']} to "
+        f"train on are new since the last training{reviewed}.",
     ]
+    if summary["by_reader"]:
+        lines.append(f"Labelled by {_counts(summary['by_reader'])}.")
     if summary["agreement"]["pairs"]:
         lines.append(f"Readers agree with a Dice of {summary['agreement']['dice']:.3f} (mean of pairs).")
     return "\n".join(lines) + "\n"
@@ -112,7 +131,71 @@ def plot(summary: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def _of_round(each: Round, labels: Sequence[Label]) -> dict[str, Any]:
+def label_rows(ledger: Ledger, names: Mapping[str, Mapping[int, str]], *, every: bool = False) -> list[dict[str, Any]]:
+    """Return who has labelled which image when, a row for each label.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    names : mapping
+        Image id: names of the values in its label; the key "" has those of all other images.
+    every : bool
+        Whether versions that were replaced or removed are listed too.
+
+    Returns
+    -------
+    list of dict
+        In the order of saving, with the keys of `LABEL_COLUMNS`; None where nothing is known. `saved` is ISO 8601 in
+        UTC; `targets` what the label holds, empty for a confirmed absence; `verdict` "approved" or "rejected".
+    """
+    labels, held = ledger.labels(current=not every), ledger.validation_images()
+    values = ledger.values([label.number for label in labels])
+    return [
+        {
+            "saved": datetime.datetime.fromtimestamp(label.saved, datetime.UTC).isoformat(timespec="seconds"),
+            "annotator": label.reader,
+            "image": label.image,
+            "targets": "; ".join(
+                names.get(label.image, {}).get(value) or names.get("", {}).get(value) or f"label {value}"
+                for value in values[label.number]
+            ),
+            "set": "validation" if label.image in held else "training",
+            "verdict": "rejected" if label.rejected else "approved" if label.approved else None,
+            "reviewers": "; ".join(label.verdicts),
+            "round": label.round,
+            "seconds": label.seconds,
+            "dice": label.dice,
+            "source": label.source,
+            "current": label.current,
+        }
+        for label in labels
+    ]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `label_rows` as CSV with a heading."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, LABEL_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _safe_cell(value) for key, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _safe_cell(value: Any) -> Any:
+    """Return a cell that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _counts(by_reader: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in by_reader.items())
+
+
+def _by_reader(labels: Iterable[Label]) -> dict[str, int]:
+    counts = Counter(label.reader for label in labels)
+    return {name: counts[name] for name in sorted(counts)}
+
+
+def _of_round(each: Round, labels: Sequence[Label], held: Collection[str]) -> dict[str, Any]:
     measured = [label for label in labels if label.dice is not None]
     seconds = [label.seconds for label in labels if label.seconds is not None]
     return {
@@ -127,7 +210,9 @@ def _of_round(each: Round, labels: Sequence[Label]) -> dict[str, Any]:
         "labels": len(labels),
         "images": len({label.image for label in labels}),
         "absent": sum(label.absent for label in labels),
+        "validation": sum(label.image in held for label in labels),
         "readers": sorted({label.reader for label in labels}),
+        "by_reader": _by_reader(labels),
         "dice": _mean([label.dice for label in measured]),
         "path_length": _mean([label.path_length for label in measured]),
         "unchanged": _mean([label.changed == 0 for label in measured]),
@@ -163,7 +248,9 @@ def _page(summary: Mapping[str, Any], picture: bytes) -> str:
 
     image = base64.b64encode(picture).decode()
     return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Rounds</title>\n'
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Rounds</title>\n'
+        "<style>img { max-width: 100%; height: auto; } pre { overflow-x: auto; }</style>\n"
         f'<h1>Rounds</h1>\n<img alt="Learning curve and effort" src="data:image/png;base64,{image}">\n'
         f"<pre>{html.escape(as_text(summary))}</pre>\n</html>\n"
     )

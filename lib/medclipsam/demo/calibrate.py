@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
 from medclipsam.demo.scribbles import draw_nonsense
 from medclipsam.encoders import Encoder
 from medclipsam.presence import calibrate_threshold, presence_reference, presence_scores
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import Target, TargetSet
 
 # Phantoms from here on choose settings; training has those from 1,000,000 and measurements those from 700,000.
@@ -116,7 +116,7 @@ class _Scores:
 
 def _development_images(encoder: Encoder, n: int, progress: bool) -> _Shown:
     shown: _Shown = {}
-    for modality in tqdm((*MODALITIES, None), desc="development phantoms", disable=not progress):
+    for modality in ProgressBar((*MODALITIES, None), desc="development phantoms", show=progress):
         features, structures = [], []
         for index in range(n if modality else n // 4):
             seed = DEVELOPMENT_SEED + index

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
-from tqdm import tqdm
 
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
 from medclipsam.demo.polygons import make_polygon_phantom
 from medclipsam.errors import InputError
+from medclipsam.progress import ProgressBar
 
 # Seeds of the first phantom of each split: far apart, and below all that training takes (train_clip.FIRST_SEED).
 FIRST_SEEDS = {"test": 700_000, "val": 720_000, "train": 740_000}
@@ -114,7 +114,7 @@ def write_data(
         for modality in MODALITIES
         for index in range(images if modality == "XR" else images + without)
     ]
-    for modality, number, sick in tqdm(wanted, unit="image", disable=not show):
+    for modality, number, sick in ProgressBar(wanted, unit="image", show=show):
         # An X-ray's opacity is no structure: half of them have one.
         phantom = RENDERERS[renderer](modality, number, pathology=number % 2 == 0 if modality == "XR" else sick)
         name = f"{modality.lower()}-{number:07d}.png"

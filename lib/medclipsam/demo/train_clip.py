@@ -28,7 +28,6 @@ from open_clip import CLIP
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.demo import captions
@@ -40,6 +39,7 @@ from medclipsam.encoders import Encoder
 from medclipsam.encoders.fit import fit_plane
 from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
 from medclipsam.encoders.towers import OpenClipTower
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 
 # Training phantoms take seeds from here on; smaller ones are for tests, examples and measurements.
@@ -252,7 +252,7 @@ def train_text(
     optimiser = torch.optim.AdamW(tower, lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=recipe.text_steps, pct_start=0.1)
     model.train()
-    for _ in tqdm(range(recipe.text_steps), desc="text tower", unit="step"):
+    for _ in ProgressBar(range(recipe.text_steps), desc="text tower", unit="step"):
         chosen = torch.multinomial(shares, recipe.text_batch, replacement=True, generator=generator).tolist()
         lines = [_strange_words(texts[row][0], generator) for row in chosen]
         goal = torch.stack([goals[id(texts[row][1])] for row in chosen])
@@ -396,7 +396,7 @@ class _Stage:
         optimiser = torch.optim.AdamW(groups, lr=rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.08)
         self.model.train()
-        progress = tqdm(range(steps), desc=name, unit="step", mininterval=5)
+        progress = ProgressBar(range(steps), desc=name, unit="step")
         for _ in progress:
             loss, parts = self._loss(sharpen)
             optimiser.zero_grad(set_to_none=True)
@@ -492,7 +492,7 @@ def _normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
 
 def _load_phantoms(phantoms: PhantomSet, device: torch.device) -> _Data:
     loader = DataLoader(phantoms, batch_size=50, num_workers=phantoms.recipe.workers)
-    images, masks, holds = zip(*tqdm(loader, desc="phantoms", unit="batch"), strict=True)
+    images, masks, holds = zip(*ProgressBar(loader, desc="phantoms", unit="batch"), strict=True)
     return torch.cat(images).to(device), torch.cat(masks).to(device), torch.cat(holds).to(device)
 
 

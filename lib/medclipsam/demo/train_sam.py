@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.demo.files import write_weights
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
 from medclipsam.demo.sam_examples import SIZE, Example, coarse_mask, draw_example, jitter_box, true_box
+from medclipsam.progress import ProgressBar
 from medclipsam.sam import SamModel, build_sam
 from medclipsam.sam.attention import fuse_attention
 
@@ -202,7 +202,7 @@ def run_stage(
     """Train `sam`, in place, for one stage."""
     optimiser = torch.optim.AdamW(sam.parameters(), stage.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, stage.steps, recipe.warmup))
-    bar = tqdm(range(stage.steps), desc="demo SAM", disable=not progress, mininterval=5)
+    bar = ProgressBar(range(stage.steps), desc="demo SAM", show=progress)
     mean = math.nan
     for _ in bar:
         batch = [draw_example(rng, phantom_seeds, recipe.prompts, recipe.shapes) for _ in range(recipe.images)]
@@ -359,7 +359,7 @@ def measure(model: SamModel, n: int, *, first_seed: int = 500_000, progress: boo
         0.85 to 1.4 and shifted ("jittered"), a box from a coarse mask ("grid"), and that with the mask ("mask").
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for modality in tqdm(MODALITIES, desc="held-out phantoms", disable=not progress):
+    for modality in ProgressBar(MODALITIES, desc="held-out phantoms", show=progress):
         names: dict[str, dict[str, list[float]]] = {}
         rng = np.random.default_rng(first_seed)
         for index in range(6 * n):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.evaluation.data import Case, check_cases, find_cases
+from medclipsam.evaluation.data import Case, check_cases, draw_cases, find_cases
 from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor, ladder
-from medclipsam.evaluation.report import write_report
+from medclipsam.evaluation.report import sample_sentence, write_report
 from medclipsam.evaluation.runner import PROTOCOLS, Methods, Plan, read_identity, run
 from medclipsam.evaluation.search import IMAGES, search_settings
 from medclipsam.evaluation.statistics import DRAWS
@@ -17,6 +19,7 @@ from medclipsam.evaluation.tables import write_tables
 from medclipsam.evaluation.tasks import read_prompts
 from medclipsam.evaluation.text import NONE, markdown_table, with_interval
 from medclipsam.options import SALIENCY_METHODS, ZeroShotOptions
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.zeroshot import ZeroShot
@@ -44,7 +47,9 @@ class Request:
     tasks_file : pathlib.Path or None
         Instead of the data folder's own.
     limit : int or None
-        The first so many images of each folder.
+        Images of each folder, drawn by the seed of `options`; None for all.
+    label_map : mapping of int to str
+        Names of the values in final labels of a studies folder that were saved without names.
     search : bool
         Protocol A: whether settings are searched on `search_images` validation images of each task.
     search_images : int
@@ -77,6 +82,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     tasks_file: Path | None = None
     limit: int | None = None
+    label_map: Mapping[int, str] = field(default_factory=dict)
     search: bool = False
     search_images: int = IMAGES
     ladder: tuple[str, ...] = ()
@@ -123,23 +129,28 @@ def evaluate(request: Request, *, show: bool = False) -> str:
         split=request.split,
         only=request.tasks,
         tasks_file=request.tasks_file,
-        limit=request.limit,
+        label_map=request.label_map,
     )
-    check_cases(cases)
+    sample: dict[str, int] = {}
+    if request.limit is not None:
+        sample = {"limit": request.limit, "seed": request.options.seed, "of": len(cases)}
+        cases = draw_cases(cases, request.limit, request.options.seed, show=show)
+    check_cases(ProgressBar(cases, desc="checking the data", unit="image", show=show))
     prompts = read_prompts(request.prompts, _image_names(cases)) if request.prompts else {}
     validation = _validation_cases(request, targets, cases) if request.search else {}
     if request.network is not None:
         network = NetworkPredictor(Ensemble.load(request.network, device=request.device), targets)
         for case in cases:
             network.check(case.task.prompt)
-        plan = Plan(Methods(network), protocol=request.protocol, prompts=prompts)
+        plan = Plan(Methods(network), protocol=request.protocol, prompts=prompts, sample=sample)
     else:
-        plan = _zero_shot_plan(request, targets, validation, prompts, show=show)
+        plan = _zero_shot_plan(request, targets, validation, prompts, sample, show=show)
     rows = run(cases, plan, request.out, restart=request.restart, show=show)
     summary = summarise(rows, draws=request.draws, seed=request.options.seed)
     write_tables(request.out, rows, summary)
-    write_report(request.out, cases, rows, summary, read_identity(request.out))
-    return _in_short(request, summary)
+    identity = read_identity(request.out)
+    write_report(request.out, cases, rows, summary, identity)
+    return _in_short(request, summary, identity)
 
 
 def _zero_shot_plan(
@@ -147,6 +158,7 @@ def _zero_shot_plan(
     targets: TargetSet,
     validation: dict[str, list[Case]],
     prompts: dict[str, dict[str, str]],
+    sample: dict[str, int],
     *,
     show: bool,
 ) -> Plan:
@@ -166,6 +178,7 @@ def _zero_shot_plan(
         prompts=prompts,
         by_task=by_task,
         search=found,
+        sample=sample,
     )
 
 
@@ -188,7 +201,7 @@ def _validation_cases(request: Request, targets: TargetSet, cases: list[Case]) -
     return {name: [case for case in found if case.task.name == name] for name in names}
 
 
-def _in_short(request: Request, summary: Summary) -> str:
+def _in_short(request: Request, summary: Summary, identity: Mapping[str, Any]) -> str:
     """Return the main figures for a terminal."""
     rows = []
     for name, part in [*summary["tasks"].items(), ("pooled", summary["pooled"])]:
@@ -197,7 +210,8 @@ def _in_short(request: Request, summary: Summary) -> str:
     macro = summary["macro"]
     rows.append(("macro", NONE, with_interval(macro["dice_present"]), with_interval(macro["nsd_present"])))
     table = markdown_table(("task", "with target", "DSC %", "NSD %"), rows)
-    return f"Protocol {PROTOCOLS[request.protocol]}\n\n{table}\n\nReport: {request.out / 'report.html'}"
+    drawn = f"\n{sample_sentence(identity)}" if identity.get("sample") else ""
+    return f"Protocol {PROTOCOLS[request.protocol]}{drawn}\n\n{table}\n\nReport: {request.out / 'report.html'}"
 
 
 def _image_names(cases: list[Case]) -> dict[str, list[str]]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.evaluation.data import SPLITS
+from medclipsam.progress import ProgressBar
 
 # Share of train, validation and test where the publisher gives no split.
 _SHARES = (0.8, 0.1, 0.1)
@@ -80,7 +80,7 @@ def convert(name: str, source: Path, out: Path, *, seed: int = 0, show: bool = F
     if not source.is_dir():
         raise InputError(f"There is no folder {source}.")
     counts = dict.fromkeys(SPLITS, 0)
-    for pair in tqdm(read(source), unit="image", disable=not show):
+    for pair in ProgressBar(read(source), unit="image", show=show):
         split = pair.split or _drawn_split(pair.patient, seed)
         for kind, array in (("images", pair.image), ("masks", pair.mask.astype(np.uint8) * 255)):
             path = out / task / f"{split}_{kind}" / f"{pair.name}.png"

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medclipsam.errors import InputError
+from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, find_images, read_image, read_mask
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 
 SPLITS = ("train", "val", "test")
@@ -64,7 +65,7 @@ def find_cases(
     split: str = "test",
     only: Sequence[str] = (),
     tasks_file: Path | None = None,
-    limit: int | None = None,
+    label_map: Mapping[int, str] | None = None,
 ) -> list[Case]:
     """Find and pair the images and masks of a data folder.
 
@@ -80,8 +81,8 @@ def find_cases(
         Names of the tasks to keep; all by default.
     tasks_file : pathlib.Path, optional
         Instead of `DATA/tasks.yaml`.
-    limit : int, optional
-        The first so many images of each folder, by name.
+    label_map : mapping of int to str, optional
+        Names of the values in final labels of a studies folder with which no names were saved.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def find_cases(
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r}; allowed: {', '.join(SPLITS)}.")
     if (data / "labels" / FINAL).is_dir():
-        cases = _study_cases(data, targets)
+        cases = _study_cases(data, targets, label_map or {})
     else:
         cases = _layout_cases(data, targets, split, tasks_file)
     if only:
@@ -108,13 +109,69 @@ def find_cases(
                 raise InputError(f"There is no task {name!r} in {data}; there are: {', '.join(known)}.")
         cases = [case for case in cases if case.task.name in only]
     cases.sort(key=lambda case: case.unit)
-    if limit is not None:
-        kept: dict[str, list[str]] = defaultdict(list)
-        for case in cases:
-            if case.name not in kept[case.task.folder]:
-                kept[case.task.folder].append(case.name)
-        cases = [case for case in cases if case.name in kept[case.task.folder][:limit]]
     return cases
+
+
+def draw_cases(cases: Sequence[Case], limit: int, seed: int, *, show: bool = False) -> list[Case]:
+    """Draw images at random, with the target present and absent in the proportion of the data.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        All of them.
+    limit : int
+        Images of each task's folder; a folder that has no more is kept whole. Where tasks share a folder, an image is
+        drawn with all of its tasks, and each combination of present and absent targets in its proportion.
+    seed : int
+        The same seed draws the same images.
+    show : bool
+        Whether to show progress.
+
+    Returns
+    -------
+    list of Case
+        In the order given.
+
+    Raises
+    ------
+    InputError
+        If a mask cannot be read.
+    """
+    folders: dict[str, dict[str, list[Case]]] = defaultdict(lambda: defaultdict(list))
+    for case in cases:
+        folders[case.task.folder][case.name].append(case)
+    kept: set[tuple[str, str]] = set()
+    large = {folder: images for folder, images in folders.items() if len(images) > limit}
+    total = sum(map(len, large.values()))
+    with ProgressBar(total=total, desc="reading masks", unit="image", show=show) as bar:
+        for folder, images in large.items():
+            strata: dict[tuple[tuple[str, bool], ...], list[str]] = defaultdict(list)
+            for name, each in images.items():
+                strata[tuple((case.task.name, _is_present(case)) for case in each)].append(name)
+                bar.update()
+            shares = _allot([len(names) for names in strata.values()], limit)
+            for index, (names, share) in enumerate(zip(strata.values(), shares, strict=True)):
+                order = np.random.default_rng([seed, index]).permutation(len(names))
+                kept |= {(folder, names[place]) for place in order[:share]}
+    return [case for case in cases if case.task.folder not in large or case.unit in kept]
+
+
+def _allot(sizes: Sequence[int], limit: int) -> list[int]:
+    """Share `limit` among strata in proportion to their sizes (largest remainders; the smaller stratum before)."""
+    shares = [limit * size // sum(sizes) for size in sizes]
+    left = [limit * size % sum(sizes) for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda index: (-left[index], sizes[index]))
+    for index in order[: limit - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def _is_present(case: Case) -> bool:
+    """Return whether a mask holds the target; the image is not read."""
+    try:
+        return bool(_truth(case, read_image(case.mask)).any())
+    except MedClipSamError as error:
+        raise InputError(f"The mask {case.mask} cannot be used: {error}") from error
 
 
 def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalImage, np.ndarray]:
@@ -142,12 +199,16 @@ def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalIma
         image = read_image(case.image)
         if image.modality is None and case.task.modality is not None:
             image = read_image(case.image, modality=case.task.modality)
-    lossy = case.mask.suffix.lower() in _LOSSY
     try:
-        labels = _lossy_mask(case.mask, image) if lossy else read_mask(case.mask, image)
+        return image, _truth(case, image)
     except InputError as error:
         raise InputError(f"The mask {case.mask} cannot be used: {error}") from error
-    return image, labels > 0 if case.task.labels is None else np.isin(labels, case.task.labels)
+
+
+def _truth(case: Case, image: MedicalImage) -> np.ndarray:
+    lossy = case.mask.suffix.lower() in _LOSSY
+    labels = _lossy_mask(case.mask, image) if lossy else read_mask(case.mask, image)
+    return labels > 0 if case.task.labels is None else np.isin(labels, case.task.labels)
 
 
 def _lossy_mask(path: Path, image: MedicalImage) -> np.ndarray:
@@ -231,7 +292,7 @@ def stem(name: str) -> str:
     return name.removesuffix(".nii.gz") if name.endswith(".nii.gz") else str(Path(name).with_suffix(""))
 
 
-def _study_cases(studies: Path, targets: TargetSet) -> list[Case]:
+def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]) -> list[Case]:
     """Make a case of every image with a final label and every structure that the label's description names."""
     images = {
         name: path
@@ -252,13 +313,18 @@ def _study_cases(studies: Path, targets: TargetSet) -> list[Case]:
             present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
         except InputError as error:
             raise InputError(f"The label {mask} cannot be used: {error}") from error
-        names = described.get(name) or {value: table.get(value, f"label {value}") for value in present}
+        names = described.get(name) or label_map or {value: table[value] for value in present if value in table}
         for value in present:
             if value not in names:
-                raise InputError(f"The label {mask} holds the value {value}, which its description does not name.")
+                raise InputError(
+                    f"The label {mask} holds the value {value}, which "
+                    + (
+                        "its description does not name."
+                        if name in described
+                        else f"is not the id of a known target; name it with --label-map {value}=NAME."
+                    )
+                )
         for value, structure in names.items():
-            if structure.startswith("label "):
-                raise InputError(f"The label {mask} holds the value {value}, which is no known target's label.")
             task = task_of_folder(structure, targets, folder=FINAL, labels=(value,))
             cases.append(Case(task, name, images[name], mask, FINAL))
     if not cases:

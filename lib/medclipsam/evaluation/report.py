@@ -31,13 +31,19 @@ _KINDS = {_BOTH: 1, _ONLY_FOUND: 2, _ONLY_TRUE: 3}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1c2126; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; }
+h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d9dee3; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { border-bottom: 2px solid #8d98a3; white-space: normal; vertical-align: bottom; }
-figure { display: inline-block; margin: .5rem; vertical-align: top; }
+figure { display: inline-block; margin: .5rem 0; max-width: 100%; vertical-align: top; }
 figcaption { font-size: 13px; color: #4b5661; max-width: 24rem; }
-img { max-width: 100%; }
+img { max-width: 100%; height: auto; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+}
 .note { color: #4b5661; }
 """
 
@@ -89,10 +95,20 @@ def write_report(
     write_text(out / "report.md", "\n\n".join(_as_markdown(part) for part in parts) + "\n")
     body = "\n".join(_as_html(part, out) for part in parts)
     page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Evaluation</title>\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Evaluation</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
     write_text(out / "report.html", page)
+
+
+def sample_sentence(identity: Mapping[str, Any]) -> str:
+    """Return which part of the data a run measured that was limited."""
+    sample = identity["sample"]
+    return (
+        f"A sample: at most {sample['limit']} images of each folder, drawn by seed {sample['seed']}, with the target "
+        f"present and absent in proportion; {identity['cases']} of {sample['of']} image-task pairs."
+    )
 
 
 def _head(summary: Mapping[str, Any], identity: Mapping[str, Any]) -> list[_Part]:
@@ -106,6 +122,8 @@ def _head(summary: Mapping[str, Any], identity: Mapping[str, Any]) -> list[_Part
         f"Split {identity['split']}, {identity['cases']} image-task pairs. Weights: {', '.join(names) or NONE}.",
         "Options: " + (", ".join(f"{key} {value}" for key, value in changed.items()) or "all defaults") + ".",
     ]
+    if identity.get("sample"):
+        lines.append(sample_sentence(identity))
     if identity["search"]:
         lines.append("Settings were searched on validation images with masks, for each task by itself (run.json).")
     bootstrap = summary["bootstrap"]

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.errors import InputError
@@ -33,6 +32,7 @@ from medclipsam.evaluation.predictors import Prediction, Predictor
 from medclipsam.imaging import MedicalImage, write_mask
 from medclipsam.imaging.read import PICTURE_SUFFIXES
 from medclipsam.metrics import calibration_bins, dice, surface_dice
+from medclipsam.progress import ProgressBar
 
 PROTOCOLS = {
     "A": "A: a prompt for each image from a file; settings may be searched on masked validation images",
@@ -86,6 +86,9 @@ class Plan:
         Methods with settings that a search chose for a task.
     search : mapping
         What the search looked at and chose; recorded with the run.
+    sample : mapping of str to int
+        Where only a part of the data is measured: `limit` (images of each folder), `seed`, and the number of cases that
+        they were drawn from (`of`).
     """
 
     methods: Methods
@@ -93,6 +96,7 @@ class Plan:
     prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     by_task: Mapping[str, Methods] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, int] = field(default_factory=dict)
 
     def prompt(self, case: Case) -> str:
         """Return the text that a case is asked."""
@@ -116,6 +120,7 @@ class Plan:
             **self.methods.identity(),
             "by_task": {name: methods.identity() for name, methods in self.by_task.items()},
             "search": self.search,
+            **({"sample": self.sample} if self.sample else {}),
         }
         return dict(json.loads(json.dumps(identity)))
 
@@ -159,7 +164,7 @@ def run(cases: Sequence[Case], plan: Plan, out: Path, *, restart: bool = False, 
         left = [case for case in cases if (case.task.name, case.name) not in done]
         with (
             open(out / RESULTS_FILE, "ab") as file,
-            tqdm(total=len(cases), initial=len(cases) - len(left), unit="case", disable=not show) as bar,
+            ProgressBar(total=len(cases), initial=len(cases) - len(left), unit="case", show=show) as bar,
         ):
             image, unit = None, None
             for case in left:

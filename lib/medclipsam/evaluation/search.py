@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medclipsam.errors import InputError
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import ZeroShotPredictor
 from medclipsam.metrics import dice
 from medclipsam.options import ZeroShotOptions
+from medclipsam.progress import ProgressBar
 from medclipsam.zeroshot import ZeroShot
 
 # The published script's grid (Koleilat et al. 2025, MedCLIP-SAMv2), layers of 12, and its number of images.
@@ -98,7 +98,7 @@ def search_settings(
         "postprocessing": [],
     }
     best: dict[str, Any] = {}
-    with tqdm(total=len(maps) + len(processings), desc="search", unit="setting", disable=not show) as bar:
+    with ProgressBar(total=len(maps) + len(processings), desc="search", unit="setting", show=show) as bar:
         for key, settings, stage in (("saliency", maps, "saliency"), ("postprocessing", processings, "sam")):
             for setting in settings:
                 predictor = ZeroShotPredictor(pipeline, replace(plain, **best, **setting), stage)

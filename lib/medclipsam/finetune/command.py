@@ -90,7 +90,9 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
     history = actions.add_parser("history", help="what a server's fine-tunings came to, and which weights it uses")
     history.set_defaults(run=lambda given: _history(given, workspace))
     rollback = actions.add_parser("rollback", help="let a server use earlier weights again")
-    rollback.add_argument("version", nargs="?", type=int, help="0 for its own; by default those used before")
+    rollback.add_argument(
+        "version", nargs="?", type=int, help="version to use, 0 for the original weights (default: the one used before)"
+    )
     rollback.set_defaults(run=lambda given: _rollback(given, workspace))
     for action in (history, rollback):
         action.add_argument("--studies", help="folder of images, or a DICOMweb URL, that the server serves")
@@ -122,7 +124,7 @@ def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
             device=where,
             restart=given.restart,
             write=first,
-            show=first and sys.stderr.isatty(),
+            show=first,
         )
         if first:
             sys.stdout.write(_summary(done.card, done.folder))
@@ -146,7 +148,7 @@ def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) ->
                 device=device(given.device),
                 workers=given.workers,
                 max_bad=given.max_bad,
-                show=sys.stderr.isatty(),
+                show=True,
             )
     if given.json:
         sys.stdout.write(json.dumps({name: one.to_dict() for name, one in found.items()}, indent=2) + "\n")

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from medclipsam.encoders import Encoder
 from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSamError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import find_images, read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom
+from medclipsam.progress import ProgressBar
 from medclipsam.training.split import is_validation, patient_key
 
 # Share of the rows that may be bad.
@@ -464,7 +464,7 @@ def prepare(
     digest = hashlib.sha256()
     pairs, captions, modalities, bad, kept = [], [], [], list(listing.bad), []
     size = 0
-    with tqdm(loader, total=len(listing.pairs), desc=f"reading {what}", unit="image", disable=not show) as bar:
+    with ProgressBar(loader, total=len(listing.pairs), desc=f"reading {what}", unit="image", show=show) as bar:
         for pair, (tensor, modality, reason) in zip(listing.pairs, bar, strict=True):
             if cancelled is not None and cancelled():
                 raise CancelledError("The fine-tuning was cancelled.")

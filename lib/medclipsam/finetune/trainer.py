@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.errors import CancelledError, InputError, OptionError
@@ -32,6 +31,7 @@ from medclipsam.finetune.model import Tuned
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import Retrieval, retrieval
 from medclipsam.finetune.tracking import Tracker
+from medclipsam.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class _Run:
         tracker = Tracker.open(self.options, self.folder) if _rank() == 0 else Tracker()
         with (
             tracker,
-            tqdm(total=self.steps, initial=self.step, unit="step", disable=not show, desc="fine-tuning") as bar,
+            ProgressBar(total=self.steps, initial=self.step, unit="step", show=show, desc="fine-tuning") as bar,
         ):
             while self.step < self.steps:
                 for batch in self.pairs.batches(self._order(), self.options.workers):

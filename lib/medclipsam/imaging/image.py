@@ -109,6 +109,14 @@ class MedicalImage:
         grid = plain_grid(stored.shape[2:0:-1] if planes.ndim == 2 else stored.shape[2::-1])
         return cls(source=Path("array"), stored=stored, grid=grid, layout=layout, modality=modality)
 
+    def __repr__(self) -> str:
+        rows, columns = self.plane_shape
+        size = f"{self.n_planes} x {rows} x {columns}" if self.is_volume else f"{rows} x {columns}"
+        steps = (*((self.plane_spacing,) if self.is_volume else ()), *(self.pixel_spacing or (None, None)))
+        spacing = "unknown" if None in steps else " x ".join(f"{step:g}" for step in steps) + " mm"
+        kind = self.modality or "unknown modality"
+        return f"<MedicalImage {self.source.name!r}: {kind}, {size}, {self._stored.dtype}, spacing {spacing}>"
+
     @property
     def n_planes(self) -> int:
         """Number of display planes."""

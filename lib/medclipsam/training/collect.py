@@ -7,13 +7,14 @@ import logging
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import find_images, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom, read_header
-from medclipsam.training.selection import KINDS, Candidate, Label
+from medclipsam.training.selection import KINDS, Candidate, Label, named_values
 from medclipsam.training.split import patient_key
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,62 @@ _DATASTORE, _LABELS = "datastore_v2.json", "labels"
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".jpg", ".jpeg")
 
 
-def read_studies(folder: Path) -> list[Candidate]:
+def read_label_map(entries: Sequence[str]) -> dict[int, str]:
+    """Return what the values of labels are called.
+
+    Parameters
+    ----------
+    entries : sequence of str
+        Each is "VALUE=NAME", or the path of a YAML or JSON file with an object {value: name} or {name: value}.
+
+    Returns
+    -------
+    dict of int to str
+        Value (1 to 255) to name.
+
+    Raises
+    ------
+    InputError
+        If an entry is neither, a value is not allowed, or one value gets two names or one name two values.
+    """
+    found: dict[int, str] = {}
+    for entry in entries:
+        value, equals, name = entry.partition("=")
+        pairs = [(value, name)] if equals and not Path(entry).is_file() else _pairs_in(Path(entry))
+        for given, text in pairs:
+            number, name = _value(entry, given), str(text).strip()
+            if not name:
+                raise InputError(f"The label map {entry!r} gives the value {number} no name.")
+            if found.get(number, name) != name or any(n == name and v != number for v, n in found.items()):
+                raise InputError(f"The label map gives one value or name twice: {number}={name} in {entry!r}.")
+            found[number] = name
+    return found
+
+
+def _pairs_in(file: Path) -> list[tuple[Any, Any]]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"The label map {str(file)!r} is neither VALUE=NAME nor a file.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"The label map {file} cannot be read as YAML or JSON: {error}.") from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"The label map {file} must hold an object, such as {{1: left lung, 2: right lung}}.")
+    if all(isinstance(value, int) and isinstance(key, str) and not key.isdigit() for key, value in content.items()):
+        return [(value, key) for key, value in content.items()]
+    return list(content.items())
+
+
+def _value(entry: str, given: Any) -> int:
+    text = str(given).strip()
+    if not (text.isascii() and text.isdigit()) or isinstance(given, bool) or not 1 <= int(text) <= 255:
+        raise InputError(f"The label map {entry!r} names the value {text!r}; whole numbers from 1 to 255 are allowed.")
+    return int(text)
+
+
+def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> list[Candidate]:
     """Return the images of a studies folder that have a label, as the server keeps both.
 
     Parameters
@@ -30,6 +86,8 @@ def read_studies(folder: Path) -> list[Candidate]:
     folder : Path
         Images in it and its sub-folders; labels in `labels/<tag>/<image id><extension>`, and in `datastore_v2.json`
         what was saved with them.
+    label_map : mapping of int to str, optional
+        Names of the values in labels with which no names were saved.
 
     Raises
     ------
@@ -73,11 +131,32 @@ def read_studies(folder: Path) -> list[Candidate]:
                 image_id=name,
                 image=found[name],
                 patient=patient_key(name, patient=patient, study=study),
-                labels={kind: Label(file, known.get(kind, {})) for kind, file in kinds.items()},
+                labels={kind: Label(file, _named(known.get(kind, {}), label_map)) for kind, file in kinds.items()},
                 modality=modality,
             )
         )
     return candidates
+
+
+def read_label_names(folder: Path) -> dict[str, dict[int, str]]:
+    """Return what was saved with the final labels of a studies folder: image id to the names of its values.
+
+    Raises
+    ------
+    InputError
+        If the datastore's file cannot be read.
+    """
+    return {
+        image: {value: name for name, value in named_values(tags["final"])}
+        for image, tags in _infos(folder / _DATASTORE).items()
+        if "final" in tags
+    }
+
+
+def _named(info: dict[str, Any], label_map: Mapping[int, str] | None) -> dict[str, Any]:
+    if not label_map or named_values(info):
+        return info
+    return {**info, "label_names": {name: value for value, name in label_map.items()}}
 
 
 def _image_id(path: Path) -> str:

@@ -16,6 +16,55 @@ from medclipsam.errors import InputError
 if TYPE_CHECKING:
     from medclipsam.training.store import Network, NetworkStore
 
+# One line for each option of `RunOptions` and `TrainingOptions`.
+OPTION_HELP = {
+    "name": "name of the network, one for each set of labels and kind of image",
+    "targets": "labels to train, separated by commas",
+    "modality": "DICOM modality of the images",
+    "min_presence": "least presence score of a pseudo-label (auto: the threshold it was made with)",
+    "min_sam_score": "least score that SAM gave a pseudo-label",
+    "min_agreement": "least Dice of a pseudo-label with the published network's mask",
+    "absent_below": "presence score below which a pseudo-label counts as absence (0: none does)",
+    "resume": "true or false: continue an interrupted training of the same labels and options",
+    "processes": "processes that train together (auto: one for each GPU, one on a CPU)",
+    "tracking": "where training curves are written besides the report",
+    "preset": "defaults of the options that are auto: full for a GPU, small for a CPU",
+    "device": "auto, cpu, cuda, cuda:1 ...",
+    "seed": "seed of weights, sampling and augmentation",
+    "epochs": "number of epochs",
+    "iterations": "training steps of an epoch",
+    "cycles": "cycles of the learning rate",
+    "keep": "checkpoints of each cycle that are kept for the checkpoint ensemble",
+    "learning_rate": "initial learning rate",
+    "restart_rate": "learning rate of the first epoch of each cycle",
+    "gamma": "share of a cycle after which the learning rate stays constant",
+    "denominator": "length that the decay of the learning rate is relative to",
+    "momentum": "Nesterov momentum of SGD",
+    "weight_decay": "weight decay of SGD",
+    "clip": "largest norm of the gradient",
+    "loss": "Dice with cross-entropy, or with generalised cross-entropy for noisy labels",
+    "q": "exponent of the generalised cross-entropy",
+    "class_weights": "weights of the classes in the cross-entropy",
+    "foreground": "share of each batch whose patches contain a class",
+    "final_weight": "sampling weight of images with a final label",
+    "original_weight": "sampling weight of images with a pseudo-label",
+    "augment": "true or false: augment the images as nnU-Net does",
+    "mirror": "axes that images are mirrored along (auto: not left-right where a name has a side)",
+    "deep_supervision": "true or false: compute the loss at all resolutions",
+    "spacing": "pixel spacing in mm that images are resampled to (auto: median)",
+    "max_side": "longest side of an image in pixels; larger images are reduced",
+    "max_patch": "longest side of the training patch in pixels",
+    "base_filters": "filters of the network's first level",
+    "max_filters": "largest number of filters of a level",
+    "batch_size": "images in a batch (auto: what fits the memory)",
+    "max_batch": "largest automatic batch size",
+    "memory": "memory that the training may take on its device, such as 4GB",
+    "window": "CT window in Hounsfield units as centre/width (auto: none)",
+    "amp": "true or false: mixed precision",
+    "validate_every": "epochs between two validations",
+    "validation_planes": "largest number of validation planes in each validation",
+}
+
 # Returns the workspace of a studies folder.
 FindWorkspace = Callable[[str], Path]
 
@@ -39,19 +88,19 @@ def add_train(commands: Any, workspace: FindWorkspace) -> None:
     run = actions.add_parser("run", help="train, validate, publish")
     run.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     group = run.add_argument_group("validation images, which are drawn once for a workspace")
-    group.add_argument("--validation-share", type=float, metavar="SHARE", help="of patients (default: 0.15)")
-    group.add_argument("--validation-seed", type=int, metavar="SEED", help="(default: 0)")
+    group.add_argument("--validation-share", type=float, metavar="SHARE", help="share of the patients (default: 0.15)")
+    group.add_argument("--validation-seed", type=int, metavar="SEED", help="seed of the split (default: 0)")
     _add_options(run.add_argument_group("what is trained"), RunOptions)
     _add_options(run.add_argument_group("how it is trained"), TrainingOptions)
     run.set_defaults(run=_run)
 
-    history = actions.add_parser("history", help="what was trained, and what is served")
+    history = actions.add_parser("history", help="list what was trained, and what is served")
     history.set_defaults(run=_history)
     show = actions.add_parser("show", help="the report of a network")
     show.add_argument("version", nargs="?", type=int, help="by default the one that is served, else the newest")
     show.set_defaults(run=_show)
     publish = actions.add_parser("publish", help="judge a network again by today's validation images, and serve it")
-    publish.add_argument("version", type=int)
+    publish.add_argument("version", type=int, help="version of the network")
     publish.add_argument("--force", action="store_true", help="serve it whatever it scores")
     publish.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     publish.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
@@ -64,6 +113,14 @@ def add_train(commands: Any, workspace: FindWorkspace) -> None:
         action.add_argument("--studies", type=Path, required=needs, help="folder of images and labels")
         action.add_argument("--workspace", type=Path, help="where the networks are (default: that of the studies)")
         action.set_defaults(find_workspace=workspace)
+    for action in (run, publish):
+        action.add_argument(
+            "--label-map",
+            action="append",
+            default=[],
+            metavar="VALUE=NAME|FILE",
+            help="names of values in labels saved without names: 1=heart (may be repeated), or a YAML or JSON file",
+        )
     for action in (history, show, publish, rollback):
         action.add_argument("--name", default="network", help="name of the network (default: %(default)s)")
     for action in (history, show):
@@ -74,12 +131,12 @@ def _add_options(group: Any, options: type[Any]) -> None:
     for field in dataclasses.fields(options):
         choices, low = field.metadata.get("choices"), field.metadata.get("low")
         allowed = f"{low:g} to {field.metadata['high']:g}, " if low is not None else ""
-        default = "auto" if field.default is None else field.default
+        default = "auto" if field.default is None else str(field.default).lower()
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             choices=choices,
             metavar=None if choices else "VALUE",
-            help=f"{allowed}default: {default if default != '' else 'all there are'}",
+            help=f"{OPTION_HELP[field.name]} ({allowed}default: {default or 'all'})",
         )
 
 
@@ -96,7 +153,7 @@ def _store(given: argparse.Namespace) -> NetworkStore:
 
 def _run(given: argparse.Namespace) -> int:
     from medclipsam.targets import TargetSet
-    from medclipsam.training.collect import read_studies
+    from medclipsam.training.collect import read_label_map, read_studies
     from medclipsam.training.options import TrainingOptions
     from medclipsam.training.run import train_network
     from medclipsam.training.settings import Request, RunOptions
@@ -106,6 +163,7 @@ def _run(given: argparse.Namespace) -> int:
     chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
     request = Request.from_mapping(chosen)
     store = _store(given)
+    label_map = read_label_map(given.label_map)
     split = None
     if given.validation_share is not None or given.validation_seed is not None:
         default = Split()
@@ -114,12 +172,12 @@ def _run(given: argparse.Namespace) -> int:
             default.share if given.validation_share is None else given.validation_share,
         )
     network = train_network(
-        lambda: read_studies(given.studies),
+        lambda: read_studies(given.studies, label_map),
         TargetSet.load(*given.targets_file),
         store,
         request,
         split=split,
-        show=sys.stderr.isatty(),
+        show=True,
     )
     sys.stdout.write(f"{_in_short(network)}\nReport: {network.folder / 'report.md'}\n")
     return 1 if network.status == "refused" else 0
@@ -160,7 +218,7 @@ def _show(given: argparse.Namespace) -> int:
 
 def _publish(given: argparse.Namespace) -> int:
     from medclipsam.targets import TargetSet
-    from medclipsam.training.collect import read_studies
+    from medclipsam.training.collect import read_label_map, read_studies
     from medclipsam.training.run import judge_again
 
     store = _store(given)
@@ -168,9 +226,9 @@ def _publish(given: argparse.Namespace) -> int:
         store.publish(given.name, given.version, "by hand")
         sys.stdout.write(f"Version {given.version} of {given.name} is served.\n")
         return 0
-    verdict = judge_again(
-        store, given.name, given.version, TargetSet.load(*given.targets_file), read_studies(given.studies), given.device
-    )
+    candidates = read_studies(given.studies, read_label_map(given.label_map))
+    targets = TargetSet.load(*given.targets_file)
+    verdict = judge_again(store, given.name, given.version, targets, candidates, given.device)
     if verdict.status != "published":
         sys.stdout.write(f"Version {given.version} of {given.name} is not served. {verdict.sentence}\n")
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def score(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     classes: Mapping[str, int],
     predict: Predict,
     *,
@@ -69,7 +69,7 @@ def score(
 
     Parameters
     ----------
-    examples : sequence of Example
+    examples : iterable of Example
         Images with the labels that it is held against.
     classes : mapping of str to int
         Label name to class index.

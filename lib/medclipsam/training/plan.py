@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from medclipsam.errors import InputError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage
+from medclipsam.progress import ProgressBar
 from medclipsam.training.examples import Example, check_examples, plane_pixels, working_shape
 from medclipsam.training.options import TrainingOptions
 
@@ -211,7 +211,7 @@ def make_plan(
         raise InputError(f"The classes {dict(classes)} cannot be used; allowed: 1, 2, ... without a gap, at most 200.")
     options = options.resolved()
     found = _Fingerprint(len(classes))
-    for example in tqdm(examples, desc="reading", unit="image", disable=not show):
+    for example in ProgressBar(examples, desc="reading", unit="image", show=show):
         image = example.read()
         found.add(image, example.labels(image, len(classes)))
     return _decide(found, dict(classes), options)

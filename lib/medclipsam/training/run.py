@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medclipsam import __version__
 from medclipsam.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.metrics import dice
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.compare import Predict, Verdict, judge, means, score
 from medclipsam.training.distributed import train_in
@@ -150,12 +150,11 @@ def _run(
     follow = tracker(options.tracking, store.folder / "tracking", f"{options.name}-{digest[:8]}", request.to_dict())
     say(state="training")
     try:
-        with tqdm(desc="training", unit="epoch", disable=not show) as bar:
+        with ProgressBar(desc="training", unit="epoch", show=show) as bar:
 
             def step(progress: Progress) -> None:
                 told = progress_state(progress)
-                bar.total, bar.n = progress.epochs, progress.epoch
-                bar.unit = "epoch" if progress.stage == "train" else "image"
+                _show_step(bar, progress, training.epochs)
                 bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "dice") if told[key] is not None})
                 if progress.stage == "train":
                     follow.log(progress.epoch, {key: told[key] for key in ("loss", "dice")})
@@ -178,6 +177,16 @@ def _run(
     network = _publish(store, request, chosen, work, before, begin, training, show)
     store.forget_work(options.name)
     return network
+
+
+def _show_step(bar: ProgressBar, progress: Progress, epochs: int | None) -> None:
+    """Show how far a training is; its images are prepared before the first epoch."""
+    desc, unit = ("training", "epoch") if progress.stage == "train" else ("preparing images", "image")
+    if (bar.unit, bar.total) != (unit, progress.epochs):
+        bar.begin(desc, progress.epochs, unit=unit, seconds=progress.seconds or 0.0)
+    bar.update(progress.epoch - bar.n)
+    if unit == "image" and progress.epoch == progress.epochs and epochs is not None:
+        bar.begin("training", epochs, unit="epoch")
 
 
 def progress_state(progress: Progress) -> dict[str, Any]:
@@ -285,16 +294,24 @@ def predictor(ensemble: Ensemble, own: Mapping[str, int], wanted: Mapping[str, i
 
 
 def _verdict(
-    chosen: Selection, folder: Path, classes: Mapping[str, int], parent: Network | None, device: str | None
+    chosen: Selection,
+    folder: Path,
+    classes: Mapping[str, int],
+    parent: Network | None,
+    device: str | None,
+    show: bool = False,
 ) -> tuple[Verdict, dict[str, Any]]:
     """Score a network, and the one that is served, on the same validation images."""
-    ensemble = Ensemble.load(folder, device=device)
-    child = score(chosen.validation, chosen.classes, predictor(ensemble, classes, chosen.classes))
-    del ensemble
+
+    def score_network(network: Path, numbering: Mapping[str, int], desc: str) -> dict[str, dict[str, float]]:
+        predict = predictor(Ensemble.load(network, device=device), numbering, chosen.classes)
+        images = ProgressBar(chosen.validation, desc=desc, unit="image", show=show)
+        return score(images, chosen.classes, predict)
+
+    child = score_network(folder, classes, "validating")
     before = None
     if parent is not None:
-        ensemble = Ensemble.load(parent.folder, device=device)
-        before = score(chosen.validation, chosen.classes, predictor(ensemble, parent.classes, chosen.classes))
+        before = score_network(parent.folder, parent.classes, "validating the published network")
     shown = _score_masks(chosen) if parent is None else None
     verdict = judge(means(child), None if before is None else means(before), zero_shot=shown, patients=chosen.patients)
     by_class = {name: float(np.mean([each[name] for each in child.values()])) for name in chosen.classes if child}
@@ -328,7 +345,7 @@ def _publish(
     identity = Ensemble.load(work, device="cpu").identity
     for _ in range(_TRIES):
         parent = store.current(name)
-        verdict, metrics = _verdict(chosen, work, chosen.classes, parent, training.device)
+        verdict, metrics = _verdict(chosen, work, chosen.classes, parent, training.device, show)
         made = work / "made"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.imaging import read_image, read_mask
+from medclipsam.progress import ProgressBar
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table, normalise
 from medclipsam.training.examples import Example
 from medclipsam.training.split import Split
@@ -250,6 +250,7 @@ def select(
     modality = _one_modality(chosen, criteria, targets, left_out)
     words = Vocabulary(targets, modality)
     _read_names(chosen, words, left_out)
+    _check_unnamed(chosen, criteria, words, show)
     _read_values(chosen, modality, left_out, show)
     _check_ids(chosen, words)
     labels = _ids(chosen, _wanted(chosen, criteria, words), words)
@@ -258,7 +259,7 @@ def select(
     training: list[Example] = []
     validation: list[Example] = []
     kept: list[Candidate] = []
-    for each in tqdm(chosen, desc="labels", unit="image", disable=not show):
+    for each in ProgressBar(chosen, desc="labels", unit="image", show=show):
         example = _example(each, classes, words, criteria, modality, left_out)
         if example is None:
             continue
@@ -271,7 +272,7 @@ def select(
         elif each.kind == "final" or _good_enough(each, example, classes, words, criteria, agreement, left_out):
             training.append(example)
     if not training and not only_validation:
-        raise InputError("There is nothing to train on" + _because(left_out))
+        raise InputError("There is nothing to train on: " + _because(validation, left_out))
     return Selection(
         classes,
         labels,
@@ -383,7 +384,7 @@ def _read_names(chosen: list[_Chosen], words: Vocabulary, left_out: list[LeftOut
 
 def _read_values(chosen: list[_Chosen], modality: str | None, left_out: list[LeftOut], show: bool) -> None:
     """Look at every label file; what cannot be used is left out."""
-    for each in tqdm(list(chosen), desc="reading", unit="image", disable=not show):
+    for each in ProgressBar(list(chosen), desc="reading", unit="image", show=show):
         try:
             image = read_image(each.candidate.image, modality=each.candidate.modality or modality)
             each.values = frozenset(int(value) for value in np.unique(read_mask(each.label.path, image))) - {0}
@@ -392,17 +393,31 @@ def _read_values(chosen: list[_Chosen], modality: str | None, left_out: list[Lef
             chosen.remove(each)
 
 
+def _check_unnamed(chosen: Sequence[_Chosen], criteria: Criteria, words: Vocabulary, show: bool) -> None:
+    """Check the values of labels that nothing names, before the images are read."""
+    unnamed = [each for each in chosen if each.names is None]
+    for each in ProgressBar(unnamed, desc="reading labels", unit="file", show=show):
+        try:
+            # a label map is in the place of itself
+            label = read_mask(each.label.path, read_image(each.label.path))
+        except MedClipSamError:
+            continue  # reported with its image
+        each.values = frozenset(int(value) for value in np.unique(label)) - {0}
+        _check_ids([each], words)
+    _wanted(chosen, criteria, words)
+
+
 def _check_ids(chosen: Sequence[_Chosen], words: Vocabulary) -> None:
     unknown: dict[int, list[str]] = {}
     for each in chosen:
         for value in each.values - set(words.table.values()) - set((each.names or {}).values()):
-            unknown.setdefault(value, []).append(f"{each.candidate.image_id} ({each.kind})")
+            unknown.setdefault(value, []).append(f"{each.candidate.image_id} ({each.kind}, {each.label.path.name})")
     if unknown:
         value, images = sorted(unknown.items())[0]
-        more = f" and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
         raise InputError(
-            f"The labels of {', '.join(images[:_NAMED])}{more} hold {value}, which neither the known targets nor what "
-            'was saved with them names; save them again with label_info, as in [{"name": "cyst", "idx": 7}].'
+            f"The labels of {_listed(images)} hold the value {value}, which neither the known targets nor what was "
+            f"saved with the labels names. Name it with --label-map {value}=NAME, or save the labels again with "
+            f'label_info, as in [{{"name": "cyst", "idx": {value}}}].'
         )
 
 
@@ -420,8 +435,21 @@ def _wanted(chosen: Sequence[_Chosen], criteria: Criteria, words: Vocabulary) ->
     for name in wanted:
         if name not in found:
             listed = ", ".join(sorted(found)) or "none"
-            raise InputError(f"No label file holds or names {name!r}; labels found: {listed}.")
+            raise InputError(f"No label file holds or names {name!r}; labels found: {listed}.{_bare(chosen, name)}")
     return wanted
+
+
+def _bare(chosen: Sequence[_Chosen], name: str) -> str:
+    """Return how to name the values of labels that were saved without names, where there are such."""
+    unnamed = [each for each in chosen if each.names is None and each.values]
+    if not unnamed:
+        return ""
+    values = sorted({value for each in unnamed for value in each.values})
+    files = _listed([each.label.path.name for each in unnamed])
+    return (
+        f" {files} hold the values {', '.join(map(str, values))} without names, which are read as the ids of known "
+        f'targets; name them with --label-map, as in --label-map "{values[0]}={name}".'
+    )
 
 
 def _ids(chosen: Sequence[_Chosen], names: Sequence[str], words: Vocabulary) -> dict[str, int]:
@@ -555,9 +583,28 @@ def _leave(left_out: list[LeftOut], each: _Chosen, reason: str, sentence: str) -
     left_out.append(LeftOut(each.candidate.image_id, each.kind, reason, sentence))
 
 
-def _because(left_out: Sequence[LeftOut]) -> str:
-    counts = Counter(each.reason for each in left_out)
-    return "; left out were labels for " + ", ".join(f"{reason} ({count})" for reason, count in counts.items()) + "."
+def _because(validation: Sequence[Example], left_out: Sequence[LeftOut]) -> str:
+    """Return why no label is left to train on, with the first image of each reason."""
+    reasons: dict[str, list[LeftOut]] = {}
+    for each in left_out:
+        reasons.setdefault(each.reason, []).append(each)
+    parts = [
+        f"{len(those)} left out ({reason}), such as {those[0].image}: {those[0].sentence.rstrip('.')}"
+        for reason, those in reasons.items()
+    ]
+    if validation:
+        names = [example.name for example in validation]
+        parts.insert(
+            0,
+            f"{len(names)} of the labels {'is' if len(names) == 1 else 'are'} of patients that are kept for validation "
+            f"({_listed(names)}); label images of other patients",
+        )
+    return "; ".join(parts) + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _number(value: Any) -> float | None:
