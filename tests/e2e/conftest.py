@@ -165,6 +165,7 @@ def phantoms(
     small = get_testdata_file("CT_small.dcm", download=False)
     assert isinstance(small, str)
     shutil.copy(small, folder / "small.dcm")
+    (folder / "preview.jpg").write_bytes(b"")
     flat = {name: mask[None] for name, mask in film.masks.items()}
     return Phantoms(
         folder,

@@ -65,6 +65,12 @@ def test_studies_are_listed_by_file_name_without_extension(client: MONAILabelCli
     assert sorted(client.datastore()["objects"]) == IMAGES
 
 
+def test_a_file_that_cannot_be_read_is_named_with_the_studies_and_in_the_log(server: Any) -> None:
+    assert list(requests.get(f"{server.url}/datastore/", timeout=30).json()["unreadable"]["files"]) == ["preview.jpg"]
+    space = next((server.log.parent / "data" / "medclipsam" / "workspaces").iterdir())
+    assert "preview.jpg" in (space / "app" / "logs" / "app.log").read_text()
+
+
 def test_two_targets_in_one_text(server: Any, client: MONAILabelClient) -> None:
     file, params = client.infer("text_prompt", "film", {"text": "both lungs; heart", "result_extension": ".nrrd"})
     source, _ = read(server.studies / "film.png")

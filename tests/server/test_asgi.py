@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
+import tempfile
 import time
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +24,7 @@ import SimpleITK
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.app import MedClipSamApp
@@ -688,6 +693,64 @@ def test_a_mask_alone_comes_with_its_sentence(client: TestClient) -> None:
     answer = infer(client, click, "refine", output="image")
     assert unquote(answer.headers["x-sentence"]) == told
     assert "heart" in told
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 503)])
+def test_a_disk_that_takes_nothing_is_told_by_every_route_that_writes(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    mask = infer(client, output="image").content
+    content = (studies / "chest.png").read_bytes()
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(studies / "chest.png"))
+
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    answers = [
+        infer(client),
+        client.put("/datastore/label?image=chest&tag=final", files={"label": ("a.nii.gz", mask)}),
+        client.put("/datastore/image?image=new", files={"file": ("new.png", content)}),
+        client.put("/session/", files={"files": ("new.png", content)}),
+        client.put("/datastore/image/info?image=chest", data={"info": json.dumps({"note": "x"})}),
+    ]
+    assert [answer.status_code for answer in answers] == [status] * len(answers)
+    assert not [answer.text for answer in answers if str(studies.parent) in answer.text]
+
+
+def test_an_image_is_found_by_its_name_composed_or_not(client: TestClient, studies: Path, picture: np.ndarray) -> None:
+    name = "M\u00fcller"
+    apart = unicodedata.normalize("NFD", name)
+    Image.fromarray(picture).save(studies / f"{apart}.png")
+    client.app.state.label_app.datastore().refresh()  # type: ignore[attr-defined]
+    assert name in client.get("/datastore/", params={"output": "all"}).json()["objects"]
+    for given in (name, apart):
+        assert infer(client, image=given).status_code == 200
+        assert client.head("/datastore/image", params={"image": given}).status_code == 200
+    mask = infer(client, image=apart, output="image").content
+    saved = client.put(f"/datastore/label?image={apart}&tag=final", files={"label": ("a.nii.gz", mask)})
+    assert saved.status_code == 200
+    for given in (name, apart):
+        assert client.get("/datastore/label", params={"label": given, "tag": "final"}).content == mask
+    # a label that was put into its folder by hand, named as the image is
+    (studies / "labels" / "final" / f"{name}.nii.gz").unlink()
+    (studies / "labels" / "original" / f"{apart}.nii.gz").write_bytes(mask)
+    client.app.state.label_app.datastore().refresh()  # type: ignore[attr-defined]
+    assert client.get("/datastore/label", params={"label": name, "tag": "original"}).content == mask
+
+
+def test_what_cannot_be_read_is_named_with_the_studies(client: TestClient, studies: Path) -> None:
+    assert client.get("/datastore/").json()["unreadable"] == {"files": {}, "images": {}}
+    (studies / "preview.jpg").write_bytes(b"")
+    assert infer(client, image="broken").status_code == 400
+    client.app.state.label_app.datastore().refresh()  # type: ignore[attr-defined]
+    for output in ("stats", "all"):
+        told = client.get("/datastore/", params={"output": output}).json()["unreadable"]
+        assert list(told["files"]) == ["preview.jpg"]
+        assert list(told["images"]) == ["broken"]
+        assert str(studies) not in str(told)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((2, 4, 4), np.uint8)), studies / "broken.nii.gz")
+    assert client.get("/datastore/").json()["unreadable"]["images"] == {}
 
 
 def test_the_description_of_the_api_is_whole(client: TestClient) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import sqlite3
+import unicodedata
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, File, Request, UploadFile
 from fastapi.testclient import TestClient
 
-from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
+from medclipsam.server.http import status_of, storage_error
+from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
 
 
 @pytest.fixture
@@ -44,6 +49,68 @@ def test_an_unforeseen_error_is_a_number_that_the_log_has_too(app: FastAPI, capl
     assert detail.rstrip(".").split()[-1] in record.getMessage()
     assert record.exc_info is not None
     assert "John" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/srv/secret"), 507),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/srv/secret"), 507),
+        (OSError(errno.EROFS, "Read-only file system", "/srv/secret"), 503),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/secret"), 503),
+        (OSError(errno.EIO, "Input/output error", "/srv/secret"), 503),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/srv/secret"), 500),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_no_failure_of_the_program(error: OSError, status: int) -> None:
+    app = FastAPI()
+
+    @app.get("/plain")
+    def plain() -> None:
+        raise error
+
+    @app.get("/wrapped")
+    def wrapped() -> None:
+        raise ValueError("/srv/secret") from error
+
+    app.add_middleware(UnforeseenErrors)
+    for route in ("/plain", "/wrapped"):
+        answer = TestClient(app).get(route)
+        assert answer.status_code == status
+        assert "secret" not in answer.text
+
+
+def test_a_full_or_read_only_database_is_told_so(tmp_path: Path) -> None:
+    def fill(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA max_page_count = 2")
+        db.execute("INSERT INTO t VALUES (zeroblob(100000))")
+
+    def refuse(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA query_only = 1")
+        db.execute("INSERT INTO t VALUES (1)")
+
+    for number, (act, status) in enumerate([(fill, 507), (refuse, 503)]):
+        with sqlite3.connect(tmp_path / f"{number}.sqlite") as db:
+            db.execute("CREATE TABLE t (x)")
+            with pytest.raises(sqlite3.Error) as caught:
+                act(db)
+        error = storage_error(caught.value)
+        assert error is not None
+        assert status_of(error) == status
+
+
+def test_names_in_an_address_are_composed(app: FastAPI) -> None:
+    @app.get("/name")
+    def name(image: str, other: str = "") -> dict[str, str]:
+        return {"image": image, "other": other}
+
+    client = TestClient(ComposedNames(app))
+    apart = unicodedata.normalize("NFD", "M\u00fcller & S\u00f6hne")
+    assert client.get("/name", params={"image": apart, "other": ""}).json() == {
+        "image": "M\u00fcller & S\u00f6hne",
+        "other": "",
+    }
+    assert client.get("/name?image=%ff+a").status_code == 200
 
 
 def test_a_body_up_to_the_limit_passes_and_a_larger_one_does_not(app: FastAPI) -> None:

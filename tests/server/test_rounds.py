@@ -339,6 +339,28 @@ def test_an_image_that_cannot_be_read_is_left_out_and_a_busy_server_is_not(
     assert (told["status"], told["details"]) == ("ERROR", ["The weights are damaged."])
 
 
+def test_an_image_that_cannot_be_read_is_offered_again_only_when_its_file_changes(unlabelled: Serve) -> None:
+    client = unlabelled()
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    store = client.app.state.label_app.datastore()  # type: ignore[attr-defined]
+    files = {image: Path(store.get_image_uri(image)) for image in store.list_images()}
+    kept = {image: file.read_bytes() for image, file in files.items()}
+    readable = set(sorted(files)[:2])
+    for image in files.keys() - readable:
+        # as long as it was, with a pixel that its checksum does not fit
+        content = bytearray(kept[image])
+        content[content.index(b"IDAT") + 9] ^= 0xFF
+        files[image].write_bytes(content)
+    offered = [next_sample(client, client_id="ada")["id"] for _ in range(4)]
+    assert set(offered) == readable
+    assert set(client.get("/datastore/").json()["unreadable"]["images"]) == files.keys() - readable
+    back = sorted(files.keys() - readable)[0]
+    files[back].write_bytes(kept[back])
+    rounds_of(client).look()
+    assert next_sample(client, client_id="ada")["id"] == back
+    assert back not in client.get("/datastore/").json()["unreadable"]["images"]
+
+
 def fail(error: Exception) -> Callable[..., Any]:
     def act(*arguments: Any, **more: Any) -> Any:
         raise error

@@ -152,21 +152,113 @@ def test_half_a_file_is_not_listed_until_it_is_whole(
     root: Path, look: Any, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = picture(root / "a.png").read_bytes()
-    (root / "a.png").write_bytes(content[:-5])
+    (root / "a.png").write_bytes(content[: len(content) // 2])
     old(root / "a.png", at=clock.now - 3)
     assert look() == {}
-    assert caplog.records == []
-    clock.now += 100
     look()
-    assert look() == {}
-    assert [r.getMessage() for r in caplog.records] == [
-        "a.png is not listed: it is damaged, or not all of it is there."
-    ]
+    assert list(look.listing.faults) == ["a.png"]
+    # once, however often it is looked at
+    assert ["a.png" in record.getMessage() for record in caplog.records] == [True]
     (root / "a.png").write_bytes(content)
     old(root / "a.png", at=clock.now - 1)
     assert look() == {}
     clock.now += 1.1
     assert look() == {"a": "a.png"}
+    assert look.listing.faults == {}
+
+
+BAD = {
+    "preview.jpg": b"",
+    "notes.dcm": b"not DICOM at all",
+    "empty.dcm": b"",
+    "empty": b"",
+    "cut.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "archive.tif": b"PK\x03\x04" + bytes(60),
+    "a.nii": b"\x5c\x01\0\0",
+    "b.nii.gz": b"\x1f\x8b\x08",
+    "c.nrrd": b"NRRD0004\n",
+    "headless.dcm": bytes(128) + b"DICM" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("settle", [0, 2])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_hides_nothing_else(
+    root: Path, clock: Clock, name: str, settle: float, write_series: Any, write_radiograph: Any, caplog: Any
+) -> None:
+    uid = series(root / "case", write_series, "one")
+    single = series(root / "case", write_series, "two", 1, start=20)
+    write_radiograph(FLAT, root / "case" / "film.dcm")
+    (root / "case" / name).write_bytes(BAD[name])
+    old(root / "case")
+    listed = {uid: "case", "slice20": "case/slice20.dcm", "film": "case/film.dcm"}
+    # the second is the look after a restart
+    for scanner in (FolderScan(root, settle=settle, clock=clock), FolderScan(root, settle=settle, clock=clock)):
+        caplog.clear()
+        for _ in range(2):
+            listing = scanner.look()
+            assert {image: str(found.path.relative_to(root)) for image, found in listing.images.items()} == listed
+        if name != "empty":  # a file without an extension is none that anybody meant to be an image
+            assert list(listing.faults) == [f"case/{name}"]
+            assert listing.faults[f"case/{name}"]
+            assert [f"case/{name}" in record.getMessage() for record in caplog.records] == [True]
+    assert single not in listed
+
+
+def test_links_to_nothing_and_folders_that_must_not_be_opened_hide_nothing_else(
+    root: Path, look: Any, write_series: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = series(root / "case", write_series, "one")
+    (root / "case" / "secret").mkdir()
+    (root / "case" / "gone.dcm").symlink_to("nowhere.dcm")
+    (root / "case" / "round.png").symlink_to("round.png")
+    os.utime(root / "case", (0, 0))
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(scan.os, "scandir", refusing)
+    assert look() == {uid: "case"}
+    assert sorted(look.listing.faults) == ["case/gone.dcm", "case/round.png", "case/secret"]
+
+
+def test_values_that_break_their_rules_hide_nothing_else(
+    root: Path, look: Any, write_series: Any, write_radiograph: Any
+) -> None:
+    uid = series(root / "case", write_series, "one")
+    write_radiograph(FLAT, root / "case" / "odd.dcm")
+    content = (root / "case" / "odd.dcm").read_bytes()
+    rows = content.index(b"\x28\0\x10\0US")
+    frames = b"\x28\0\x08\0IS\x04\0many"
+    (root / "case" / "odd.dcm").write_bytes(content[:rows] + frames + content[rows:])
+    old(root / "case")
+    assert look()[uid] == "case"
+
+
+def test_a_truncated_slice_stays_in_its_series_and_is_named(root: Path, look: Any, write_series: Any) -> None:
+    uid = series(root / "case", write_series, "one", 4)
+    content = (root / "case" / "slice3.dcm").read_bytes()
+    (root / "case" / "slice3.dcm").write_bytes(content[:-20])
+    old(root / "case")
+    assert look() == {uid: "case"}
+    assert len(look.listing.images[uid].files) == 4
+    assert list(look.listing.faults) == ["case/slice3.dcm"]
+
+
+def test_a_file_that_never_rests_and_a_folder_from_the_future_hold_nothing_up(
+    root: Path, look: Any, clock: Clock, write_series: Any
+) -> None:
+    uid = series(root / "case", write_series, "one")
+    (root / "case" / "transfer.log").write_text("busy")
+    os.utime(root / "case" / "transfer.log", (clock.now, clock.now))
+    os.utime(root / "case", (clock.now + 9999, clock.now + 9999))
+    look()
+    clock.now += 2.1
+    os.utime(root / "case" / "transfer.log", (clock.now, clock.now))
+    assert look() == {uid: "case"}
 
 
 def test_a_series_is_listed_when_all_of_it_has_arrived(
@@ -209,8 +301,8 @@ def test_what_has_not_changed_is_not_opened_again(
     before = look()
     opened: list[Path] = []
     listed: list[Any] = []
-    whole, scandir = scan.is_whole, os.scandir
-    monkeypatch.setattr(scan, "is_whole", lambda path: opened.append(path) or whole(path))
+    fault_of, scandir = scan.fault_of, os.scandir
+    monkeypatch.setattr(scan, "fault_of", lambda path: opened.append(path) or fault_of(path))
     monkeypatch.setattr(scan.os, "scandir", lambda path: listed.append(path) or scandir(path))
     assert look() == before
     assert opened == []

@@ -45,7 +45,7 @@ from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.finetuner import FinetuneTrainer
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
-from medclipsam.server.images import ImageReader, is_upload
+from medclipsam.server.images import ImageReader, is_upload, unreadable_images
 from medclipsam.server.labels import LabelCheck
 from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
@@ -466,6 +466,11 @@ class MedClipSamApp(MONAILabelApp):
         model = info.get("model")
         self.audit.label("label saved", image, tag, model if isinstance(model, str) else None, weights)
         return label
+
+    def unreadable(self) -> dict[str, dict[str, str]]:
+        """Return what cannot be read: `files` that are not listed for that, and listed `images`, and why."""
+        store = self.datastore()
+        return {"files": store.unreadable_files(), "images": unreadable_images(store, self.images)}
 
     def run_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Do what `infer` does, and raise `MedClipSamError` where it raises `HTTPException`."""

@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from medclipsam import __version__
@@ -25,9 +27,9 @@ from medclipsam.server.access import Access
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
-from medclipsam.server.http import UnauthenticatedError, headers_of, status_of
+from medclipsam.server.http import UnauthenticatedError, headers_of, status_of, storage_error, told
 from medclipsam.server.metrics import METRICS, CountInfers
-from medclipsam.server.middleware import BodyLimit, SameOrigin, UnforeseenErrors
+from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
 from medclipsam.server.rounds import RoundsKeeper
 from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
 from medclipsam.server.scoring import Scorings
@@ -100,6 +102,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     app.add_exception_handler(MedClipSamError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused_by_framework)
     # the last one added is the first to see a request
     app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20)
     if origins:
@@ -107,6 +110,7 @@ def create_app(
             CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(CountInfers, models=lambda: label_app.model_names)
+    app.add_middleware(ComposedNames)
     app.add_middleware(SameOrigin, origins=origins, local=local)
     app.add_middleware(UnforeseenErrors)
     return app
@@ -136,12 +140,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MedClipSamError)
+    error = told(error)
     headers = headers_of(error)
     if isinstance(error, UnauthenticatedError):
         access: Access = request.app.state.access
         # a browser that is asked for Basic asks its user, and sends the answer with all that the page asks for
         headers["WWW-Authenticate"] = "Bearer" if access.oidc else 'Basic realm="medclipsam", charset="UTF-8"'
     return JSONResponse({"detail": str(error)}, status_code=status_of(error), headers=headers)
+
+
+async def _refused_by_framework(request: Request, error: Exception) -> Response:
+    """Answer a body that could not be read: where its files found no room, that is not the client's fault."""
+    assert isinstance(error, HTTPException)
+    cause = error.__cause__
+    storage = None if cause is None else storage_error(cause)
+    if storage is not None:
+        return JSONResponse({"detail": str(storage)}, status_code=status_of(storage))
+    return await http_exception_handler(request, error)
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:

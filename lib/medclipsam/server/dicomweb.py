@@ -219,6 +219,14 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """
         return str(self._fetched(image_id, self._in_use))
 
+    def unreadable_files(self) -> dict[str, str]:
+        """Return nothing: the server's list is made without looking into files."""
+        return {}
+
+    def image_at(self, path: Path) -> str | None:
+        """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
+        return path.name if path == self._folder(path.name) and path.name in self._series() else None
+
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
         folder = Path(self.get_image_uri(image_id))

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,6 +104,20 @@ class FolderStudies(LabelFiles):
     def list_images(self) -> list[str]:
         """Return the ids of all images that can be asked for."""
         return list(self._current().images)
+
+    def unreadable_files(self) -> dict[str, str]:
+        """Return the files and folders, from the studies' folder on, that cannot be read or listed, and why."""
+        return dict(self._current().faults)
+
+    def image_at(self, path: Path) -> str | None:
+        """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
+        images = self._current().images
+        with self._access:
+            linked = next((files for files, folder in self._links.items() if folder == path), None)
+        return next(
+            (name for name, found in images.items() if found.files == linked or (found.alone and found.path == path)),
+            None,
+        )
 
     def get_image_uri(self, image_id: str) -> str:
         """Return an image's file, or a folder with its slices and nothing else; empty where there is none.
@@ -350,7 +365,11 @@ class FolderStudies(LabelFiles):
             changed = place.stat().st_mtime_ns
             if self._labels_stamp.get(place.name) == changed:
                 continue
-            there = {name: label_suffix(name) for name in os.listdir(place) if label_suffix(name) and name[0] != "."}
+            there = {
+                _composed(place, name): label_suffix(name)
+                for name in os.listdir(place)
+                if label_suffix(name) and name[0] != "."
+            }
             for image_id, entry in self._datastore.objects.items():
                 label = entry.labels.get(place.name)
                 if label is not None and f"{image_id}{label.ext}" not in there:
@@ -361,3 +380,12 @@ class FolderStudies(LabelFiles):
                     info = {"ts": int(time.time()), "name": name}
                     entry.labels[place.name] = DataModel(info=info, ext=suffix)
             self._labels_stamp[place.name] = changed
+
+
+def _composed(folder: Path, name: str) -> str:
+    """Return a label's name as ids are written (NFC), and give its file that name."""
+    wanted = unicodedata.normalize("NFC", name)
+    if wanted != name and not (folder / wanted).exists():
+        with suppress(OSError):  # the share is read-only
+            (folder / name).rename(folder / wanted)
+    return wanted

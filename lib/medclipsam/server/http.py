@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Iterator
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from fastapi import HTTPException
 
-from medclipsam.errors import CancelledError, InputError, MedClipSamError
+from medclipsam.errors import CancelledError, InputError, MedClipSamError, StorageError
+from medclipsam.imaging.write import DISK_FULL, NOT_WRITABLE
 from medclipsam.training.lock import TrainingRunsError
 from medclipsam.training.store import UnknownNetworkError
 
@@ -88,13 +93,63 @@ _STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
     (AlreadyRunningError, 429),
     (TrainingRunsError, 429),
     (BusyError, 503),
+    (StorageError, 503),
     (MedClipSamError, 400),
 )
 
 
 def status_of(error: MedClipSamError) -> int:
     """Return the HTTP status that answers an error of this package."""
+    if isinstance(error, StorageError) and error.full:
+        return 507
     return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+def told(error: MedClipSamError) -> MedClipSamError:
+    """Return an error as clients are told it: one of the server's storage without the server's paths."""
+    return storage_error(error, _PLAIN) or error
+
+
+def storage_error(error: BaseException, numbers: Collection[int] = (*DISK_FULL, *NOT_WRITABLE)) -> StorageError | None:
+    """Return what an error says of the server's storage; None where another thing is wrong.
+
+    Parameters
+    ----------
+    error : BaseException
+        As it was raised; what caused it is looked at too.
+    numbers : collection of int
+        The numbers of the operating system's errors that count.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StorageError):
+            return _storage_error(full=seen.full)
+        if isinstance(seen, OSError) and seen.errno in numbers:
+            return _storage_error(full=seen.errno in DISK_FULL)
+        if isinstance(seen, sqlite3.Error) and (code := getattr(seen, "sqlite_errorcode", 0) & 0xFF) in _SQLITE:
+            return _storage_error(full=code == sqlite3.SQLITE_FULL)
+        if isinstance(seen, RuntimeError) and "itk" in str(seen).lower() and _is_full(tempfile.gettempdir()):
+            return _storage_error(full=True)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _storage_error(*, full: bool) -> StorageError:
+    if full:
+        return StorageError("The server's disk is full. Free some space there, then try again.", full=True)
+    return StorageError(
+        "The server cannot use its disk, which is read-only or out of reach. Try again once it is writable.", full=False
+    )
+
+
+def _is_full(folder: str) -> bool:
+    return shutil.disk_usage(folder).free < _LEAST_FREE
+
+
+# Of errors with a sentence of their own: whether a file may be read is another matter than whether one can be written.
+_PLAIN = (*DISK_FULL, errno.EROFS)
+_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_LEAST_FREE = 2**20
 
 
 def headers_of(error: MedClipSamError) -> dict[str, str]:
@@ -107,5 +162,6 @@ def as_http() -> Iterator[None]:
     """Turn this package's errors into HTTP errors with the same sentence."""
     try:
         yield
-    except MedClipSamError as error:
+    except MedClipSamError as raised:
+        error = told(raised)
         raise HTTPException(status_of(error), str(error), headers_of(error) or None) from None

@@ -15,6 +15,8 @@ from medclipsam.errors import ImageError
 from medclipsam.imaging import read_image
 
 if TYPE_CHECKING:
+    from monailabel.interfaces.datastore import Datastore
+
     from medclipsam.imaging import MedicalImage
 
 # What tells whether a file, or any file of a folder, is another than it was: name, time of change and size.
@@ -34,6 +36,9 @@ class ImageReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[tuple[str, str | None, Signature], MedicalImage]] = {}
+        # what could be read and what could not, and as what
+        self._read: dict[Path, Signature] = {}
+        self._failed: dict[Path, tuple[Signature, str]] = {}
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
@@ -54,18 +59,50 @@ class ImageReader:
         ImageError
             If it cannot be read; the sentence names the file, and not where the server keeps it.
         """
+        seen: Signature = ()
         try:
-            key = (str(path), modality, signature(path))
+            seen = signature(path)
+            key = (str(path), modality, seen)
             with self._lock:
                 found = next((image for kept, image in self._kept.values() if kept == key), None)
             if found is not None:
                 return found
             image = read_image(path, modality=modality)
         except ImageError as error:
-            raise ImageError(str(error).replace(str(path), path.name)) from None
+            sentence = str(error).replace(str(path), path.name)
+            if not is_upload(path):
+                with self._lock:
+                    self._failed[path] = (seen, sentence)
+            raise ImageError(sentence) from None
         with self._lock:
+            self._failed.pop(path, None)
+            if not is_upload(path):
+                self._read[path] = seen
             self._kept[_place.get()] = (key, image)
         return image
+
+    def check(self, path: Path) -> None:
+        """Raise `ImageError` if an image cannot be read; one that was read before and has not changed is not again."""
+        with self._lock:
+            known = self._read.get(path)
+        if known is None or _changed(path, known):
+            self.read(path)
+
+    def failures(self) -> dict[Path, str]:
+        """Return what could not be read and has not changed since: files and folders, and why."""
+        with self._lock:
+            failed = dict(self._failed)
+        changed = [path for path, (found, _) in failed.items() if _changed(path, found)]
+        with self._lock:
+            for path in changed:
+                self._failed.pop(path, None)
+        return {path: sentence for path, (_, sentence) in failed.items() if path not in changed}
+
+
+def unreadable_images(datastore: Datastore, images: ImageReader) -> dict[str, str]:
+    """Return the images of a datastore that could not be read and have not changed since, and why."""
+    failed = {datastore.image_at(path): sentence for path, sentence in images.failures().items()}
+    return {image: failed[image] for image in sorted(image for image in failed if image is not None)}
 
 
 def series_as_volume(image: MedicalImage) -> Path:
@@ -114,6 +151,14 @@ def signature(path: Path) -> Signature:
             return tuple(sorted(_entry(file.name, file.stat()) for file in files if file.is_file()))
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _changed(path: Path, before: Signature) -> bool:
+    try:
+        return signature(path) != before
+    except ImageError:
+        # it went away: it may come back as it was
+        return False
 
 
 def _entry(name: str, state: os.stat_result) -> tuple[str, int, int]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,8 @@ class LabelFiles(LocalDatastore):
             logger.error("%s cannot be read; what was known before stands.", path.name)
             return
         model.base_path = self._datastore_path
+        # ids are written with composed characters, which earlier versions took from the disk as they were
+        model.objects = {unicodedata.normalize("NFC", name): entry for name, entry in model.objects.items()}
         for image_id, entry in self._datastore.objects.items():
             # what is in memory only
             model.objects.setdefault(image_id, entry)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import secrets
+import unicodedata
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medclipsam.server.access import is_loopback
+from medclipsam.server.http import status_of, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,38 @@ class UnforeseenErrors:
 
         try:
             await self.app(scope, receive, noting)
-        except Exception:
+        except Exception as error:
+            storage = storage_error(error)
+            if storage is not None and not started:
+                logger.error("%s at %s %s", storage, scope["method"], _route(scope), exc_info=error)
+                await JSONResponse({"detail": str(storage)}, status_of(storage))(scope, receive, send)
+                return
             number = secrets.token_hex(4)
             logger.exception("Error %s at %s %s", number, scope["method"], _route(scope))
             if started:
                 raise
             sentence = f"The server failed on this request, which should not happen; its log has the cause as {number}."
             await JSONResponse({"detail": sentence}, status_code=500)(scope, receive, send)
+
+
+class ComposedNames:
+    """Write names in the address of a request as they are written in ids: with composed characters.
+
+    A name with an accent can be written in two ways in Unicode (NFC and NFD) that look the same; macOS, browsers and
+    file systems differ in which they use.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope["type"] == "http" and b"%" in scope["query_string"]:
+            given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+            composed = [(name, unicodedata.normalize("NFC", value)) for name, value in given]
+            if composed != given:
+                scope = {**scope, "query_string": urlencode(composed).encode()}
+        await self.app(scope, receive, send)
 
 
 class SameOrigin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from medclipsam.errors import InputError, OptionError
@@ -17,7 +18,7 @@ _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".dcm", ".dicom", ".png", ".jpg", ".jpe
 
 
 def checked_name(value: object, what: str) -> str:
-    """Return an id or file name that names one entry of one folder.
+    """Return an id or file name that names one entry of one folder, with composed characters (NFC).
 
     Parameters
     ----------
@@ -33,6 +34,7 @@ def checked_name(value: object, what: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{what} {value!r} is no {what.lower()} id; give the id of one of the studies.")
+    value = unicodedata.normalize("NFC", value)
     if len(value.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
         raise InputError(f"{what} id {value[:40]!r}... is too long; allowed: {_LONGEST_NAME} bytes.")
     if value.startswith(".") or any(part in value for part in _SEPARATORS) or not value.isprintable():

@@ -24,11 +24,11 @@ from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Sav
 from medclipsam.active.pool import Pool
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
-from medclipsam.errors import MedClipSamError
+from medclipsam.errors import ImageError, MedClipSamError
 from medclipsam.imaging import read_mask
 from medclipsam.server.audit import caller
-from medclipsam.server.http import BusyError
-from medclipsam.server.images import ImageReader
+from medclipsam.server.http import BusyError, UnknownError
+from medclipsam.server.images import ImageReader, unreadable_images
 from medclipsam.server.networks import SharedNetworks
 from medclipsam.server.rounds_options import RoundsOptions
 from medclipsam.server.scorer import Method, Scorer
@@ -153,16 +153,25 @@ class Rounds:
                 self._preparing -= 1
 
     def _here(self) -> tuple[list[str], set[str]]:
-        """Return the images and which are finished; what tells their patients is known from then on."""
+        """Return the images that can be read, as far as is known, and which images are finished.
+
+        What tells the patients of the images is known from then on.
+        """
         store = self._datastore()
-        images, finished = store.list_images(), set(store.get_labeled_images())
+        unreadable = unreadable_images(store, self.images)
+        images = [image for image in store.list_images() if image not in unreadable]
+        finished = set(store.get_labeled_images())
         fresh = [image for image in images if image not in self._subjects]
         if fresh and self.is_used:
             self._subjects.update(self.ledger.subjects())
         for image in fresh:
             if image not in self._subjects:
-                self._subjects[image] = patient_of(store, image)
-        return images, finished
+                try:
+                    self._subjects[image] = patient_of(store, image)
+                except ImageError:
+                    # by no means a patient of its own; it is looked at again
+                    continue
+        return [image for image in images if image in self._subjects], finished
 
     def _sync(self, found: tuple[list[str], set[str]]) -> None:
         now = time.monotonic()
@@ -189,18 +198,28 @@ class Rounds:
         -------
         dict or None
             `id`, `weight` (what the strategy gave it), `why`, `validation`, `planes` to look at, and the `lease`; None
-            where every image is labelled or kept for another. Where only images are left that the asker was offered
-            and has not labelled, they come again, the first one first.
+            where every image is labelled, cannot be read or is kept for another. Where only images are left that the
+            asker was offered and has not labelled, they come again, the first one first.
         """
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self.look()
-        taken = self._take(strategy, holder)
-        if taken is None:
+        refused: set[str] = set()
+        while True:
+            taken = self._take(strategy, holder)
+            if taken is None:
+                self.look()
+                taken = self._take(strategy, holder, again=True)
+            if taken is None:
+                return None
+            choice, lease = taken
+            if self._is_readable(choice.image):
+                break
+            # it is not among the images from now on, until its file changes
+            self.ledger.release(choice.image, holder)
             self.look()
-            taken = self._take(strategy, holder, again=True)
-        if taken is None:
-            return None
-        choice, lease = taken
+            if choice.image in refused:
+                return None
+            refused.add(choice.image)
         return {
             "id": choice.image,
             "weight": choice.value,
@@ -209,6 +228,18 @@ class Rounds:
             "planes": list(choice.planes),
             "lease": {"holder": lease.holder, "until": _iso(lease.until)},
         }
+
+    def _is_readable(self, image: str) -> bool:
+        """Return whether an image of a folder can be read; a series of a DICOMweb server is not fetched for it."""
+        store = self._datastore()
+        if isinstance(store, DICOMWebDatastore):
+            return True
+        try:
+            self.images.check(Path(store.get_image_uri(image)))
+        except (ImageError, UnknownError) as error:
+            logger.warning("Image %s is not offered for labelling: %s", image, error)
+            return False
+        return True
 
     def lease(self, image: str, holder: str) -> Lease | None:
         """Keep an image for a holder from now on; None where another holds it.

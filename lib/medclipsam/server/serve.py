@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import os
 import signal
 import socket
@@ -269,6 +270,8 @@ def _run(
     settings.MONAI_LABEL_CORS_ORIGINS = []
     main.start_server_init_settings(arguments)
     log_config = _quiet(init_log_config(None, arguments.app, "app.log", arguments.verbose))
+    # uvicorn does so too, but only after the app has looked at the studies and has warned of files that it cannot read
+    logging.config.dictConfig(json.loads(Path(log_config).read_text()))
     # before the server answers, so that what is wrong with the app is an error and not a failed start
     from medclipsam.server.asgi import create_app
 

@@ -10,7 +10,9 @@ import fnmatch
 import logging
 import os
 import re
+import stat
 import time
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from medclipsam.imaging.dicom import looks_like_dicom, read_header
 from medclipsam.imaging.dicom_geometry import is_slice
-from medclipsam.imaging.whole import is_whole
+from medclipsam.imaging.whole import fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,6 @@ _DICOM_SUFFIXES = (".dicom", ".dcm")
 SETTLE_SECONDS = 2.0
 # A folder that changed less than this before it was looked at may have changed once more within its time stamp.
 _STAMP_SECONDS = 2.0
-# What is still not whole after this long is told in the log.
-_PATIENCE_SECONDS = 60.0
 _LONGEST_ID = 200
 
 
@@ -41,7 +41,7 @@ class Found:
     Attributes
     ----------
     image_id : str
-        File name without extension, or the SeriesInstanceUID of a series of slices.
+        File name without extension, its characters composed (NFC), or the SeriesInstanceUID of a series of slices.
     path : Path
         Its file, or the folder of its slices.
     files : tuple of Path
@@ -69,10 +69,13 @@ class Listing:
         What can be asked for, by its id.
     shared : dict of str to list of Path
         Ids that several images claim, which none of them gets, with their files or folders.
+    faults : dict of str to str
+        Files and folders, from the root on, that cannot be read, and why.
     """
 
     images: dict[str, Found] = field(default_factory=dict)
     shared: dict[str, list[Path]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class _File:
     series: str | None = None  # of slices of a volume
     is_image: bool = False
     is_dicom: bool = False
-    is_whole: bool = True
+    fault: str | None = None  # why it cannot be read
 
 
 @dataclass
@@ -97,9 +100,14 @@ class _Folder:
     files: dict[str, _File] = field(default_factory=dict)
     # names of files that have not arrived: size, time of change, and since when they are so
     waiting: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    # whether any file has not arrived or is not whole
+    # whether any file has not arrived or may still be repaired in place
     arriving: bool = False
+    # names of DICOM files, and since when there are no others
+    slices: tuple[str, ...] = ()
+    since: float = float("-inf")
     images: list[Found] = field(default_factory=list)
+    # why files, by name, or the folder itself, by ".", cannot be read
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 class FolderScan:
@@ -145,12 +153,13 @@ class FolderScan:
         same = self._listing is not None
         while todo:
             path = todo.pop()
-            before = self._known.get(path, _Folder()).images
+            known = self._known.get(path, _Folder())
+            before, faults_before = known.images, known.faults
             folder = self._look_at(path)
             if folder is None:
                 same = False
                 continue
-            same = same and folder.images is before
+            same = same and folder.images is before and folder.faults == faults_before
             seen.add(path)
             todo += folder.folders
         same = same and self._known.keys() <= seen
@@ -166,7 +175,13 @@ class FolderScan:
                 ("shared", name, *map(str, paths)),
                 f"Image id {name!r} is shared by {self.names(paths)}, and none of them is served; rename all but one.",
             )
-        self._listing = Listing({name: images[0] for name, images in claims.items() if len(images) == 1}, shared)
+        faults = self._faults()
+        for name, reason in faults.items():
+            self._tell_once(
+                ("fault", name, reason), f"{name} is not listed: {reason}. It is looked at again when it changes."
+            )
+        images = {name: found[0] for name, found in claims.items() if len(found) == 1}
+        self._listing = Listing(images, shared, faults)
         return self._listing
 
     def arrived(self, path: Path) -> None:
@@ -174,6 +189,16 @@ class FolderScan:
         self._complete.add(path)
         if path.parent in self._known:
             self._known[path.parent].changed = -1
+
+    def _faults(self) -> dict[str, str]:
+        """Return what cannot be read, from the root on, and why."""
+        found = {
+            (path / name).relative_to(self.root): reason
+            for path, folder in self._known.items()
+            for name, reason in folder.faults.items()
+        }
+        # names that are not Unicode can be shown, but not sent
+        return {str(path).encode("utf-8", "backslashreplace").decode(): found[path] for path in sorted(found)}
 
     def names(self, paths: Sequence[Path]) -> str:
         """Return paths for people, from the root on: "a.png and b/a.nii.gz"."""
@@ -191,42 +216,59 @@ class FolderScan:
             if stale or folder.arriving:
                 self._read(path, folder, now)
                 folder.changed, folder.looked = changed, now
-        except OSError:  # it went away, or must not be read
+        except FileNotFoundError:  # it went away
             self._known.pop(path, None)
             return None
+        except OSError as error:
+            folder = self._known[path] = _Folder(faults={".": f"it cannot be opened ({error.strerror or error})"})
         return folder
 
     def _read(self, path: Path, folder: _Folder, now: float) -> None:
         files: dict[str, _File] = {}
         waiting: dict[str, tuple[int, int, float]] = {}
+        slices: list[str] = []
         folders = []
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.path in self._skip:
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif entry.is_file() and self._may_be_image(entry.name):
-                    state = entry.stat()
-                    known = folder.files.get(entry.name)
-                    if known and (known.size, known.changed) == (state.st_size, state.st_mtime_ns):
-                        files[entry.name] = known
-                        if not known.is_whole and now - state.st_mtime >= _PATIENCE_SECONDS:
-                            self._tell_once(
-                                ("broken", entry.path, str(known.changed)),
-                                f"{self.names([Path(entry.path)])} is not listed: it is damaged, or not all of it "
-                                "is there.",
-                            )
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
                         continue
+                    if not self._may_be_image(entry.name) or not (entry.is_file() or entry.is_symlink()):
+                        continue
+                    state = entry.stat()
+                    if not stat.S_ISREG(state.st_mode):
+                        continue
+                except OSError as error:  # a link to nothing, or to itself
+                    if _suffix(entry.name):
+                        files[entry.name] = _File(-1, -1, fault=f"it cannot be opened ({error.strerror or error})")
+                    continue
+                known = folder.files.get(entry.name)
+                if known and (known.size, known.changed) == (state.st_size, state.st_mtime_ns):
+                    files[entry.name] = known
+                else:
                     since = self._since(folder.waiting.get(entry.name), state, now)
                     arrived = self._arrived(Path(entry.path), state, since, now)
                     if arrived is None:
                         waiting[entry.name] = (state.st_size, state.st_mtime_ns, since)
                     else:
                         files[entry.name] = arrived
-        arriving = bool(waiting) or not all(file.is_whole for file in files.values())
-        settled = not arriving and now - path.stat().st_mtime >= self._settle
-        folder.folders, folder.files, folder.waiting, folder.arriving = folders, files, waiting, arriving
+                if entry.name in waiting:
+                    is_slice_here = _may_be_slice(Path(entry.path), state.st_size)
+                else:
+                    is_slice_here = files[entry.name].series is not None
+                if is_slice_here:
+                    slices.append(entry.name)
+        if tuple(slices) != folder.slices:
+            folder.slices, folder.since = tuple(slices), now
+        # more slices may be on their way: nothing else holds those up that are here
+        still = max(now - path.stat().st_mtime, now - folder.since)
+        settled = still >= self._settle and not any(name in waiting for name in slices)
+        folder.faults = {name: file.fault for name, file in files.items() if file.fault is not None}
+        folder.folders, folder.files, folder.waiting = folders, files, waiting
+        folder.arriving = bool(waiting) or bool(folder.faults) or not settled
         images = self._images(path, files, folder.images, settled)
         if images != folder.images:
             folder.images = images
@@ -249,12 +291,13 @@ class FolderScan:
             return None
         self._complete.discard(path)
         size, changed = state.st_size, state.st_mtime_ns
-        suffix = next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
+        suffix = _suffix(path.name)
         is_dicom = suffix in ("", *_DICOM_SUFFIXES) and looks_like_dicom(path)
         if not suffix and not is_dicom:
             return _File(size, changed)
-        if not is_whole(path):
-            return _File(size, changed, is_whole=False)
+        fault = fault_of(path)
+        if fault is not None and not is_dicom:
+            return _File(size, changed, fault=fault)
         name = path.name[: len(path.name) - len(suffix)]
         if not name.isprintable() or not name.strip() or len(name.encode()) > _LONGEST_ID or "\\" in name:
             self._tell_once(("name", str(path)), f"{path.name!r} is not listed: its name cannot be an image id.")
@@ -263,10 +306,11 @@ class FolderScan:
         if is_dicom:
             header = read_header(path)
             if header is None:
-                return _File(size, changed)
+                return _File(size, changed, fault=fault)
             if is_slice(header):
                 series = re.sub(r"[^\w.-]", "_", str(header.get("SeriesInstanceUID") or path.parent.name))[:_LONGEST_ID]
-        return _File(size, changed, name, path.name[len(name) :], series, True, is_dicom)
+        image_id = unicodedata.normalize("NFC", name)
+        return _File(size, changed, image_id, path.name[len(name) :], series, True, is_dicom, fault)
 
     def _images(self, path: Path, files: dict[str, _File], before: list[Found], settled: bool) -> list[Found]:
         """Group the files of one folder into images."""
@@ -276,7 +320,7 @@ class FolderScan:
         for name, file in files.items():
             if file.series is not None:
                 series[file.series].append(path / name)
-            elif file.is_image:
+            elif file.is_image and file.fault is None:
                 image = known.get((file.image_id, file.suffix))
                 if image is None or image.path.name != name:
                     image = Found(file.image_id, path / name, (path / name,), file.suffix)
@@ -284,6 +328,9 @@ class FolderScan:
         dicom = sum(file.is_image and file.is_dicom for file in files.values())
         earlier = {image.files: image for image in before}
         for uid, slices in series.items():
+            if all(files[each.name].fault is not None for each in slices):
+                continue
+            # a damaged slice stays in its series: a volume without it would be another, and who reads it is told of it
             if len(slices) > 1:
                 image = Found(uid, path, tuple(slices), "", len(slices) == dicom)
             else:
@@ -300,3 +347,14 @@ class FolderScan:
         if key not in self._told:
             self._told.add(key)
             logger.warning("%s", sentence)
+
+
+def _suffix(name: str) -> str:
+    """Return the end of a file's name that tells a format that is listed; empty where it tells none."""
+    return next((end for end in SUFFIXES if name.lower().endswith(end)), "")
+
+
+def _may_be_slice(path: Path, size: int) -> bool:
+    """Return whether a file that has not arrived may become a slice: one of DICOM, by name or content, or empty."""
+    suffix = _suffix(path.name)
+    return suffix in _DICOM_SUFFIXES or (not suffix and (size == 0 or looks_like_dicom(path)))

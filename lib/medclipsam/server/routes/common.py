@@ -77,8 +77,12 @@ def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:
 def receive(upload: UploadFile, suffix: str) -> Path:
     """Copy a received file to a temporary one, which the caller removes."""
     handle, name = tempfile.mkstemp(suffix=suffix)
-    with os.fdopen(handle, "wb") as copy:
-        shutil.copyfileobj(upload.file, copy, 1024 * 1024)
+    try:
+        with os.fdopen(handle, "wb") as copy:
+            shutil.copyfileobj(upload.file, copy, 1024 * 1024)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
     return Path(name)
 
 

@@ -49,13 +49,16 @@ class Listing(StrEnum):
 
 @router.get("/", summary="List images and labels")
 def listing(app: App, user: AsUser, output: Listing = Listing.stats) -> Any:
-    """Answer counts, all images and labels, or the pairs of images and final labels."""
+    """Answer counts, all images and labels, or the pairs of images and final labels.
+
+    The first two also have `unreadable`: files that are not listed since they cannot be read, listed images that could
+    not be read when they were last asked for, and the reason for each.
+    """
     store = app.datastore()
-    if output is Listing.all:
-        return store.json()
     if output is Listing.train:
         return [{kind: os.path.basename(path) for kind, path in pair.items()} for pair in store.datalist()]
-    return store.status()
+    answer = store.json() if output is Listing.all else store.status()
+    return {**answer, "unreadable": app.unreadable()}
 
 
 @router.put("/", include_in_schema=False)

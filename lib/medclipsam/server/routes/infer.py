@@ -20,7 +20,7 @@ from starlette.background import BackgroundTask
 
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.server.access import AsUser, User
-from medclipsam.server.http import UnknownError, headers_of, status_of
+from medclipsam.server.http import UnknownError, headers_of, status_of, told
 from medclipsam.server.names import checked_request_id, file_suffix
 from medclipsam.server.requests import client_params, parse_params
 from medclipsam.server.routes.common import App, Queue, note_caller, receive, with_client
@@ -84,7 +84,8 @@ async def infer(
             answer = await run_in_threadpool(_answer, result, output)
         except ClientLeftError:
             answer = Response(status_code=_CLIENT_LEFT)
-        except MedClipSamError as error:
+        except MedClipSamError as raised:
+            error = told(raised)
             answer = JSONResponse({"detail": str(error)}, status_of(error), headers_of(error))
         answer.headers["X-Request-ID"] = job.id
         return answer

@@ -72,8 +72,9 @@ def start_batch(
     named = asked.get("images")
     if isinstance(named, list):
         known = set(app.datastore().list_images())
+        asked["images"] = named = [checked_name(image, "Image") for image in named]
         for image in named:
-            if checked_name(image, "Image") not in known:
+            if image not in known:
                 raise UnknownError(f"Image {image!r} is not among the studies.")
     request = {"images": images.value, "save_label": True, **asked, "model": model, "user": user.username}
     if run_sync:
