@@ -3,7 +3,7 @@
 # make test   the whole test suite
 # make lint   style, types, order of the rooms
 # make bench  ratios, measured side by side
-# make lock   the lock file anew from pyproject.toml
+# make lock   the lock files anew from pyproject.toml: what runs, and what tests need beside it
 .PHONY: demo demo-pacs test lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -46,7 +46,8 @@ bench: .venv/.ready
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lock: .venv/.uv
-	$(COMPILE) pyproject.toml --extra server --extra finetune --extra test -o requirements.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert -o requirements.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra test -c requirements.txt -o requirements-test.txt
 	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
 
 clean:
@@ -66,7 +67,9 @@ clean:
 	@touch $@
 
 # The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.
-.venv/.ready-test: .venv/.ready requirements-crf.txt
+.venv/.ready-test: .venv/.ready requirements-test.txt requirements-crf.txt
+	@echo "== Installing the packages of the tests"
+	@$(UV) pip install --quiet --require-hashes -r requirements-test.txt
 	@command -v g++ >/dev/null || { echo "== Installing g++ for the optional CRF"; apt-get update -qq && apt-get install -y -qq g++; }
 	@$(call debian,/usr/sbin/Orthanc,orthanc)
 	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)

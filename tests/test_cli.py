@@ -175,7 +175,6 @@ def test_the_quick_checks_do_not_wait_for_torch() -> None:
     assert "none.png" in done.stderr
 
 
-<<<<<<< HEAD
 def test_a_second_run_keeps_the_masks_that_are_whole_and_of_the_same_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +225,8 @@ def test_every_option_of_every_command_is_described() -> None:
 def test_every_training_option_has_a_description_and_no_other() -> None:
     names = {field.name for kind in (RunOptions, TrainingOptions) for field in dataclasses.fields(kind)}
     assert OPTION_HELP.keys() == names
-=======
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["segment", "--help"], ["serve", "--help"]])
 def test_help_does_not_wait_for_heavy_libraries(arguments: list[str]) -> None:
     heavy = ("torch", "torchvision", "monai", "monailabel", "open_clip", "transformers", "segment_anything", "scipy")
@@ -242,4 +242,3 @@ print(code, [name for name in {heavy!r} if name in sys.modules], file=sys.stderr
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout, "help or version"
     assert done.stderr.splitlines()[-1] == "0 []"
->>>>>>> 18204c0 (Run LiteMedSAM's image encoder by ONNX Runtime on CPUs, and show it in the doctor; benchmarks for laptops and GPUs)

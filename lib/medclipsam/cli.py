@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 from medclipsam import __version__
 from medclipsam.active.command import add_rounds
 from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.extras import missing_extra
 from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
+from medclipsam.server.backup import add_workspace
+from medclipsam.server.settings import add_flags, settings_of
 from medclipsam.server.workspace import default_workspace
 from medclipsam.training.command import add_train
 
@@ -57,22 +60,6 @@ _OPTION_HELP = {
 }
 
 
-_LIMITS = {
-    "queue_length": "requests that may wait for the models (default: 8)",
-    "max_seconds": "longest that a request may take (default: 1800)",
-    "max_upload_mb": "largest request, in MiB (default: 2048)",
-    "cache_days": "days that fetched DICOM series are kept unused (default: 7)",
-}
-
-_ROUNDS = {
-    "retrain_after": "new final labels after which a training starts by itself, 0 for never (default: 20)",
-    "retrain_options": "options of such a training as a JSON object (docs/training.md)",
-    "lease_minutes": "how long an image is kept for whom it was offered to (default: 30)",
-    "prelabels": "the next images for which masks are made ahead (default: 4)",
-    "sampling_seed": "seed of what is drawn (default: 0)",
-}
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse, with its errors as one line and exit code 2."""
 
@@ -99,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(parsed.run(parsed) or 0)
     except MedClipSamError as error:
         print(f"medclipsam: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        print(f"medclipsam: {missing}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("medclipsam: stopped.", file=sys.stderr)
@@ -136,38 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.set_defaults(run=_segment)
 
     serve = commands.add_parser("serve", help="start the MONAI Label server")
-    serve.add_argument("--studies", required=True, help="folder of images, or a DICOMweb URL")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--targets", action="append", default=[], metavar="NAME[,NAME]", help="get a model each")
-    serve.add_argument("--workspace", type=Path, help="where the server writes (default: one for each studies)")
-    serve.add_argument("--warm-up", action="store_true", help="load the models before the server answers")
-    _add_model_arguments(serve)
-    group = serve.add_argument_group("who may use it (docs/server.md)")
-    group.add_argument("--token-file", type=Path, help="tokens of the users, one a line: USER ROLE TOKEN")
-    group.add_argument("--ssl-certfile", type=Path, help="certificate chain for TLS (PEM)")
-    group.add_argument("--ssl-keyfile", type=Path, help="its private key (PEM)")
-    group.add_argument(
-        "--behind-proxy", nargs="?", const="127.0.0.1", metavar="ADDRESS", help="a proxy there ends TLS (%(const)s)"
-    )
-    group.add_argument("--insecure", action="store_true", help="listen to other machines without all that")
-    group = serve.add_argument_group("what clients may have")
-    for name, text in _LIMITS.items():
-        group.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
-    group = serve.add_argument_group("images that networks are validated with, drawn once (docs/training.md)")
-    group.add_argument("--validation-share", metavar="SHARE", help="share of the patients (default: 0.15)")
-    group.add_argument("--validation-seed", metavar="SEED", help="seed of the split (default: 0)")
-    group = serve.add_argument_group("rounds (docs/rounds.md)")
-    for name, text in _ROUNDS.items():
-        group.add_argument(
-            "--" + name.replace("_", "-"), metavar="JSON" if name == "retrain_options" else "N", help=text
-        )
-    serve.add_argument(
-        "--release-models",
-        action="store_true",
-        help="drop the models where a training or batch would not fit beside them",
-    )
-    group.add_argument("--audit-text", action="store_true", help="note the texts that were asked for in the audit file")
+    add_flags(serve)
     serve.set_defaults(run=_serve)
 
     doctor = commands.add_parser("doctor", help="say what stands in the way of serving, and what to do")
@@ -181,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     add_train(commands, default_workspace)
     add_rounds(commands, default_workspace)
+    add_workspace(commands, default_workspace)
 
     demo = commands.add_parser("demo", help="make phantoms to try things on")
     made = demo.add_subparsers(dest="action", required=True, parser_class=_Parser)
@@ -566,30 +529,21 @@ def _demo_data(given: argparse.Namespace) -> int:
 def _serve(given: argparse.Namespace) -> int:
     from medclipsam.server.serve import serve
 
-    names = [name.strip() for entry in given.targets for name in entry.split(",") if name.strip()]
-    settings = (*_LIMITS, *_ROUNDS, "validation_share", "validation_seed")
-    conf = {key: getattr(given, key) for key in settings if getattr(given, key) is not None}
-    if given.targets_file:
-        conf["targets_file"] = ",".join(map(str, given.targets_file))
-    for switch in ("audit_text", "release_models"):
-        if getattr(given, switch):
-            conf[switch] = "true"
-    if (given.ssl_certfile is None) != (given.ssl_keyfile is None):
-        raise InputError("TLS needs both --ssl-certfile and --ssl-keyfile.")
+    settings = settings_of(given)
+    conf = dict(settings.conf)
     serve(
-        given.studies,
-        host=given.host,
-        port=given.port,
-        targets=names,
-        weights=given.weights,
-        workspace=given.workspace,
-        device=given.device,
-        warm_up=given.warm_up,
+        settings.studies,
+        host=settings.host,
+        port=settings.port,
+        workspace=settings.workspace,
+        weights=conf.pop("weights", "demo"),
+        warm_up=settings.warm_up,
         conf=conf,
-        token_file=given.token_file,
-        certificate=(given.ssl_certfile, given.ssl_keyfile) if given.ssl_certfile else None,
-        behind_proxy=given.behind_proxy,
-        insecure=given.insecure,
+        token_file=settings.token_file,
+        certificate=settings.certificate,
+        behind_proxy=settings.behind_proxy,
+        insecure=settings.insecure,
+        oidc=settings.oidc,
     )
     return 0
 

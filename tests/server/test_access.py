@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.server import access as module
 from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.http import UnauthenticatedError
 
@@ -108,66 +105,3 @@ def test_other_hosts_need_authentication_and_encryption(host: str) -> None:
         assert "--insecure" in str(error.value)
     check_exposure(host, authenticates=True, encrypts=True, insecure=False)
     check_exposure(host, authenticates=False, encrypts=False, insecure=True)
-
-
-class Realm:
-    """An OpenID Connect realm with a key pair."""
-
-    def __init__(self) -> None:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        self.private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.public = self.private.public_key().public_bytes(*form).decode()
-
-    def token(self, key: Any = None, algorithm: str = "RS256", **claims: Any) -> str:
-        import jwt
-
-        payload = {"preferred_username": "ann", "exp": time.time() + 60, "realm_access": {"roles": ["monailabel-user"]}}
-        return jwt.encode({**payload, **claims}, key or self.private, algorithm=algorithm)
-
-
-@pytest.fixture(scope="module")
-def realm() -> Realm:
-    return Realm()
-
-
-@pytest.fixture
-def oidc(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> Access:
-    monkeypatch.setattr(module, "_realm_key", lambda uri: realm.public)
-    return Access(oidc=True)
-
-
-def test_a_token_of_the_realm_is_a_user_with_the_realms_roles(oidc: Access, realm: Realm) -> None:
-    user = oidc.user_of(f"Bearer {realm.token()}")
-    assert user.username == "ann"
-    assert user.has("user")
-    assert not user.has("annotator")
-    assert not oidc.user_of(f"Bearer {realm.token(realm_access=None)}").has("user")
-
-
-def test_forged_and_stale_tokens_of_a_realm_are_refused(oidc: Access, realm: Realm) -> None:
-    import jwt
-
-    unsigned = jwt.encode({"preferred_username": "eve", "exp": time.time() + 60}, None, algorithm="none")
-    head, body, signature = realm.token().split(".")
-    tokens = [
-        unsigned,
-        realm.token(exp=time.time() - 5),
-        realm.token(key=Realm().private),
-        f"{head}.{body[:-2]}AA.{signature}",
-        "no.token.atall",
-        jwt.encode({"exp": time.time() + 60}, "k" * 64, algorithm="HS256"),
-    ]
-    for token in tokens:
-        with pytest.raises(UnauthenticatedError):
-            oidc.user_of(f"Bearer {token}")
-
-
-def test_a_token_without_an_end_is_refused(oidc: Access, realm: Realm) -> None:
-    import jwt
-
-    endless = jwt.encode({"preferred_username": "ann"}, realm.private, algorithm="RS256")
-    with pytest.raises(UnauthenticatedError):
-        oidc.user_of(f"Bearer {endless}")

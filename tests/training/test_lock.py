@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.training.lock import TrainingLock, TrainingRunsError, holder_of, start_time, training_state, write_json
+from medclipsam.locks import process_start
+from medclipsam.training.lock import TrainingLock, TrainingRunsError, holder_of, training_state, write_json
 
 HOLD = """
 import sys, time
@@ -41,7 +42,7 @@ def test_two_never_train_and_who_does_is_told(tmp_path: Path, other: subprocess.
     holder = holder_of(tmp_path)
     assert holder is not None
     assert (holder.pid, holder.what) == (other.pid, "network_a")
-    assert holder.started == start_time(other.pid)
+    assert holder.started == process_start(other.pid)
     assert training_state(tmp_path) == {"epoch": 3}
 
 
@@ -58,9 +59,8 @@ def test_a_killed_training_leaves_no_lock(tmp_path: Path, other: subprocess.Pope
 
 
 def test_a_process_of_the_same_number_is_another(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    content = json.loads((tmp_path / "training.lock").read_text())
-    content["started"] = "another boot:1"
-    (tmp_path / "training.lock").write_text(json.dumps(content))
+    file = tmp_path / "training.holder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "started": "another boot:1"}))
     assert holder_of(tmp_path) is None
 
 
@@ -81,16 +81,16 @@ def _look(folder: Path, stop: float) -> None:
         holder_of(folder)
 
 
-def test_ended_processes_have_no_start_time() -> None:
+def test_ended_processes_have_no_process_start() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     end = time.monotonic() + 20
-    while start_time(process.pid) is not None and time.monotonic() < end:
+    while process_start(process.pid) is not None and time.monotonic() < end:
         time.sleep(0.02)
-    assert start_time(process.pid) is None  # a zombie that nobody has waited for
+    assert process_start(process.pid) is None  # a zombie that nobody has waited for
     process.wait()
-    own = start_time(os.getpid())
+    own = process_start(os.getpid())
     assert own is not None
-    assert own == start_time(os.getpid())
+    assert own == process_start(os.getpid())
 
 
 def test_files_are_whole_and_private(tmp_path: Path) -> None:

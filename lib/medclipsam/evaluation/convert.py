@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.evaluation.data import SPLITS
+from medclipsam.extras import MissingExtraError
 from medclipsam.progress import ProgressBar
 
 # Share of train, validation and test where the publisher gives no split.
@@ -143,7 +144,7 @@ def _figshare(source: Path) -> Iterator[Pair]:
     try:
         import h5py
     except ImportError:
-        raise InputError("The set 'brain-figshare' consists of HDF5 files: pip install h5py.") from None
+        raise MissingExtraError("h5py", "The set 'brain-figshare' of HDF5 files") from None
     for path in sorted(source.glob("**/*.mat"), key=lambda path: (len(path.stem), path.stem)):
         if not re.fullmatch(r"\d+", path.stem):
             continue

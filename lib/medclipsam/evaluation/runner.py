@@ -11,7 +11,6 @@ and, once complete, what `medclipsam.evaluation.report` makes of them.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import Prediction, Predictor
 from medclipsam.imaging import MedicalImage, write_mask
 from medclipsam.imaging.read import PICTURE_SUFFIXES
+from medclipsam.locks import take_lock
 from medclipsam.metrics import calibration_bins, dice, surface_dice
 from medclipsam.progress import ProgressBar
 
@@ -370,13 +370,14 @@ def _clear(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of a run's folder; the kernel's lock goes when the process goes."""
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another process writes the run in {out}.") from None
+    """Keep a second process out of a run's folder."""
+    lock = take_lock(out / ".lock")
+    if lock is None:
+        raise InputError(f"Another process writes the run in {out}.")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _content_hash(path: Path) -> str:

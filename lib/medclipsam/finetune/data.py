@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medclipsam.encoders import Encoder
 from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSamError
+from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import find_images, read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom
@@ -317,7 +318,7 @@ def read_shards(shards: Sequence[Path], work: Path) -> Listing:
     try:
         import webdataset
     except ImportError:
-        raise InputError("WebDataset shards need the package webdataset; install medclipsam[finetune].") from None
+        raise MissingExtraError("webdataset", "A WebDataset shard") from None
     for shard in shards:
         if not shard.is_file():
             raise InputError(f"There is no shard {shard}.")

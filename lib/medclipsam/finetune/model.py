@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from medclipsam.encoders import Encoder
-from medclipsam.errors import InputError, WeightsError
+from medclipsam.errors import WeightsError
+from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.options import FinetuneOptions
 
 # Where open_clip's models keep the projections into the common space.
@@ -114,7 +115,7 @@ def _with_lora(model: Any, options: FinetuneOptions) -> Any:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
     except ImportError:
-        raise InputError("Method 'lora' needs the package peft; install medclipsam[finetune].") from None
+        raise MissingExtraError("peft", "Method 'lora'") from None
     targets = list(_lora_targets(model))
     if not targets:
         raise WeightsError("The CLIP has no attention or feed-forward layers for low-rank updates.")

@@ -10,7 +10,6 @@ A folder appears under its number only when complete, and nothing in it changes 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.errors import InputError
+from medclipsam.locks import locked
 from medclipsam.training.lock import write_json
 from medclipsam.weights import point_to
 
@@ -165,6 +165,5 @@ class ClipStore:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600), "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / ".lock"):
             yield

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from medclipsam.errors import InputError
+from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.options import FinetuneOptions
 
 
@@ -35,7 +35,7 @@ class Tracker:
             if options.tracker == "mlflow":
                 return cls._mlflow(options, folder)
         except ImportError:
-            raise InputError(f"Tracker {options.tracker!r} needs the package {options.tracker}; install it.") from None
+            raise MissingExtraError(options.tracker, f"Tracker {options.tracker!r}") from None
         return cls()
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:

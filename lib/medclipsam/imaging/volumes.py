@@ -119,7 +119,7 @@ def read_nrrd(path: Path, modality: str | None = None) -> MedicalImage:
         import SimpleITK as sitk
     except ImportError:
         raise ImageError(
-            f"{path} is NRRD, which needs SimpleITK: pip install SimpleITK, or convert it to .nii.gz."
+            f"{path} is NRRD, which needs SimpleITK: pip install 'medclipsam[server]', or convert it to .nii.gz."
         ) from None
     given = nrrd_fields(path)
     try:

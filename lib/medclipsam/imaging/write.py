@@ -170,7 +170,7 @@ def _write_nrrd(native: np.ndarray, image: MedicalImage, path: Path) -> None:
     try:
         import SimpleITK as sitk
     except ImportError:
-        raise InputError(f"{path.name} needs SimpleITK: pip install SimpleITK, or write .nii.gz.") from None
+        raise InputError(f"{path.name} needs SimpleITK: pip install 'medclipsam[server]', or write .nii.gz.") from None
     grid = image.grid
     if not grid.is_orthonormal:
         raise InputError(

@@ -11,47 +11,21 @@ import hashlib
 import ipaddress
 import os
 import stat
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import Depends, Request
 
 from medclipsam.errors import InputError, OptionError
-from medclipsam.server.http import ForbiddenError, UnauthenticatedError, UpstreamError
+from medclipsam.server.http import ForbiddenError, UnauthenticatedError
+from medclipsam.server.oidc import OidcProvider
+from medclipsam.server.users import ROLES, Role, User, role_name
 
-Role = Literal["admin", "reviewer", "annotator", "user"]
-
-# From the most to the least: a token's user has its own role and those after it.
-ROLES: tuple[Role, ...] = get_args(Role)
 TOKEN_VARIABLE = "MEDCLIPSAM_TOKEN"
 _SHORTEST_TOKEN = 16
-# Only signatures that a public key checks: with others the key itself could sign.
-_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-_KEY_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class User:
-    """Who asks.
-
-    Parameters
-    ----------
-    username : str
-        As authentication tells it.
-    roles : tuple of str
-        Names of the roles, as MONAI Label's settings name them.
-    """
-
-    username: str
-    roles: tuple[str, ...] = ()
-
-    def has(self, role: Role) -> bool:
-        """Return whether the user has a role."""
-        return _role_name(role) in self.roles
 
 
 @dataclass(frozen=True)
@@ -62,36 +36,47 @@ class Access:
     ----------
     tokens : mapping of bytes to User
         SHA-256 of each token to its user.
-    oidc : bool
-        Whether users come with tokens of the OpenID Connect realm of MONAI Label's settings.
+    oidc : OidcProvider or None
+        The OpenID Connect provider whose users are let in.
     """
 
     tokens: Mapping[bytes, User] = field(default_factory=dict)
-    oidc: bool = False
+    oidc: OidcProvider | None = None
 
     @property
     def authenticates(self) -> bool:
         """Whether users must say who they are."""
-        return bool(self.tokens) or self.oidc
+        return bool(self.tokens) or self.oidc is not None
 
-    def user_of(self, authorization: str | None) -> User:
-        """Return the user of an Authorization header; may ask the realm's server.
+    def user_of(self, authorization: str | None, session: str | None = None) -> User:
+        """Return the user of a request; may ask the OpenID provider.
+
+        Parameters
+        ----------
+        authorization : str or None
+            The Authorization header; it takes precedence.
+        session : str or None
+            The cookie of a browser that has logged in.
 
         Raises
         ------
         UnauthenticatedError
-            If the header is missing or holds no valid credentials.
+            If there are no valid credentials.
         """
         if not self.authenticates:
-            return User("anonymous", tuple(_role_name(role) for role in ROLES))
+            return User("anonymous", tuple(role_name(role) for role in ROLES))
         token = _token_of(authorization or "")
+        if not token and self.oidc is not None:
+            logged_in = self.oidc.user_of_session(session)
+            if logged_in is not None:
+                return logged_in
         if not token:
             raise UnauthenticatedError("This server asks for a token; send it in the header Authorization: Bearer.")
         known = self.tokens.get(hashlib.sha256(token.encode()).digest())
         if known is not None:
             return known
-        if self.oidc:
-            return _oidc_user(token)
+        if self.oidc is not None:
+            return self.oidc.user_of(token)
         raise UnauthenticatedError("The token is not one of this server's.")
 
 
@@ -103,10 +88,11 @@ def requires(role: Role) -> Any:
 
     async def user(request: Request) -> User:
         access: Access = request.app.state.access
-        # the realm's server may be asked, and the loop must not wait for it
-        found = await anyio.to_thread.run_sync(access.user_of, request.headers.get("authorization"))
+        session = request.cookies.get(session_cookie(secure=request.url.scheme == "https"))
+        # the provider may be asked, and the loop must not wait for it
+        found = await anyio.to_thread.run_sync(access.user_of, request.headers.get("authorization"), session)
         if not found.has(role):
-            raise ForbiddenError(f"User {found.username!r} has not the role {_role_name(role)}, which this asks for.")
+            raise ForbiddenError(f"User {found.username!r} has not the role {role_name(role)}, which this asks for.")
         return found
 
     user.__name__ = f"requires_{role}"
@@ -162,7 +148,7 @@ def load_tokens(file: Path | None) -> dict[bytes, User]:
         if len(words[-1]) < _SHORTEST_TOKEN:
             raise InputError(f"{where} has a token of fewer than {_SHORTEST_TOKEN} characters; such can be guessed.")
         roles = ROLES[ROLES.index(role) :]
-        tokens[hashlib.sha256(words[-1].encode()).digest()] = User(name, tuple(map(_role_name, roles)))
+        tokens[hashlib.sha256(words[-1].encode()).digest()] = User(name, tuple(map(role_name, roles)))
     if file is not None and not tokens:
         raise InputError(f"Token file {file} holds no token.")
     return tokens
@@ -208,10 +194,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _role_name(role: Role) -> str:
-    from monailabel.config import settings
-
-    return str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}"))
+def session_cookie(*, secure: bool) -> str:
+    """Return the name of the cookie of a browser's session; over TLS one that no other host can set."""
+    return "__Host-medclipsam_session" if secure else "medclipsam_session"
 
 
 def _token_of(authorization: str) -> str:
@@ -225,50 +210,3 @@ def _token_of(authorization: str) -> str:
         except ValueError:
             return ""
     return ""
-
-
-_realm_keys: dict[str, tuple[float, str]] = {}
-
-
-def _oidc_user(token: str) -> User:
-    """Return the user of a token that the realm has signed.
-
-    MONAI Label's own check names no algorithm, which its PyJWT refuses for every token.
-    """
-    import jwt
-    from monailabel.config import settings
-
-    try:
-        payload = jwt.decode(
-            token,
-            _realm_key(settings.MONAI_LABEL_AUTH_REALM_URI),
-            algorithms=list(_ALGORITHMS),
-            options={"verify_aud": False, "require": ["exp"]},
-        )
-    except (jwt.PyJWTError, ValueError):
-        raise UnauthenticatedError("The token is none of this server's realm, or has expired.") from None
-    roles: Any = payload
-    for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
-        roles = roles.get(part) if isinstance(roles, dict) else None
-    name = payload.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
-    return User(str(name or "unnamed"), tuple(map(str, roles)) if isinstance(roles, list) else ())
-
-
-def _realm_key(uri: str) -> str:
-    """Return the realm's public key, asked for anew now and then since realms change theirs."""
-    import requests
-    from monailabel.config import settings
-
-    kept = _realm_keys.get(uri)
-    if kept is not None and time.monotonic() - kept[0] < _KEY_SECONDS:
-        return kept[1]
-    try:
-        answer = requests.get(uri, timeout=settings.MONAI_LABEL_AUTH_TIMEOUT)
-        answer.raise_for_status()
-        key = f"-----BEGIN PUBLIC KEY-----\n{answer.json()['public_key']}\n-----END PUBLIC KEY-----"
-    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        raise UpstreamError(
-            f"The realm that knows this server's users does not answer: {type(error).__name__}."
-        ) from None
-    _realm_keys[uri] = (time.monotonic(), key)
-    return key

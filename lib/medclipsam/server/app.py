@@ -186,7 +186,13 @@ class MedClipSamApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Return the trainer of networks and that of the CLIP."""
-        network = NetworkTrainer(self.targets, self.networks.store, self.app_conf.device, self.rounds.rejected)
+        network = NetworkTrainer(
+            self.targets,
+            self.networks.store,
+            self.app_conf.device,
+            self.rounds.rejected,
+            self.app_conf.training,
+        )
         own = self.app_conf.rounds.training
         check_keys(own, network.config(), "trainer network")
         network.check(own)

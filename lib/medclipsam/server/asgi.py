@@ -27,9 +27,9 @@ from medclipsam.server.access import Access
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
-from medclipsam.server.http import UnauthenticatedError, headers_of, status_of, storage_error, told
+from medclipsam.server.http import status_of, storage_error
 from medclipsam.server.metrics import METRICS, CountInfers
-from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
+from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors, refused
 from medclipsam.server.rounds import RoundsKeeper
 from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
 from medclipsam.server.scoring import Scorings
@@ -100,7 +100,7 @@ def create_app(
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
-    app.add_exception_handler(MedClipSamError, _refused)
+    app.add_exception_handler(MedClipSamError, refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused_by_framework)
     # the last one added is the first to see a request
@@ -136,17 +136,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     queue.close()
     app.state.keeper.stop()
     app.state.scorings.close()
-
-
-def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, MedClipSamError)
-    error = told(error)
-    headers = headers_of(error)
-    if isinstance(error, UnauthenticatedError):
-        access: Access = request.app.state.access
-        # a browser that is asked for Basic asks its user, and sends the answer with all that the page asks for
-        headers["WWW-Authenticate"] = "Bearer" if access.oidc else 'Basic realm="medclipsam", charset="UTF-8"'
-    return JSONResponse({"detail": str(error)}, status_code=status_of(error), headers=headers)
 
 
 async def _refused_by_framework(request: Request, error: Exception) -> Response:

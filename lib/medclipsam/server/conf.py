@@ -6,11 +6,14 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from medclipsam.errors import OptionError
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.pacs_options import PACS_KEYS, PacsOptions
 from medclipsam.server.rounds_options import RoundsOptions
+from medclipsam.server.settings import APP_SETTINGS, TRAINING_PREFIX, UnknownSettingError, as_switch
+from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
 
 # What a server lets its clients have: key -> (least, greatest), all whole numbers.
@@ -23,14 +26,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
 
 _ROUNDS = tuple(option.name for option in dataclasses.fields(RoundsOptions))
 
-_OPTION_KEYS = frozenset(option.name for option in dataclasses.fields(ZeroShotOptions))
 _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
-_APP_KEYS = (
-    *("targets", "weights", "device", "targets_file", *_LIMITS, "audit_file", "audit_text", "release_models"),
-    *("networks", "validation_share", "validation_seed"),
-    *_PACS_KEYS,
-    *("rounds", *_ROUNDS),
-)
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
@@ -109,6 +105,8 @@ class AppConf:
         File of the rounds; None takes the one of the studies' default workspace.
     rounds : RoundsOptions
         How rounds go.
+    training : mapping of str to object
+        Options of trainings whose request does not name them, see `medclipsam.training.settings.Request`.
     """
 
     targets: tuple[str, ...] = ()
@@ -125,6 +123,7 @@ class AppConf:
     pacs: PacsOptions = field(default_factory=PacsOptions)
     ledger: str | None = None
     rounds: RoundsOptions = field(default_factory=RoundsOptions)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -139,8 +138,8 @@ class AppConf:
         for key, value in conf.items():
             if key in _MONAI_LABEL_KEYS:
                 continue
-            if key not in _OPTION_KEYS and key not in _APP_KEYS:
-                raise OptionError(key, value, "one of the settings " + ", ".join([*_APP_KEYS, *sorted(_OPTION_KEYS)]))
+            if key not in APP_SETTINGS:
+                raise UnknownSettingError(key, value, APP_SETTINGS)
             chosen[key] = value
         device = chosen.pop("device", "auto").strip()
         if device != "auto" and not _DEVICE.fullmatch(device):
@@ -148,8 +147,9 @@ class AppConf:
         weights = chosen.pop("weights", "demo").strip()
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
-        switches = {key: _switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
+        switches = {key: as_switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
         rounds = {key: chosen.pop(key) for key in _ROUNDS if key in chosen}
+        training = {key: chosen.pop(key) for key in list(chosen) if key.startswith(TRAINING_PREFIX)}
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
         return cls(
@@ -164,6 +164,7 @@ class AppConf:
             ledger=chosen.pop("rounds", "").strip() or None,
             rounds=RoundsOptions.from_mapping(rounds),
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
+            training=_training({key.removeprefix(TRAINING_PREFIX): value for key, value in training.items()}),
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),
         )
@@ -185,11 +186,13 @@ def _split(share: str | None, seed: str | None) -> Split | None:
     )
 
 
-def _switch(key: str, text: str) -> bool:
-    word = str(text).strip().lower()
-    if word not in ("true", "false"):
-        raise OptionError(key, text, "true or false")
-    return word == "true"
+def _training(given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the typed options of trainings, those alone that were given."""
+    try:
+        typed = Request.from_mapping(given).to_dict()
+    except OptionError as error:
+        raise OptionError(TRAINING_PREFIX + error.key, error.value, error.allowed) from None
+    return {key: typed[key] for key, value in given.items() if str(value).strip() not in ("", "auto")}
 
 
 def split_names(text: str) -> tuple[str, ...]:

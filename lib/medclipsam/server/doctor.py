@@ -5,7 +5,7 @@ It looks and changes nothing; nothing of MONAI Label is imported, so that it spe
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
+
 from medclipsam import __version__
 from medclipsam.devices import Machine, gpu_problem
 from medclipsam.errors import InputError, MedClipSamError, OptionError
 from medclipsam.server.conf import AppConf
 from medclipsam.server.pacs_options import PacsOptions
-from medclipsam.server.workspace import default_workspace
+from medclipsam.server.workspace import default_workspace, owner_of
 from medclipsam.training.lock import holder_of
 from medclipsam.training.store import NETWORK_FILES, NetworkStore
 from medclipsam.weights import memory_need, resolve_pair
@@ -123,7 +125,7 @@ def check_versions(
     except importlib.metadata.PackageNotFoundError:
         needed = []
     for line in needed:
-        name = re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0]
+        name = Requirement(line).name
         try:
             version = version_of(name)
         except importlib.metadata.PackageNotFoundError:
@@ -131,11 +133,9 @@ def check_versions(
             continue
         if name in _SHOWN:
             found.append(f"{name} {version}")
-        wrong += [
-            f"{name} {version} is not {sign}{wanted}"
-            for sign, wanted in re.findall(r"(>=|==)\s*([\d.]+)", line.split(";")[0])
-            if not _fits(version, sign, wanted)
-        ]
+        wanted = Requirement(line).specifier
+        if not wanted.contains(version, prereleases=True):
+            wrong.append(f"{name} {version} is not {wanted}")
     if not needed:
         wrong.append("medclipsam is not installed as a package, so that what it needs is not known")
     if wrong:
@@ -209,7 +209,9 @@ def check_workspace(folder: Path) -> Check:
     if (folder / "lock").exists() and mode & 0o077:
         found = f"{folder} can be read by other users (mode {mode:o})."
         return Check("workspace", "warning", found, f"Start the server once, or run: chmod 700 {folder}")
-    owner = _owner(folder / "lock")
+    owner = None
+    with contextlib.suppress(OSError):
+        owner = owner_of(folder)
     if owner is not None:
         found = f"{folder} is in use by {owner}; {disk}."
         return Check("workspace", "warning", found, "Nothing, if that is your server; a second one needs another.")
@@ -337,26 +339,9 @@ def _by_disk(free: int) -> Status:
     return "ok" if free >= _LITTLE else "warning"
 
 
-def _owner(lock: Path) -> str | None:
-    """Return who holds a workspace's lock; the shared lock that is tried is let go at once."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return lock.read_text().strip() or "another process"
-    except OSError:
-        return None
-    return None
-
-
 def _absolute(studies: str) -> str:
     """Return a studies folder as `serve` names it, which its workspace is called after."""
     return studies if studies.startswith(("http://", "https://")) else str(Path(studies).expanduser().resolve())
-
-
-def _fits(version: str, sign: str, wanted: str) -> bool:
-    found, least = (tuple(map(int, re.findall(r"\d+", text.split("+")[0]))) for text in (version, wanted))
-    return found >= least if sign == ">=" else found[: len(least)] == least
 
 
 def _gigabytes(size: int) -> str:

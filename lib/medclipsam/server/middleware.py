@@ -9,15 +9,44 @@ from collections.abc import Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medclipsam.server.access import is_loopback
-from medclipsam.server.http import status_of, storage_error
+from medclipsam.errors import MedClipSamError
+from medclipsam.server.access import Access, is_loopback
+from medclipsam.server.http import UnauthenticatedError, headers_of, status_of, storage_error, told
 
 logger = logging.getLogger(__name__)
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """Answer an error of this package: its sentence and a 4xx or 5xx, or the log-in for a browser that needs one.
+
+    Parameters
+    ----------
+    request : Request
+    error : MedClipSamError
+    """
+    assert isinstance(error, MedClipSamError)
+    error = told(error)
+    headers = headers_of(error)
+    if isinstance(error, UnauthenticatedError):
+        access: Access = request.app.state.access
+        path = request.url.path
+        if access.oidc is not None and _is_page(request) and path != request.url_for("callback").path:
+            wanted = f"{path}?{request.url.query}" if request.url.query else path
+            return RedirectResponse(request.url_for("login").include_query_params(next=wanted), status_code=303)
+        # a browser that is asked for Basic asks its user, and sends the answer with all that the page asks for
+        headers["WWW-Authenticate"] = "Bearer" if access.oidc else 'Basic realm="medclipsam", charset="UTF-8"'
+    return JSONResponse({"detail": str(error)}, status_code=status_of(error), headers=headers)
+
+
+def _is_page(request: Request) -> bool:
+    """Return whether a browser asks for a page, and not a script for data."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
 class UnforeseenErrors:

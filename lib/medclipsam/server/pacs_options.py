@@ -13,6 +13,7 @@ from pydicom.datadict import tag_for_keyword
 
 from medclipsam.errors import OptionError
 from medclipsam.imaging.dicom import NOT_IMAGES
+from medclipsam.server.settings import as_switch
 
 MODALITIES = ("CT", "MR", "CR", "DX", "MG", "US")
 # Whole numbers: key -> (least, greatest).
@@ -75,9 +76,7 @@ class PacsOptions:
                 pairs = [part.partition("=") for part in text.split(";") if part.strip()]
                 values["filters"] = checked_filters([(name.strip(), value.strip()) for name, _, value in pairs])
             elif key == "foreign_labels":
-                if text.lower() not in ("true", "false"):
-                    raise OptionError("pacs_foreign_labels", text, "true or false")
-                values[key] = text.lower() == "true"
+                values[key] = as_switch("pacs_foreign_labels", text)
             elif text:
                 if not os.access(text, os.R_OK) or not Path(text).is_file():
                     raise OptionError(f"pacs_{key}", text, "a file that can be read")

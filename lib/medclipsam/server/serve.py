@@ -29,6 +29,8 @@ from medclipsam.errors import InputError, OptionError
 from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.conf import AppConf
 from medclipsam.server.doctor import check_pacs
+from medclipsam.server.oidc import OidcProvider
+from medclipsam.server.oidc_options import OidcOptions
 from medclipsam.server.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# MONAI Label's own default.
+_MONAI_LABEL_REALM = "http://localhost:8080/realms/monailabel"
 # Seconds that requests have to end in, once the server is told to.
 _GRACE = 10
 # Seconds after which a temporary file is nobody's, and between two looks for such.
@@ -61,6 +65,7 @@ def serve(
     certificate: tuple[Path, Path] | None = None,
     behind_proxy: str | None = None,
     insecure: bool = False,
+    oidc: OidcOptions | None = None,
 ) -> None:
     """Serve studies until the process is told to stop.
 
@@ -92,6 +97,8 @@ def serve(
         Addresses of a proxy that ends TLS, whose X-Forwarded headers are believed: "127.0.0.1".
     insecure : bool
         Listen to other machines without authentication or TLS.
+    oidc : OidcOptions, optional
+        The users' OpenID provider; by default that of MONAI Label's settings, where these turn authentication on.
 
     Raises
     ------
@@ -106,9 +113,10 @@ def serve(
     if device:
         settings["device"] = device
     typed = _checked_conf(settings)
-    access = Access(load_tokens(token_file), oidc=_oidc_is_set())
+    provider = oidc or _oidc_of_monai_label(os.environ)
+    access = Access(load_tokens(token_file), OidcProvider(provider) if provider else None)
     if access.tokens and access.oidc:
-        raise InputError("Users come with tokens of this server, or of MONAI_LABEL_AUTH_REALM_URI; choose one.")
+        raise InputError("Users come with tokens of this server, or of an OpenID provider; choose one.")
     check_exposure(
         host,
         authenticates=access.authenticates,
@@ -148,8 +156,18 @@ class Reached:
         return is_loopback(self.host) and self.behind_proxy is None
 
 
-def _oidc_is_set() -> bool:
-    return os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").strip().lower() in ("1", "true", "yes", "on", "t", "y")
+def _oidc_of_monai_label(environment: Mapping[str, str]) -> OidcOptions | None:
+    """Return the OpenID provider of MONAI Label's settings, where they turn authentication on."""
+    if environment.get("MONAI_LABEL_AUTH_ENABLE", "").strip().lower() not in ("1", "true", "yes", "on", "t", "y"):
+        return None
+    names = {
+        "issuer": "REALM_URI",
+        "client_id": "CLIENT_ID",
+        "username_claim": "TOKEN_USERNAME",
+        "roles_claim": "TOKEN_ROLES",
+    }
+    given = {key: environment.get(f"MONAI_LABEL_AUTH_{name}", "") for key, name in names.items()}
+    return OidcOptions.from_strings({**given, "issuer": given["issuer"] or _MONAI_LABEL_REALM})
 
 
 def _check_certificate(chain: Path, key: Path) -> None:
@@ -261,10 +279,10 @@ def _run(
     port = listener.getsockname()[1]
     command = ["start_server", "--app", str(space.app), "--studies", studies]
     command += ["--host", reached.host, "--port", str(port)]
-    for key, value in conf.items():
-        command += ["--conf", key, value]
     main = Main(loglevel=logging.WARNING)
     arguments = main.args_parser().parse_args(command)
+    # its parser would take a value such as -600/1500 for a flag
+    arguments.conf = [list(pair) for pair in conf.items()]
     # MONAI Label cannot export origins: it fails to write them, and its sub-processes fail to read them.
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     settings.MONAI_LABEL_CORS_ORIGINS = []

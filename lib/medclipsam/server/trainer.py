@@ -51,6 +51,8 @@ class NetworkTrainer(TrainTask):
         Device of a request that names none.
     rejected : callable
         Returns the images whose label a reviewer has rejected: no training learns from it.
+    defaults : mapping of str to object, optional
+        Options of a request that does not name them.
     """
 
     def __init__(
@@ -59,16 +61,17 @@ class NetworkTrainer(TrainTask):
         store: NetworkStore,
         device: str | None,
         rejected: Callable[[], Collection[str]] = tuple,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__("Trains a network on the saved labels, and publishes it if it is not worse (docs/training.md)")
         self._targets = targets
         self._store = store
-        self._device = device
         self._rejected = rejected
+        self._defaults = {"device": device or "auto", **(defaults or {})}
 
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
-        return {**form_of(RunOptions), **form_of(TrainingOptions, device=self._device or "auto")}
+        return {**form_of(RunOptions, **self._defaults), **form_of(TrainingOptions, **self._defaults)}
 
     def stats(self) -> dict[str, Any]:
         """Return how the running or latest training goes, and what is served, as clients show it."""
@@ -100,8 +103,7 @@ class NetworkTrainer(TrainTask):
         """
         known = self.config()
         asked = {key: value for key, value in request.items() if key in known}
-        if not asked.get("device") or asked["device"] == "auto":
-            asked["device"] = self._device or "auto"
+        asked |= {key: value for key, value in self._defaults.items() if asked.get(key) in (None, "", "auto", [])}
         if request.get("multi_gpu") is False:
             asked.setdefault("processes", 1)
         return Request.from_mapping(asked)

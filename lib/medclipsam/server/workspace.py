@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+
+from filelock import BaseFileLock
 
 from medclipsam.errors import InputError
-from medclipsam.training.lock import holder_of
+from medclipsam.locks import lock_is_held, process_start, take_lock
+from medclipsam.training.lock import holder_of, write_json
 
+LOCK_FILE, OWNER_FILE = "lock", "owner.json"
+# Seconds after which a lock whose holder is not known is taken as held by a server: to look takes it for a moment.
+_PATIENCE = 2.0
 # What MONAI Label loads as the app; the repository's apps/medclipsam/main.py is the same for the stock start command.
 _MAIN = "from medclipsam.server.app import MedClipSamApp\n\n__all__ = ['MedClipSamApp']\n"
 
@@ -35,8 +40,7 @@ class Workspace:
 
     Notes
     -----
-    The lock is the kernel's (flock): it goes when the server's process goes, however that ends, so that no stale lock
-    file is ever in the way.
+    The lock ends with the server's process, however that ends, so that no stale lock file is ever in the way.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +105,8 @@ class Workspace:
 
     def release(self) -> None:
         """Let another server use the workspace."""
-        self._lock.close()
+        (self.folder / OWNER_FILE).unlink(missing_ok=True)
+        self._lock.release()
 
     def __enter__(self) -> Workspace:
         return self
@@ -111,22 +116,40 @@ class Workspace:
     ) -> None:
         self.release()
 
-    def _acquire(self) -> TextIO:
-        lock = open(self.folder / "lock", "a+")  # noqa: SIM115 (held open as long as the server runs)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
+    def _acquire(self) -> BaseFileLock:
+        lock = take_lock(self.folder / LOCK_FILE)
+        if lock is None and owner_of(self.folder) is None:
+            lock = take_lock(self.folder / LOCK_FILE, patience=_PATIENCE)
+        if lock is None:
+            owner = owner_of(self.folder) or "another process"
             raise InputError(
                 f"Workspace {self.folder} is in use by {owner}; stop that server or name another with --workspace."
-            ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
+            )
+        write_json(self.folder / OWNER_FILE, {"pid": os.getpid(), "started": process_start(os.getpid())})
         return lock
+
+
+def owner_of(folder: Path) -> str | None:
+    """Return which process serves from a workspace, as "process 4711"; None where none does.
+
+    Parameters
+    ----------
+    folder : Path
+        The workspace; it need not exist.
+
+    Raises
+    ------
+    OSError
+        If the lock file may not be opened.
+    """
+    if not lock_is_held(folder / LOCK_FILE):
+        return None
+    try:
+        owner = json.loads((folder / OWNER_FILE).read_text())
+        pid, started = int(owner["pid"]), owner["started"]
+    except (OSError, ValueError, TypeError, KeyError):  # somebody only looks, or the lock has just been taken
+        return None
+    return f"process {pid}" if process_start(pid) == started else None
 
 
 def default_workspace(studies: str) -> Path:

@@ -1,26 +1,29 @@
 """One training at a time for a workspace, and who runs it: a server that starts again sees one that outlived it.
 
-The kernel's lock on the file (flock) decides: it goes when the training's process goes, however that ends. The file
-says which process holds it, by its id and the time it started, since ids are used again.
+The lock decides: it ends with the training's process, however that ends. A file beside it says which process holds it,
+by its id and the time it started, since ids are used again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import BaseFileLock
 
 from medclipsam.errors import InputError
+from medclipsam.locks import lock_is_held, process_start, take_lock
 
-_FILE, _STATE = "training.lock", "training.state.json"
+LOCK_FILE, HOLDER_FILE = "training.lock", "training.holder.json"
+_STATE = "training.state.json"
 _ENDED = ("done", "failed", "stopped")
-# Seconds after which a lock that nobody admits to holding is taken as held.
+# Seconds after which a lock whose holder is not known is taken as held by a training: to look takes it for a moment.
 _PATIENCE = 2.0
 
 
@@ -37,7 +40,7 @@ class Holder:
     pid : int
         Process id.
     started : str
-        When the process started, as the kernel counts: boot and clock ticks since then.
+        When the process started, see `medclipsam.locks.process_start`.
     what : str
         What it trains.
     since : float
@@ -69,22 +72,15 @@ class TrainingLock:
     def __init__(self, folder: Path, what: str) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
-        file = open(folder / _FILE, "a+")  # noqa: SIM115 (held open as long as the training runs)
-        end = time.monotonic() + _PATIENCE
-        while not _take(file):
-            holder = _read(file)
-            runs = holder is not None and start_time(holder.pid) == holder.started
-            # else somebody only looks, which is over in a moment
-            if runs or time.monotonic() > end:
-                file.close()
-                who = f"Process {holder.pid} trains {holder.what}" if holder else "Another process trains"
-                raise TrainingRunsError(f"{who} in this workspace; one training runs at a time.")
-            time.sleep(0.02)
-        self._file: TextIO | None = file
-        holder = Holder(os.getpid(), start_time(os.getpid()) or "", what, time.time())
-        file.truncate(0)
-        file.write(json.dumps(asdict(holder)))
-        file.flush()
+        self._lock: BaseFileLock | None = take_lock(folder / LOCK_FILE)
+        if self._lock is None and holder_of(folder) is None:
+            self._lock = take_lock(folder / LOCK_FILE, patience=_PATIENCE)
+        if self._lock is None:
+            holder = holder_of(folder)
+            who = f"Process {holder.pid} trains {holder.what}" if holder else "Another process trains"
+            raise TrainingRunsError(f"{who} in this workspace; one training runs at a time.")
+        holder = Holder(os.getpid(), process_start(os.getpid()) or "", what, time.time())
+        write_json(folder / HOLDER_FILE, asdict(holder))
         self.tell({"state": "starting"})
 
     def tell(self, state: dict[str, Any]) -> None:
@@ -93,10 +89,10 @@ class TrainingLock:
 
     def release(self) -> None:
         """Let another training run."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+        if self._lock is not None:
+            (self._folder / HOLDER_FILE).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> TrainingLock:
         return self
@@ -113,16 +109,12 @@ def holder_of(folder: Path) -> Holder | None:
     A lock whose process is gone, or whose number is another process's by now, is nobody's.
     """
     try:
-        file = open(folder / _FILE)  # noqa: SIM115 (closed below, with its lock)
-    except OSError:
+        if not lock_is_held(folder / LOCK_FILE):
+            return None
+        holder = Holder(**json.loads((folder / HOLDER_FILE).read_text()))
+    except (OSError, ValueError, TypeError):  # nobody trains, or the lock has just been taken
         return None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None  # nobody holds it
-        except BlockingIOError:
-            holder = _read(file)
-    return holder if holder is not None and start_time(holder.pid) == holder.started else None
+    return holder if process_start(holder.pid) == holder.started else None
 
 
 def training_state(folder: Path) -> dict[str, Any]:
@@ -141,17 +133,6 @@ def training_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def start_time(pid: int) -> str | None:
-    """Return when a process started, as "boot id:clock ticks"; None where there is no such process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # the command's name, in brackets, may itself hold brackets and spaces; a zombie has ended
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it appears under its name only when complete, for its owner's eyes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -164,19 +145,3 @@ def write_json(path: Path, content: Any) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _take(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read(file: TextIO) -> Holder | None:
-    file.seek(0)
-    try:
-        return Holder(**json.loads(file.read()))
-    except (ValueError, TypeError):  # it is being written in this moment
-        return None

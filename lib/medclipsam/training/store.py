@@ -11,7 +11,6 @@ A network's folder appears under its number only when complete, and nothing in i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.errors import InputError
+from medclipsam.locks import locked
 from medclipsam.training.compare import Status
 from medclipsam.training.lock import write_json
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name, is_network_name
@@ -102,7 +102,7 @@ class NetworkStore:
 
     Notes
     -----
-    Safe to use from several processes: what changes the current network does so under a lock of the kernel's, and
+    Safe to use from several processes: what changes the current network does so under a lock, and
     readers see the state before or after it.
     """
 
@@ -312,8 +312,7 @@ class NetworkStore:
     @contextmanager
     def _changing(self, place: Path) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(os.open(place / ".lock", os.O_CREAT | os.O_RDWR, 0o600), "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(place / ".lock"):
             yield
 
 
@@ -329,6 +328,8 @@ def _private(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

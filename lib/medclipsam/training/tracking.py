@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from medclipsam.errors import InputError
+from medclipsam.extras import MissingExtraError
 
 
 class Tracker(Protocol):
@@ -56,7 +56,7 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError("Tracking with TensorBoard needs the package: pip install tensorboard.") from None
+            raise MissingExtraError("tensorboard", "Tracking with TensorBoard") from None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._writer: Any = SummaryWriter(str(folder))
 
@@ -73,7 +73,7 @@ class _MLflow:
         try:
             from mlflow.tracking import MlflowClient
         except ImportError:
-            raise InputError("Tracking with MLflow needs the package: pip install mlflow.") from None
+            raise MissingExtraError("mlflow", "Tracking with MLflow") from None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
         known = self._client.get_experiment_by_name("medclipsam")

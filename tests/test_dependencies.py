@@ -1,0 +1,107 @@
+"""What the library imports is what pyproject.toml declares, and the locked files hold it."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from medclipsam.extras import EXTRA_OF
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CORE = {canonicalize_name(Requirement(text).name): Requirement(text) for text in PROJECT["dependencies"]}
+EXTRAS = {
+    extra: {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
+    for extra, texts in PROJECT["optional-dependencies"].items()
+}
+RUNTIME_EXTRAS = {extra: found for extra, found in EXTRAS.items() if extra != "test"}
+OWN = {"medclipsam", "medclipsam_compat"}
+
+
+def imported() -> Iterator[tuple[str, Path]]:
+    """Yield each top-level module that a file of the library or the app imports."""
+    for file in [*(ROOT / "lib").rglob("*.py"), *(ROOT / "apps").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [str(node.module)]
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in sys.stdlib_module_names and top not in OWN:
+                    yield top, file.relative_to(ROOT)
+
+
+MODULES: dict[str, set[str]] = {}
+for _module, _file in imported():
+    MODULES.setdefault(_module, set()).add(str(_file))
+DISTRIBUTIONS = packages_distributions()
+
+
+def distributions_of(module: str) -> set[str]:
+    # torch's own module imports TensorBoard, so that the library never names it
+    return {
+        canonicalize_name(name)
+        for name in DISTRIBUTIONS.get(module, [{"pydensecrf": "pydensecrf2"}.get(module, module)])
+    }
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_import_is_declared(module: str) -> None:
+    found = distributions_of(module)
+    if module in EXTRA_OF:
+        assert found & RUNTIME_EXTRAS[EXTRA_OF[module]].keys(), MODULES[module]
+        assert not found & CORE.keys()
+    else:
+        assert found & CORE.keys(), MODULES[module]
+
+
+def test_the_table_of_extras_names_no_module_that_is_not_optional() -> None:
+    for module, extra in EXTRA_OF.items():
+        assert distributions_of(module) & RUNTIME_EXTRAS[extra].keys()
+
+
+@pytest.mark.parametrize("name", ["open-clip-torch", "timm", "segment-anything", "monai", "transformers"])
+def test_packages_whose_inner_parts_are_used_have_an_upper_bound(name: str) -> None:
+    assert any(each.operator in ("<", "<=", "==", "~=") for each in CORE[name].specifier)
+
+
+def pins(file: str) -> dict[str, str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return {canonicalize_name(name): version for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.M)}
+
+
+def test_the_runtime_lock_holds_what_is_declared_and_no_test_package() -> None:
+    locked = pins("requirements.txt")
+    wanted = dict(CORE)
+    for extra, found in RUNTIME_EXTRAS.items():
+        if extra != "crf":  # built from source, see requirements-crf.txt
+            wanted |= found
+    for name, requirement in wanted.items():
+        assert name in locked, name
+        assert requirement.specifier.contains(locked[name]), (name, locked[name])
+    for name in ("pytest", "playwright", "mypy", "ruff", "hypothesis", "import-linter"):
+        assert name not in locked
+
+
+def test_the_test_lock_agrees_with_the_runtime_lock() -> None:
+    runtime, tests = pins("requirements.txt"), pins("requirements-test.txt")
+    assert {name: tests[name] for name in tests.keys() & runtime.keys()} == {
+        name: runtime[name] for name in tests.keys() & runtime.keys()
+    }
+    for name, requirement in EXTRAS["test"].items():
+        assert name in tests
+        assert requirement.specifier.contains(tests[name])
+
+
+def test_no_lock_names_where_packages_come_from() -> None:
+    for file in ("requirements.txt", "requirements-test.txt", "requirements-crf.txt"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert "://" not in text
+        assert "--index-url" not in text

@@ -1,0 +1,107 @@
+"""What works without the modules of Unix and without the packages of the extras."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medclipsam.extras import EXTRA_OF, MissingExtraError, missing_extra
+
+LIBRARY = Path(__file__).parents[1] / "lib" / "medclipsam"
+UNIX = ("fcntl", "resource", "pwd", "grp", "termios")
+# Attributes of os and signal that Windows lacks.
+UNIX_NAMES = {
+    *("fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "setuid", "setgid", "setsid", "getpgid", "killpg"),
+    *("chown", "fchown", "lchown", "chroot", "nice", "getloadavg", "sched_getaffinity", "statvfs", "wait3", "wait4"),
+    *("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGALRM", "SIGQUIT", "pause", "alarm", "setitimer"),
+}
+PROBE = """
+import contextlib, io, json, sys, warnings
+blocked = set(sys.argv[1].split(","))
+for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
+    del sys.modules[name]
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+warnings.simplefilter("ignore")
+from medclipsam.cli import main
+answers = []
+for arguments in json.loads(sys.argv[2]):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main(arguments)
+        except SystemExit as leaving:
+            code = leaving.code
+    answers.append([code, errors.getvalue()])
+from pathlib import Path
+from medclipsam.training.lock import TrainingLock, holder_of
+place = Path(sys.argv[3])
+with TrainingLock(place, "network"):
+    answers.append(holder_of(place) is not None)
+answers.append(holder_of(place) is None)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("bare")
+    (place / "rounds.sqlite").write_bytes(b"")
+    return place
+
+
+def run(folder: Path, *commands: list[str]) -> list[Any]:
+    """Return code and errors of commands where neither Unix's modules nor any extra's packages are there."""
+    blocked = ",".join([*UNIX, *EXTRA_OF])
+    command = [sys.executable, "-c", PROBE, blocked, json.dumps(commands), str(folder / "networks")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_missing_extra_is_one_line_that_names_it_and_locks_need_no_unix(folder: Path) -> None:
+    serve, rounds, held, free = run(
+        folder, ["serve", "--studies", str(folder)], ["rounds", "show", "--workspace", str(folder)]
+    )
+    for code, errors in (serve, rounds):
+        assert code == 2
+        (line,) = errors.strip().splitlines()
+        assert "pip install 'medclipsam[server]'" in line
+    assert held
+    assert free
+
+
+@pytest.mark.parametrize("module", sorted(EXTRA_OF))
+def test_each_optional_module_leads_to_its_extra(module: str) -> None:
+    found = missing_extra(ModuleNotFoundError(module, name=f"{module}.part"))
+    assert isinstance(found, MissingExtraError)
+    assert found.extra == EXTRA_OF[module]
+    assert f"medclipsam[{found.extra}]" in str(found)
+
+
+def test_other_missing_modules_are_no_extras() -> None:
+    assert missing_extra(ModuleNotFoundError("x", name="medclipsam.nonesuch")) is None
+    assert missing_extra(ModuleNotFoundError("x")) is None
+
+
+def test_no_name_of_unix_alone_is_used() -> None:
+    found = []
+    for file in LIBRARY.rglob("*.py"):
+        if file.name == "pacs.py" and file.parent.name == "demo":  # starts Debian's Orthanc
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in ("os", "signal") and node.attr in UNIX_NAMES:
+                    found.append(f"{file.name}:{node.lineno} {node.attr}")
+            elif isinstance(node, ast.Import):
+                found += [f"{file.name}:{node.lineno} {name.name}" for name in node.names if name.name in UNIX]
+    assert found == []
