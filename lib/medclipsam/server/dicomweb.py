@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
@@ -25,6 +27,8 @@ from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage, read_mask, write_mask
+from medclipsam.imaging.dicom import read_header, source_headers, stored_pixels
+from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
     SegmentInfo,
@@ -33,8 +37,10 @@ from medclipsam.imaging.dicom_seg import (
     superseded_instances,
     write_segmentation,
 )
-from medclipsam.server.http import UnknownError, UpstreamError
-from medclipsam.server.images import ImageReader, series_as_volume
+from medclipsam.imaging.dicom_series import SeriesVolume, Slice, volumes_of
+from medclipsam.imaging.write import replace_file
+from medclipsam.server.http import ConflictError, UnknownError, UpstreamError
+from medclipsam.server.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.label_files import CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.server.pacs import UID, Pacs
 
@@ -51,6 +57,10 @@ LISTED_SECONDS = 24 * 3600.0
 # What a process that was killed leaves behind is nobody's after so many seconds.
 _LEFT_SECONDS = 3600.0
 _PARTIAL = ".partial"
+# Folders of links to the files of one volume of a series that holds several.
+_PARTS = ".parts"
+# Which series hold several volumes; kept so that they are listed as such after a restart.
+_VOLUMES = ".volumes.json"
 
 _FIELDS = ("StudyDescription", "SeriesDescription", "NumberOfSeriesRelatedInstances", "BodyPartExamined", "PatientID")
 # Modalities whose series may be a heap of single pictures and loops.
@@ -88,13 +98,32 @@ LabelOf = Callable[[SegmentInfo, set[int]], int]
 
 @dataclass(frozen=True)
 class _Listed:
-    """An image on the server: a series, or one of several pictures of a series."""
+    """An image on the server: a series, one of several pictures of a series, or one of several volumes of it."""
 
     header: Dataset
     study: str
     series: str
     count: int
     instance: str | None = None
+    volume: str | None = None
+
+    @property
+    def stored(self) -> str:
+        """The UID of what is fetched for it."""
+        return self.instance or self.series
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a folder of a fetched series holds: its instances, and its volumes where there are several."""
+
+    signature: Signature
+    instances: frozenset[str]
+    volumes: tuple[SeriesVolume, ...]
+
+    def is_all(self, instances: frozenset[str], count: int) -> bool:
+        """Whether these are the instances that the server lists, by their number where it lists none."""
+        return self.instances == instances if instances else len(self.signature) >= count
 
 
 @dataclass(frozen=True)
@@ -177,6 +206,12 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         # what the segmentations of a series refer to never changes, so that each is looked at once
         self._segmentations: dict[tuple[str, int], list[StoredLabel]] = {}
         self._fetching: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        # the instances of series as the server has listed them last, and when that was
+        self._instances_of: dict[str, tuple[float, frozenset[str]]] = {}
+        self._held: dict[Path, _Held] = {}
+        self._noted: dict[str, Signature] = {}
+        # series that hold several volumes: the instances of each by the volume's id
+        self._volumes: dict[str, dict[str, frozenset[str]]] = _read_volumes(cache / _VOLUMES)
         self._read_config(strict=True)
         self._remove_left_behind()
 
@@ -230,7 +265,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
         folder = Path(self.get_image_uri(image_id))
-        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        files = _dicom_files(folder)
         if len(files) == 1:
             return self._to_bytes(files[0])
         volume = series_as_volume(self._images.read(folder))
@@ -249,6 +284,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         told = {name: str(header[name].value) for name in _INFO if header.get(name) not in (None, "")}
         if listed.instance:
             told["SOPInstanceUID"] = listed.instance
+        if listed.volume:
+            told["volume"] = listed.volume
         entry = self._datastore.objects.get(image_id)
         return {**told, **(entry.image.info if entry else {})}
 
@@ -311,7 +348,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for pair in pairs:
                 series = Path(pair["image"])
-                for part in sorted(series.iterdir()):
+                for part in _dicom_files(series):
                     archive.write(part, f"image/{series.name}/{part.name}")
                 archive.write(pair["label"], f"label/{Path(pair['label']).name}")
             archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
@@ -423,7 +460,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                         series = _uid(header, "SeriesInstanceUID", self.pacs)
                         listed = _Listed(header, _uid(header, "StudyInstanceUID", self.pacs), series, _count(header))
                         if modality not in _PICTURES or listed.count < 2:
-                            found[series] = listed
+                            volumes = self._volumes.get(series) or {series: frozenset()}
+                            for image in volumes:
+                                found[image] = listed if image == series else replace(listed, volume=image)
                             continue
                         key = (series, listed.count)
                         pictures[key] = self._pictures.get(key) or self._instances(listed)
@@ -441,6 +480,18 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def _instances(self, listed: _Listed) -> list[str]:
         where = f"studies/{listed.study}/series/{listed.series}/instances"
         return [_uid(header, "SOPInstanceUID", self.pacs) for header in self.pacs.search(where, {})]
+
+    def _instances_now(self, listed: _Listed, fresh: float | None = None) -> frozenset[str]:
+        """Return the instances of what is fetched for an image, from an answer that is at most so many seconds old."""
+        if listed.instance:
+            return frozenset({listed.instance})
+        known = self._instances_of.get(listed.series)
+        if known is None or time.monotonic() - known[0] > (self._fresh if fresh is None else fresh):
+            now = time.monotonic()
+            known = (now, self.pacs.instances(listed.study, listed.series))
+            fresh_ones = {key: each for key, each in self._instances_of.items() if now - each[0] <= self._fresh}
+            self._instances_of = {**fresh_ones, listed.series: known}
+        return known[1]
 
     def _labels(self) -> dict[str, StoredLabel]:
         """Return the segmentation that counts of each image that has one."""
@@ -491,6 +542,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         for each in stored:
             one = next(iter(each.drawn_on)) if len(each.drawn_on) == 1 else None
             label = replace(each, image=one) if one in pictures else each
+            for image, instances in self._volumes.get(each.image, {}).items():
+                if each.drawn_on and each.drawn_on <= instances:
+                    label = replace(each, image=image)
             if label.reference.instance in replaced or not (label.ours or self.pacs.options.foreign_labels):
                 continue
             other = counting.get(label.image)
@@ -513,17 +567,66 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         return [*here, *([FINAL] if image_id in labels else [])]
 
     def _fetched(self, image_id: str, seconds: float) -> Path:
-        """Return the folder of an image, which stays for so many seconds."""
-        listed = self._series().get(image_id)
+        """Return the folder of an image, which stays for so many seconds.
+
+        What was fetched before is compared with the instances that the server lists now, and fetched again where they
+        differ: a series may have been on its way when it was fetched.
+        """
+        listed = self._series().get(image_id) or self._series_of(image_id)
         if listed is None:
             raise self._unknown(image_id)
-        folder = self._folder(image_id)
-        with self._fetching[image_id]:
+        folder = self._folder(listed.stored)
+        with self._fetching[listed.stored]:
+            now = self._instances_now(listed)
+            if folder.is_dir() and not self._held_in(folder).is_all(now, listed.count):
+                self._remove(folder)
             if not self._keep_until(folder, seconds):
-                self._fetch(listed, image_id, folder)
+                self._fetch(listed, listed.stored, folder)
                 self._keep_until(folder, seconds)
                 self._bound_cache(folder)
-        return folder
+            return folder if listed.instance else self._volume_folder(listed, image_id, folder)
+
+    def _series_of(self, image_id: str) -> _Listed | None:
+        """Return the series that an id names a volume of, which is not known before the series is fetched."""
+        series, dash, _ = image_id.partition("-")
+        listed = self._series().get(series) if dash else None
+        return None if listed is None else replace(listed, volume=image_id)
+
+    def _held_in(self, folder: Path) -> _Held:
+        self._held[folder] = held = _held_in(folder, self._held.get(folder))
+        return held
+
+    def _volume_folder(self, listed: _Listed, image_id: str, folder: Path) -> Path:
+        """Return the folder of an image from that of its series: the same, or links where there are several volumes."""
+        volumes = {f"{listed.series}-{each.key}": each for each in self._held_in(folder).volumes}
+        self._note_volumes(listed.series, folder, volumes)
+        if not volumes and image_id == listed.series:
+            return folder
+        if image_id not in volumes:
+            raise self._unknown(image_id)
+        part = self._root.resolve() / _PARTS / listed.series / image_id
+        part.mkdir(parents=True, exist_ok=True)
+        for file in volumes[image_id].all_files:
+            with suppress(FileExistsError):
+                (part / file.name).symlink_to(file)
+        return part
+
+    def _note_volumes(self, series: str, folder: Path, volumes: Mapping[str, SeriesVolume]) -> None:
+        """Take in which volumes a series holds, and list them from now on."""
+        held = self._held_in(folder).signature
+        if self._noted.get(series) == held:
+            return
+        self._noted[series] = held
+        found = {image: frozenset(map(_instance_uid, each.files)) for image, each in volumes.items()}
+        if found == self._volumes.get(series, {}):
+            return
+        with self._listing:
+            self._volumes = {key: value for key, value in self._volumes.items() if key != series}
+            if found:
+                self._volumes[series] = found
+            told = {key: {image: sorted(uids) for image, uids in each.items()} for key, each in self._volumes.items()}
+            replace_file(self._root / _VOLUMES, ".json", lambda path: path.write_text(json.dumps(told)))
+            self.refresh()
 
     def _unknown(self, image_id: str) -> UnknownError:
         several = next((len(names) for (series, _), names in self._pictures.items() if series == image_id), 0)
@@ -531,6 +634,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             return UnknownError(
                 f"Series {image_id} holds {several} pictures; ask for one of them by its SOPInstanceUID."
             )
+        volumes = self._volumes.get(image_id.partition("-")[0])
+        if volumes:
+            return UnknownError(f"Series {image_id} holds several volumes; ask for one of them: {', '.join(volumes)}.")
         return UnknownError(f"Image {image_id!r} is not among the series of {self.name()}.")
 
     def _folder(self, image_id: str) -> Path:
@@ -540,7 +646,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         # under another name until it is whole, since a folder that exists is taken as fetched
         partial = folder.with_name(f".{image_id}.{os.getpid()}{_PARTIAL}")
         try:
-            self.pacs.retrieve(listed.study, listed.series, partial, listed.instance, listed.count)
+            self._retrieve(listed, partial)
             try:
                 os.replace(partial, folder)
             except OSError:
@@ -554,6 +660,17 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _retrieve(self, listed: _Listed, partial: Path) -> None:
+        """Retrieve what the server lists, once more where instances came or went meanwhile."""
+        expected = self._instances_now(listed)
+        try:
+            self.pacs.retrieve(listed.study, listed.series, partial, listed.instance, listed.count, expected)
+        except UpstreamError:
+            now = self._instances_now(listed, fresh=0)
+            if now == expected:
+                raise
+            self.pacs.retrieve(listed.study, listed.series, partial, listed.instance, 0, now)
 
     @staticmethod
     def _keep_until(folder: Path, seconds: float) -> bool:
@@ -597,6 +714,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             except OSError:
                 return False
             shutil.rmtree(going, ignore_errors=True)
+            shutil.rmtree(folder.parent / _PARTS / folder.name, ignore_errors=True)
+            self._held.pop(folder, None)
             return True
 
     def _remove_left_behind(self) -> None:
@@ -626,6 +745,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         text = self._describe(image_id, folder, labels, info)
         with FileLock(str(self._root / ".storing")), _temporary(".dcm") as path:
             self.refresh()
+            self._check_complete(image_id)
             before = self._labels().get(image_id)
             earlier = before.reference if before is not None and before.ours else None
             made = write_segmentation(
@@ -643,6 +763,19 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         told = _label_info(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), [(s.label, s) for s in text.segments])
         self._keep_final(image_id, labels, image, {**info, **told})
 
+    def _check_complete(self, image_id: str) -> None:
+        """Raise `ConflictError` if the server has other instances of a series by now than were fetched."""
+        listed = self._series().get(image_id)
+        if listed is None:
+            raise self._unknown(image_id)
+        now = self._instances_now(listed, fresh=0)
+        held = self._held_in(self._folder(listed.stored))
+        if not held.is_all(now, listed.count):
+            raise ConflictError(
+                f"Series {listed.series} has {max(len(now), listed.count)} instances on the DICOMweb server now; the "
+                f"label was drawn on {len(held.instances)} of them. Load the image again, then save a label."
+            )
+
     def _fetch_label(self, stored: StoredLabel, path: Path) -> None:
         folder = path.with_name(f".{stored.image}.{os.getpid()}{_PARTIAL}")
         taken: set[int] = set()
@@ -653,6 +786,12 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             return label
 
         image = self._images.read(Path(self.get_image_uri(stored.image)))
+        planes = {str(header.SOPInstanceUID) for header in source_headers(image.source)}
+        if stored.ours and stored.drawn_on < planes:
+            raise InputError(
+                f"The label of {stored.image} was drawn on {len(stored.drawn_on)} of the {len(planes)} slices that the "
+                "series has now; correct it and save it again."
+            )
         try:
             self.pacs.retrieve(stored.study, stored.reference.series, folder, stored.reference.instance)
             labels, segments = read_segmentation(folder / "0.dcm", image, label_of)
@@ -696,6 +835,43 @@ def _uid(header: Dataset, keyword: str, pacs: Pacs) -> str:
     if not UID.fullmatch(value) or len(value) > 64:
         raise UpstreamError(f"The DICOMweb server {pacs.url} lists a series without a {keyword}.").for_good()
     return value
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _held_in(folder: Path, known: _Held | None) -> _Held:
+    """Return what a folder of a fetched series holds; what is known already where none of its files has changed."""
+    now = signature(folder)
+    if known is not None and known.signature == now:
+        return known
+    instances, slices = set(), []
+    for file in _dicom_files(folder):
+        header = read_header(file)
+        if header is None:  # not an image, but an instance of the series
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"], force=True)
+        elif is_slice(header):
+            slices.append(Slice.from_header(file, header))
+        instances.add(str(header.get("SOPInstanceUID", "")))
+    volumes = volumes_of(slices, stored_pixels) if slices else []
+    return _Held(now, frozenset(instances), tuple(volumes) if len(volumes) > 1 else ())
+
+
+def _instance_uid(file: Path) -> str:
+    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"], force=True)
+    return str(header.get("SOPInstanceUID", ""))
+
+
+def _read_volumes(file: Path) -> dict[str, dict[str, frozenset[str]]]:
+    try:
+        told = json.loads(file.read_text())
+        return {series: {image: frozenset(uids) for image, uids in each.items()} for series, each in told.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError):
+        logger.warning("%s cannot be read; volumes of series are looked for again", file.name)
+        return {}
 
 
 def _bytes(folder: Path) -> int:

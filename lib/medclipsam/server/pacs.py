@@ -230,7 +230,26 @@ class Pacs:
         where = self.address("wado", f"studies/{study}/series/{series}/metadata")
         return self._again(lambda: self._json(where, []))
 
-    def retrieve(self, study: str, series: str, folder: Path, instance: str | None = None, count: int = 0) -> None:
+    def instances(self, study: str, series: str) -> frozenset[str]:
+        """Return the SOP Instance UIDs of a series; empty where the server does not list instances.
+
+        Raises
+        ------
+        UpstreamError
+            As `search`.
+        """
+        found = self.search(f"studies/{study}/series/{series}/instances", {})
+        return frozenset(str(entry.get("SOPInstanceUID", "")) for entry in found) - {""}
+
+    def retrieve(
+        self,
+        study: str,
+        series: str,
+        folder: Path,
+        instance: str | None = None,
+        count: int = 0,
+        expected: frozenset[str] = frozenset(),
+    ) -> None:
         """Retrieve the instances of a series, or one of them, as they are stored.
 
         Parameters
@@ -241,6 +260,8 @@ class Pacs:
             Made; must not be there. After an error it is not there either.
         count : int
             How many instances there must be at least.
+        expected : frozenset of str
+            SOP Instance UIDs of the instances that there must be, and no others; not checked where empty.
 
         Raises
         ------
@@ -255,7 +276,7 @@ class Pacs:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             try:
-                self._retrieve_once(path, series, folder, count)
+                self._retrieve_once(path, series, folder, count, expected)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -366,7 +387,7 @@ class Pacs:
             return self._late(self.options.timeout)
         return UpstreamError(f"The DICOMweb server {self.url} broke off its answer.")
 
-    def _retrieve_once(self, path: str, series: str, folder: Path, count: int) -> None:
+    def _retrieve_once(self, path: str, series: str, folder: Path, count: int, expected: frozenset[str]) -> None:
         address = self.address("wado", path)
         kinds = ('multipart/related; type="application/dicom"; transfer-syntax=*', _PLAIN)
         for kind in kinds:
@@ -381,7 +402,7 @@ class Pacs:
                     raise self._refused(answer)
                 files = self._write(answer, folder)
             break
-        self._check_files(files, series, count)
+        self._check_files(files, series, count, expected)
 
     def _write(self, answer: requests.Response, folder: Path) -> list[Path]:
         kind = answer.headers.get("Content-Type", "")
@@ -400,19 +421,31 @@ class Pacs:
         except requests.RequestException as error:
             raise self._broken(error) from None
 
-    def _check_files(self, files: Sequence[Path], series: str, count: int) -> None:
-        """Raise where an instance is cut off, is of another series, or is missing."""
+    def _check_files(self, files: Sequence[Path], series: str, count: int, expected: frozenset[str]) -> None:
+        """Raise where an instance is cut off, is of another series, comes twice, is not expected, or is missing."""
+        tags = ["SeriesInstanceUID", "SOPInstanceUID"]
+        found: set[str] = set()
         for file in files:
             try:
-                header = read_elements(file, ["SeriesInstanceUID"])
+                header = read_elements(file, tags)
                 fits = str(header.get("SeriesInstanceUID", "")) == series and is_whole(file)
+                instance = str(header.get("SOPInstanceUID", ""))
             except Exception:
                 fits = False
             if not fits:
                 raise UpstreamError(f"The DICOMweb server {self.url} sent a damaged instance of the series {series}.")
-        if len(files) < max(count, 1):
+            if instance and instance in found:
+                raise UpstreamError(f"The DICOMweb server {self.url} sent instance {instance} twice.")
+            found.add(instance)
+        if len(files) < max(count, 1) or expected - found:
             raise UpstreamError(
-                f"The DICOMweb server {self.url} sent {len(files)} of {count} instances of the series {series}."
+                f"The DICOMweb server {self.url} sent {len(files)} of {max(count, len(expected))} instances of the "
+                f"series {series}."
+            )
+        if expected and found - expected:
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} sent {len(found - expected)} instances that it does not list for the "
+                f"series {series}."
             )
 
 
