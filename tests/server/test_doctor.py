@@ -6,19 +6,24 @@ import base64
 import importlib.metadata
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from medclipsam.active.command import LEDGER_FILE
+from medclipsam.active.ledger import SCHEMA, Ledger
 from medclipsam.cli import main
 from medclipsam.devices import Gpu, Machine
 from medclipsam.server import doctor
 from medclipsam.server.doctor import Check
-from medclipsam.server.workspace import Workspace
+from medclipsam.server.workspace import Workspace, default_workspace
+from medclipsam.studies.identity import ID_FILE, remember
 
 GIB = 2**30
 GPU = Gpu("NVIDIA L4", (8, 9), 24 * GIB, 20 * GIB)
@@ -278,3 +283,36 @@ def test_no_credentials_are_shown() -> None:
     assert check.status == "failed"
     assert "http://127.0.0.1:9/dicom-web" in check.found
     assert "secret" not in check.found + check.advice
+
+
+@pytest.mark.parametrize(("version", "status"), [(SCHEMA, "ok"), (SCHEMA + 1, "failed")])
+def test_a_ledger_of_a_newer_version_fails(tmp_path: Path, version: int, status: str) -> None:
+    Ledger(tmp_path / LEDGER_FILE)
+    with closing(sqlite3.connect(tmp_path / LEDGER_FILE)) as database:
+        database.execute(f"PRAGMA user_version = {version}")
+    before = (tmp_path / LEDGER_FILE).read_bytes()
+    assert named(doctor.examine(workspace=tmp_path, machine=MACHINE), "ledger").status == status
+    assert (tmp_path / LEDGER_FILE).read_bytes() == before
+
+
+def test_a_damaged_ledger_fails_and_a_missing_one_does_not(tmp_path: Path) -> None:
+    assert doctor.check_ledger(tmp_path).status == "ok"
+    (tmp_path / LEDGER_FILE).write_bytes(b"no database" * 100)
+    assert doctor.check_ledger(tmp_path).status == "failed"
+
+
+def test_the_workspace_of_a_moved_folder_is_found_or_told(tmp_path: Path, data_home: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    place = default_workspace(str(studies))
+    with Workspace(place):
+        remember(studies, place)
+    studies.rename(tmp_path / "moved")
+    assert default_workspace(str(tmp_path / "moved")) == place
+    # without the id, a folder of the same name elsewhere
+    (tmp_path / "moved" / ID_FILE).unlink()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "new/studies")
+    check = named(doctor.examine(studies=str(tmp_path / "new/studies"), machine=MACHINE), "workspace")
+    assert check.status == "warning"
+    assert str(place) in check.found

@@ -11,9 +11,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,7 @@ from medclipsam.errors import InputError, MedClipSamError, OptionError
 from medclipsam.server.conf import AppConf
 from medclipsam.server.pacs_options import PacsOptions
 from medclipsam.server.workspace import default_workspace, owner_of
+from medclipsam.studies.identity import nearby
 from medclipsam.training.lock import holder_of
 from medclipsam.training.store import NETWORK_FILES, NetworkStore
 from medclipsam.weights import memory_need, resolve_pair
@@ -105,6 +108,7 @@ def examine(
     checks.append(check_workspace(place.expanduser().absolute()))
     if workspace is not None or studies is not None:
         checks.append(check_networks(place.expanduser().absolute() / "networks"))
+        checks.append(check_ledger(place.expanduser().absolute()))
     if studies is not None:
         is_url = studies.startswith(("http://", "https://"))
         checks.append(check_pacs(studies) if is_url else check_folder(Path(studies).expanduser()))
@@ -204,7 +208,11 @@ def check_workspace(folder: Path) -> Check:
     if free < _TOO_LITTLE:
         return Check("workspace", "failed", f"{folder}: only {disk}.", "Free some, or name another: --workspace.")
     if there != folder:
-        return Check("workspace", _by_disk(free), f"{folder} will be made at the first start; {disk}.")
+        found, others = f"{folder} will be made at the first start; {disk}.", nearby(folder)
+        if others:
+            found += f" Workspaces of folders of this name that are gone: {', '.join(map(str, others))}."
+            return Check("workspace", "warning", found, "If one of them is yours, name it with --workspace.")
+        return Check("workspace", _by_disk(free), found)
     mode = stat.S_IMODE(folder.stat().st_mode)
     if (folder / "lock").exists() and mode & 0o077:
         found = f"{folder} can be read by other users (mode {mode:o})."
@@ -245,6 +253,31 @@ def check_networks(folder: Path) -> Check:
     if broken:
         return Check("networks", "failed", f"{'; '.join(broken)}.", "Serve another: medclipsam train rollback.")
     return Check("networks", "ok", f"{'; '.join(found) or 'No network has been trained here'}.")
+
+
+def check_ledger(workspace: Path) -> Check:
+    """Look whether the ledger of the rounds can be read by this version."""
+    try:
+        from medclipsam.active.command import LEDGER_FILE
+        from medclipsam.active.ledger import SCHEMA
+    except ImportError as error:
+        return Check("ledger", "warning", f"The ledger was not looked at: {error.name} is not installed.")
+    file = workspace / LEDGER_FILE
+    if not file.is_file():
+        return Check("ledger", "ok", "No image has been offered and no label saved here yet.")
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            version = int(database.execute("PRAGMA user_version").fetchone()[0])
+            if version > SCHEMA:
+                found = (
+                    f"{file} was written by a newer version of medclipsam (schema {version}, this one has {SCHEMA})."
+                )
+                return Check("ledger", "failed", found, "Install that version, or name another workspace.")
+            labels = int(database.execute("SELECT COUNT(*) FROM labels").fetchone()[0])
+    except sqlite3.Error as error:
+        advice = "Restore it from a backup, or move it away: the labels themselves are with the studies."
+        return Check("ledger", "failed", f"{file} cannot be read ({error}).", advice)
+    return Check("ledger", "ok", f"{file} has schema {version} and holds {labels} saved labels.")
 
 
 def check_folder(folder: Path) -> Check:

@@ -32,6 +32,7 @@ from medclipsam.server.doctor import check_pacs
 from medclipsam.server.oidc import OidcProvider
 from medclipsam.server.oidc_options import OidcOptions
 from medclipsam.server.workspace import Workspace, default_workspace
+from medclipsam.studies.identity import nearby, remember
 
 if TYPE_CHECKING:
     import uvicorn
@@ -129,6 +130,7 @@ def serve(
     reached = Reached(host, access, certificate, behind_proxy)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
+    others = [] if workspace or _is_url(studies) else nearby(place)
     with _listen(host, port) as listener, Workspace(place) as space:
         _check_models(typed)
         _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
@@ -138,6 +140,14 @@ def serve(
         warning = cpu_warning(Machine.look(), typed.device)
         if warning:
             sys.stderr.write(f"medclipsam: warning: {warning} `medclipsam doctor` tells more.\n")
+        if others:
+            sys.stderr.write(
+                f"medclipsam: warning: {studies} begins with the new workspace {place}. Workspaces of other folders of "
+                f"this name, which are gone: {', '.join(map(str, others))}. If one of them belongs to these studies, "
+                "stop the server and name it with --workspace.\n"
+            )
+        if not _is_url(studies):
+            remember(Path(studies), place)
         _run(studies, reached, settings, space, listener, warm_up)
 
 
@@ -204,8 +214,12 @@ def _check_models(conf: AppConf) -> None:
         raise OptionError("device", conf.device, "auto, cpu, or a GPU that torch sees on this machine") from None
 
 
+def _is_url(studies: str) -> bool:
+    return studies.startswith(("http://", "https://"))
+
+
 def _checked_studies(studies: str, conf: AppConf) -> str:
-    if studies.startswith(("http://", "https://")):
+    if _is_url(studies):
         _ask_dicomweb(studies, conf)
         return studies.rstrip("/")
     folder = Path(studies).expanduser()

@@ -16,6 +16,7 @@ from filelock import BaseFileLock
 
 from medclipsam.errors import InputError
 from medclipsam.locks import lock_is_held, process_start, take_lock
+from medclipsam.studies.identity import workspace_of
 from medclipsam.training.lock import holder_of, write_json
 
 LOCK_FILE, OWNER_FILE = "lock", "owner.json"
@@ -155,6 +156,8 @@ def owner_of(folder: Path) -> str | None:
 def default_workspace(studies: str) -> Path:
     """Return the workspace of a studies folder or URL: one each, so that nothing of one project is served to another.
 
+    A folder that was moved is known by the id that it keeps, see `medclipsam.studies.identity`.
+
     Parameters
     ----------
     studies : str
@@ -163,4 +166,5 @@ def default_workspace(studies: str) -> Path:
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     name = re.sub(r"[^A-Za-z0-9]+", "-", studies.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "studies"
     digest = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:10]
-    return data / "medclipsam" / "workspaces" / f"{name[:40]}-{digest}"
+    default = data / "medclipsam" / "workspaces" / f"{name[:40]}-{digest}"
+    return default if studies.startswith(("http://", "https://")) else workspace_of(Path(studies), default)
