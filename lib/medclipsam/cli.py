@@ -370,17 +370,17 @@ def _is_done(source: Path, files: dict[str, Path], settings: str, made: dict[str
 
 def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
     """Pair each image with the files to write for it, and check these before any work is done."""
-    from medclipsam.imaging import find_images
+    from medclipsam.studies.find import find_images
 
-    found: list[tuple[Path, Path]] = []  # image, and its name below the output folder
+    found: list[tuple[Path, Path]] = []  # image, and what its files are called below the output folder
     for path in given.images:
         if path.is_file():
-            found.append((path, Path(path.name)))
+            found.append((path, Path(_stem(path.name))))
             continue
         inside = find_images(path)
         if not inside:
             raise InputError(f"The folder {path} holds no image.")
-        found += [(image, image.relative_to(path) if image != path else Path(path.name)) for image in inside]
+        found += [(image.path, Path(image.stem or path.resolve().name)) for image in inside]
     asked = {"overlay": given.overlay, "report": given.report}
     if len(found) == 1:
         if not given.out.name.endswith(MASK_SUFFIXES):
@@ -402,8 +402,7 @@ def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
     if len(set(folders.values())) != len(folders) and given.suffix == ".png":
         raise InputError("--out and --overlay name the same folder and both write PNG files; name two folders.")
     jobs: dict[Path, tuple[Path, dict[str, Path]]] = {}
-    for image, name in found:
-        stem = name.parent / _stem(name.name)
+    for image, stem in found:
         if stem in jobs:
             raise InputError(f"{jobs[stem][0]} and {image} would both be written as {stem}; segment them one by one.")
         jobs[stem] = (image, {key: folder / f"{stem}{suffixes[key]}" for key, folder in folders.items()})

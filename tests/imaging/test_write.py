@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
-from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging import find_images, read_image, write_mask
+from medclipsam.errors import InputError
+from medclipsam.imaging import read_image, write_mask
 
 
 @pytest.fixture
@@ -77,64 +77,3 @@ def test_a_single_dicom_frame_can_have_a_png_mask(make_dicom, save_dicom, tmp_pa
     stored = np.asarray(Image.open(tmp_path / "mask.png"))
     assert stored[0, 5] == 5
     assert stored.sum() == 5
-
-
-def test_find_images_counts_a_series_folder_once(make_dicom, tmp_path: Path) -> None:
-    def save(name: str, modality: str, sop_class: str, **elements: object) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_dicom(np.zeros((4, 6), np.uint16), modality, sop_class, **elements).save_as(path, enforce_file_format=True)
-
-    for n in range(3):
-        save(
-            f"patient/ct/IM{n}", "CT", uid.CTImageStorage, SeriesInstanceUID="1.2.3",
-            ImagePositionPatient=[0, 0, n], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-        )  # fmt: skip
-        save(f"xrays/{n}", "DX", uid.DigitalXRayImageStorageForPresentation, SeriesInstanceUID="1.2.4")
-    save("xrays/report", "SR", uid.BasicTextSRStorage)
-    save("single/slice.dcm", "MR", uid.MRImageStorage, ImagePositionPatient=[0, 0, 0],
-         ImageOrientationPatient=[1, 0, 0, 0, 1, 0])  # fmt: skip
-    Image.new("L", (3, 3)).save(tmp_path / "b.png")
-    Image.new("L", (3, 3)).save(tmp_path / "a.JPG")
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "fake.dcm").write_text("no image")
-    (tmp_path / ".hidden").mkdir()
-    Image.new("L", (3, 3)).save(tmp_path / ".hidden" / "x.png")
-    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
-    assert found == ["a.JPG", "b.png", "patient/ct", "single/slice.dcm", "xrays/0", "xrays/1", "xrays/2"]
-    assert [read_image(tmp_path / name).n_planes for name in found] == [1, 1, 3, 1, 1, 1, 1]
-
-
-def test_a_folder_itself_can_be_the_series(make_dicom, tmp_path: Path) -> None:
-    for n in range(2):
-        data = make_dicom(
-            np.zeros((4, 6), np.uint16), "CT", uid.CTImageStorage, SeriesInstanceUID="1.2.3",
-            ImagePositionPatient=[0, 0, n], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-        )  # fmt: skip
-        data.save_as(tmp_path / str(n), enforce_file_format=True)
-    assert find_images(tmp_path) == [tmp_path]
-
-
-def test_empty_and_missing_folders(tmp_path: Path) -> None:
-    assert find_images(tmp_path) == []
-    with pytest.raises(ImageError, match="is not a folder"):
-        find_images(tmp_path / "missing")
-    with pytest.raises(ImageError, match="folder without DICOM files"):
-        read_image(tmp_path)
-
-
-def test_a_volume_mixed_with_other_series_is_listed_and_its_series_are_named(make_dicom, tmp_path: Path) -> None:
-    for n in range(3):
-        data = make_dicom(
-            np.zeros((4, 6), np.uint16),
-            "CT",
-            uid.CTImageStorage,
-            SeriesInstanceUID="1.2.3" if n < 2 else "1.2.9",
-            ImagePositionPatient=[0, 0, n],
-            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-        )
-        data.save_as(tmp_path / str(n), enforce_file_format=True)
-    assert find_images(tmp_path) == [tmp_path, tmp_path / "2"]
-    with pytest.raises(ImageError, match=r"2 DICOM series.*1\.2\.3 \(2 files\), 1\.2\.9 \(1 files\)"):
-        read_image(tmp_path)
-    assert read_image(tmp_path / "2").n_planes == 1

@@ -172,6 +172,7 @@ def test_phases_of_a_series_are_images_of_their_own(make: Any, pacs: FakePacs) -
         for image, number in zip(ids, (None, 2), strict=True):
             folder = Path(store.get_image_uri(image))
             assert read_image(folder).n_planes == 4
+            assert store.image_at(folder) == image
             assert {pydicom.dcmread(file).get("AcquisitionNumber") for file in folder.iterdir()} == {number}
             assert store.get_image_info(image)["SeriesInstanceUID"] == UID
     assert pacs.retrievals == 1

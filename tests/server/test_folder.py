@@ -21,7 +21,7 @@ from medclipsam.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.server import folder as folder_module
 from medclipsam.server.folder import FolderStudies
-from medclipsam.server.http import UnknownError
+from medclipsam.server.http import ConflictError, UnknownError
 
 MakeStudies = Callable[..., FolderStudies]
 
@@ -139,17 +139,37 @@ def test_without_reloading_only_a_refresh_looks(make: MakeStudies, root: Path) -
     assert "c" in studies.list_images()
 
 
-def test_a_shared_id_is_refused_by_name(studies: FolderStudies, root: Path, label: Path) -> None:
-    shutil.copy(root / "a.png", root / "sub" / "a.png")
-    assert "a" not in studies.list_images()
+def test_an_image_with_a_label_keeps_its_id(make: MakeStudies, root: Path, label: Path) -> None:
+    make().save_label("b", str(label), "final", {})
+    shutil.copy(root / "a.png", root / "b.png")
+    for _ in range(2):
+        studies = make()
+        assert studies.get_image_uri("b") == str(root / "sub/b.png")
+        assert studies.get_image_uri("b_png") == str(root / "b.png")
+        assert studies.get_labeled_images() == ["b"]
+
+
+def test_a_label_that_may_belong_to_several_images_is_refused_by_name(
+    make: MakeStudies, root: Path, label: Path
+) -> None:
+    make().save_label("a", str(label), "final", {})
+    (root / "datastore_v2.json").unlink()
+    for name in ("sub", "more"):
+        (root / name).mkdir(exist_ok=True)
+        shutil.copy(root / "a.png", root / name / "a.png")
+    content = {"a": {"image": {"info": {}}, "labels": {"final": {"ext": ".nii.gz", "info": {}}}}}
+    (root / "datastore_v2.json").write_text(json.dumps({"name": "x", "description": "", "objects": content}))
+    studies = make()
+    assert {"sub_a", "more_a", "a_png"} <= set(studies.list_images())
     for ask in (
         lambda: studies.get_image_uri("a"),
         lambda: studies.save_label("a", str(label), "final", {}),
         lambda: studies.remove_image("a"),
     ):
-        with pytest.raises(UnknownError, match=r"'a' is shared by a\.png and sub/a\.png; rename all but one"):
+        with pytest.raises(UnknownError, match=r"a\.png.*more/a\.png.*sub/a\.png"):
             ask()
     assert (root / "a.png").exists()
+    assert (root / "labels/final/a.nii.gz").exists()
 
 
 def test_a_label_is_saved_and_found_again(make: MakeStudies, root: Path, label: Path) -> None:
@@ -319,14 +339,66 @@ def test_an_image_is_added_and_listed_at_once(make: MakeStudies, root: Path, tmp
     assert studies.list_images() == ["new"]
     assert studies.get_image_info("new")["note"] == "x"
     assert studies.get_image_uri("new") == str(root / "new.png")
-    studies.add_image("new", str(tmp_path / "upload.png"), {})
     shutil.copy(tmp_path / "upload.png", tmp_path / "upload.bmp")
-    with pytest.raises(InputError, match=r"'new' is that of new\.png already"):
-        studies.add_image("new", str(tmp_path / "upload.bmp"), {})
+    for suffix in ("png", "bmp"):
+        with pytest.raises(ConflictError, match=r"'new' is that of new\.png already"):
+            studies.add_image("new", str(tmp_path / f"upload.{suffix}"), {})
     for name in ("../x", "a/b", ".hidden"):
         with pytest.raises(InputError, match="cannot be named so"):
             studies.add_image(name, str(tmp_path / "upload.png"), {})
     assert not (tmp_path / "x.png").exists()
+
+
+def test_of_several_images_added_at_once_under_one_id_one_is_kept(studies: FolderStudies, tmp_path: Path) -> None:
+    uploads = []
+    for number, suffix in enumerate((".png", ".bmp", ".png")):
+        uploads.append(tmp_path / f"upload{number}{suffix}")
+        Image.new("L", (3, 3), number).save(uploads[-1])
+    start, ends = threading.Barrier(3), []
+
+    def add(upload: Path) -> None:
+        start.wait()
+        try:
+            ends.append((studies.add_image("new", str(upload), {}), upload))
+        except ConflictError:
+            ends.append(("", upload))
+
+    threads = [threading.Thread(target=add, args=(upload,)) for upload in uploads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (kept,) = [upload for name, upload in ends if name]
+    assert Path(studies.get_image_uri("new")).read_bytes() == kept.read_bytes()
+
+
+def test_a_second_slice_of_a_series_is_refused_and_the_first_keeps_its_label(
+    make: MakeStudies, root: Path, label: Path, write_series: Any, tmp_path: Path
+) -> None:
+    studies = make(settle=60)
+    folder = write_series(np.zeros((2, 6, 8), np.uint8), tmp_path / "upload", uid="new")
+    assert studies.add_image("first", str(folder / "slice0.dcm"), {}) == "first"
+    assert studies.list_images() == ["first"]
+    studies.save_label("first", str(label), "final", {})
+    before = sorted(root.rglob("*"))
+    with pytest.raises(ConflictError, match="first"):
+        studies.add_image("second", str(folder / "slice1.dcm"), {})
+    assert sorted(root.rglob("*")) == before
+    assert studies.get_labeled_images() == ["first"]
+    # copied into the folder by hand it makes a series, beside which the labelled slice stays
+    shutil.copy(folder / "slice1.dcm", root / "second.dcm")
+    again = make()
+    assert again.get_labeled_images() == ["first"]
+    assert Path(again.get_image_uri("first")).name == "first.dcm"
+    assert [len(found.files) for found in again._listing.images.values() if found.suffix == ""].count(2) == 1
+
+
+def test_an_added_file_that_would_not_be_listed_is_refused(make: MakeStudies, root: Path, tmp_path: Path) -> None:
+    studies = make(patterns=["*.png"])
+    Image.new("L", (3, 3)).save(tmp_path / "upload.bmp")
+    with pytest.raises(InputError, match="'new'"):
+        studies.add_image("new", str(tmp_path / "upload.bmp"), {})
+    assert not (root / "new.bmp").exists()
 
 
 def test_removing_an_image_removes_its_files_and_labels(studies: FolderStudies, root: Path, label: Path) -> None:

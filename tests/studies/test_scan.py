@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
+from medclipsam.imaging import read_image
+from medclipsam.imaging.dicom import source_headers
 from medclipsam.studies import scan
-from medclipsam.studies.scan import FolderScan
+from medclipsam.studies.links import LinkedFolders
+from medclipsam.studies.scan import FolderScan, Pin
 
 FLAT = np.zeros((6, 8), np.uint8)
 
@@ -110,24 +114,118 @@ def test_series_are_told_apart_by_their_uid(root: Path, look: Any, write_series:
     assert not look.listing.images[one].alone
 
 
-def test_shared_ids_are_served_to_nobody_and_told_by_name(
-    root: Path, look: Any, write_series: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("a.png", "sub/a.jpg", "b.png"):
+def test_images_of_one_name_have_ids_of_their_own(root: Path, look: Any, clock: Clock) -> None:
+    for name in ("sub/a.jpg", "other/a.jpg", "b.png", "b.tif"):
         picture(root / name)
-    uid = series(root / "case", write_series, "one")
-    shutil.copytree(root / "case", root / "copy")
-    old(root / "copy")
+    expected = {"sub_a": "sub/a.jpg", "other_a": "other/a.jpg", "b_png": "b.png", "b_tif": "b.tif"}
+    assert look() == expected
+    assert set(FolderScan(root, settle=2, clock=clock).look().images) == set(expected)
+    # its path is its name
+    picture(root / "a.png", at=10)
+    assert look() == {**expected, "a": "a.png"}
+    (root / "other/a.jpg").unlink()
+    (root / "a.png").unlink()
+    assert look() == {"a": "sub/a.jpg", "b_png": "b.png", "b_tif": "b.tif"}
+
+
+def test_dicom_files_of_one_name_are_told_apart_by_their_instance(
+    root: Path, look: Any, write_series: Any, write_radiograph: Any, clock: Clock
+) -> None:
+    write_series(np.zeros((1, 6, 8), np.uint8), root / "one", uid="one")
+    write_series(np.zeros((1, 6, 8), np.uint8), root / "two", uid="two")
+    for name in ("one", "two"):
+        (root / name / "slice0.dcm").rename(root / name / "1-1.dcm")
+        old(root / name)
+    uids = {name: pydicom.dcmread(root / name / "1-1.dcm").SOPInstanceUID for name in ("one", "two")}
+    assert look() == {uid: f"{name}/1-1.dcm" for name, uid in uids.items()}
+    shutil.copytree(root / "one", root / "again")
+    old(root / "again")
+    assert len(look()) == 2
+    shutil.rmtree(root / "two")
+    assert list(look()) == ["1-1"]
+
+
+def test_a_series_is_one_image_whatever_folders_its_slices_are_in(
+    root: Path, look: Any, write_series: Any, tmp_path: Path
+) -> None:
+    uid = series(tmp_path / "source", write_series, "one", 4)
+    for number, file in enumerate(sorted((tmp_path / "source").iterdir())):
+        folder = root / f"DIR00{number % 2}"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder / f"I{number // 2}")
+        old(folder)
+    assert list(look()) == [uid]
+    found = look.listing.images[uid]
+    assert not found.alone
+    assert len(found.files) == 4
+    assert read_image(LinkedFolders().path_of(found)).n_planes == 4
+    shutil.copytree(root / "DIR000", root / "copy")
+    old(root / "copy", at=10)
+    assert list(look()) == [uid]
+    assert len(look.listing.images[uid].files) == 6
+    assert read_image(LinkedFolders().path_of(look.listing.images[uid])).n_planes == 4
+
+
+def phases(root: Path, write_series: Any, numbers: tuple[int, ...]) -> str:
+    """Write acquisitions of one series into one folder."""
+    for number in numbers:
+        uid = series(root / "source", write_series, "one")
+        (root / "case").mkdir(exist_ok=True)
+        for file in (root / "source").iterdir():
+            data = pydicom.dcmread(file)
+            data.AcquisitionNumber = number
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+            data.save_as(root / "case" / f"{number}-{file.name}")
+        shutil.rmtree(root / "source")
+    old(root / "case")
+    return uid
+
+
+def test_volumes_of_one_series_are_images_of_their_own(root: Path, look: Any, write_series: Any) -> None:
+    uid = phases(root, write_series, (1, 2))
+    assert look() == {f"{uid}-acq1": "case", f"{uid}-acq2": "case"}
+    assert look.listing.split == {uid: [f"{uid}-acq1", f"{uid}-acq2"]}
+    for number in (1, 2):
+        folder = LinkedFolders().path_of(look.listing.images[f"{uid}-acq{number}"])
+        headers = source_headers(folder)
+        assert [header.AcquisitionNumber for header in headers] == [number] * 3
+
+
+def test_an_id_with_a_label_keeps_its_image(root: Path, write_series: Any, clock: Clock) -> None:
+    scan = FolderScan(root, settle=2, clock=clock)
+    picture(root / "sub/a.png")
+    series(root / "case", write_series, "one", 1)
+    uid = phases(root, write_series, (2,))
+    scan.pins = {
+        "a": Pin("sub/a.png", "a.png"),
+        "slice0": Pin("case/slice0.dcm", "slice0.dcm"),
+        uid: Pin("case/2-slice0.dcm", "case"),
+    }
+    picture(root / "a.png")
+    picture(root / "a.jpg")
+    phases(root, write_series, (1, 2))
+    images = scan.look().images
+    assert images["a"].path == root / "sub/a.png"
+    assert images["slice0"].files == (root / "case/slice0.dcm",)
+    assert {file.name[:2] for file in images[uid].files} == {"2-"}
+    assert {"a_png", "a_jpg", f"{uid}-acq1"} < images.keys()
+
+
+def test_a_label_that_may_belong_to_several_images_is_given_to_none(
+    root: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one/a.png", "two/a.png", "a.jpg"):
+        picture(root / name)
+    scan = FolderScan(root, settle=2, clock=clock)
     with caplog.at_level(logging.WARNING):
-        assert look() == {"b": "b.png"}
-        look()
-    assert sorted(look.listing.shared) == sorted(["a", uid])
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
-    assert "Image id 'a' is shared by a.png and sub/a.jpg, and none of them is served; rename all but one." in messages
-    assert any("case and copy" in message for message in messages)
-    (root / "sub/a.jpg").rename(root / "sub/c.jpg")
-    assert look()["a"] == "a.png"
+        scan.pins = {"a": Pin()}
+        listing = scan.look()
+    assert sorted(listing.images) == ["a_jpg", "one_a", "two_a"]
+    assert listing.shared == {"a": sorted(root / name for name in ("one/a.png", "two/a.png", "a.jpg"))}
+    assert len(caplog.records) == 1
+    # a name that only one of them has is enough
+    scan.pins = {"a": Pin(name="a.jpg")}
+    assert scan.look().images["a"].path == root / "a.jpg"
 
 
 def test_a_file_is_listed_when_it_has_stayed_as_it_is(root: Path, look: Any, clock: Clock) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 
 from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
-from medclipsam.imaging import MedicalImage, find_images, read_image, read_mask
+from medclipsam.imaging import MedicalImage, read_image, read_mask
 from medclipsam.progress import ProgressBar
+from medclipsam.studies.find import find_images
 from medclipsam.targets import TargetSet
 
 SPLITS = ("train", "val", "test")
@@ -275,11 +276,11 @@ def _pairs(task: Path, split: str) -> dict[str, tuple[Path, Path]]:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     named: dict[str, Path] = {}
-    for path in find_images(folder):
-        name = stem(str(path.relative_to(folder)))
+    for image in find_images(folder):
+        name = image.stem
         if name in named:
-            raise InputError(f"{named[name]} and {path} have one name; names without extension must be unique.")
-        named[name] = path
+            raise InputError(f"{named[name]} and {image.path} have one name; names without extension must be unique.")
+        named[name] = image.path
     return named
 
 
@@ -294,11 +295,7 @@ def stem(name: str) -> str:
 
 def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]) -> list[Case]:
     """Make a case of every image with a final label and every structure that the label's description names."""
-    images = {
-        name: path
-        for name, path in _by_name_in_studies(studies).items()
-        if "labels" not in path.relative_to(studies).parts[:-1]
-    }
+    images = {image.image_id: image.path for image in find_images(studies, only_whole=True)}
     described = _label_info(studies)
     table = {target.label: target.name for target in targets}
     cases = []
@@ -330,15 +327,6 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
     if not cases:
         raise InputError(f"{studies / 'labels' / FINAL} holds no label with a structure.")
     return cases
-
-
-def _by_name_in_studies(studies: Path) -> dict[str, Path]:
-    # MONAI Label lists the files of the folder itself; a folder of DICOM slices is one image too.
-    return {
-        stem(path.name): path
-        for path in find_images(studies)
-        if path.parent == studies and not path.name.startswith(".") and path.name != "labels"
-    }
 
 
 def _label_info(studies: Path) -> dict[str, dict[int, str]]:

@@ -27,9 +27,10 @@ from medclipsam.encoders import Encoder
 from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSamError
 from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
-from medclipsam.imaging import find_images, read_image, read_origin
+from medclipsam.imaging import read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom
 from medclipsam.progress import ProgressBar
+from medclipsam.studies.find import find_images
 from medclipsam.training.split import is_validation, patient_key
 
 # Share of the rows that may be bad.
@@ -235,16 +236,16 @@ def read_folder(folder: Path, *, descriptions: bool = False) -> Listing:
     """
     reports = Reports(folder)
     found = Listing()
-    for path in find_images(folder):
-        name = str(path.relative_to(folder))
-        text = reports.of(path, descriptions=descriptions)
+    for image in find_images(folder):
+        name = image.name or folder.name
+        text = reports.of(image.location, descriptions=descriptions)
         if text:
             try:
-                patient, study, _ = read_origin(path)
+                patient, study, _ = read_origin(image.path)
             except ImageError:
                 found.bad.append(BadRow(name, "its patient cannot be read"))
                 continue
-            found.pairs.append(Pair(name, path, text, group=patient_key(name, patient=patient, study=study)))
+            found.pairs.append(Pair(name, image.path, text, group=patient_key(name, patient=patient, study=study)))
         else:
             found.bad.append(BadRow(name, "it has no report text"))
     return found

@@ -5,7 +5,7 @@ from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import has_place, read_mask
 from medclipsam.imaging.overlay import write_evidence, write_overlay
-from medclipsam.imaging.read import find_images, read_image
+from medclipsam.imaging.read import read_image
 from medclipsam.imaging.windows import Window
 from medclipsam.imaging.write import write_map, write_mask
 
@@ -13,7 +13,6 @@ __all__ = [
     "Grid",
     "MedicalImage",
     "Window",
-    "find_images",
     "has_place",
     "read_image",
     "read_mask",

@@ -24,7 +24,15 @@ from medclipsam.imaging.orientation import PLANE_NAMES
 
 # Elements that `Slice.from_header` reads; the numbers are the private b-values of Siemens, GE and Philips.
 SLICE_TAGS: tuple[str | int, ...] = (
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImageType", "SamplesPerPixel"),
+    *(
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "InstanceNumber",
+        "ImageType",
+        "SamplesPerPixel",
+    ),
     *("Rows", "Columns", "PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"),
     *("DiffusionBValue", "DiffusionGradientOrientation", "EchoTime", "EchoNumbers", "InversionTime"),
     *("TemporalPositionIdentifier", "AcquisitionNumber", "NominalPercentageOfCardiacPhase", "ConvolutionKernel"),
@@ -86,9 +94,19 @@ class Slice:
 
     @classmethod
     def from_header(cls, path: Path, header: Dataset) -> Slice:
-        """Make one of a file and its header, which `is_slice` accepts."""
+        """Make one of a file and its header, which `is_slice` accepts.
+
+        Raises
+        ------
+        ValueError
+            If the position or orientation is not finite.
+        """
         values = {keyword: _text(header.get(keyword)) for _, keyword in _CLASSES}
         values["DiffusionBValue"] = values["DiffusionBValue"] or _private_b_value(header)
+        position = tuple(float(value) for value in header.ImagePositionPatient)
+        orientation = tuple(float(value) for value in np.concatenate(cosines(header)))
+        if not np.isfinite((*position, *orientation)).all():
+            raise ValueError(f"{path.name} has no usable position in the patient")
         return cls(
             path=path,
             instance=str(header.get("SOPInstanceUID") or ""),
@@ -96,8 +114,8 @@ class Slice:
             kind=kind_of(header),
             size=(int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel") or 1)),
             spacing=pair(header, "PixelSpacing"),
-            orientation=tuple(float(value) for value in np.concatenate(cosines(header))),
-            position=tuple(float(value) for value in header.ImagePositionPatient),
+            orientation=orientation,
+            position=position,
             classes=tuple(values[keyword] for _, keyword in _CLASSES),
             times=tuple(_text(header.get(keyword)) for keyword in _TIMES),
         )

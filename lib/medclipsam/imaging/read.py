@@ -1,16 +1,14 @@
-"""Which reader a path goes to, and which images a folder holds."""
+"""Which reader a path goes to."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from medclipsam.errors import ImageError, MedClipSamError
-from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_header, read_series
-from medclipsam.imaging.dicom_geometry import is_slice
+from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_series
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_picture
 from medclipsam.imaging.volumes import read_nifti, read_nrrd
@@ -88,47 +86,8 @@ def _holds_air(image: MedicalImage) -> bool:
     return float(np.mean(shares)) >= _LEAST_AIR
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the images of a folder and its sub-folders, sorted.
-
-    A folder whose DICOM slices form a volume counts as one image, itself; every other DICOM image (radiographs, multi-
-    frame files, single slices), NIfTI, NRRD or picture file counts as one. DICOM is recognised by content. Hidden
-    files and folders are left out. A folder in which slices of a volume are mixed with other series is listed as
-    well: `read_image` names its series.
-
-    Raises
-    ------
-    ImageError
-        If it is not a folder.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ImageError(f"{root} is not a folder.")
-    found: list[Path] = []
-    for current, folders, _ in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found.extend(_images_in(Path(current)))
-    return sorted(found)
-
-
 def _files(folder: Path) -> list[Path]:
     try:
         return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     except OSError as error:
         raise ImageError(f"{folder} cannot be read: {error.strerror or error}.") from error
-
-
-def _images_in(folder: Path) -> list[Path]:
-    images: list[Path] = []
-    series: dict[str, list[Path]] = defaultdict(list)
-    for file in _files(folder):
-        if file.name.lower().endswith((*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *PICTURE_SUFFIXES)):
-            images.append(file)
-        elif looks_like_dicom(file) and (header := read_header(file)) is not None:
-            if is_slice(header):
-                series[str(header.get("SeriesInstanceUID", ""))].append(file)
-            else:
-                images.append(file)
-    for files in series.values():
-        images.append(files[0] if len(files) == 1 else folder)
-    return list(dict.fromkeys(images))

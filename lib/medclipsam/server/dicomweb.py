@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
@@ -27,7 +26,7 @@ from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage, read_mask, write_mask
-from medclipsam.imaging.dicom import read_header, source_headers, stored_pixels
+from medclipsam.imaging.dicom import read_elements, read_header, source_headers, stored_pixels
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
@@ -260,7 +259,11 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def image_at(self, path: Path) -> str | None:
         """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
-        return path.name if path == self._folder(path.name) and path.name in self._series() else None
+        listed = self._series().get(path.name)
+        if listed is None:
+            return None
+        parts = self._root.resolve() / _PARTS / listed.series / path.name
+        return path.name if path in (self._folder(path.name), parts) else None
 
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
@@ -850,17 +853,17 @@ def _held_in(folder: Path, known: _Held | None) -> _Held:
     for file in _dicom_files(folder):
         header = read_header(file)
         if header is None:  # not an image, but an instance of the series
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"], force=True)
+            header = read_elements(file, ["SOPInstanceUID"])
         elif is_slice(header):
-            slices.append(Slice.from_header(file, header))
+            with suppress(Exception):  # who reads the series says what is wrong with it
+                slices.append(Slice.from_header(file, header))
         instances.add(str(header.get("SOPInstanceUID", "")))
     volumes = volumes_of(slices, stored_pixels) if slices else []
     return _Held(now, frozenset(instances), tuple(volumes) if len(volumes) > 1 else ())
 
 
 def _instance_uid(file: Path) -> str:
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"], force=True)
-    return str(header.get("SOPInstanceUID", ""))
+    return str(read_elements(file, ["SOPInstanceUID"]).get("SOPInstanceUID", ""))
 
 
 def _read_volumes(file: Path) -> dict[str, dict[str, frozenset[str]]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
 import os
-import shutil
-import tempfile
 import threading
 import time
 import unicodedata
@@ -20,9 +17,11 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
-from medclipsam.server.http import UnknownError
+from medclipsam.server.http import ConflictError, UnknownError
 from medclipsam.server.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.studies import scan
+from medclipsam.studies.find import pin_of
+from medclipsam.studies.links import LinkedFolders
 from medclipsam.studies.scan import FolderScan, Found, Listing
 
 # Seconds between two looks at the folder.
@@ -75,7 +74,7 @@ class FolderStudies(LabelFiles):
         self._looking = threading.Lock()
         self._look_cost = 0.0
         self._listing = Listing()
-        self._links: dict[tuple[Path, ...], Path] = {}
+        self._links = LinkedFolders()
         labels = folder / self._datastore.labels_dir
         skip = {labels, folder / CONFIG}
         self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
@@ -84,9 +83,12 @@ class FolderStudies(LabelFiles):
 
     def refresh(self) -> None:
         """Look at the folder and the labels."""
+        with self._access:
+            pins = {name: pin_of(entry.image.info) for name, entry in self._datastore.objects.items() if entry.labels}
         with self._looking:
             # of this thread: other work on the machine makes no folder large
             begun = time.thread_time()
+            self._scan.pins = pins
             listing = self._scan.look()
             self._look_cost = time.thread_time() - begun
         with self._access:
@@ -112,12 +114,7 @@ class FolderStudies(LabelFiles):
     def image_at(self, path: Path) -> str | None:
         """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
         images = self._current().images
-        with self._access:
-            linked = next((files for files, folder in self._links.items() if folder == path), None)
-        return next(
-            (name for name, found in images.items() if found.files == linked or (found.alone and found.path == path)),
-            None,
-        )
+        return next((name for name, found in images.items() if self._links.known_path_of(found) == path), None)
 
     def get_image_uri(self, image_id: str) -> str:
         """Return an image's file, or a folder with its slices and nothing else; empty where there is none.
@@ -125,7 +122,7 @@ class FolderStudies(LabelFiles):
         Raises
         ------
         UnknownError
-            If several images claim the id.
+            If several images claim the id, or it is that of a series with several volumes.
         """
         listing = self._current()
         if image_id in listing.shared:
@@ -133,9 +130,11 @@ class FolderStudies(LabelFiles):
                 f"Image id {image_id!r} is shared by {self._scan.names(listing.shared[image_id])}; rename all but one."
             )
         found = listing.images.get(image_id)
-        if found is None:
-            return ""
-        return str(found.path if found.alone else self._linked(found))
+        if found is None and image_id in listing.split:
+            raise UnknownError(
+                f"Series {image_id!r} holds several volumes; ask for one of them: {', '.join(listing.split[image_id])}."
+            )
+        return "" if found is None else str(self._links.path_of(found))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of an image, with its `path`; empty where there is none."""
@@ -193,12 +192,19 @@ class FolderStudies(LabelFiles):
         return {**content, "objects": {image: content["objects"][image] for image in here}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy a file into the studies.
+        """Copy a file into the studies, as an image of its own.
+
+        Returns
+        -------
+        str
+            The id that the image is listed under.
 
         Raises
         ------
+        ConflictError
+            If the id is that of another image or file, or the file belongs to an image that is among the studies.
         InputError
-            If its format is not one that is listed, or the id is that of another file.
+            If the file would not be listed under the id.
         """
         name = os.path.basename(image_filename)
         suffix = label_suffix(name) or ".dcm"
@@ -206,16 +212,36 @@ class FolderStudies(LabelFiles):
         path = self._root / f"{image_id}{suffix}"
         if path.parent != self._root or image_id.startswith("."):
             raise InputError(f"Image {image_id!r} cannot be named so; allowed: a name without separators.")
-        listing = self._current()
-        taken = listing.shared.get(image_id) or ([listing.images[image_id].path] if image_id in listing.images else [])
-        if any(other != path for other in taken):
-            raise InputError(f"Image id {image_id!r} is that of {self._scan.names(taken)} already; give another.")
         with self._changing():
+            self.refresh()
+            listing = self._listing
+            taken = listing.shared.get(image_id) or (
+                [listing.images[image_id].path] if image_id in listing.images else [path] if path.exists() else []
+            )
+            if taken or image_id in listing.split:
+                raise ConflictError(
+                    f"Image id {image_id!r} is that of {self._scan.names(taken) or 'a series'} already; name another."
+                )
             copy_file(Path(image_filename), path, self._mode)
-            info = {**(image_info or {}), "ts": int(time.time()), "name": path.name}
-            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
             self._scan.arrived(path)
-        self.refresh()
+            self.refresh()
+            found = self._listing.images.get(image_id)
+            with_it = [
+                image for name, image in self._listing.images.items() if name != image_id and path in image.files
+            ]
+            if found is None or found.files != (path,) or with_it:
+                path.unlink(missing_ok=True)
+                self.refresh()
+                if with_it:
+                    slices = {file for image in with_it for file in image.files}
+                    others = [name for name, image in listing.images.items() if slices.intersection(image.files)]
+                    raise ConflictError(
+                        f"The file is a slice of a series of which others are among the studies ({', '.join(others)}); "
+                        "copy the whole series into the studies folder, or send it as one NIfTI file."
+                    )
+                raise InputError(f"The file cannot be listed as image {image_id!r}: its format or name is not served.")
+            info = {**(image_info or {}), "ts": int(time.time()), "name": path.name, "file": path.name}
+            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
         return image_id
 
     def remove_image(self, image_id: str) -> None:
@@ -236,9 +262,9 @@ class FolderStudies(LabelFiles):
                 Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else "")).unlink(missing_ok=True)
             for file in found.files:
                 file.unlink(missing_ok=True)
-            if found.path.is_dir() and found.path != self._root:
+            for folder in {file.parent for file in found.files} - {self._root} if found.path.is_dir() else ():
                 with suppress(OSError):  # something else is left in it
-                    found.path.rmdir()
+                    folder.rmdir()
         self.refresh()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -265,7 +291,12 @@ class FolderStudies(LabelFiles):
             self._check_label(Path(uri), Path(label_filename), info)
         suffix = label_suffix(os.path.basename(label_filename))
         with self._changing():
-            labels = self._entry(image_id, self._listing.images[image_id]).labels
+            found = self._listing.images.get(image_id)
+            if found is None:
+                raise UnknownError(f"Image {image_id!r} is not among the studies any more.")
+            entry = self._entry(image_id, found)
+            entry.image.info["file"] = found.anchor.relative_to(self._root).as_posix()
+            labels = entry.labels
             path = self._label_folder(tag) / f"{image_id}{suffix}"
             copy_file(Path(label_filename), path, self._mode)
             before = labels.get(tag)
@@ -344,17 +375,6 @@ class FolderStudies(LabelFiles):
             self._datastore.objects[image_id] = entry
         entry.image.ext = found.suffix
         return entry
-
-    def _linked(self, found: Found) -> Path:
-        """Return a folder of links to the slices of a series that shares its own folder with other images."""
-        with self._access:
-            folder = self._links.get(found.files)
-            if folder is None or not folder.is_dir():
-                folder = self._links[found.files] = Path(tempfile.mkdtemp(prefix="series-"))
-                atexit.register(shutil.rmtree, folder, ignore_errors=True)
-                for file in found.files:
-                    (folder / file.name).symlink_to(file)
-            return folder
 
     def _look_at_labels(self) -> None:
         """Take in labels that were put into their folders by hand, and let go of those that were removed."""

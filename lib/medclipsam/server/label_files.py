@@ -131,7 +131,7 @@ class LabelFiles(LocalDatastore):
         content["objects"] = {
             image_id: entry.model_dump()
             for image_id, entry in self._datastore.objects.items()
-            if entry.labels or entry.image.info.keys() - {"ts", "name"}
+            if entry.labels or entry.image.info.keys() - {"ts", "name", "file"}
         }
         handle, name = tempfile.mkstemp(dir=self._root, prefix=f".{path.name}.")
         try:

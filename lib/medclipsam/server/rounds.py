@@ -168,7 +168,7 @@ class Rounds:
             if image not in self._subjects:
                 try:
                     self._subjects[image] = patient_of(store, image)
-                except ImageError:
+                except (ImageError, UnknownError):
                     # by no means a patient of its own; it is looked at again
                     continue
         return [image for image in images if image in self._subjects], finished

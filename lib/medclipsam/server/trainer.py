@@ -16,6 +16,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from medclipsam.errors import ImageError
 from medclipsam.imaging import read_origin
 from medclipsam.server.finetuner import NAME as FINETUNE
+from medclipsam.server.http import UnknownError
 from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
 from medclipsam.targets import TargetSet
@@ -174,12 +175,23 @@ def candidates(datastore: Datastore, rejected: Collection[str] = ()) -> Iterator
 
 
 def patient_of(datastore: Datastore, image: str) -> str:
-    """Return what tells the patient of an image, without fetching a series for it."""
+    """Return what tells the patient of an image, without fetching a series for it.
+
+    Raises
+    ------
+    UnknownError
+        If there is no such image any more.
+    ImageError
+        If its header cannot be read.
+    """
     if isinstance(datastore, DICOMWebDatastore):
         info = datastore.get_image_info(image)
         patient, study = (str(info.get(key) or "").strip() or None for key in ("PatientID", "StudyInstanceUID"))
         return patient_key(image, patient=patient, study=study)
-    return patient_key(image, Path(datastore.get_image_uri(image)))
+    path = datastore.get_image_uri(image)
+    if not path:
+        raise UnknownError(f"Image {image!r} is not among the studies.")
+    return patient_key(image, Path(path))
 
 
 def adopted(store: NetworkStore, own: set[int]) -> Holder | None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging import find_images, read_origin
-from medclipsam.imaging.dicom import looks_like_dicom, read_header
+from medclipsam.imaging import read_origin
+from medclipsam.studies.find import LABELS, find_images, read_datastore, stem
 from medclipsam.training.selection import KINDS, Candidate, Label, named_values
 from medclipsam.training.split import patient_key
 
 logger = logging.getLogger(__name__)
-
-_DATASTORE, _LABELS = "datastore_v2.json", "labels"
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".jpg", ".jpeg")
 
 
 def read_label_map(entries: Sequence[str]) -> dict[int, str]:
@@ -98,30 +92,21 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
         raise InputError(f"Studies {folder} is no folder.")
     labels: dict[str, dict[str, Path]] = defaultdict(dict)
     for kind in KINDS:
-        place = folder / _LABELS / kind
+        place = folder / LABELS / kind
         for file in sorted(place.iterdir()) if place.is_dir() else ():
             if file.is_file() and not file.name.startswith("."):
-                labels[_stem(file.name)][kind] = file
+                labels[stem(file.name)][kind] = file
     if not labels:
         return []
-    infos = _infos(folder / _DATASTORE)
-    found: dict[str, Path] = {}
-    shared: set[str] = set()
-    for path in find_images(folder):
-        if path.is_relative_to(folder / _LABELS):
-            continue
-        name = _image_id(path)
-        if name in found:
-            shared.add(name)
-        found[name] = path
+    infos = _infos(folder)
+    found = {image.image_id: image for image in find_images(folder, only_whole=True)}
     candidates = []
     for name, kinds in labels.items():
-        if name in shared:
-            raise InputError(f"Several images of {folder} have the id {name!r}; rename all but one.")
-        if name not in found:
+        image = found.get(name)
+        if image is None:
             continue  # the image is away at the moment; its label is kept
         try:
-            patient, study, modality = read_origin(found[name])
+            patient, study, modality = read_origin(image.path)
         except ImageError as error:
             logger.warning("%s It is left out of the training.", error)
             continue
@@ -129,7 +114,7 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
         candidates.append(
             Candidate(
                 image_id=name,
-                image=found[name],
+                image=image.path,
                 patient=patient_key(name, patient=patient, study=study),
                 labels={kind: Label(file, _named(known.get(kind, {}), label_map)) for kind, file in kinds.items()},
                 modality=modality,
@@ -148,7 +133,7 @@ def read_label_names(folder: Path) -> dict[str, dict[int, str]]:
     """
     return {
         image: {value: name for name, value in named_values(tags["final"])}
-        for image, tags in _infos(folder / _DATASTORE).items()
+        for image, tags in _infos(folder).items()
         if "final" in tags
     }
 
@@ -159,32 +144,9 @@ def _named(info: dict[str, Any], label_map: Mapping[int, str] | None) -> dict[st
     return {**info, "label_names": {name: value for value, name in label_map.items()}}
 
 
-def _image_id(path: Path) -> str:
-    """Return an image's id: its file's name without the extension, that of a series its SeriesInstanceUID."""
-    if not path.is_dir():
-        return _stem(path.name)
-    first = next((file for file in sorted(path.iterdir()) if file.is_file() and looks_like_dicom(file)), None)
-    header = read_header(first) if first is not None else None
-    uid = str(header.get("SeriesInstanceUID") or "") if header is not None else ""
-    return re.sub(r"[^\w.-]", "_", uid or path.name)
-
-
-def _stem(name: str) -> str:
-    suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), "")
-    return unicodedata.normalize("NFC", name[: len(name) - len(suffix)])
-
-
-def _infos(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def _infos(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what was saved with the labels: image id -> tag -> information."""
-    try:
-        objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
-        return {
-            unicodedata.normalize("NFC", name): {
-                tag: dict(label.get("info") or {}) for tag, label in (entry.get("labels") or {}).items()
-            }
-            for name, entry in objects.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no datastore file of MONAI Label: {error!r}.") from error
+    return {
+        name: {tag: dict(label.get("info") or {}) for tag, label in (entry.get("labels") or {}).items()}
+        for name, entry in read_datastore(folder).items()
+    }

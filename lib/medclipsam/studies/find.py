@@ -1,0 +1,131 @@
+"""The images of a studies folder, found by one look."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medclipsam.errors import ImageError, InputError
+from medclipsam.studies.links import LinkedFolders
+from medclipsam.studies.scan import SUFFIXES, FolderScan, Pin
+
+LABELS, DATASTORE = "labels", "datastore_v2.json"
+
+_links = LinkedFolders()
+
+
+@dataclass(frozen=True)
+class StudyImage:
+    """One image of a folder.
+
+    Attributes
+    ----------
+    image_id : str
+        Its id, the same that a server gives it.
+    path : Path
+        What `read_image` reads it from: a file, or a folder that holds its files and nothing else.
+    location : Path
+        Where it is in the folder: its file, or the folder of its slices.
+    name : str
+        Its path from the folder on, without what other images have too: the file, the folder of the only series in it,
+        or that folder and the id; empty where the folder itself is the series.
+    """
+
+    image_id: str
+    path: Path
+    location: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """The name without a file's extension (".nii.gz" counts as one); that of a series is not shortened."""
+        if self.location.is_dir():
+            return self.name
+        if self.name.lower().endswith(".nii.gz"):
+            return self.name[: -len(".nii.gz")]
+        return str(Path(self.name).with_suffix(""))
+
+
+def find_images(folder: str | os.PathLike[str], *, only_whole: bool = False) -> list[StudyImage]:
+    """Return the images of a folder and its sub-folders, sorted by where they are.
+
+    A series of DICOM slices is one image, whatever folders its slices are in and whatever else these hold; volumes of
+    one series (phases, echoes, b-values) are images of their own. Every other DICOM image (radiographs, multi-frame
+    files, single slices), NIfTI, NRRD or picture file is one. DICOM is recognised by content. Hidden files and folders,
+    and the labels of a studies folder, are left out.
+
+    Parameters
+    ----------
+    folder : str or path-like
+    only_whole : bool
+        Whether files that are damaged or incomplete are left out, as a server does; else who reads them gets the error.
+
+    Raises
+    ------
+    ImageError
+        If it is not a folder.
+    InputError
+        If the datastore file of the folder cannot be read.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(f"{root} is not a folder.")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise ImageError(f"{root} cannot be read: {error.strerror or error}.") from error
+    scan = FolderScan(root, skip={root / LABELS, root / DATASTORE}, settle=0, only_whole=only_whole)
+    scan.pins = read_pins(root)
+    images = []
+    for found in scan.look().images.values():
+        name = found.path.relative_to(root)
+        if found.path.is_dir() and not found.alone:
+            name = name / found.image_id
+        told = "" if name == Path() else str(name)
+        images.append(StudyImage(found.image_id, _links.path_of(found), found.path, told))
+    return sorted(images, key=lambda image: (image.location, image.image_id))
+
+
+def read_pins(folder: Path) -> dict[str, Pin]:
+    """Return the ids that have a label in a studies folder, with what is known of the images they were saved for."""
+    ids = set()
+    for place in (folder / LABELS).glob("*"):
+        if place.is_dir() and not place.name.startswith("."):
+            ids |= {stem(file.name) for file in place.iterdir() if not file.name.startswith(".")}
+    if not ids:
+        return {}
+    objects = read_datastore(folder)
+    return {image_id: pin_of((objects.get(image_id, {}).get("image") or {}).get("info") or {}) for image_id in ids}
+
+
+def pin_of(info: dict[str, Any]) -> Pin:
+    """Return the pin of what is kept with an image that has a label."""
+    return Pin(str(info.get("file") or ""), str(info.get("name") or ""))
+
+
+def read_datastore(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of a folder's `datastore_v2.json` by image id; empty where there is none.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    file = folder / DATASTORE
+    try:
+        objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
+        return {unicodedata.normalize("NFC", name): dict(entry) for name, entry in objects.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a datastore file of MONAI Label: {error!r}.") from error
+
+
+def stem(name: str) -> str:
+    """Return a file's name without the extension of an image format, as an image id (in NFC)."""
+    suffix = next((end for end in SUFFIXES if name.lower().endswith(end)), "")
+    return unicodedata.normalize("NFC", name[: len(name) - len(suffix)])

@@ -1,0 +1,49 @@
+"""Folders that hold the files of one image and nothing else, for images whose files are among others."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from medclipsam.studies.scan import Found
+
+
+class LinkedFolders:
+    """Makes such folders of links, and removes them when the process ends; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folders: dict[tuple[str, tuple[Path, ...]], Path] = {}
+
+    def known_path_of(self, found: Found) -> Path | None:
+        """Return what `path_of` returns; None where it has to make a folder first."""
+        if found.alone:
+            return found.path
+        with self._lock:
+            return self._folders.get((found.image_id, found.files))
+
+    def path_of(self, found: Found) -> Path:
+        """Return what `read_image` reads an image from: its file, its folder, or a folder of links to its files."""
+        if found.alone:
+            return found.path
+        with self._lock:
+            key = (found.image_id, found.files)
+            folder = self._folders.get(key)
+            if folder is None or not folder.is_dir():
+                place = Path(tempfile.mkdtemp(prefix="series-"))
+                atexit.register(shutil.rmtree, place, ignore_errors=True)
+                folder = self._folders[key] = place / found.image_id
+                folder.mkdir()
+                for number, file in enumerate(found.files):
+                    _link(file, folder / f"{number:05d}_{file.name}")
+            return folder
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file)
+    except (OSError, NotImplementedError):  # Windows allows links to some users only
+        shutil.copyfile(file, link)
