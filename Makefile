@@ -1,10 +1,11 @@
 # make demo   the server with the embedded demo at http://127.0.0.1:8000
 # make demo-pacs   the same on a PACS: Orthanc on this machine, with phantoms in it
 # make test   the whole test suite
+# make drill  damaged files and made-up requests by the thousand, and a table of what came of them
 # make lint   style, types, order of the rooms
 # make bench  ratios, measured side by side
 # make lock   the lock files anew from pyproject.toml: what runs, and what tests need beside it
-.PHONY: demo demo-pacs test lint bench lock clean
+.PHONY: demo demo-pacs test drill lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -35,6 +36,12 @@ demo-pacs: .venv/.ready
 test: .venv/.ready-test
 	@echo "== Running the tests"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+FILES ?= 2000
+REQUESTS ?= 10000
+drill: .venv/.ready-test
+	@echo "== Sending $(FILES) damaged files and $(REQUESTS) made-up requests"
+	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check

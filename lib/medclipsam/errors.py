@@ -17,6 +17,10 @@ class ImageError(InputError):
     """An image file cannot be read, or holds something that is not an image this package handles."""
 
 
+class TooLargeError(InputError):
+    """A request or an archive holds more bytes than is allowed."""
+
+
 class TargetError(InputError):
     """A target or targets file is unknown or malformed."""
 

@@ -3,88 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import random
-import resource
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-import SimpleITK as sitk
 from PIL import Image
 
 from medclipsam.errors import ImageError
 from medclipsam.imaging import dicom, read_image
-from medclipsam.imaging.volumes import MAX_PLANE, MAX_VOXELS
+from medclipsam.imaging.limits import MAX_EXTENSIONS, MAX_EXTRA, MAX_PLANE, MAX_VOXELS
+from medclipsam.imaging.whole import is_whole
 
 # pydicom has something to say about many a damaged value
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-CASES = 200
-SLOW_SECONDS = 20.0
-MUCH_MEMORY = 2**30
-
-
-def _pictures(folder: Path) -> None:
-    random_values = np.random.default_rng(0)
-    grey = random_values.integers(0, 255, (12, 16), dtype=np.uint8)
-    colour = random_values.integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    Image.fromarray(grey).save(folder / "grey.png")
-    Image.fromarray(colour).convert("P").save(folder / "palette.png")
-    Image.fromarray(colour).save(folder / "colour.jpg")
-    Image.fromarray(colour).save(folder / "plain.tif")
-    Image.fromarray(colour).save(folder / "packed.tif", compression="tiff_lzw")
-    Image.fromarray(grey).save(folder / "grey.bmp")
-
-
-def _volumes(folder: Path) -> None:
-    volume = sitk.GetImageFromArray(np.random.default_rng(1).integers(-99, 99, (4, 6, 5), dtype=np.int16))
-    volume.SetSpacing((0.7, 0.8, 2.5))
-    for name in ("plain.nii", "packed.nii.gz", "plain.nrrd"):
-        sitk.WriteImage(volume, str(folder / name))
-    sitk.WriteImage(volume, str(folder / "packed.nrrd"), True)
-    sitk.WriteImage(volume, str(folder / "detached.nhdr"))
-
-
-def _dicom_files(folder: Path, write_radiograph: Callable[[np.ndarray, Path], None]) -> None:
-    import shutil
-
-    from pydicom.data import get_testdata_file
-
-    write_radiograph(np.random.default_rng(2).integers(0, 255, (12, 16), dtype=np.uint8), folder / "plain.dcm")
-    for name in ("MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm", "JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm"):
-        found = get_testdata_file(name, download=False)
-        assert isinstance(found, str)
-        shutil.copy(found, folder / name)
-
-
-@pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, write_radiograph: Callable[[np.ndarray, Path], None]
-) -> dict[str, bytes]:
-    """One small file of every format, by name."""
-    folder = tmp_path_factory.mktemp("whole")
-    _pictures(folder)
-    _volumes(folder)
-    _dicom_files(folder, write_radiograph)
-    for file in folder.iterdir():
-        if file.suffix != ".raw" and not file.name.endswith(".raw.gz"):
-            assert read_image(file).n_planes >= 1
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def resealed(content: bytes) -> bytes:
-    """Return a PNG file with the checksums of its chunks put right."""
-    data = bytearray(content)
-    start = 8
-    while start + 12 <= len(data):
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        data[end : end + 4] = struct.pack(">I", zlib.crc32(data[start + 4 : end]))
-        start = end + 4
-    return bytes(data)
 
 
 def look(path: Path) -> str | None:
@@ -98,42 +33,6 @@ def look(path: Path) -> str | None:
     except ImageError as error:
         return str(error)
     return None
-
-
-FORMATS = ["grey.png", "palette.png", "colour.jpg", "plain.tif", "packed.tif", "grey.bmp", "plain.nii", "packed.nii.gz"]
-FORMATS += ["plain.nrrd", "packed.nrrd", "detached.nhdr", "plain.dcm", "MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
-FORMATS += ["JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm"]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_file_is_an_image_or_a_sentence(
-    whole: dict[str, bytes], damaged: Callable[[bytes, random.Random], bytes], tmp_path: Path, name: str
-) -> None:
-    for other, content in whole.items():
-        if ".raw" in other:
-            (tmp_path / other).write_bytes(content)
-    chance = random.Random(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    refused = 0
-    for _ in range(CASES):
-        content = damaged(whole[name], chance)
-        # checksums find most damage: it is done below them as well
-        if name.endswith(".gz") and chance.random() < 0.7:
-            content = gzip.compress(damaged(gzip.decompress(whole[name]), chance), 1)
-        if name.endswith(".png") and chance.random() < 0.7:
-            content = resealed(content)
-        path = tmp_path / name
-        path.write_bytes(content)
-        start = time.monotonic()
-        sentence = look(path)
-        assert time.monotonic() - start < SLOW_SECONDS
-        if sentence is not None:
-            refused += 1
-            assert "\n" not in sentence
-            assert sentence.endswith(".")
-            assert name in sentence
-    assert 0 < refused < CASES
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MUCH_MEMORY
 
 
 # Small files that state or unpack to sizes that no machine holds
@@ -190,8 +89,6 @@ def test_an_nrrd_file_that_states_too_many_voxels_is_refused_unread(tmp_path: Pa
 def test_a_dicom_file_that_states_too_many_pixels_is_refused_undecoded(
     tmp_path: Path, write_radiograph: Callable[[np.ndarray, Path], None]
 ) -> None:
-    import pydicom
-
     write_radiograph(np.zeros((8, 8), np.uint8), tmp_path / "small.dcm")
     data = pydicom.dcmread(tmp_path / "small.dcm")
     data.NumberOfFrames = 100_000_000
@@ -200,20 +97,73 @@ def test_a_dicom_file_that_states_too_many_pixels_is_refused_undecoded(
         read_image(tmp_path / "bomb.dcm")
 
 
-def test_a_deflated_dicom_file_that_unpacks_to_too_much_is_refused(
-    tmp_path: Path, write_radiograph: Callable[[np.ndarray, Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pydicom
+@pytest.fixture
+def deflate(
+    tmp_path: Path, write_radiograph: Callable[[np.ndarray, Path], None]
+) -> Callable[[Callable[[pydicom.Dataset], None]], Path]:
+    """Write a deflated file that `change` has been applied to, of 512 x 512 pixels."""
 
-    write_radiograph(np.zeros((512, 512), np.uint8), tmp_path / "plain.dcm")
-    data = pydicom.dcmread(tmp_path / "plain.dcm")
-    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    data.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
-    assert (tmp_path / "deflated.dcm").stat().st_size < 4000
-    assert read_image(tmp_path / "deflated.dcm").plane_shape == (512, 512)
-    monkeypatch.setattr(dicom, "MAX_DEFLATED", 200_000)
-    with pytest.raises(ImageError, match="unpacks to more than 200000 bytes"):
-        read_image(tmp_path / "deflated.dcm")
+    def write(change: Callable[[pydicom.Dataset], None]) -> Path:
+        write_radiograph(np.full((512, 512), 7, np.uint8), tmp_path / "plain.dcm")
+        data = pydicom.dcmread(tmp_path / "plain.dcm")
+        data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        change(data)
+        data.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
+        return tmp_path / "deflated.dcm"
+
+    return write
+
+
+Deflate = Callable[[Callable[[pydicom.Dataset], None]], Path]
+
+
+def long_group_2(data: pydicom.Dataset) -> None:
+    data.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    data.file_meta.PrivateInformation = bytes(5000)
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\0\0\0"])
+@pytest.mark.parametrize("change", [lambda data: None, long_group_2])
+def test_a_deflated_dicom_file_is_read_with_and_without_a_byte_of_padding(
+    deflate: Deflate, change: Callable[[pydicom.Dataset], None], padding: bytes
+) -> None:
+    path = deflate(change)
+    path.write_bytes(path.read_bytes() + padding)
+    image = read_image(path)
+    assert (image.voxels() == 7).all()
+    assert image.plane_shape == (512, 512)
+    header = dicom.read_header(path)
+    assert header is not None
+    assert header.Rows == 512
+    assert is_whole(path)
+
+
+def test_a_truncated_deflated_dicom_file_is_refused(deflate: Deflate) -> None:
+    path = deflate(lambda data: None)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError):
+        read_image(path)
+    assert not is_whole(path)
+
+
+@pytest.mark.parametrize("group_length", [None, 0, 0x7FFFFFFF])
+def test_a_deflated_dicom_file_that_unpacks_to_more_than_it_states_is_refused(
+    deflate: Deflate, group_length: int | None
+) -> None:
+    def grow(data: pydicom.Dataset) -> None:
+        long_group_2(data)
+        # behind the pixels
+        data.add_new(0x7FE10010, "LO", "much")
+        data.add_new(0x7FE11010, "OB", bytes(MAX_EXTRA + 2))
+
+    path = deflate(grow)
+    assert path.stat().st_size < 200_000
+    if group_length is not None:
+        content = bytearray(path.read_bytes())
+        content[140:144] = struct.pack("<I", group_length)
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match="unpacks to more than"):
+        read_image(path)
 
 
 # Headers that name other files
@@ -227,9 +177,14 @@ def test_a_deflated_dicom_file_that_unpacks_to_too_much_is_refused(
         "datafile:{}",
         "data file: ../beside/voxels.raw",
         "data file: LIST\n{}",
+        "data file: LIST\nvoxels.raw",
+        "data file: %d%s%s%s%s%s 1 9 1",
+        "data file: %03d.raw 1 4 1 2",
+        "data file:",
+        "content: x\rdata file: {}",
     ],
 )
-def test_an_nrrd_header_opens_no_file_of_another_folder(tmp_path: Path, field: str) -> None:
+def test_an_nrrd_header_opens_no_file_but_one_beside_it(tmp_path: Path, field: str) -> None:
     beside, own = tmp_path / "beside", tmp_path / "own"
     beside.mkdir()
     own.mkdir()
@@ -241,8 +196,57 @@ def test_an_nrrd_header_opens_no_file_of_another_folder(tmp_path: Path, field: s
     )
     for name in ("image.nhdr", "image.nrrd"):
         (own / name).write_text(text)
-        with pytest.raises(ImageError, match="another folder"):
+        with pytest.raises(ImageError, match="keeps its voxels in"):
             read_image(own / name)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "dimension: 16\nsizes: " + "1 " * 16,
+        "dimension: 3\nsizes: " + "2 " * 16,
+        "dimension: 3\nsizes: 4 4 4\nspace: left-posterior-superior\nspace origin: (" + "1" * 9000 + ",0,0)",
+        "dimension: 3\nsizes: 4 4 4\nspace dimension: 16\nspace origin: (" + "0," * 15 + "0)",
+        "dimension: 3\nsizes: 400 400 400",
+    ],
+)
+def test_an_nrrd_header_with_too_much_is_refused(tmp_path: Path, fields: str) -> None:
+    header = f"NRRD0004\ntype: uchar\n{fields}\nencoding: raw\n\n"
+    (tmp_path / "image.nrrd").write_bytes(header.encode() + bytes(64))
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "image.nrrd")
+
+
+def test_a_nifti_file_with_long_extensions_is_refused(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((2, 2, 2))
+    length = MAX_EXTENSIONS + 16
+    header["vox_offset"] = 352 + length
+    content = header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", length, 6) + bytes(length)
+    (tmp_path / "long.nii.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "long.nii").write_bytes(content)
+    for name in ("long.nii.gz", "long.nii"):
+        with pytest.raises(ImageError, match="extensions"):
+            read_image(tmp_path / name)
+        assert not is_whole(tmp_path / name)
+
+
+def test_a_tiff_file_of_many_pages_is_refused_without_counting_them(tmp_path: Path) -> None:
+    page = Image.fromarray(np.zeros((2, 2), np.uint8))
+    page.save(tmp_path / "one.tif")
+    content = bytearray((tmp_path / "one.tif").read_bytes())
+    first = struct.unpack_from("<I", content, 4)[0]
+    (entries,) = struct.unpack_from("<H", content, first)
+    # the page behind the first is the first
+    struct.pack_into("<I", content, first + 2 + 12 * entries, first)
+    (tmp_path / "loop.tif").write_bytes(content)
+    page.save(tmp_path / "many.tif", save_all=True, append_images=[page] * 2000)
+    with pytest.raises(ImageError, match="more than one page"):
+        read_image(tmp_path / "many.tif")
+    assert look(tmp_path / "loop.tif") is None or "loop.tif" in str(look(tmp_path / "loop.tif"))
 
 
 def test_an_nrrd_header_may_name_a_file_beside_it(tmp_path: Path) -> None:

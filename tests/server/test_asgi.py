@@ -117,6 +117,23 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
     return Access(load_tokens(file))
 
 
+def test_no_body_is_parsed_of_callers_who_are_not_known(make_client: MakeClient, tokens: Access) -> None:
+    client = make_client(tokens)
+    for where in ("/activelearning/random", "/train/network", "/nowhere"):
+        answer = client.post(where, content=b"[" * 1000, headers={"Content-Type": "application/json"})
+        sentence(answer, 401)
+        assert "WWW-Authenticate" in answer.headers
+
+
+def test_a_password_that_no_text_can_hold_is_a_wrong_one(make_client: MakeClient, tokens: Access) -> None:
+    # a lone surrogate, as UTF-7 writes it
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    body = part % (b"username", b"x") + part % (b"password", b"+2AA-") + b"--b--\r\n"
+    kind = "multipart/form-data; boundary=b; charset=utf-7"
+    answer = make_client(tokens).post("/auth/token", content=body, headers={"Content-Type": kind})
+    sentence(answer, 401)
+
+
 def as_role(role: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {role}-0123456789abcdef"}
 
@@ -622,6 +639,18 @@ def test_a_session_of_an_archive_that_leads_outside_is_refused(client: TestClien
     sentence(client.put("/session/", files={"files": ("meta.info", b"x")}), 400)
 
 
+@pytest.mark.parametrize("name", ["series", "sent", "a.zip"])
+def test_files_of_a_session_may_have_any_name(client: TestClient, studies: Path, name: str) -> None:
+    film = (studies / "film.dcm").read_bytes()
+    made = client.put("/session/", files={"files": (name, film)})
+    assert made.status_code == 200, made.text
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(name, film)
+    answer = client.put("/session/", params={"uncompress": True}, files={"files": (name, packed.getvalue())})
+    assert answer.status_code == 200, answer.text
+
+
 def test_a_session_lives_and_ends(client: TestClient, studies: Path) -> None:
     made = client.put("/session/", files={"files": ("/a/film.dcm", (studies / "film.dcm").read_bytes())}).json()
     session = made["session_id"]
@@ -647,7 +676,9 @@ def test_paths_of_the_server_are_told_to_its_own_machine_alone(make_client: Make
     assert make_client().post("/activelearning/random", json={}).json()["path"] == ""
 
 
-@pytest.mark.parametrize("path", ["", "viewer", "../../app.py", "%2e%2e/%2e%2e/app.py", "/etc/passwd", "a%00b"])
+@pytest.mark.parametrize(
+    "path", ["", "x" * 300, "viewer", "../../app.py", "%2e%2e/%2e%2e/app.py", "/etc/passwd", "a%00b"]
+)
 def test_the_viewer_is_all_that_its_route_serves(client: TestClient, path: str) -> None:
     answer = client.get(f"/ohif/{path}")
     if answer.status_code == 200:

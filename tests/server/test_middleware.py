@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI, File, Request, UploadFile
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from medclipsam.server.http import status_of, storage_error
-from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
+from medclipsam.server.http import UnauthenticatedError, status_of, storage_error
+from medclipsam.server.middleware import AccessFirst, BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
 
 
 @pytest.fixture
@@ -147,6 +148,52 @@ def test_reading_ends_where_the_limit_is_passed(app: FastAPI) -> None:
     assert given < 15
     assert sent[0]["status"] == 413
     assert b"max_upload_mb" in sent[1]["body"]
+
+
+def test_a_body_that_is_parsed_in_memory_has_a_limit_of_its_own(app: FastAPI) -> None:
+    client = TestClient(BodyLimit(app, max_bytes=10_000, max_text_bytes=1000, login="/raw"))
+    small, large = b"x" * 900, b"x" * 2000
+    assert client.post("/raw", content=small, headers={"Content-Type": "application/json"}).status_code == 200
+    for kind in ("application/json", "application/x-www-form-urlencoded", "text/plain", "multi", ""):
+        assert client.post("/raw", content=large, headers={"Content-Type": kind}).status_code == 413
+    assert client.post("/upload", files={"file": large}).json() == {"bytes": 2000}
+    assert client.post("/upload", files={"file": b"x" * 10_000}).status_code == 413
+    # no length that is stated is too long to be read
+    assert client.post("/raw", content=b"", headers={"Content-Length": "9" * 5000}).status_code == 413
+
+
+def test_the_body_that_anyone_may_send_is_small_whatever_its_type(app: FastAPI) -> None:
+    client = TestClient(BodyLimit(app, max_bytes=2**30, login="/upload"))
+    assert client.post("/upload", files={"file": b"x" * 60_000}).status_code == 200
+    assert client.post("/upload", files={"file": b"x" * 70_000}).status_code == 413
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "QUERY"])
+def test_nothing_is_read_of_callers_who_are_not_known(app: FastAPI, method: str) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def known(request: Request) -> None:
+        if request.headers.get("authorization") != "Bearer right":
+            raise UnauthenticatedError("Unknown.")
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was read")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    def refuse(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=401)
+
+    guarded = AccessFirst(app, known, refuse, open_paths={"/login"})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"900000000")]
+    scope = {"type": "http", "method": method, "path": "/raw", "query_string": b"", "headers": headers}
+    asyncio.run(guarded(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 401
+    client = TestClient(guarded)
+    assert client.post("/raw", content=b"x", headers={"Authorization": "Bearer right"}).json() == {"bytes": 1}
+    assert client.post("/login", content=b"x").status_code == 404
+    assert client.get("/docs").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSam
 from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import read_image, read_origin
-from medclipsam.imaging.dicom import looks_like_dicom
+from medclipsam.imaging.dicom import looks_like_dicom, read_tags
 from medclipsam.progress import ProgressBar
 from medclipsam.studies.find import find_images
 from medclipsam.training.split import is_validation, patient_key
@@ -654,7 +654,7 @@ def _header(image: Path) -> Any:
     """Return what a DICOM image, or a series' first slice, says of its study; None for other files."""
     files = sorted(file for file in image.iterdir() if file.is_file()) if image.is_dir() else [image]
     first = next((file for file in files if looks_like_dicom(file)), None)
-    return None if first is None else _dataset(first, specific_tags=list(_STUDY_TAGS))
+    return None if first is None else _dataset(first, _STUDY_TAGS)
 
 
 def _structured_reports(folder: Path) -> dict[str, str]:
@@ -667,14 +667,12 @@ def _structured_reports(folder: Path) -> dict[str, str]:
     return {study: text for study, parts in found.items() if (text := report_text(" ".join(parts)))}
 
 
-def _dataset(file: Path, **options: Any) -> Any:
+def _dataset(file: Path, tags: Sequence[str] | None = None) -> Any:
     """Return a DICOM file's elements without its pixels, None where it cannot be read."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, **options)
-    except (OSError, InvalidDicomError, EOFError, ValueError):
+        return read_tags(file, tags)
+    except Exception:
+        # files break in more ways than pydicom has errors for
         return None
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydicom import dcmread, uid
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 
 import medclipsam
 from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging.dicom import source_headers
+from medclipsam.imaging.dicom import read_data, source_headers
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.overlay import COLOURS
 from medclipsam.imaging.write import replace_file
@@ -280,7 +280,7 @@ def superseded_instances(data: Dataset) -> set[str]:
 def _segmentation(path: Path) -> Segmentation:
     from highdicom.seg import Segmentation
 
-    data = dcmread(path)
+    data = read_data(path)
     if data.get("Modality") != "SEG":
         raise ImageError(f"{path.name} is a DICOM {data.get('Modality', 'object')}, not a segmentation.")
     return Segmentation.from_dataset(data, copy=False)

@@ -15,8 +15,9 @@ from medclipsam.errors import ImageError
 from medclipsam.imaging.colour import as_colours
 from medclipsam.imaging.geometry import plain_grid
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.limits import MAX_PLANE
 from medclipsam.imaging.orientation import Layout
-from medclipsam.imaging.volumes import MAX_PLANE, check_size, check_voxels
+from medclipsam.imaging.volumes import check_size, check_voxels
 
 _ORIENTATION = 274
 _TIFF_BITS, _TIFF_X, _TIFF_Y, _TIFF_UNIT = 258, 282, 283, 296
@@ -35,6 +36,14 @@ _LAYOUTS = {
     }.items()
 }
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+# Bytes of a pixel in memory where they are not its number of colours.
+_BYTES = {**dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2), "I": 4, "F": 4, "RGB": 4, "P": 3}
+# Of all the formats that Pillow reads, those that are images here.
+PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+# Bytes of a pixel of 16 bits and four colours.
+_DEEP_BYTES = 8
+# Pixels that are converted at a time.
+_STRIP = 2**20
 
 
 def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
@@ -70,22 +79,23 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
 
 def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, int]:
     """Return the pixels as they are stored, the spacing that ITK derives, and the orientation (1 to 8)."""
-    with Image.open(path) as picture:
-        check_size(path, picture.size)
+    with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        check_size(path, picture.size, _BYTES.get(picture.mode, len(picture.getbands())))
         is_tiff = isinstance(picture, TiffImageFile)
-        if isinstance(picture, TiffImageFile) and picture.n_frames > 1:
-            raise ImageError(f"{path} holds {picture.n_frames} pages; pictures of one page are allowed.")
+        if isinstance(picture, TiffImageFile) and _has_more_pages(picture):
+            raise ImageError(f"{path} holds more than one page; pictures of one page are allowed.")
         is_deep = _is_deep_colour(path, picture)
         orientation = picture.getexif().get(_ORIENTATION, 1)
         spacing = _itk_spacing(picture)
         if orientation not in _LAYOUTS:
             orientation = 1  # as viewers take it
         if is_deep:
+            check_size(path, picture.size, _DEEP_BYTES)
             return _deep_colours(path), spacing, orientation
         if not is_tiff or orientation == 1:
             return _pixels(picture), spacing, orientation
     # Pillow turns TIFF itself, and not all kinds of it rightly
-    with Image.open(BytesIO(_as_stored(path.read_bytes()))) as picture:
+    with Image.open(BytesIO(_as_stored(path.read_bytes())), formats=PICTURE_FORMATS) as picture:
         return _pixels(picture), spacing, orientation
 
 
@@ -137,15 +147,35 @@ def _deep_colours(path: Path) -> np.ndarray:
     return np.rint(colours * np.clip(opaque, 0, 1)).astype(np.uint8)
 
 
+def _has_more_pages(picture: TiffImageFile) -> bool:
+    """Return whether there is a second page, without a look at those after it, which may be many."""
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    return True
+
+
 def _pixels(picture: Image.Image) -> np.ndarray:
     if picture.mode in _DEEP_MODES:
         return np.asarray(picture)
-    if picture.mode in ("1", "L"):
-        return np.asarray(picture.convert("L"))
+    width, height = picture.size
+    grey = picture.mode in ("1", "L") and "transparency" not in picture.info
+    pixels = np.empty((height, width) if grey else (height, width, 3), np.uint8)
+    picture.load()
+    # strip by strip: conversions of the whole would take the memory of several pictures
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        strip = picture.crop((0, top, width, min(top + step, height)))
+        pixels[top : top + step] = np.asarray(strip.convert("L") if grey else _rgb(strip))
+    return pixels
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "La" or "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA", "RGBa"):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return np.asarray(picture.convert("RGB"))
+    return picture.convert("RGB")
 
 
 def _itk_spacing(picture: Image.Image) -> tuple[float, float] | None:

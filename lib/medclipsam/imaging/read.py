@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.errors import ImageError, MedClipSamError
+from medclipsam.imaging import isolation
 from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_series
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_picture
+from medclipsam.imaging.plain import are_plain
 from medclipsam.imaging.volumes import read_nifti, read_nrrd
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -48,7 +50,16 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
     """
     path = Path(path)
     try:
+        if path.is_dir() or path.is_file():
+            files = _files(path) if path.is_dir() else [path]
+            if not are_plain(files):
+                image: MedicalImage = isolation.call(
+                    _read, path, modality, preload=("SimpleITK",) if path.name.lower().endswith(NRRD_SUFFIXES) else ()
+                )
+                return image
         return _read(path, modality)
+    except isolation.IsolationError as error:
+        raise ImageError(f"{path} cannot be read: {error}") from error
     except MedClipSamError:
         raise
     except Exception as error:

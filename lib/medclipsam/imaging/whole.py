@@ -13,13 +13,23 @@ from typing import BinaryIO
 import nibabel as nib
 import pydicom
 from PIL import Image, UnidentifiedImageError
-from pydicom import uid
 from pydicom.errors import InvalidDicomError
 
-from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_header, repaired_file, should_hold_image
+from medclipsam.imaging import isolation
+from medclipsam.imaging.dicom import (
+    DICOM_SUFFIXES,
+    is_deflated,
+    looks_like_dicom,
+    read_data,
+    repaired_file,
+    should_hold_image,
+)
+from medclipsam.imaging.limits import HEADER_SECONDS, MAX_EXTRA
+from medclipsam.imaging.pictures import PICTURE_FORMATS
+from medclipsam.imaging.plain import is_plain
+from medclipsam.imaging.volumes import check_nifti, check_size
 
-# A DICOM file's meta information is within these first bytes.
-_HEAD = 4096
+_BLOCK = 2**20
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 # The next marker of JPEG: no stuffed zero, restart or fill byte, as they are in entropy-coded data.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -50,6 +60,16 @@ def fault_of(path: Path) -> str | None:
     str or None
         The end of a sentence about the file, such as "it is empty"; None for a complete file.
     """
+    if is_plain(path):
+        return _fault_of(path)
+    try:
+        fault: str | None = isolation.call(_fault_of, path, seconds=HEADER_SECONDS)
+    except Exception as error:
+        return f"it cannot be read ({first_line(error)})"
+    return fault
+
+
+def _fault_of(path: Path) -> str | None:
     name = path.name.lower()
     try:
         if path.stat().st_size == 0:
@@ -80,6 +100,7 @@ def first_line(error: Exception) -> str:
 
 
 def _nifti(path: Path) -> str | None:
+    check_nifti(path)
     header = nib.load(path).header
     if not isinstance(header, nib.Nifti1Header):
         return "its content is not NIfTI"
@@ -93,15 +114,15 @@ def _nifti(path: Path) -> str | None:
     with path.open("rb") as file:
         file.seek(-4, 2)
         (length,) = struct.unpack("<I", file.read(4))
-    return None if length == expected % 2**32 or _gzip_ends(path) else _TRUNCATED
+    return None if length == expected % 2**32 or _gzip_ends(path, expected + MAX_EXTRA) else _TRUNCATED
 
 
-def _gzip_ends(path: Path) -> bool:
-    """Return whether a gzip stream ends, by unpacking it: more than the voxels may be packed in it."""
-    unpack = zlib.decompressobj(31)
+def _gzip_ends(path: Path, limit: int) -> bool:
+    """Return whether a gzip stream ends within `limit` bytes, by unpacking it: more than the voxels may be in it."""
+    unpack, unpacked = zlib.decompressobj(31), 0
     with path.open("rb") as file:
-        while not unpack.eof and (piece := file.read(1 << 20)):
-            unpack.decompress(piece)
+        while not unpack.eof and unpacked <= limit and (piece := unpack.unconsumed_tail or file.read(_BLOCK)):
+            unpacked += len(unpack.decompress(piece, _BLOCK))
     return unpack.eof
 
 
@@ -136,11 +157,10 @@ _NRRD_BYTES = {
 
 
 def _dicom(path: Path) -> str | None:
+    if is_deflated(path):
+        read_data(path)  # fails where a part is missing
+        return None
     with path.open("rb") as file:
-        if uid.DeflatedExplicitVRLittleEndian.encode() in file.read(_HEAD):
-            # unpacked as a whole, which fails where a part is missing; how large it may be is looked at there
-            return _TRUNCATED if read_header(path) is None else None
-        file.seek(0)
         try:
             fault = _dicom_stream(file, path.stat().st_size)
         except Exception as error:
@@ -198,7 +218,8 @@ def _frames_are_there(file: BinaryIO, size: int, order: str, frames: int) -> boo
 
 
 def _picture(path: Path) -> str | None:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        check_size(path, picture.size, len(picture.getbands()))
         kind = picture.format
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if kind == "BMP":
@@ -216,7 +237,7 @@ def _picture(path: Path) -> str | None:
 def _loads(path: Path) -> bool:
     """Return whether a picture that lacks its end is decoded all the same, as where only the end marker is missing."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             picture.load()
     except Exception:
         return False

@@ -72,7 +72,7 @@ class Access:
                 return logged_in
         if not token:
             raise UnauthenticatedError("This server asks for a token; send it in the header Authorization: Bearer.")
-        known = self.tokens.get(hashlib.sha256(token.encode()).digest())
+        known = self.tokens.get(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
         if known is not None:
             return known
         if self.oidc is not None:
@@ -87,16 +87,21 @@ def requires(role: Role) -> Any:
     """
 
     async def user(request: Request) -> User:
-        access: Access = request.app.state.access
-        session = request.cookies.get(session_cookie(secure=request.url.scheme == "https"))
         # the provider may be asked, and the loop must not wait for it
-        found = await anyio.to_thread.run_sync(access.user_of, request.headers.get("authorization"), session)
+        found = await anyio.to_thread.run_sync(caller_of, request)
         if not found.has(role):
             raise ForbiddenError(f"User {found.username!r} has not the role {role_name(role)}, which this asks for.")
         return found
 
     user.__name__ = f"requires_{role}"
     return Depends(user)
+
+
+def caller_of(request: Request) -> User:
+    """Return the user of a request by its Authorization header or its browser's session; see `Access.user_of`."""
+    access: Access = request.app.state.access
+    session = request.cookies.get(session_cookie(secure=request.url.scheme == "https"))
+    return access.user_of(request.headers.get("authorization"), session)
 
 
 # Who may call a route, as the type of a parameter.

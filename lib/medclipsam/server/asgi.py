@@ -23,13 +23,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from medclipsam import __version__
 from medclipsam.errors import MedClipSamError
-from medclipsam.server.access import Access
+from medclipsam.imaging import isolation
+from medclipsam.server.access import Access, caller_of
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import status_of, storage_error
 from medclipsam.server.metrics import METRICS, CountInfers
-from medclipsam.server.middleware import BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors, refused
+from medclipsam.server.middleware import AccessFirst, BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors, refused
 from medclipsam.server.rounds import RoundsKeeper
 from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
 from medclipsam.server.scoring import Scorings
@@ -104,7 +105,10 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused_by_framework)
     # the last one added is the first to see a request
-    app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20)
+    login_path = f"{settings.MONAI_LABEL_API_STR}/auth/token"
+    app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20, login=login_path)
+    open_paths = {login_path, f"{settings.MONAI_LABEL_API_STR}/auth/logout"}
+    app.add_middleware(AccessFirst, known=caller_of, refuse=refused, open_paths=open_paths)
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
@@ -132,8 +136,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     METRICS.state = lambda: dataclasses.replace(label_app.pipeline.state(), queue_length=queue.waiting)
     label_app.evidence.open(settings.MONAI_LABEL_API_STR)
     app.state.keeper.start()
+    # the first image that is read there need not wait for it
+    isolation.start()
     yield
     queue.close()
+    # threads that wait for a reader end with it
+    isolation.close()
     app.state.keeper.stop()
     app.state.scorings.close()
 

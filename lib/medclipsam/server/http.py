@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from fastapi import HTTPException
 
-from medclipsam.errors import CancelledError, InputError, MedClipSamError, StorageError
+from medclipsam.errors import CancelledError, InputError, MedClipSamError, StorageError, TooLargeError
 from medclipsam.imaging.write import DISK_FULL, NOT_WRITABLE
 from medclipsam.training.lock import TrainingRunsError
 from medclipsam.training.store import UnknownNetworkError
@@ -28,10 +28,6 @@ class UnauthenticatedError(InputError):
 
 class ForbiddenError(InputError):
     """Who asks may not do this, or nobody may."""
-
-
-class TooLargeError(InputError):
-    """A request holds more bytes than the server takes."""
 
 
 class ConflictError(InputError):

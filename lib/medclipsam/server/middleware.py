@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -19,6 +20,12 @@ from medclipsam.server.http import UnauthenticatedError, headers_of, status_of, 
 
 logger = logging.getLogger(__name__)
 
+# Bytes of a body that is parsed in memory.
+MAX_TEXT_BODY = 4 * 2**20
+# Bytes of a body that anyone may send.
+MAX_LOGIN_BODY = 64 * 2**10
+# Bodies of these types are written to disk while they arrive.
+_IN_FILES = ("multipart/", "application/dicom")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -145,6 +152,48 @@ class SameOrigin:
         return f"Pages of {origin!r} may not change anything here; MONAI_LABEL_CORS_ORIGINS names origins that may."
 
 
+class AccessFirst:
+    """Refuse requests with a body from callers who are not known, before a byte of the body is read.
+
+    Routes check roles; they do so after the body was parsed.
+
+    Parameters
+    ----------
+    app : ASGI application
+        What follows.
+    known : callable
+        Is called with the request, in a thread; raises an error of this package for unknown callers.
+    refuse : callable
+        Makes the answer of such an error.
+    open_paths : collection of str
+        Paths that callers use in order to become known or unknown.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        known: Callable[[Request], object],
+        refuse: Callable[[Request, Exception], Response],
+        open_paths: Collection[str],
+    ) -> None:
+        self.app = app
+        self.known = known
+        self.refuse = refuse
+        self.open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on requests of known callers."""
+        if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and scope["path"] not in self.open_paths:
+            try:
+                await anyio.to_thread.run_sync(self.known, Request(scope))
+            except MedClipSamError as error:
+                answer = self.refuse(Request(scope), error)
+                answer.headers["Connection"] = "close"
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 class BodyLimit:
     """Refuse a body of more bytes than a server takes, before or while it is read.
 
@@ -154,20 +203,33 @@ class BodyLimit:
         What follows.
     max_bytes : int
         Most bytes of a body.
+    max_text_bytes : int
+        Most bytes of a body that is neither multipart nor DICOM: such are kept and parsed in memory.
+    login : str
+        The path that anyone may send a body to; at most `MAX_LOGIN_BODY` bytes.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_text_bytes: int = MAX_TEXT_BODY, login: str | None = None
+    ) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_text_bytes = min(max_bytes, max_text_bytes)
+        self.login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, counting."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        told = Headers(scope=scope).get("content-length", "")
-        if told.isdigit() and int(told) > self.max_bytes:
-            await self._refuse(scope, receive, send)
+        headers = Headers(scope=scope)
+        in_files = headers.get("content-type", "").lower().startswith(_IN_FILES)
+        limit = self.max_bytes if in_files else self.max_text_bytes
+        if scope["path"] == self.login:
+            limit = min(limit, MAX_LOGIN_BODY)
+        told = headers.get("content-length", "")
+        if told.isdigit() and (len(told) > 18 or int(told) > limit):
+            await self._refuse(limit, scope, receive, send)
             return
         read = 0
         answered = False
@@ -176,27 +238,28 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.max_bytes:
+            if read > limit:
                 raise _TooLarge
             return message
 
         async def replacing(message: Message) -> None:
             # whoever read the body may have made another error of ours
             nonlocal answered
-            if read <= self.max_bytes:
+            if read <= limit:
                 await send(message)
             elif not answered:
                 answered = True
-                await self._refuse(scope, receive, send)
+                await self._refuse(limit, scope, receive, send)
 
         try:
             await self.app(scope, counting, replacing)
         except _TooLarge:
             if not answered:
-                await self._refuse(scope, receive, send)
+                await self._refuse(limit, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sentence = f"The request is larger than {self.max_bytes / 2**20:g} MiB, which is the server's max_upload_mb."
+    async def _refuse(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+        of = "the server's max_upload_mb" if limit == self.max_bytes else "allowed for requests of this kind"
+        sentence = f"The request is larger than {limit / 2**20:g} MiB, which is {of}."
         await JSONResponse({"detail": sentence}, status_code=413, headers={"Connection": "close"})(scope, receive, send)
 
 

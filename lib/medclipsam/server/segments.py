@@ -20,6 +20,7 @@ import numpy as np
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, has_place, read_mask, write_mask
+from medclipsam.imaging.volumes import read_layers, read_texts
 from medclipsam.server.labels import label_number
 
 BACKGROUND = "background"
@@ -94,25 +95,20 @@ def _segments(label: Path) -> tuple[list[_Segment], int]:
     """Return the segments that 3D Slicer notes in an NRRD file, and how many layers it has."""
     if label.suffix.lower() != ".nrrd":
         return [], 1
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(label))
-    reader.SetImageIO("NrrdImageIO")
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        texts, n_layers = read_texts(label)
+    except ImageError:
         raise ImageError("The label cannot be read as NRRD; it is damaged or not an NRRD file.") from None
     fields: dict[int, dict[str, str]] = {}
-    for key in reader.GetMetaDataKeys():
+    for key, text in texts.items():
         if found := _SEGMENT.fullmatch(key):
-            fields.setdefault(int(found[1]), {})[found[2]] = reader.GetMetaData(key)
+            fields.setdefault(int(found[1]), {})[found[2]] = text
     segments = [
         _Segment(each["Name"], label_number(_whole(each.get("LabelValue", "1"))), _whole(each.get("Layer", "0")))
         for _, each in sorted(fields.items())
         if each.get("Name")
     ]
-    return segments, reader.GetNumberOfComponents() if segments else 1
+    return segments, n_layers if segments else 1
 
 
 def _whole(text: str) -> int:
@@ -171,8 +167,7 @@ def _flat(label: Path, segments: list[_Segment], numbers: Mapping[str, int], ima
     """Return the layers of a file as one label map."""
     import SimpleITK
 
-    layers = SimpleITK.ReadImage(str(label))
-    values = SimpleITK.GetArrayFromImage(layers)
+    values, grid = read_layers(label)
     flat = np.zeros(values.shape[:-1], np.uint8)
     owner: dict[int, str] = {}
     for segment in segments:
@@ -189,7 +184,9 @@ def _flat(label: Path, segments: list[_Segment], numbers: Mapping[str, int], ima
         flat[inside] = number
         owner[number] = segment.name
     merged = SimpleITK.GetImageFromArray(flat)
-    merged.CopyInformation(layers)
+    merged.SetSpacing(grid.spacing)
+    merged.SetOrigin(grid.origin)
+    merged.SetDirection(grid.direction.ravel().tolist())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "label.nrrd")
         SimpleITK.WriteImage(merged, str(path))

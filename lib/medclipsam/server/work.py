@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from medclipsam.errors import CancelledError, InputError
+from medclipsam.imaging.isolation import stop_asked
 from medclipsam.server.http import BusyError, ConflictError, UnknownError
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class Job:
 
     def _in_context(self) -> Any:
         current_job.set(self)
+        # files are read in another process, which ends with the job
+        stop_asked.set(self.stopped)
         if self.stopped():
             raise CancelledError("The request was cancelled.")
         return self._work()

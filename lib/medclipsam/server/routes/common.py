@@ -7,6 +7,9 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +21,7 @@ from monailabel.utils.others.generic import get_mime_type
 from medclipsam.errors import InputError
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.audit import Caller, caller
-from medclipsam.server.http import UnknownError
+from medclipsam.server.http import BusyError, UnknownError
 from medclipsam.server.work import WorkQueue
 
 
@@ -72,6 +75,54 @@ def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:
     """Raise `InputError` where the studies lie on a DICOMweb server: there `what` is that server's business."""
     if on_dicomweb(app):
         raise InputError(f"The studies lie on a DICOMweb server; {what} there.")
+
+
+class Turns:
+    """Let each user have one file read at a time outside the models' queue; the others wait, and are refused if many.
+
+    Parameters
+    ----------
+    waiting : int
+        Requests of a user that may wait.
+    seconds : float
+        Seconds that they wait at the most.
+    """
+
+    def __init__(self, waiting: int = 4, seconds: float = 60.0) -> None:
+        self._most = waiting + 1
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._users: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def of(self, user: str) -> Iterator[None]:
+        """Hold the user's turn.
+
+        Raises
+        ------
+        BusyError
+            If too many requests of the user wait, or the turn does not come in time.
+        """
+        with self._lock:
+            turn, asking = self._users.get(user, (threading.Lock(), 0))
+            if asking >= self._most:
+                raise BusyError(f"User {user!r} has {asking} files being read already; ask again later.", 5)
+            self._users[user] = turn, asking + 1
+        try:
+            if not turn.acquire(timeout=self._seconds):
+                raise BusyError(f"Another file of user {user!r} is being read; ask again later.", 5)
+            try:
+                yield
+            finally:
+                turn.release()
+        finally:
+            with self._lock:
+                turn, asking = self._users.pop(user)
+                if asking > 1:
+                    self._users[user] = turn, asking - 1
+
+
+turns = Turns()
 
 
 def receive(upload: UploadFile, suffix: str) -> Path:

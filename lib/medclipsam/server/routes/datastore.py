@@ -31,6 +31,7 @@ from medclipsam.server.routes.common import (
     note_caller,
     receive,
     refuse_on_dicomweb,
+    turns,
     with_client,
 )
 
@@ -88,7 +89,8 @@ def add_image(
     path = receive(file, file_suffix(file.filename) or ".dcm")
     try:
         try:
-            read_image(path)
+            with turns.of(user.username):
+                read_image(path)
         except ImageError as error:
             raise ImageError(str(error).replace(str(path), file.filename or "The file")) from None
         added = app.datastore().add_image(image_id, str(path), {**info, "user": user.username})
@@ -115,7 +117,8 @@ def get_image(app: App, user: AsUser, image: str) -> FileResponse:
     path = app.image_path(image)
     if not path.is_dir():
         return file_answer(str(path), f"Image {image!r}")
-    volume = series_as_volume(app.images.read(path))
+    with turns.of(user.username):
+        volume = series_as_volume(app.images.read(path))
     name = f"{image}.nii.gz"
     return FileResponse(volume, media_type="application/gzip", filename=name, background=BackgroundTask(volume.unlink))
 
@@ -178,7 +181,8 @@ def save_label(
     note_caller(request, user.username, info)
     path = receive(label, suffix)
     try:
-        label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
+        with turns.of(user.username):
+            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
         answer = app.on_save_label(image, label_id) or {}
     finally:
         path.unlink(missing_ok=True)
@@ -216,8 +220,9 @@ def get_label(
         return file_answer(kept, f"Label {label!r}")
     asked = SegmentRequest.from_answer({"result_extension": result_extension})
     source = app.image_path(label)
-    image = app.images.read(source)
-    mask = read_mask(kept, image)
+    with turns.of(user.username):
+        image = app.images.read(source)
+        mask = read_mask(kept, image)
     made = Path(write_result(mask, image, asked))
     client = client_of(with_client(request, {}))
     info = app.datastore().get_label_info(label, tag)

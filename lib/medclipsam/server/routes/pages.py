@@ -55,10 +55,14 @@ def favicon() -> FileResponse:
 @router.get("/ohif/{path:path}", include_in_schema=False)
 def ohif(request: Request, user: AsUser, path: str) -> FileResponse:
     """Answer a file of the OHIF viewer; a path of the viewer's own pages gets the viewer."""
-    file = (_OHIF / path).resolve() if "\0" not in path else _OHIF
+    try:
+        file = (_OHIF / path).resolve()
+        known = file.is_relative_to(_OHIF.resolve()) and file.is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        known = False
     if path == _OHIF_CONFIGURATION.name:
         file = _OHIF_CONFIGURATION
-    elif not file.is_relative_to(_OHIF.resolve()) or not file.is_file():
+    elif not known:
         file = _OHIF / "index.html"
     # those whose names tell their versions stay as they are
     kept = {} if ".bundle." in file.name else {"Cache-Control": "no-cache"}

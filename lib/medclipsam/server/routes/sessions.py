@@ -13,12 +13,12 @@ from fastapi import APIRouter, File, UploadFile
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from medclipsam.errors import InputError
+from medclipsam.imaging.archives import unpack
 from medclipsam.server.access import AsUser
 from medclipsam.server.app import MedClipSamApp
-from medclipsam.server.archives import unpack
 from medclipsam.server.http import UnknownError
 from medclipsam.server.names import checked_name
-from medclipsam.server.routes.common import App, file_answer
+from medclipsam.server.routes.common import App, file_answer, turns
 
 router = APIRouter(prefix="/session", tags=["Session"])
 
@@ -54,18 +54,17 @@ def create_session(
     if len(set(names)) != len(names):
         names = [f"{number:05d}-{name}" for number, name in enumerate(names)]
     with tempfile.TemporaryDirectory() as received:
+        sent = Path(received, "sent")
+        sent.mkdir()
         for name, file in zip(names, files, strict=True):
-            with open(Path(received, name), "wb") as copy:
+            with open(sent / name, "wb") as copy:
                 shutil.copyfileobj(file.file, copy, 1024 * 1024)
-        image = Path(received, names[0])
+        image = sent / names[0] if len(files) == 1 else sent
         if uncompress:
             image = Path(received, "series")
             image.mkdir()
-            unpack(Path(received, names[0]), image, max_bytes=4 * app.app_conf.limits.max_upload_mb * 2**20)
-        elif len(files) > 1:
-            image = Path(tempfile.mkdtemp(dir=received))
-            for name in names:
-                shutil.move(Path(received, name), image / name)
+            with turns.of(user.username):
+                unpack(sent / names[0], image, max_bytes=4 * app.app_conf.limits.max_upload_mb * 2**20)
         # MONAI Label's own ids hold the time and the machine, and can be guessed
         session_id, info = store.add_session(str(image), max(0, expiry), session_id=str(uuid.uuid4()))
     return {"session_id": session_id, "session_info": _shown(info)}

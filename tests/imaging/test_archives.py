@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.errors import InputError
-from medclipsam.server.archives import unpack
-from medclipsam.server.http import TooLargeError
+from medclipsam.errors import InputError, TooLargeError
+from medclipsam.imaging.archives import unpack
 
 MB = 2**20
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
-from medclipsam.errors import InputError
-from medclipsam.server.http import TooLargeError
+from medclipsam.errors import InputError, TooLargeError
+from medclipsam.imaging import isolation
 
 _CHUNK = 1024 * 1024
+# Bytes that a tar archive may give one long name or header, which tarfile reads in one piece.
+_MAX_NAME = 2 * _CHUNK
+# The first bytes of compressed tar archives.
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int = 20_000) -> int:
-    """Unpack the regular files of a zip or tar archive.
+    """Unpack the regular files of a zip or tar archive, in another process.
 
     Parameters
     ----------
@@ -42,6 +50,11 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int = 20_0
     TooLargeError
         If it holds too much.
     """
+    count: int = isolation.call(_unpack, archive, folder, max_bytes, max_files)
+    return count
+
+
+def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
     written = count = 0
     try:
         for name, source in _entries(archive):
@@ -81,9 +94,9 @@ def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     raise InputError(f"The archive's entry {entry.filename!r} is no plain file.")
                 yield entry.filename, packed.open(entry)
         return
-    if not tarfile.is_tarfile(archive):
-        raise InputError("The file is no zip or tar archive.")
-    with tarfile.open(archive) as rolled:
+    with archive.open("rb") as file:
+        opener = _OPENERS.get(file.read(2))
+    with (opener or open)(archive, "rb") as stream, _tar(stream) as rolled:
         for member in rolled:
             if member.isdir():
                 continue
@@ -91,6 +104,26 @@ def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             if source is None:
                 raise InputError(f"The archive's entry {member.name!r} is no plain file.")
             yield member.name, source
+
+
+def _tar(stream: Any) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=cast(Any, _Pieces(stream)), mode="r:")
+    except (tarfile.ReadError, EOFError, OSError, lzma.LZMAError, zlib.error):
+        raise InputError("The file is no zip or tar archive.") from None
+
+
+class _Pieces:
+    """A file of which no large piece can be read at once: long names and headers say how long they are."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_NAME:
+            raise InputError(f"The archive has a name or header of {size} bytes; at most {_MAX_NAME} are allowed.")
+        return bytes(self._file.read(size))
 
 
 def _parts(name: str) -> tuple[str, ...]:
