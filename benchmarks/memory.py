@@ -62,7 +62,7 @@ def measure(name: str, device: str) -> tuple[int, int]:
 
 
 def _encoder(name: str, device: str) -> Encoder:
-    if REGISTRY[name].arch == "demo" or not REGISTRY[name].missing():
+    if REGISTRY[name].in_package or not REGISTRY[name].missing():
         return load_encoder(resolve(name), device=device)
     # BiomedCLIP's vision tower is a ViT-B/16 at 224 pixels, and its text tower a BERT-base; only the first works here.
     return load_open_clip("ViT-B-16", device=device)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from medclipsam.encoders import Fit, fit_plane
+from medclipsam.encoders import Fit, PlaneInput, fit_plane
 from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet
 from medclipsam.zeroshot import ZeroShot
@@ -167,9 +167,9 @@ class BrightEncoder:
     def preprocess(self, plane: np.ndarray, fit: str) -> tuple[torch.Tensor, Fit]:
         return fit_plane(plane, 64, fit)
 
-    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
+    def prefix_tokens(self, planes: Sequence[PlaneInput], layer: int) -> torch.Tensor:
         self.planes_seen = max(self.planes_seen, len(planes))
-        return self.tower.prefix(torch.stack([tensor for _, tensor in planes]), layer)
+        return self.tower.prefix(torch.stack([plane.tensor for plane in planes]), layer)
 
     def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
         return self.tower.suffix(tokens, layer)

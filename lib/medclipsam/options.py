@@ -64,8 +64,8 @@ class ZeroShotOptions:
         else "published" (variance 1, as the published scripts act); "paper" takes the printed variance.
     beta, variance, layer : float, float, int or None
         M2IB's trade-off, noise variance (sigma squared) and 0-based vision block; None takes the preset's.
-    steps, samples : int
-        Adam steps and noise samples of M2IB.
+    steps, samples : int or None
+        Adam steps and noise samples of M2IB; None takes what the weights name as theirs, else the published 10 and 10.
     seed : int
         Seed of the noise and of drawn points.
     contrast : float or None
@@ -102,8 +102,8 @@ class ZeroShotOptions:
     beta: float | None = None
     variance: float | None = None
     layer: int | None = None
-    steps: int = 10
-    samples: int = 10
+    steps: int | None = None
+    samples: int | None = None
     seed: int = 0
     contrast: float | None = None
     fit: str = "letterbox"

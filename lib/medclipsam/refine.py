@@ -233,7 +233,7 @@ def _mend(
     followed: dict[str, int] = {}
     score = None
     if marks.box is not None or _disagreeing(labels == label, marks):
-        pixels = image.plane(plane, window)
+        pixels = image.model_plane(plane, window)
         start = time.perf_counter()
         embedding = sam.embed(pixels)
         embedded = time.perf_counter()

@@ -26,10 +26,12 @@ from medclipsam import __version__
 from medclipsam.errors import WeightsError
 from medclipsam.progress import ProgressBar
 
+# Pairs that have a name of their own.
+PAIRS = {"demo": ("demo_clip", "demo_sam")}
 # The SAM that a CLIP named alone is paired with: the paper's.
 DEFAULT_SAM = "sam_vit_h"
 
-_DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
+_OWN_FOLDER = Path(__file__).parent / "demo" / "weights"
 _HUB = "https://huggingface.co"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 # In the order in which open_clip itself prefers them.
@@ -42,6 +44,8 @@ _HASHES = ".sha256.json"
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 _KINDS = ("clip", "sam")
+# Architectures of CLIPs that a .json beside their .safetensors describes.
+_DESCRIBED = ("demo", "embedding")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -134,16 +138,18 @@ class PublishedWeights:
     kind : {"clip", "sam"}
         What they are.
     arch : str
-        "open_clip" (the folder's config says which), "demo", or SAM's "vit_h", "vit_l", "vit_b", "medsam" or
-        "lite_medsam".
+        "open_clip" (the folder's config says which), "embedding" (on a SAM's image embedding), "demo", or SAM's
+        "vit_h", "vit_l", "vit_b", "medsam" or "lite_medsam".
     files : tuple of WeightFile
-        All files of the folder, the weights first; empty for the demo's, which lie in the package.
+        All files of the folder, the weights first; empty for those that lie in this package.
     licence, citation : str
         Of the weights.
     memory : MemoryNeed or None
         As `benchmarks/memory.py` measures it; None where it was not measured.
     carrier : Carrier or None
         The Python package that carries the files; None where they are fetched.
+    own_file : str
+        Name of the file of weights that lie in this package; empty for others.
     """
 
     name: str
@@ -154,17 +160,23 @@ class PublishedWeights:
     citation: str
     memory: MemoryNeed | None = None
     carrier: Carrier | None = None
+    own_file: str = ""
 
     @property
     def in_package(self) -> bool:
-        """Whether the weights came with the package."""
-        return not self.files
+        """Whether the weights came with this package."""
+        return bool(self.own_file)
+
+    @property
+    def own_path(self) -> Path:
+        """The file of weights that lie in this package."""
+        return _OWN_FOLDER / self.own_file
 
     @property
     def folder(self) -> Path:
         """Folder of the files: of those that carry all of them the user's own before the package's."""
         if self.in_package:
-            return _DEMO_FOLDER
+            return _OWN_FOLDER
         own = weights_home() / self.name
         carried = None if self.carrier is None else self.carrier.folder()
         if carried is None or all((own / file.name).is_file() for file in self.files):
@@ -199,7 +211,8 @@ class ResolvedWeights:
     arch : str or mapping
         As in `PublishedWeights`; a mapping describes a SAM of no published size.
     metadata : dict
-        `licence`, `citation` and `source` where known, `provenance` of demo models.
+        `licence`, `citation` and `source` where known, `provenance` of models of ours, `embedding`: the SAM on whose
+        image embedding a CLIP works.
     """
 
     name: str
@@ -278,8 +291,8 @@ _DEMO = ("Apache-2.0", "the demo models of this package, trained on procedural p
 REGISTRY: dict[str, PublishedWeights] = {
     weights.name: weights
     for weights in (
-        PublishedWeights("demo_clip", "clip", "demo", (), *_DEMO, _memory(6, 367)),
-        PublishedWeights("demo_sam", "sam", "demo", (), *_DEMO, _memory(15, 35)),
+        PublishedWeights("demo_clip", "clip", "demo", (), *_DEMO, _memory(6, 367), own_file="clip.safetensors"),
+        PublishedWeights("demo_sam", "sam", "demo", (), *_DEMO, _memory(15, 35), own_file="sam.safetensors"),
         PublishedWeights(
             "biomedclip",
             "clip",
@@ -383,7 +396,7 @@ def resolve(name: str) -> ResolvedWeights:
     if published is None:
         return _inspect(_own_path(name))
     if published.in_package:
-        return _described(_DEMO_FOLDER / f"{published.kind}.safetensors", published.name)
+        return _described(published.own_path, published.name)
     if published.missing():
         raise WeightsError(_how_to_get([published]))
     expected = _expected_hashes(published)
@@ -407,8 +420,8 @@ def resolve_pair(name: str) -> tuple[ResolvedWeights, ResolvedWeights]:
     Parameters
     ----------
     name : str
-        "demo", a CLIP (paired with `DEFAULT_SAM`), "CLIP+SAM" such as "biomedclip+medsam", or a folder with the files
-        of a demo pair. Each half is anything that `resolve` takes, or "demo" for the demo's.
+        A name of `PAIRS`, a CLIP (paired with `DEFAULT_SAM`), "CLIP+SAM" such as "biomedclip+medsam", or a folder with
+        the files of a demo pair. Each half is anything that `resolve` takes, or a name of `PAIRS` for that pair's.
 
     Returns
     -------
@@ -466,7 +479,7 @@ def verify(name: str) -> list[CheckedFile]:
     Parameters
     ----------
     name : str
-        Anything that `resolve` takes, "demo", or two names joined by "+".
+        Anything that `resolve` takes, a name of `PAIRS`, or two names joined by "+".
 
     Returns
     -------
@@ -514,10 +527,10 @@ def add(name: str, source: str) -> Path:
     WeightsError
         If the name is not allowed or taken, or the source is not recognised as weights or cannot be copied.
     """
-    if not _NAME.fullmatch(name) or name in REGISTRY or name == "demo":
+    if not _NAME.fullmatch(name) or name in REGISTRY or name in PAIRS:
         raise WeightsError(
             f"Weights cannot be added as {name!r}; allowed: letters, digits, '-', '_' and '.', and none of "
-            f"{', '.join(REGISTRY)}, demo."
+            f"{', '.join((*REGISTRY, *PAIRS))}."
         )
     target = weights_home() / name
     if target.exists():
@@ -618,11 +631,9 @@ def _concluded_memory(kind: str, arch: str | Mapping[str, Any], file: Path) -> M
 
     A model in the demo's format is stored as float16.
     """
-    described = arch == "demo" or not isinstance(arch, str)
-    like = next(
-        (known for known in REGISTRY.values() if known.kind == kind and known.arch == ("demo" if described else arch)),
-        None,
-    )
+    described = arch in _DESCRIBED or not isinstance(arch, str)
+    named = arch if isinstance(arch, str) else "demo"
+    like = next((known for known in REGISTRY.values() if known.kind == kind and known.arch == named), None)
     if like is None or like.memory is None:
         return None
     return MemoryNeed(file.stat().st_size * (2 if described else 1), like.memory.working, measured=False)
@@ -634,8 +645,7 @@ def _file_of(name: str) -> Path | None:
     if published is None:
         return _recognise(_own_path(name))[2]
     if published.in_package:
-        file = _DEMO_FOLDER / f"{published.kind}.safetensors"
-        return file if file.is_file() else None
+        return published.own_path if published.own_path.is_file() else None
     return None if published.missing() else published.folder / published.files[0].name
 
 
@@ -644,7 +654,7 @@ def available() -> list[WeightsRow]:
     rows = []
     for published in REGISTRY.values():
         if published.in_package:
-            path = _DEMO_FOLDER / f"{published.kind}.safetensors"
+            path = published.own_path
             size = path.stat().st_size if path.is_file() else 0
             state = "in package" if path.is_file() else "missing"
         else:
@@ -685,8 +695,8 @@ def format_table(rows: Sequence[WeightsRow]) -> str:
 
 
 def _halves(name: str) -> tuple[str, str]:
-    if name == "demo":
-        return "demo_clip", "demo_sam"
+    if name in PAIRS:
+        return PAIRS[name]
     path = _as_path(name)
     if (path / "clip.json").is_file() and (path / "sam.json").is_file():
         return str(path / "clip.safetensors"), str(path / "sam.safetensors")
@@ -697,13 +707,13 @@ def _halves(name: str) -> tuple[str, str]:
         raise WeightsError(
             f"The pair of weights {name!r} lacks a half; name it as CLIP+SAM, such as biomedclip+medsam."
         )
-    # A half of the demo pair may be called by the pair's name.
-    return "demo_clip" if clip == "demo" else clip, "demo_sam" if sam == "demo" else sam
+    # A half of a named pair may be called by the pair's name.
+    return PAIRS[clip][0] if clip in PAIRS else clip, PAIRS[sam][1] if sam in PAIRS else sam
 
 
 def _registered(name: str) -> tuple[str, ...]:
     """Return the single weights that a name stands for."""
-    if name == "demo" or ("+" in name and not _as_path(name).exists()):
+    if name in PAIRS or ("+" in name and not _as_path(name).exists()):
         return _halves(name)
     return (name,)
 
@@ -726,7 +736,7 @@ def _own_path(name: str) -> Path:
     path = _as_path(name)
     if name and path.exists():
         return path.absolute()
-    hint = " 'demo' is a pair, demo_clip+demo_sam." if name == "demo" else ""
+    hint = f" {name!r} is a pair, {'+'.join(PAIRS[name])}." if name in PAIRS else ""
     raise WeightsError(
         f"There are no weights {name!r}; known: {', '.join(row.name for row in available())}, "
         f"or the path of a folder or file.{hint}"
@@ -755,7 +765,7 @@ def _how_to_get(missing: Sequence[PublishedWeights]) -> str:
 
 def _inspect(path: Path) -> ResolvedWeights:
     kind, arch, file = _recognise(path)
-    if arch == "demo" or not isinstance(arch, str):
+    if arch in _DESCRIBED or not isinstance(arch, str):
         return _described(file, path.name if path.is_dir() else file.stem)
     folder_of_clip = kind == "clip"
     name = path.name if path.is_dir() else path.stem
@@ -767,7 +777,11 @@ def _recognise(path: Path) -> tuple[str, str | Mapping[str, Any], Path]:
     if path.is_file():
         if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
             description = _description(path)
-            return ("clip", "demo", path) if "vocab" in description else ("sam", description["arch"], path)
+            return (
+                ("clip", _clip_arch(description), path)
+                if "vocab" in description
+                else ("sam", description["arch"], path)
+            )
         arch = next((arch for arch in _SAM_ARCHS if arch in path.stem.lower()), None)
         if arch is None or path.suffix not in _SAM_SUFFIXES:
             raise WeightsError(
@@ -804,9 +818,18 @@ def _described(file: Path, name: str) -> ResolvedWeights:
         "clip" if is_clip else "sam",
         file,
         _checked_hash(file, _described_hash(file)),
-        "demo" if is_clip else description["arch"],
-        {"provenance": description.get("provenance"), "source": str(file)},
+        _clip_arch(description) if is_clip else description["arch"],
+        {"provenance": description.get("provenance"), "source": str(file), **_embedding_of(description)},
     )
+
+
+def _clip_arch(description: Mapping[str, Any]) -> str:
+    return "embedding" if "embedding" in description else "demo"
+
+
+def _embedding_of(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SAM on whose image embedding a CLIP works, as the entry `embedding` of its metadata."""
+    return {"embedding": str(description["embedding"]["sam"])} if "embedding" in description else {}
 
 
 def _description(file: Path) -> dict[str, Any]:
@@ -989,7 +1012,7 @@ def file_sha256(path: Path, *, fresh: bool = False) -> str:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"The weights file {path} cannot be read: {error.strerror or error}.") from error
-    if path.parent != _DEMO_FOLDER:
+    if path.parent != _OWN_FOLDER:
         with contextlib.suppress(OSError):
             store.parent.mkdir(parents=True, exist_ok=True)
             _write_json(store, remembered | {key: {"stamp": stamp, "sha256": sha256}})

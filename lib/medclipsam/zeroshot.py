@@ -19,7 +19,7 @@ import torch
 from scipy import ndimage
 
 from medclipsam import __version__
-from medclipsam.encoders import Encoder, Fit
+from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.errors import CancelledError, OptionError, WeightsError
 from medclipsam.imaging import MedicalImage, Window
 from medclipsam.options import ZeroShotOptions, parse_planes
@@ -46,6 +46,7 @@ KeepMask = Callable[[str, str, int, np.ndarray], None]
 
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
+_PUBLISHED_STEPS = _PUBLISHED_SAMPLES = 10
 _PRINTED_DEPTH = 12
 
 
@@ -263,9 +264,10 @@ class ZeroShot:
             If weights are unknown, missing or damaged; the sentence tells how to bring them.
         """
         clip, sam = resolve_pair(weights)
+        sam_model = SamModel.from_weights(sam, device=device)
         return cls(
-            load_encoder(clip, device=device),
-            SamModel.from_weights(sam, device=device),
+            load_encoder(clip, device=device, sam=sam_model),
+            sam_model,
             targets or TargetSet.load(),
             weights={
                 "pair": weights,
@@ -306,7 +308,7 @@ class ZeroShot:
         """
         clip = resolve(name)
         weights = {**self.weights, "clip": {"name": clip.name, "sha256": clip.sha256}}
-        encoder = load_encoder(clip, device=device)
+        encoder = load_encoder(clip, device=device, sam=self.sam)
         return ZeroShot(
             encoder,
             self.sam,
@@ -448,7 +450,7 @@ class ZeroShot:
 
     def _job(self, text: TextTarget, label: int, image: MedicalImage, options: ZeroShotOptions) -> _Job:
         known = text.target or resembled_target(self.encoder, text.captions, self.targets, image.modality)
-        settings, beta, source = self._saliency_settings(text, options)
+        settings, beta, source = self._saliency_settings(text, known, options)
         against = None
         if settings.contrast:
             others = negatives(known, self.targets, image.modality)
@@ -509,8 +511,10 @@ class ZeroShot:
             return float(calibrated.get("free_text_threshold", general))
         return float(calibrated.get("presence_thresholds", {}).get(known.name, general))
 
-    def _saliency_settings(self, text: TextTarget, options: ZeroShotOptions) -> tuple[SaliencySettings, float, str]:
-        """Decide beta, variance and layer: the option, else the preset's, else the weights' or the printed value."""
+    def _saliency_settings(
+        self, text: TextTarget, known: Target | None, options: ZeroShotOptions
+    ) -> tuple[SaliencySettings, float, str]:
+        """Decide M2IB's settings: the option, else the preset's, else the weights' or the printed value."""
         own = self.encoder.defaults.get("saliency")
         preset = options.preset
         if preset == "auto":
@@ -522,7 +526,8 @@ class ZeroShot:
         values: dict[str, Any]
         printed = dict(text.target.saliency) if text.target else {}
         if preset == "demo":
-            values = {**(own or {}), **printed.get("demo", {})}
+            by_target = self.encoder.defaults.get("saliency_targets", {})
+            values = {**(own or {}), **printed.get("demo", {}), **(by_target.get(known.name, {}) if known else {})}
         else:
             # The published scripts' variance has no effect: they act as with 1, whatever was printed.
             scripts = {**printed.get("paper", _FREE_TEXT), "variance": 1.0, **printed.get("published", {})}
@@ -530,7 +535,7 @@ class ZeroShot:
             # Printed for a tower of 12 blocks; the same relative depth in others.
             depth = self.encoder.tower.n_blocks
             values["layer"] = min(depth - 1, round(values["layer"] * depth / _PRINTED_DEPTH))
-        for key in ("beta", "variance", "layer", "contrast"):
+        for key in ("beta", "variance", "layer", "steps", "samples", "contrast"):
             given = getattr(options, key)
             if given is not None:
                 values[key] = given
@@ -541,8 +546,8 @@ class ZeroShot:
             method=options.saliency,
             variance=float(values["variance"]),
             layer=int(values["layer"]),
-            steps=options.steps,
-            samples=options.samples,
+            steps=int(values.get("steps", _PUBLISHED_STEPS)),
+            samples=int(values.get("samples", _PUBLISHED_SAMPLES)),
             seed=options.seed,
             contrast=float(values.get("contrast") or 0.0),
             smooth=int(values.get("smooth", 1)),
@@ -608,7 +613,7 @@ class _Pass:
             self.clock.tick(0.2 * fraction, f"presence, plane {batch[0] + 1} of {self.image.n_planes}")
             with self.clock.stage("presence"):
                 inputs = [self._input(plane) for plane in batch]
-                tokens = self.encoder.prefix_tokens([(made.digest, made.tensor) for made in inputs], layer)
+                tokens = self.encoder.prefix_tokens(inputs, layer)
                 features = self.encoder.features(tokens, layer)
                 for job in jobs:
                     assert job.reference is not None
@@ -630,8 +635,8 @@ class _Pass:
         pairs = [(row, job) for row, plane in enumerate(batch) for job in wanted[plane]]
         with self.clock.stage("prefix"):
             inputs = [self._input(plane) for plane in batch]
-            named = [(made.digest, made.tensor) for made in inputs]
-            tokens = {layer: self.encoder.prefix_tokens(named, layer) for layer in {j.settings.layer for _, j in pairs}}
+            layers = {job.settings.layer for _, job in pairs}
+            tokens = {layer: self.encoder.prefix_tokens(inputs, layer) for layer in layers}
         groups: dict[SaliencySettings, list[tuple[int, _Job]]] = defaultdict(list)
         for row, job in pairs:
             groups[job.settings].append((row, job))
@@ -645,7 +650,7 @@ class _Pass:
 
     def _saliency(
         self,
-        inputs: list[_Input],
+        inputs: list[PlaneInput],
         tokens: torch.Tensor,
         members: list[tuple[int, _Job]],
         settings: SaliencySettings,
@@ -675,7 +680,7 @@ class _Pass:
         """Turn one saliency map into one mask."""
         self.clock.check()
         options = self.options
-        pixels = self.image.plane(plane, self.window)
+        pixels = self.image.model_plane(plane, self.window)
         region = self.image.valid_region(plane)
         valid = fit.shown() if region is None else fit.shown() & region
         with self.clock.stage("coarse"):
@@ -732,7 +737,7 @@ class _Pass:
             self.clock.check()
             job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
             between = VisualPrompt(boxes=(boxes_of(below) + boxes_of(above)) / 2)
-            job.mask[plane] = self._ask_sam(job, plane, self.image.plane(plane, self.window), between)
+            job.mask[plane] = self._ask_sam(job, plane, self.image.model_plane(plane, self.window), between)
         seen = [seen for seen in job.evidence.planes if job.mask[seen.plane].any()]
         job.evidence.planes = sorted(seen, key=lambda seen: seen.plane)
 
@@ -741,40 +746,44 @@ class _Pass:
         held = mask.any(axis=(1, 2))
         return [p for p in self.indices if 0 < p < len(held) - 1 and not held[p] and held[p - 1] and held[p + 1]]
 
-    def _input(self, plane: int) -> _Input:
-        pixels = self.image.plane(plane, self.window)
-        region = self.image.valid_region(plane)
-        if region is not None:  # burned-in text beside an ultrasound sector is no anatomy
-            pixels = np.where(region[..., None], pixels, 0).astype(np.uint8)
+    def _input(self, plane: int) -> PlaneInput:
+        pixels = self.image.model_plane(plane, self.window)
         tensor, fit = self.encoder.preprocess(pixels, self.options.fit)
         content = f"{pixels.shape} {self.options.fit}".encode() + np.ascontiguousarray(pixels).tobytes()
-        return _Input(tensor, fit, hashlib.sha256(content).digest())
+        return PlaneInput(pixels, tensor, fit, hashlib.sha256(content).digest())
 
 
-@dataclass(frozen=True)
-class _Input:
-    """A plane as the encoder sees it, the way back, and what identifies it."""
-
-    tensor: torch.Tensor
-    fit: Fit
-    digest: bytes
-
-
-def load_encoder(weights: ResolvedWeights, *, device: str | torch.device = "cpu") -> Encoder:
+def load_encoder(
+    weights: ResolvedWeights, *, device: str | torch.device = "cpu", sam: SamModel | None = None
+) -> Encoder:
     """Load resolved CLIP weights.
+
+    Parameters
+    ----------
+    weights : ResolvedWeights
+        Of kind "clip".
+    device : str or torch.device
+        Where to run.
+    sam : SamModel, optional
+        A loaded SAM: a CLIP that works on the image embedding of the same weights shares it and its cache.
 
     Raises
     ------
     WeightsError
         If they are of another kind, or do not load.
     """
-    from medclipsam.encoders import load_demo, load_folder, load_open_clip
+    from medclipsam.encoders import load_demo, load_embedding_clip, load_folder, load_open_clip
 
     if weights.kind != "clip":
         raise WeightsError(f"Weights {weights.name!r} are of kind {weights.kind!r}; an encoder needs kind 'clip'.")
     common: dict[str, Any] = {"name": weights.name, "identity": weights.sha256, "device": device}
     if weights.arch == "demo":
         return load_demo(weights.path, weights.path.with_suffix(".json"), **common)
+    if weights.arch == "embedding":
+        embedded = resolve(weights.metadata["embedding"])
+        if sam is None or sam.identity != embedded.sha256:
+            sam = SamModel.from_weights(embedded, device=device)
+        return load_embedding_clip(weights.path, weights.path.with_suffix(".json"), sam, **common)
     if weights.path.is_dir():
         return load_folder(weights.path, **common)
     return load_open_clip(str(weights.arch), weights.path, **common)

@@ -2,11 +2,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from medclipsam.encoders import Encoder, load_folder, load_open_clip
+from medclipsam.encoders import Encoder, PlaneInput, load_folder, load_open_clip
 from medclipsam.errors import InputError, OptionError, WeightsError
 
 
@@ -87,7 +88,9 @@ def test_prefix_tokens_are_remembered_per_plane(vit: Encoder, monkeypatch: pytes
     runs: list[int] = []
     original = vit.tower.prefix
     monkeypatch.setattr(vit.tower, "prefix", lambda x, layer: (runs.append(len(x)), original(x, layer))[1])
-    planes = [(bytes([value]), torch.full((3, 224, 224), value / 10.0)) for value in range(3)]
+    plane = np.zeros((224, 224, 3), np.uint8)
+    fit = vit.preprocess(plane)[1]
+    planes = [PlaneInput(plane, torch.full((3, 224, 224), value / 10.0), fit, bytes([value])) for value in range(3)]
     together = vit.prefix_tokens(planes, 5)
     again = vit.prefix_tokens(planes[::-1], 5)
     assert runs == [3]

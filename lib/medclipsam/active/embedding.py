@@ -27,7 +27,7 @@ def embed(image: MedicalImage, encoder: Encoder) -> np.ndarray:
         float32 [E], unit length.
     """
     planes = np.unique(np.linspace(0, image.n_planes - 1, _PLANES).round().astype(int))
-    inputs = torch.stack([encoder.preprocess(image.plane(int(index)))[0] for index in planes])
+    inputs = torch.stack([encoder.preprocess(image.model_plane(int(index)))[0] for index in planes])
     mean = encoder.encode_images(inputs).mean(dim=0)
     vector: np.ndarray = torch.nn.functional.normalize(mean, dim=0).float().cpu().numpy()
     return vector

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from medclipsam.encoders.fit import Fit, fit_plane
-from medclipsam.encoders.towers import split_tower
+from medclipsam.encoders.sam_clip import EmbeddingInput, check_fit
+from medclipsam.encoders.towers import EmbeddingTower, split_tower
 from medclipsam.errors import InputError
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -43,6 +44,28 @@ class InputMaker:
         return ((pixels - self.mean) / self.std).to(self.dtype), geometry
 
 
+@dataclass(frozen=True)
+class PlaneInput:
+    """A plane as an encoder sees it.
+
+    Attributes
+    ----------
+    pixels : numpy.ndarray
+        uint8 [H, W, 3], the plane.
+    tensor : torch.Tensor
+        [3, size, size], see `Encoder.preprocess`.
+    fit : Fit
+        The way back from the input to the plane.
+    digest : bytes
+        What identifies plane and fit; part of cache keys, and with the seed what decides M2IB's noise.
+    """
+
+    pixels: np.ndarray
+    tensor: torch.Tensor
+    fit: Fit
+    digest: bytes
+
+
 class Encoder:
     """An open_clip model, frozen, in evaluation mode, with its tokenizer and preprocessing.
 
@@ -61,7 +84,8 @@ class Encoder:
     name : str
         Name of the weights.
     defaults : mapping, optional
-        What the weights recommend: `saliency` (beta, variance, layer, smooth, clip_percentile, contrast),
+        What the weights recommend: `saliency` (beta, variance, layer, steps, samples, smooth, clip_percentile,
+        contrast), `saliency_targets` (what of it differs for known targets, by name),
         `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former),
         `free_text_threshold`, and `same_meaning` (least cosine of a text with a known target's captions at which it
         means that target).
@@ -134,8 +158,17 @@ class Encoder:
         """
         return self.input_maker(fit).fitted(plane)
 
-    def input_maker(self, fit: str = "letterbox") -> InputMaker:
-        """Return what `preprocess` does to a plane, without the model: worker processes can be sent it."""
+    def input_maker(self, fit: str = "letterbox") -> InputMaker | EmbeddingInput:
+        """Return what `preprocess` does to a plane, without the model: worker processes can be sent it.
+
+        Raises
+        ------
+        OptionError
+            If the weights take planes in one fit only, and this is another.
+        """
+        if isinstance(self.tower, EmbeddingTower):
+            check_fit(fit)
+            return EmbeddingInput(self.tower.embedder.prepare, self.image_size, self.dtype)
         return InputMaker(self.image_size, self._mean, self._std, self.dtype, fit)
 
     @torch.no_grad()
@@ -185,13 +218,13 @@ class Encoder:
         return self.features(self.tower.prefix(inputs.to(self.device), last), last)
 
     @torch.no_grad()
-    def prefix_tokens(self, planes: Sequence[tuple[bytes, torch.Tensor]], layer: int) -> torch.Tensor:
+    def prefix_tokens(self, planes: Sequence[PlaneInput], layer: int) -> torch.Tensor:
         """Run planes up to and with a vision block; the latest planes are remembered.
 
         Parameters
         ----------
-        planes : sequence of (bytes, torch.Tensor)
-            For each plane what identifies its input, and the input [3, size, size].
+        planes : sequence of PlaneInput
+            The planes.
         layer : int
             0-based block.
 
@@ -200,11 +233,15 @@ class Encoder:
         torch.Tensor
             [B, 1+P, D], on the device.
         """
-        keys = [(digest, layer) for digest, _ in planes]
-        new = {key: tensor for key, (_, tensor) in zip(keys, planes, strict=True) if key not in self._tokens}
+        keys = [(plane.digest, layer) for plane in planes]
+        new = {key: plane for key, plane in zip(keys, planes, strict=True) if key not in self._tokens}
         fresh = {}
         if new:
-            tokens = self.tower.prefix(torch.stack(list(new.values())).to(self.device), layer)
+            if isinstance(self.tower, EmbeddingTower):
+                tokens = torch.stack([self.tower.embed(plane.pixels, layer) for plane in new.values()])
+            else:
+                inputs = torch.stack([plane.tensor for plane in new.values()])
+                tokens = self.tower.prefix(inputs.to(self.device), layer)
             fresh = {key: row.clone() for key, row in zip(new, tokens, strict=True)}
         result = torch.stack([fresh[key] if key in fresh else self._tokens[key] for key in keys])
         self._tokens.update(fresh)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medclipsam.encoders.encoder import Encoder
+from medclipsam.encoders.sam_clip import Embedder
 from medclipsam.errors import WeightsError
 
 _CONFIG = "open_clip_config.json"
 # What weights may recommend, see `Encoder`.
-DEFAULT_KEYS = ("saliency", "presence_threshold", "presence_thresholds", "free_text_threshold", "same_meaning")
+DEFAULT_KEYS = (
+    "saliency",
+    "saliency_targets",
+    "presence_threshold",
+    "presence_thresholds",
+    "free_text_threshold",
+    "same_meaning",
+)
 
 
 def load_folder(
@@ -146,18 +154,72 @@ def load_demo(
     WeightsError
         If a file is missing, damaged or of another architecture.
     """
+    from medclipsam.encoders.small_clip import build_small_clip
+
+    return _load_described(weights, config, build_small_clip, name, identity, device)
+
+
+def load_embedding_clip(
+    weights: Path,
+    config: Path,
+    embedder: Embedder,
+    *,
+    name: str,
+    identity: str | None = None,
+    device: str | torch.device = "cpu",
+) -> Encoder:
+    """Load a CLIP whose vision tower begins with a SAM's image embedding.
+
+    Parameters
+    ----------
+    weights : pathlib.Path
+        safetensors, fp16; run in float32. They hold no weights of the SAM.
+    config : pathlib.Path
+        JSON with the architecture, vocabulary and defaults, and under "embedding" the SAM that it was trained on.
+    embedder : Embedder
+        That SAM.
+    name, identity, device
+        As in `load_folder`.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing, damaged or of another architecture, or the SAM is another.
+    """
+    from medclipsam.encoders.small_clip import build_embedding_clip
+
+    encoder = _load_described(weights, config, build_embedding_clip, name, identity, device, embedder)
+    wanted = json.loads(config.read_text(encoding="utf-8"))["embedding"]
+    if embedder.identity != wanted["sha256"]:
+        raise WeightsError(
+            f"The CLIP {name!r} works on the image embedding of {wanted['sam']} (sha256 {wanted['sha256']}); given is "
+            f"a SAM with sha256 {embedder.identity}."
+        )
+    return encoder
+
+
+def _load_described(
+    weights: Path,
+    config: Path,
+    build: Callable[[Mapping[str, Any]], tuple[Any, Any]],
+    name: str,
+    identity: str | None,
+    device: str | torch.device,
+    embedder: Embedder | None = None,
+) -> Encoder:
+    """Load a CLIP of ours: .safetensors in half precision and the .json that describes it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from medclipsam.encoders.small_clip import build_small_clip
-
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-        model, tokenizer = build_small_clip(settings)
+        model, tokenizer = build(settings)
         state = {key: value.float() for key, value in load_file(weights).items()}
         model.load_state_dict(state)
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"The demo weights {weights} cannot be loaded: {_first_line(error)}.") from error
+        raise WeightsError(f"The weights {weights} cannot be loaded: {_first_line(error)}.") from error
+    if embedder is not None:
+        model.visual.attach(embedder)
     return Encoder(
         model,
         tokenizer,

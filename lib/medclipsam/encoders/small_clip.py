@@ -158,3 +158,32 @@ def build_small_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[st
     )
     model.visual.conv1 = ConvStem(arch["width"], arch["stem_channels"], arch["patch_size"])
     return model, CompactTokenizer(vocabulary, arch["context_length"])
+
+
+def build_embedding_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[str]], torch.Tensor]]:
+    """Build a CLIP on a SAM's image embedding, without weights; its SAM is attached later.
+
+    Parameters
+    ----------
+    config : mapping
+        `vocab` as in `build_small_clip`; `arch`: the text tower's entries and `embed_dim` as there, and `vision`, see
+        `EmbeddingVision`.
+
+    Returns
+    -------
+    model, tokenizer
+        As `build_small_clip`.
+
+    Raises
+    ------
+    KeyError
+        If the config lacks an entry.
+    """
+    from medclipsam.encoders.sam_clip import EmbeddingVision
+
+    arch = config["arch"]
+    # open_clip makes a text tower only together with a vision tower: the smallest, which is put away.
+    placeholder = {"patch_size": 8, "width": 8, "layers": 1, "heads": 1, "stem_channels": 1}
+    model, tokenizer = build_small_clip({**config, "image_size": 8, "arch": {**arch, **placeholder}})
+    model.visual = EmbeddingVision({**arch["vision"], "embed_dim": arch["embed_dim"]})
+    return model, tokenizer

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
+from medclipsam.encoders.sam_clip import Embedder, EmbeddingVision
 from medclipsam.errors import OptionError, WeightsError
 
 
@@ -119,6 +121,39 @@ class TimmTower(_SplitTower):
         return self._head(trunk.head(trunk.head_drop(trunk.fc_norm(tokens))))
 
 
+class EmbeddingTower(_SplitTower):
+    """A vision tower on SAM's image embedding; its one block before the bottleneck is the embedding itself."""
+
+    n_blocks = 1
+    n_prefix_tokens = 0
+
+    def __init__(self, visual: EmbeddingVision) -> None:
+        self._visual = visual
+        self.grid = visual.grid
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes the image embeddings."""
+        return self._visual.embedder
+
+    def prefix(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        self._check(layer)
+        return self._visual.embed(x)
+
+    def embed(self, plane: np.ndarray, layer: int) -> torch.Tensor:
+        """Return the tokens [P, C] of a plane, uint8 [H, W, 3], by way of the SAM's cache."""
+        self._check(layer)
+        return self._visual.tokens(self._visual.embedder.embed(plane).features)[0]
+
+    def suffix(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        self._check(layer)
+        return self._visual.feature(*self._visual.logits(tokens))
+
+    def patch_features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+        self._check(layer)
+        return self._visual.patch_features(tokens)
+
+
 def split_tower(visual: Any) -> Tower:
     """Return the splittable view of an open_clip model's vision tower.
 
@@ -127,6 +162,8 @@ def split_tower(visual: Any) -> Tower:
     WeightsError
         If the tower is no plain vision transformer (a ResNet, say).
     """
+    if isinstance(visual, EmbeddingVision):
+        return EmbeddingTower(visual)
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer

@@ -54,9 +54,10 @@ def write_result(
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    told = {**{key: encoder.defaults[key] for key in ("saliency",) if key in encoder.defaults}, **defaults}
+    recommended = {key: encoder.defaults[key] for key in ("saliency", "saliency_targets") if key in encoder.defaults}
+    told: dict[str, Any] = {**recommended, **defaults}
     try:
-        if base.arch == "demo":
+        if base.arch in ("demo", "embedding"):
             write_demo(part, encoder, base.path.with_suffix(".json"), told, dict(card))
         else:
             write_open_clip(part, encoder.model.state_dict(), base.path, told, final=folder)

@@ -236,6 +236,15 @@ class MedicalImage:
             return None
         return np.ascontiguousarray(self.layout.plane(np.broadcast_to(self._region, self._stored.shape[:3]), index))
 
+    def model_plane(self, index: int, window: Window | None = None) -> np.ndarray:
+        """Return one plane as the models see it: as `plane`, black outside `valid_region`.
+
+        Burned-in text beside an ultrasound sector is no anatomy. Everything that embeds planes takes them from here, so
+        that an embedding is computed once.
+        """
+        pixels, region = self.plane(index, window), self.valid_region(index)
+        return pixels if region is None else np.where(region[..., None], pixels, 0).astype(np.uint8)
+
     def content_hash(self, index: int, window: Window | None = None) -> str:
         """Return the SHA-256 of the display plane's pixels and shape, an identity for caches."""
         plane = self.plane(index, window)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
+from torch import nn
 from torch.nn import functional as F
 
 from medclipsam.errors import InputError, OptionError, WeightsError
@@ -80,6 +81,8 @@ class SamModel:
 
     Attributes
     ----------
+    prepare : Preparation
+        Plane -> the encoder's input; can be sent to worker processes.
     encoder_runs : int
         How often the image encoder has run.
 
@@ -115,7 +118,8 @@ class SamModel:
         self.point_prompts = point_prompts
         self.cache = EmbeddingCache() if cache is None else cache
         self.encoder_runs = 0
-        self._resize = ResizeLongestSide(self.image_size)
+        mean, deviation = (tuple(float(v) for v in part.flatten()) for part in (sam.pixel_mean, sam.pixel_std))
+        self.prepare = Preparation(preprocessing, self.image_size, mean, deviation)
         self._encoding = threading.Lock()
 
     @classmethod
@@ -141,6 +145,11 @@ class SamModel:
     def image_size(self) -> int:
         """Side of the encoder's square input in pixels."""
         return self.network.image_encoder.img_size
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        """The frozen network from inputs [B, 3, size, size] to embeddings [B, C, h, w]."""
+        return self.network.image_encoder
 
     def embed(self, plane: np.ndarray) -> Embedding:
         """Return the image embedding of a plane, from the cache where it is there.
@@ -176,18 +185,10 @@ class SamModel:
 
     @torch.inference_mode()
     def _encode(self, plane: np.ndarray) -> Embedding:
-        if self.preprocessing == "medsam":
-            pixels = _stretched(plane, self.image_size).to(self.device)
-            input_shape = (self.image_size, self.image_size)
-        elif self.preprocessing == "lite_medsam":
-            pixels, input_shape = _fitted(plane, self.image_size)
-            pixels = pixels.to(self.device)
-        else:
-            resized = torch.from_numpy(self._resize.apply_image(plane)).to(self.device)
-            pixels = self.network.preprocess(resized.permute(2, 0, 1)[None])
-            input_shape = (resized.shape[0], resized.shape[1])
+        pixels, input_shape = self.prepare(plane)
         self.encoder_runs += 1
-        return Embedding(self.network.image_encoder(pixels), (plane.shape[0], plane.shape[1]), input_shape)
+        features = self.image_encoder(pixels[None].to(self.device))
+        return Embedding(features, (plane.shape[0], plane.shape[1]), input_shape)
 
     @torch.inference_mode()
     def decode(
@@ -361,22 +362,54 @@ def load_sam(
     )
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """Plane -> input of an image encoder.
+
+    Parameters
+    ----------
+    preprocessing : {"sam", "medsam", "lite_medsam"}
+        See `SamModel`.
+    size : int
+        Side of the square input in pixels.
+    mean, deviation : tuple of float
+        Of the three channels, on the 0-255 scale; used by "sam".
+    """
+
+    preprocessing: str
+    size: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, plane: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Return float32 [3, size, size] and the (H, W) of the plane at its top left, for uint8 [H, W, 3]."""
+        if self.preprocessing == "medsam":
+            return _stretched(plane, self.size), (self.size, self.size)
+        if self.preprocessing == "lite_medsam":
+            return _fitted(plane, self.size)
+        resized = torch.from_numpy(ResizeLongestSide(self.size).apply_image(plane)).permute(2, 0, 1)
+        mean, deviation = (torch.tensor(part).view(-1, 1, 1) for part in (self.mean, self.deviation))
+        height, width = resized.shape[1:]
+        padded = F.pad((resized - mean) / deviation, (0, self.size - width, 0, self.size - height))
+        return padded, (height, width)
+
+
 def _stretched(plane: np.ndarray, size: int) -> torch.Tensor:
-    """Return MedSAM's input, float [1, 3, size, size] in [0, 1]."""
+    """Return MedSAM's input, float [3, size, size] in [0, 1]."""
     pixels = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
     pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-8)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _fitted(plane: np.ndarray, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Return LiteMedSAM's input, float [1, 3, size, size] in [0, 1], and the (H, W) of the plane in it."""
+    """Return LiteMedSAM's input, float [3, size, size] in [0, 1], and the (H, W) of the plane in it."""
     scale = size / max(plane.shape[:2])
     height, width = (max(1, int(side * scale + 0.5)) for side in plane.shape[:2])
     rows, columns = _area_weights(plane.shape[0], height), _area_weights(plane.shape[1], width)
     resized = np.rint(np.einsum("hy,yxc,wx->hwc", rows, plane, columns, optimize=True)).astype(np.float32)
     resized = (resized - resized.min()) / max(float(resized.max() - resized.min()), 1e-8)
     padded = np.pad(resized, ((0, size - height), (0, size - width), (0, 0)))
-    return torch.from_numpy(padded).permute(2, 0, 1)[None], (height, width)
+    return torch.from_numpy(padded).permute(2, 0, 1), (height, width)
 
 
 def _area_weights(source: int, target: int) -> np.ndarray:

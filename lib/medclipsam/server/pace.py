@@ -93,4 +93,7 @@ class Pace:
 
 
 def _work(options: ZeroShotOptions) -> int:
-    return options.steps * options.samples if options.saliency.startswith("m2ib") else 1
+    if not options.saliency.startswith("m2ib"):
+        return 1
+    # What the weights take where the request says nothing does not change from request to request.
+    return (options.steps or 10) * (options.samples or 10)
