@@ -54,7 +54,9 @@ def write_result(
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    recommended = {key: encoder.defaults[key] for key in ("saliency", "saliency_targets") if key in encoder.defaults}
+    recommended: dict[str, Any] = {
+        key: encoder.defaults[key] for key in ("saliency", "saliency_targets") if key in encoder.defaults
+    }
     told: dict[str, Any] = {**recommended, **defaults}
     try:
         if base.arch in ("demo", "embedding"):
