@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydicom.data import get_testdata_file
 
+from medclipsam.engine import missing_packages
 from medclipsam.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.refine import Clicks, refine
@@ -21,7 +22,7 @@ FILES = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm")
 
 @pytest.fixture(scope="module")
 def lite() -> SamModel:
-    return SamModel.from_weights(resolve("lite_medsam"))
+    return SamModel.from_weights(resolve("lite_medsam"), engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,18 @@ def test_a_box_gives_the_mask_of_the_package(lite: SamModel, published: torch.nn
         assert (ours.mask != reference).mean() < 1e-3
 
 
+@pytest.mark.skipif(bool(missing_packages()), reason="the extra 'engine' is not installed")
+def test_the_engine_gives_the_same_embedding_and_masks(lite: SamModel, case: Case) -> None:
+    by_engine = SamModel.from_weights(resolve("lite_medsam"), engine="onnx")
+    assert by_engine.encoder is not by_engine.network.image_encoder
+    embedding = by_engine.embed(case.plane)
+    torch.testing.assert_close(embedding.features, case.embedding.features, rtol=0, atol=1e-4)
+    for box in boxes(case.plane):
+        theirs, ours = by_engine.decode(embedding, box[None]), lite.decode(case.embedding, box[None])
+        assert (theirs.mask != ours.mask).mean() < 1e-4
+        assert theirs.score == pytest.approx(ours.score, abs=1e-4)
+
+
 def test_several_boxes_and_candidates(lite: SamModel, published: torch.nn.Module, case: Case) -> None:
     both = lite.decode(case.embedding, boxes(case.plane))
     alone = [lite.decode(case.embedding, box[None]).mask for box in boxes(case.plane)]
@@ -159,7 +172,7 @@ def test_clicks_are_refined_on_the_kept_embedding(lite: SamModel) -> None:
 @pytest.mark.parametrize("shape", [(2000, 3), (1, 700), (1, 1)])
 def test_a_plane_of_any_shape_has_an_input(lite: SamModel, shape: tuple[int, int], monkeypatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(lite.network.image_encoder, "forward", lambda x: seen.append(x) or torch.zeros(1, 256, 64, 64))
+    monkeypatch.setattr(lite, "encoder", lambda x: seen.append(x) or torch.zeros(1, 256, 64, 64))
     plane = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     embedding = lite.embed(plane)
     height, width = embedding.input_shape

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from medclipsam import engine
 from medclipsam.active.command import LEDGER_FILE
 from medclipsam.active.ledger import SCHEMA, Ledger
 from medclipsam.cli import main
@@ -46,8 +47,8 @@ def named(checks: list[Check], name: str) -> Check:
 
 def test_a_good_machine_passes_and_nothing_is_made(data_home: Path) -> None:
     checks = doctor.examine(machine=MACHINE)
-    assert [check.status for check in checks] == ["ok"] * 5
-    assert [check.name for check in checks] == ["versions", "gpu", "weights", "memory", "workspace"]
+    assert [check.status for check in checks] == ["ok"] * 6
+    assert [check.name for check in checks] == ["versions", "gpu", "engine", "weights", "memory", "workspace"]
     assert not data_home.exists()
 
 
@@ -316,3 +317,27 @@ def test_the_workspace_of_a_moved_folder_is_found_or_told(tmp_path: Path, data_h
     check = named(doctor.examine(studies=str(tmp_path / "new/studies"), machine=MACHINE), "workspace")
     assert check.status == "warning"
     assert str(place) in check.found
+
+
+# The engine
+
+
+def test_the_engine_is_told_and_an_impossible_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_version", lambda package: "1.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
+    assert doctor.check_engine(MACHINE, None) == Check(
+        "engine", "ok", "ONNX Runtime 1.0 runs LiteMedSAM's image encoder on the CPU."
+    )
+    assert "ONNX" not in doctor.check_engine(ON_GPU, None).found
+    monkeypatch.setenv(engine.VARIABLE, "onnx")
+    assert doctor.check_engine(ON_GPU, None).status == "failed"
+    assert doctor.check_engine(ON_GPU, "cpu").status == "ok"
+    monkeypatch.setenv(engine.VARIABLE, "nonsense")
+    assert doctor.check_engine(MACHINE, None).status == "failed"
+
+    monkeypatch.delenv(engine.VARIABLE)
+    monkeypatch.setattr(engine, "_version", lambda package: None)
+    check = doctor.check_engine(MACHINE, None)
+    assert (check.status, "ONNX" in check.found) == ("ok", False)
+    assert "medclipsam[engine]" in check.advice
+    assert not doctor.check_engine(ON_GPU, None).advice

@@ -17,10 +17,12 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 from torch.nn import functional as F
 
+from medclipsam.engine import compile_forward
 from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.options import VOTINGS
 from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
+from medclipsam.sam.tiny_vit import TinyViT
 from medclipsam.sam.voting import vote
 
 if TYPE_CHECKING:
@@ -78,11 +80,15 @@ class SamModel:
     point_prompts : bool
         Whether the weights were trained with points as prompts. Without that a point spoils the mask of a good box, and
         points alone give almost empty masks: `decode` then uses points only to make a box where none is given.
+    engine : {"auto", "torch", "onnx"}, optional
+        What runs the image encoder on a CPU, see `medclipsam.engine`; "auto" is ONNX Runtime for LiteMedSAM.
 
     Attributes
     ----------
     prepare : Preparation
         Plane -> the encoder's input; can be sent to worker processes.
+    encoder : callable
+        The image encoder, float [1, 3, S, S] to [1, C, h, w]: `network.image_encoder`, by the chosen engine.
     encoder_runs : int
         How often the image encoder has run.
 
@@ -105,6 +111,7 @@ class SamModel:
         cache: EmbeddingCache | None = None,
         mask_prompts: bool = False,
         point_prompts: bool = True,
+        engine: str | None = None,
     ) -> None:
         if preprocessing not in PREPROCESSINGS:
             raise WeightsError(
@@ -120,6 +127,15 @@ class SamModel:
         self.encoder_runs = 0
         mean, deviation = (tuple(float(v) for v in part.flatten()) for part in (sam.pixel_mean, sam.pixel_std))
         self.prepare = Preparation(preprocessing, self.image_size, mean, deviation)
+        image_encoder = self.network.image_encoder
+        self.encoder = compile_forward(
+            image_encoder,
+            (torch.zeros(1, 3, self.image_size, self.image_size),),
+            f"{identity}:image_encoder",
+            device=self.device,
+            engine=engine,
+            gains=isinstance(image_encoder, TinyViT),
+        )
         self._encoding = threading.Lock()
 
     @classmethod
@@ -129,6 +145,7 @@ class SamModel:
         *,
         device: str | torch.device = "cpu",
         cache: EmbeddingCache | None = None,
+        engine: str | None = None,
     ) -> SamModel:
         """Load resolved weights (see `medclipsam.weights.resolve`); their SHA-256 is the identity.
 
@@ -139,7 +156,7 @@ class SamModel:
         """
         if weights.kind != "sam":
             raise WeightsError(f"Weights {weights.name!r} are of kind {weights.kind!r}; SAM needs kind 'sam'.")
-        return load_sam(weights.path, weights.arch, identity=weights.sha256, device=device, cache=cache)
+        return load_sam(weights.path, weights.arch, identity=weights.sha256, device=device, cache=cache, engine=engine)
 
     @property
     def image_size(self) -> int:
@@ -187,7 +204,7 @@ class SamModel:
     def _encode(self, plane: np.ndarray) -> Embedding:
         pixels, input_shape = self.prepare(plane)
         self.encoder_runs += 1
-        features = self.image_encoder(pixels[None].to(self.device))
+        features = self.encoder(pixels[None].to(self.device))
         return Embedding(features, (plane.shape[0], plane.shape[1]), input_shape)
 
     @torch.inference_mode()
@@ -325,6 +342,7 @@ def load_sam(
     identity: str,
     device: str | torch.device = "cpu",
     cache: EmbeddingCache | None = None,
+    engine: str | None = None,
 ) -> SamModel:
     """Load a SAM from a checkpoint file, frozen.
 
@@ -340,6 +358,8 @@ def load_sam(
         Where the network runs.
     cache : EmbeddingCache or None
         A cache to share among models; None makes one of 512 MiB.
+    engine : {"auto", "torch", "onnx"}, optional
+        What runs the image encoder on a CPU, see `SamModel`.
 
     Raises
     ------
@@ -359,6 +379,7 @@ def load_sam(
         cache=cache,
         mask_prompts=not boxes_only if isinstance(arch, str) else bool(arch.get("mask_prompts", False)),
         point_prompts=not boxes_only,
+        engine=engine,
     )
 
 
