@@ -65,3 +65,8 @@ def test_a_damaged_id_is_none(place: Path, content: str) -> None:
     assert studies_id(place / "studies") is None
     remember(place / "studies", place / "workspaces/studies-1")
     assert studies_id(place / "studies")
+
+
+def test_a_folder_that_is_no_default_workspace_has_none_nearby(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    assert nearby(tmp_path / "workspaces") == []

@@ -88,7 +88,9 @@ def remember(folder: Path, workspace: Path) -> None:
 def nearby(default: Path) -> list[Path]:
     """Return workspaces of folders that had the same name and are not there any more, for a workspace that is new."""
     name = default.name.rpartition("-")[0]
-    found = []
+    found: list[Path] = []
+    if not name:  # no default workspace: those are called after their folder and a hash of its path
+        return found
     for workspace in _workspaces(default.parent):
         record = record_of(workspace)
         if workspace == default or workspace.name.rpartition("-")[0] != name:
