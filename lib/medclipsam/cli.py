@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE|FOLDER",
         help="image files, DICOM series folders, or folders of them",
     )
-    segment.add_argument("--text", required=True, help='what to find; several targets split by ";"')
+    segment.add_argument(
+        "--text", required=True, action="append", help='what to find; several targets split by ";", or --text again'
+    )
     segment.add_argument("--out", required=True, type=Path, help="mask file; a folder for several images")
     segment.add_argument("--overlay", type=Path, help="picture of the mask on the image (PNG); a folder for several")
     segment.add_argument("--report", type=Path, help="evidence as JSON; a folder for several images")

@@ -4,6 +4,17 @@ The message is one sentence that names the thing, what was given and what is all
 and exits with 2, the server answers it as a 4xx.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rapidfuzz import fuzz, process
+
+# Names that an error lists, characters of a value that it repeats, and per cent of similarity to suggest a name.
+_MOST_LISTED = 30
+_LONGEST_VALUE = 60
+_SIMILAR = 65.0
+
 
 class MedClipSamError(Exception):
     """Base of all errors of this package; `str(error)` is a sentence fit for the user."""
@@ -23,6 +34,14 @@ class TooLargeError(InputError):
 
 class TargetError(InputError):
     """A target or targets file is unknown or malformed."""
+
+
+class NegationError(InputError):
+    """A text says that something is not there, which no model here can read."""
+
+
+class SeparatorError(InputError):
+    """A text names several targets, separated by what does not tell them apart."""
 
 
 class OptionError(InputError):
@@ -59,6 +78,49 @@ class StorageError(MedClipSamError):
     def __init__(self, sentence: str, *, full: bool) -> None:
         super().__init__(sentence)
         self.full = full
+
+
+class UnknownOptionError(OptionError):
+    """An option has a name that nothing has.
+
+    Parameters
+    ----------
+    key : str
+        Name of the option as the user wrote it.
+    value : object
+        What was given.
+    known : iterable of str
+        Names of the options that there are.
+    also : iterable of str
+        Names that are taken too, but rarely wanted: they are suggested, and not listed.
+    what : str
+        What takes the options, as the end of a sentence: "the trainer network"; empty where it is plain.
+    """
+
+    def __init__(
+        self, key: str, value: object, known: Iterable[str], *, also: Iterable[str] = (), what: str = ""
+    ) -> None:
+        names = sorted(set(known))
+        self.key = key
+        self.value = value
+        self.suggestion = nearest(key, [*names, *also])
+        self.allowed = ", ".join(names) or "none"
+        if self.suggestion is not None:
+            rest = f"did you mean {self.suggestion!r}?"
+        elif len(names) > _MOST_LISTED:
+            similar = process.extract(key, names, scorer=fuzz.ratio, limit=5)
+            rest = f"of the {len(names)} options these are the most similar: {', '.join(name for name, *_ in similar)}."
+        else:
+            rest = f"allowed: {self.allowed}."
+        given = repr(value) if len(repr(value)) <= _LONGEST_VALUE else repr(value)[:_LONGEST_VALUE] + "..."
+        known_to = f" to {what}" if what else ""
+        InputError.__init__(self, f"Option {key!r} (given as {given}) is not known{known_to}; {rest}")
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that a misspelt word is most likely to mean; None where none is similar."""
+    found = process.extractOne(word.lower(), list(names), scorer=fuzz.ratio, score_cutoff=_SIMILAR)
+    return None if found is None else str(found[0])
 
 
 class WeightsError(MedClipSamError):

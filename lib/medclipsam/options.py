@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import OptionError
+from medclipsam.errors import OptionError, UnknownOptionError
 
 SALIENCY_METHODS = ("m2ib", "m2ib_token", "patch_text")
 PRESETS = ("auto", "published", "paper", "demo")
@@ -156,7 +156,7 @@ class ZeroShotOptions:
         chosen: dict[str, Any] = {}
         for key, given in values.items():
             if key not in defaults:
-                raise OptionError(key, given, "one of the options " + ", ".join(sorted(defaults)))
+                raise UnknownOptionError(key, given, defaults)
             value = given[0] if isinstance(given, (list, tuple)) and given else given
             if value is None or value == "" or (value == "auto" and defaults[key] is None):
                 continue

@@ -35,7 +35,7 @@ from medclipsam.presence import (
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 from medclipsam.sam import SamModel
-from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, negatives, parse_prompt
+from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
 from medclipsam.weights import ResolvedWeights, resolve, resolve_pair
 
 Progress = Callable[[float, str], None]
@@ -75,6 +75,8 @@ class TargetEvidence:
     treated_as : str or None
         The known target whose window, components and presence negatives were used: itself, or for free text the one
         that it means to the model; None where there is none.
+    note : str
+        How its text was read, where it is not a known name: "Read 'lnugs' as 'lungs CT'."; empty otherwise.
     found : bool
         Whether its mask has any pixel.
     reason : str
@@ -106,6 +108,7 @@ class TargetEvidence:
     window: tuple[float, float] | None = None
     presence_score: float | None = None
     presence_threshold: float | None = None
+    note: str = ""
     found: bool = False
     reason: str = ""
     planes: list[PlaneEvidence] = field(default_factory=list)
@@ -151,7 +154,7 @@ class ZeroShotResult:
     @property
     def sentence(self) -> str:
         """What was found and what was not, in one line for people."""
-        return " ".join(target.reason for target in self.targets)
+        return " ".join(part for target in self.targets for part in (target.note, target.reason) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the label map, JSON-able."""
@@ -321,7 +324,7 @@ class ZeroShot:
     def segment(
         self,
         image: MedicalImage,
-        text: str,
+        text: str | list[str],
         options: ZeroShotOptions | None = None,
         *,
         progress: Progress | None = None,
@@ -335,8 +338,8 @@ class ZeroShot:
         ----------
         image : MedicalImage
             A plane or a stack of planes.
-        text : str
-            One target, or several split by ";".
+        text : str or list of str
+            One target, or several split by ";" or in a list; see `medclipsam.targets.parse_prompt`.
         options : ZeroShotOptions, optional
             Defaults where not given.
         progress : callable, optional
@@ -383,7 +386,7 @@ class ZeroShot:
             labels=labels,
             label_names=label_names,
             targets=[job.evidence for job in jobs],
-            text=text,
+            text=joined_text(text),
             options=options.to_dict(),
             weights=self.weights,
             image=image.describe(),
@@ -393,7 +396,7 @@ class ZeroShot:
     def presence(
         self,
         image: MedicalImage,
-        text: str,
+        text: str | list[str],
         options: ZeroShotOptions | None = None,
         *,
         cancelled: Cancelled | None = None,
@@ -462,6 +465,7 @@ class ZeroShot:
         window = Window(*known.window) if known and known.window and image.modality == "CT" else None
         captions = list(text.captions)
         evidence = TargetEvidence(text.name, label, captions, text.target is not None)
+        evidence.note = text.note
         evidence.treated_as = known.name if known else None
         evidence.window = (window.center, window.width) if window else None
         evidence.presence_threshold = threshold if options.presence else None

@@ -148,13 +148,13 @@ def test_a_studies_folder_with_final_labels(tmp_path: Path) -> None:
 def test_prompts_of_protocol_a(tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
     file.write_text(json.dumps({"1.png": "a mass", "2.png": "another"}))
-    assert read_prompts(file, {"breast": ["1.png"]}) == {"breast": {"1.png": "a mass"}}
+    assert read_prompts(file, {"breast": ["1.png"]}, TARGETS) == {"breast": {"1.png": "a mass"}}
     with pytest.raises(InputError, match=r"3\.png"):
-        read_prompts(file, {"breast": ["1.png", "3.png"]})
+        read_prompts(file, {"breast": ["1.png", "3.png"]}, TARGETS)
     with pytest.raises(InputError, match="names no task"):
-        read_prompts(file, {"breast": ["1.png"], "brain": ["1.png"]})
+        read_prompts(file, {"breast": ["1.png"], "brain": ["1.png"]}, TARGETS)
     file.write_text(json.dumps({"breast": {"1.png": "a mass"}, "brain": {"1.png": "a glioma"}}))
-    assert read_prompts(file, {"brain": ["1.png"]}) == {"brain": {"1.png": "a glioma"}}
+    assert read_prompts(file, {"brain": ["1.png"]}, TARGETS) == {"brain": {"1.png": "a glioma"}}
 
 
 def _many(data: Path, folder: str, present: int, absent: int) -> None:
@@ -217,3 +217,10 @@ def test_a_sample_keeps_the_tasks_of_an_image_together_and_draws_each_combinatio
     assert [case.task.name for case in drawn] == ["a", "b"] * 4
     kinds = {(int(case.name) < 8, int(case.name) % 2) for case in drawn}
     assert len(kinds) == 4
+
+
+def test_a_prompt_that_cannot_be_searched_for_is_refused_before_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"1.png": "a mass", "2.png": "no mass"}))
+    with pytest.raises(InputError, match=r"2\.png"):
+        read_prompts(file, {"breast": ["1.png", "2.png"]}, TARGETS)

@@ -162,6 +162,7 @@ def test_every_route_but_the_public_ones_asks_who_is_there(make_client: MakeClie
         ("GET", "/ohif/", "user"),
         ("GET", "/datastore/?output=all", "user"),
         ("GET", "/requests/", "user"),
+        ("GET", "/targets/vocabulary?q=l", "user"),
         ("PUT", "/datastore/image/info?image=chest", "annotator"),
         ("GET", "/logs/", "admin"),
         ("DELETE", "/datastore/image?id=nobody", "admin"),
@@ -266,6 +267,20 @@ def test_bad_params_are_one_sentence(client: TestClient, params: Any, names: lis
 )
 def test_bad_addresses_are_one_sentence(client: TestClient, query: dict[str, Any], status: int, name: str) -> None:
     assert name in sentence(infer(client, **query), status)
+
+
+def test_the_vocabulary_suggests_targets_of_the_modality(client: TestClient) -> None:
+    first, *others = client.get("/targets/vocabulary", params={"q": "Lt lu", "modality": "DX"}).json()["targets"]
+    assert (first["name"], first["label"], first["text"]) == ("left lung", 11, "left lung")
+    assert "DX" in first["modality"]
+    assert "left lung field" in first["synonyms"]
+    assert all({"CR", "DX"} & set(other["modality"]) for other in others)
+    assert len(client.get("/targets/vocabulary", params={"limit": 3}).json()["targets"]) == 3
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1000}, {"q": "x" * 101}, {"modality": "xray"}])
+def test_the_vocabulary_is_bounded(client: TestClient, query: dict[str, Any]) -> None:
+    sentence(client.get("/targets/vocabulary", params=query), 400)
 
 
 @pytest.mark.parametrize(

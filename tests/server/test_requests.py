@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import OptionError
+from medclipsam.errors import OptionError, UnknownOptionError
 from medclipsam.options import CHOICES, ZeroShotOptions
 from medclipsam.server.requests import SegmentRequest, flag, option_table
 
@@ -138,5 +138,36 @@ def test_a_modality_is_taken_for_files_that_do_not_say() -> None:
     assert read({"text": "lungs"}).modality is None
     assert read({"text": "lungs", "modality": ["auto", "US", "MR"]}).modality is None
     assert read({"text": "lungs", "modality": "DX"}).modality == "DX"
-    with pytest.raises(OptionError, match="US, MR, CT, CR, DX, MG"):
-        read({"text": "lungs", "modality": "xray"})
+    assert read({"text": "lungs", "modality": "mr"}).modality == "MR"
+    for wrong in ("xray", "X-RAY", "C", 3, {"a": 1}):
+        with pytest.raises(OptionError, match="US, MR, CT, CR, DX, MG"):
+            read({"text": "lungs", "modality": wrong})
+
+
+def test_a_list_of_texts_asks_for_all_of_them() -> None:
+    assert read({"text": ["left lung", "heart; liver"]}).text == "left lung; heart; liver"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("txt", "text"),
+        ("Text", "text"),
+        ("num_component", "num_components"),
+        ("Beta", "beta"),
+        ("result_extention", None),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_one_that_is_meant(key: str, meant: str) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        read({key: "heart"})
+    assert error.value.key == key
+    assert error.value.suggestion == meant
+    assert repr(meant) in str(error.value)
+
+
+def test_a_key_that_is_like_none_is_named_with_those_there_are() -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        read({"qqqqqq": 1})
+    assert error.value.suggestion is None
+    assert "presence_threshold" in str(error.value)

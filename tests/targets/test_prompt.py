@@ -1,6 +1,6 @@
 import pytest
 
-from medclipsam.errors import InputError, TargetError
+from medclipsam.errors import InputError, NegationError, SeparatorError, TargetError
 from medclipsam.targets import (
     FINDING_LABELS,
     MAX_TEXT,
@@ -79,8 +79,9 @@ def test_an_empty_text_is_refused(known, text):
 def test_a_text_without_a_word_or_that_is_no_text_is_refused(known):
     with pytest.raises(InputError, match=r"'\?!' holds no word"):
         parse_prompt("heart; ?!", "CR", known)
-    with pytest.raises(InputError, match="cannot be None"):
-        parse_prompt(None, "CR", known)
+    for wrong in (None, 3, [], ["heart", ""], ["heart", None]):
+        with pytest.raises(InputError, match="both lungs"):
+            parse_prompt(wrong, "CR", known)
 
 
 def test_a_text_that_is_too_long_is_refused(known):
@@ -127,3 +128,201 @@ def test_negatives_of_all_modalities_and_of_free_text(known):
 def test_the_same_structure_in_another_modality_is_no_negative():
     built_in = TargetSet.load()
     assert "lungs CT" not in [target.name for target in negatives(built_in.get("lungs x-ray"), built_in)]
+
+
+@pytest.fixture(scope="module")
+def built_in() -> TargetSet:
+    return TargetSet.load()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "left lung, heart",
+        "left lung and heart",
+        "left lung & heart",
+        "left lung/heart",
+        "left lung + heart",
+        "Left Lung,Heart.",
+        "the left lung, and the heart",
+        "segment the left lung and heart",
+        "- left lung\n- heart",
+        "1. left lung\r\n2. heart",
+        ["left lung", "heart"],
+        ["left lung; heart"],
+        "lt lung and haert",
+    ],
+)
+def test_known_targets_are_split_at_what_people_write_between_them(built_in, text):
+    assert names(parse_prompt(text, "DX", built_in)) == ["left lung", "heart"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["left and right lung", "right and left lungs", "left & right lung", "left/right lungs", "left and right lung, "],
+)
+def test_a_list_that_is_the_name_of_one_target_stays_one(built_in, text):
+    assert names(parse_prompt(text, "DX", built_in)) == ["lungs x-ray"]
+
+
+def test_the_longest_names_of_a_list_are_taken(built_in):
+    assert names(parse_prompt("left and right lung, and heart", "CT", built_in)) == ["lungs CT", "heart"]
+    asked = parse_prompt("right lung, left lung, heart & spine", "CT", built_in)
+    assert names(asked) == ["right lung", "left lung", "heart", "spine"]
+    asked = parse_prompt("skin, fat and gland", "US", built_in)
+    assert [target.target.label for target in asked] == [19, 20, 21]
+
+
+@pytest.mark.parametrize("text", ["heart, mediastinum", "ribs and left lung", "heart/aorta", "left lung, rib"])
+def test_known_targets_beside_other_texts_are_refused_unless_separated(built_in, text):
+    with pytest.raises(SeparatorError):
+        parse_prompt(text, "DX", built_in)
+    assert len(parse_prompt(f"{text} |", "DX", built_in)) == 1
+    assert len(parse_prompt(text.replace(", ", ";").replace(" and ", ";").replace("/", ";"), "DX", built_in)) == 2
+
+
+@pytest.mark.parametrize("text", ["a mass and a shadow", "mediastinum, hilum and aorta", "T1/T2 lesion"])
+def test_a_list_without_known_targets_is_one_free_text(built_in, text):
+    assert parse_prompt(text, "DX", built_in) == [TextTarget(text, (text,))]
+
+
+@pytest.mark.parametrize(
+    ("text", "modality", "name"),
+    [
+        ("Lt lung", "DX", "left lung"),
+        ("lung, left", "DX", "left lung"),
+        ("RT LUNG", "CT", "right lung"),
+        ("R lung", "CT", "right lung"),
+        ("lungs bilaterally", "DX", "lungs x-ray"),
+        ("b/l lungs", "DX", "lungs x-ray"),
+        ("Hearts", "DX", "heart"),
+        ("vertebrae", "CT", "spine"),
+        ("vertebral bodies", "CT", "spine"),
+        ("lung nodules", "CT", "lung nodule"),
+        ("tumor of the brain", "MR", "brain tumour"),
+        ("brain-tumour", "MR", "brain tumour"),
+        ("GBM", "MR", "brain tumour"),
+        ("brain mets", "MR", "brain tumour"),
+        ("breast ca", "US", "breast tumour"),
+        ("show me the heart", "DX", "heart"),
+        ("lnugs", "CT", "lungs CT"),
+        ("haert", "DX", "heart"),
+        ("leftlung", "DX", "left lung"),
+        ("cardiac sillhouette", "DX", "heart"),
+        ("ventrickles", "MR", "ventricles"),
+        ("brian tumor", "MR", "brain tumour"),
+        ("brest tumour", "US", "breast tumour"),
+    ],
+)
+def test_abbreviations_plurals_and_typing_errors_mean_the_target(built_in, text, modality, name):
+    (found,) = parse_prompt(text, modality, built_in)
+    assert found.target is built_in.get(name)
+    assert found.captions == built_in.get(name).captions
+    assert (found.note == "") == built_in.is_exact(text)
+    if found.note:
+        assert repr(text) in found.note
+
+
+@pytest.mark.parametrize(
+    ("text", "modality"),
+    [
+        ("shin", "US"),
+        ("module", "CT"),
+        ("scull", "MR"),
+        ("spice", "CT"),
+        ("drain", "MR"),
+        ("light lung", "DX"),
+        ("lung mask", "CT"),
+        ("liver", "CT"),
+        ("lug nut", "CT"),
+    ],
+)
+def test_words_of_their_own_are_no_typing_errors(built_in, text, modality):
+    (found,) = parse_prompt(text, modality, built_in)
+    assert (found.name, found.captions, found.target) == (text, (text,), None)
+
+
+def test_a_typing_error_that_may_mean_two_targets_is_not_corrected():
+    similar = TargetSet([Target("ileum", 1, ("x",), (), "ileum"), Target("ilium", 2, ("y",), (), "ilium")])
+    assert similar.corrected("ilum") is None
+    assert similar.corrected("ilieum") is None
+    assert names(parse_prompt("ilium", None, similar)) == ["ilium"]
+    assert TargetSet([Target("ileum", 1, ("x",))]).corrected("ilium") is None
+
+
+@pytest.mark.parametrize(("text", "side"), [("LLL", "left lung"), ("rul", "right lung")])
+def test_an_abbreviated_lobe_is_not_widened_to_its_lung(built_in, text, side):
+    (found,) = parse_prompt(text, "CT", built_in)
+    assert (found.name, found.target) == (text, None)
+    assert found.captions != (text,)
+    assert side in found.note
+    assert side in found.captions[0] or side.split()[0] in found.captions[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no heart",
+        "No heart.",
+        "heart not visible",
+        "heart absent",
+        "absence of the heart",
+        "without a nodule",
+        "lungs w/o nodule",
+        "lungs free of nodules",
+        "clear of nodules",
+        "tumour-free brain",
+        "tumor free lung",
+        "non-lung",
+        "rule out nodule",
+        "r/o tumour",
+        "negative for nodule",
+        "there isn't a heart",
+        "the heart isn’t there",
+        "is there no heart?",
+        "neither heart nor lungs",
+        "heart is missing",
+        "everything but the heart",
+        "nonvisualised heart",
+        "left lung, no heart",
+    ],
+)
+def test_a_negation_is_refused_and_not_read_as_its_opposite(built_in, text):
+    with pytest.raises(NegationError):
+        parse_prompt(text, "CT", built_in)
+    with pytest.raises(NegationError):
+        parse_prompt(f"left lung; {text}", "CT", built_in)
+    assert [target.captions for target in parse_prompt(f"{text} |", None, built_in)] == [(text,)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CT without contrast",
+        "non-contrast chest CT",
+        "non small cell carcinoma",
+        "mass, not otherwise specified",
+        "nodule no. 3",
+        "a nodule in the node",
+        "unremarkable lung",
+        "free fluid",
+        "nonspecific shadow",
+        "notch of the tibia",
+    ],
+)
+def test_what_only_looks_like_a_negation_is_searched_for(built_in, text):
+    assert names(parse_prompt(text, "CT", built_in)) == [text]
+
+
+def test_a_target_whose_name_is_a_negation_is_found():
+    own = TargetSet([Target("no-reflow zone", 1, ("a no-reflow zone",))])
+    assert names(parse_prompt("No reflow zone", "MR", own)) == ["no-reflow zone"]
+
+
+def test_every_built_in_text_can_be_asked_for(built_in):
+    for target in built_in:
+        for text in (target.name, *target.synonyms, *target.captions):
+            for modality in target.modality:
+                assert names(parse_prompt(text, modality, built_in)) == [target.name]
+        for text in target.absence_captions:
+            assert names(parse_prompt(text, None, built_in)) == [text]

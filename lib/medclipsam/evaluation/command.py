@@ -136,7 +136,7 @@ def evaluate(request: Request, *, show: bool = False) -> str:
         sample = {"limit": request.limit, "seed": request.options.seed, "of": len(cases)}
         cases = draw_cases(cases, request.limit, request.options.seed, show=show)
     check_cases(ProgressBar(cases, desc="checking the data", unit="image", show=show))
-    prompts = read_prompts(request.prompts, _image_names(cases)) if request.prompts else {}
+    prompts = read_prompts(request.prompts, _image_names(cases), targets) if request.prompts else {}
     validation = _validation_cases(request, targets, cases) if request.search else {}
     if request.network is not None:
         network = NetworkPredictor(Ensemble.load(request.network, device=request.device), targets)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from medclipsam.errors import InputError, MedClipSamError
-from medclipsam.targets import Target, TargetSet, normalise, parse_prompt
+from medclipsam.targets import Target, TargetSet, check_text, normalise, parse_prompt
 
 # The four tasks of the paper, by the names that their folders commonly have.
 _PAPER_TASKS = Path(__file__).parent / "paper_tasks.yaml"
@@ -230,7 +230,7 @@ def _labels(where: str, value: object) -> tuple[int, ...] | None:
     return tuple(sorted(set(values)))
 
 
-def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]], targets: TargetSet) -> dict[str, dict[str, str]]:
     """Read the prompts of protocol A: a text for each image.
 
     Parameters
@@ -239,6 +239,8 @@ def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, di
         JSON: {"image.png": "text"} as published, for a single task; or {"task": {"image.png": "text"}}.
     tasks : mapping of str to sequence of str
         The tasks, and the file names of their images.
+    targets : TargetSet
+        The known targets.
 
     Returns
     -------
@@ -248,7 +250,7 @@ def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, di
     Raises
     ------
     InputError
-        If the file cannot be read, or an image has no prompt; the sentence names it.
+        If the file cannot be read, or an image has no prompt or one that cannot be searched for; the sentence names it.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -274,5 +276,9 @@ def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, di
             text = given.get(name)
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"The prompts file {file} has no text for the image {name!r} of the task {task!r}.")
+            try:
+                check_text(text, targets)
+            except InputError as error:
+                raise InputError(f"The prompts file {file}, image {name!r} of the task {task!r}: {error}") from None
         prompts[task] = {name: given[name].strip() for name in names}
     return prompts

@@ -26,7 +26,7 @@ import medclipsam
 from medclipsam.active.command import LEDGER_FILE
 from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
-from medclipsam.errors import InputError, MedClipSamError, TargetError
+from medclipsam.errors import InputError, MedClipSamError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
 from medclipsam.server.audit import AuditFile, Caller, caller
@@ -568,10 +568,8 @@ def check_keys(request: dict[str, Any], known: Iterable[str], what: str) -> None
     check_monai_label_keys(request)
     for key, value in request.items():
         if key not in names and key not in _COMMON_KEYS:
-            allowed = ", ".join(sorted(names - {"strategy", "method"})) or "none"
-            raise InputError(
-                f"Option {key!r} (given as {str(value)[:40]!r}) is unknown to the {what}; allowed: {allowed}."
-            )
+            own = names - _RUN_KEYS - {"strategy", "method"}
+            raise UnknownOptionError(key, value, own or names - {"strategy", "method"}, also=names, what=f"the {what}")
 
 
 def _list(names: Iterable[str]) -> str:

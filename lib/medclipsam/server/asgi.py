@@ -32,7 +32,7 @@ from medclipsam.server.http import status_of, storage_error
 from medclipsam.server.metrics import METRICS, CountInfers
 from medclipsam.server.middleware import AccessFirst, BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors, refused
 from medclipsam.server.rounds import RoundsKeeper
-from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, tasks
+from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, targets, tasks
 from medclipsam.server.scoring import Scorings
 from medclipsam.server.work import WorkQueue
 
@@ -50,6 +50,7 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         tasks.router,
         networks.router,
         rounds.router,
+        targets.router,
         datastore.router,
         sessions.router,
         proxy.router,

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import InputError, OptionError, UnknownOptionError
 from medclipsam.options import CHOICES, ZeroShotOptions
 from medclipsam.server.names import checked_name, checked_tag
+from medclipsam.targets import joined_text
 
 # Modalities that a request may name for an image whose file does not say.
 MODALITIES = ("US", "MR", "CT", "CR", "DX", "MG")
@@ -55,7 +56,8 @@ class SegmentRequest:
     def from_mapping(cls, request: Mapping[str, Any], defaults: ZeroShotOptions, *, takes_text: bool) -> SegmentRequest:
         """Check a request as MONAI Label hands it to an infer task.
 
-        A list stands for a drop-down that nobody touched and means its first entry; an empty string means the default.
+        A list stands for a drop-down that nobody touched and means its first entry; a list of texts asks for all of
+        them. An empty string means the default.
 
         Raises
         ------
@@ -64,8 +66,10 @@ class SegmentRequest:
         """
         check_monai_label_keys(request)
         given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
+        own = ("text", "modality") if takes_text else ("modality",)
+        check_names(given, (*own, *option_keys()))
         text = _text(given.pop("text", None)) if takes_text else None
-        modality = _modality(given.pop("modality", None))
+        modality = checked_modality(given.pop("modality", None))
         options = {key: value for key, value in given.items() if value is not None and value != ""}
         return cls(
             text=text,
@@ -85,10 +89,18 @@ class SegmentRequest:
         OptionError
             If a key is unknown, `allowed` being the task's own, or a value is not allowed.
         """
-        for key in request:
-            if key not in MONAI_LABEL_KEYS and key != "modality":
-                raise OptionError(key, request[key], "the keys " + ", ".join(sorted({*allowed, "modality"})))
+        given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
+        for key in given.keys() - {"modality"}:
+            raise UnknownOptionError(key, given[key], {*allowed, "modality"}, also=MONAI_LABEL_KEYS)
         return cls.from_mapping(request, ZeroShotOptions(), takes_text=False)
+
+
+def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise `UnknownOptionError` for the first key that is none of the known ones."""
+    names = set(known)
+    for key, value in given.items():
+        if key not in names:
+            raise UnknownOptionError(key, value, names, also=MONAI_LABEL_KEYS)
 
 
 def option_table(defaults: ZeroShotOptions) -> dict[str, Any]:
@@ -129,19 +141,30 @@ def flag(request: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def _text(given: Any) -> str:
-    text = _first(given)
-    if not isinstance(text, str) or not text.strip():
-        raise OptionError("text", given, 'what to segment, such as "left lung" or "left lung; heart"')
-    return text.strip()
+    try:
+        text = joined_text(given).strip()
+    except InputError:
+        text = ""
+    if not text:
+        allowed = 'what to segment, such as "left lung", "left lung; heart" or a list of such texts'
+        raise OptionError("text", given, allowed)
+    return text
 
 
-def _modality(given: Any) -> str | None:
+def checked_modality(given: Any) -> str | None:
+    """Return the DICOM modality that a request names, in capitals; None for "auto", an empty text or none.
+
+    Raises
+    ------
+    OptionError
+        If it is not one of `MODALITIES`.
+    """
     value = _first(given)
     if value is None or value in ("", "auto"):
         return None
-    if value not in MODALITIES:
+    if not isinstance(value, str) or value.strip().upper() not in MODALITIES:
         raise OptionError("modality", value, "auto or one of " + ", ".join(MODALITIES))
-    return str(value)
+    return value.strip().upper()
 
 
 def _choice(key: str, given: Any, allowed: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from medclipsam.server.metrics import ServerState
 from medclipsam.server.pace import Pace
 from medclipsam.server.room import free_memory, shortage
 from medclipsam.server.work import current_job
-from medclipsam.targets import parse_prompt
+from medclipsam.targets import check_text, parse_prompt
 from medclipsam.weights import REGISTRY, are_here, memory_need, resolve_pair
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class SharedPipeline:
         self._clips = clips
         # Folder of the fine-tuned CLIP that is loaded, None for the configuration's.
         self._clip: Path | None = None
+
+    def check_text(self, text: str) -> None:
+        """Raise `InputError` for a text that cannot be searched for in any image."""
+        check_text(text, self._targets)
 
     def segment(
         self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None

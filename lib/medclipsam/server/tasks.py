@@ -93,8 +93,13 @@ class ZeroShotTask(InferTask):
         ------
         OptionError
             If a key is unknown or a value is not allowed.
+        InputError
+            If the text cannot be searched for, see `medclipsam.targets.parse_prompt`.
         """
-        return SegmentRequest.from_mapping(request, self._defaults, takes_text=self._target is None)
+        checked = SegmentRequest.from_mapping(request, self._defaults, takes_text=self._target is None)
+        if checked.text is not None:
+            self._pipeline.check_text(checked.text)
+        return checked
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment the image file or series folder `request["image"]`.

@@ -5,11 +5,15 @@ from medclipsam.targets.prompt import (
     MAX_TEXT,
     TextTarget,
     assign_labels,
+    check_text,
+    joined_text,
     label_table,
     negatives,
     parse_prompt,
 )
-from medclipsam.targets.target import MAX_LABEL, SnomedCode, StructureCode, Target, TargetSet, normalise
+from medclipsam.targets.target import MAX_LABEL, SnomedCode, StructureCode, Target, TargetSet
+from medclipsam.targets.vocabulary import Suggestion, suggest
+from medclipsam.targets.wording import normalise
 
 __all__ = [
     "FINDING_LABELS",
@@ -17,12 +21,16 @@ __all__ = [
     "MAX_TEXT",
     "SnomedCode",
     "StructureCode",
+    "Suggestion",
     "Target",
     "TargetSet",
     "TextTarget",
     "assign_labels",
+    "check_text",
+    "joined_text",
     "label_table",
     "negatives",
     "normalise",
     "parse_prompt",
+    "suggest",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from medclipsam.errors import TargetError
 from medclipsam.options import PRESETS, PROMPT_KINDS, RANGES
+from medclipsam.targets.wording import loose_key, normalise, typing_errors, words_of
 
 # Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.
 MAX_LABEL = 200
@@ -21,16 +21,6 @@ MAX_LABEL = 200
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (_FOLDER / "paper.yaml", _FOLDER / "demo.yaml")
 
-_ARTICLES = frozenset({"a", "an", "the"})
-# One spelling for words that are written in several ways, so that a targets file need not list each.
-_SPELLINGS = {
-    "tumor": "tumour",
-    "tumors": "tumours",
-    "edema": "oedema",
-    "xray": "x ray",
-    "xrays": "x rays",
-}
-_WORD = re.compile(r"[^\W_]+")
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MODALITY = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _RESERVED = re.compile(r"finding \d+|background")
@@ -167,6 +157,7 @@ class TargetSet:
     def __init__(self, targets: Iterable[Target]) -> None:
         self._targets = tuple(targets)
         self._texts: dict[str, list[Target]] = {}
+        self._loose: dict[str, list[Target]] = {}
         labels: dict[int, Target] = {}
         names: dict[str, Target] = {}
         for target in self._targets:
@@ -182,6 +173,14 @@ class TargetSet:
                 )
             self._index(target)
         self._names = names
+        self._names_and_synonyms: dict[str, tuple[str, list[Target]]] = {}
+        for target in self._targets:
+            for text in (target.name, *target.synonyms):
+                self._names_and_synonyms.setdefault(normalise(text), (text, []))[1].append(target)
+        self._absences = {normalise(text) for target in self._targets for text in target.absence_captions}
+        self.words = frozenset(
+            word for target in self._targets for text in (target.name, *target.synonyms) for word in words_of(text)
+        )
 
     @classmethod
     def load(cls, *extra_files: str | Path) -> TargetSet:
@@ -224,14 +223,17 @@ class TargetSet:
         """
         target = self._names.get(normalise(name))
         if target is None:
-            raise TargetError(f"There is no target {name!r}; known targets: {', '.join(self.names())}.")
+            near = self.corrected(name) or (name if self.mentions(name) else None)
+            hint = f" Did you mean {self._meant(near)[0].name!r}?" if near else ""
+            raise TargetError(f"There is no target {name!r}; known targets: {', '.join(self.names())}.{hint}")
         return target
 
     def match(self, text: str, modality: str | None = None) -> Target | None:
-        """Find the known target that a text means: its name, a synonym or a caption, and nothing less.
+        """Find the known target that a text means: its name, a synonym or a caption.
 
-        Case, punctuation, articles and the spellings tumor/tumour, edema/oedema and xray/x-ray do not matter. A text
-        of one modality's target means the target of the same structure in the image's modality.
+        Case, punctuation, articles, British and American spelling, singular and plural, the order of words and common
+        abbreviations ("Lt lung") do not matter. A text of one modality's target means the target of the same structure
+        in the image's modality.
 
         Parameters
         ----------
@@ -245,7 +247,7 @@ class TargetSet:
         Target or None
             None where no target of this modality is meant, or, without a modality, targets of different meaning are.
         """
-        meant = self._texts.get(normalise(text), [])
+        meant = self._meant(text)
         found = [target for target in meant if target.in_modality(modality)]
         if not found:
             # "lungs CT" asked of an X-ray means the lungs all the same.
@@ -253,8 +255,53 @@ class TargetSet:
             found = [target for target in self if target.meaning in meanings and target.in_modality(modality)]
         return found[0] if len({target.meaning for target in found}) == 1 else None
 
+    def mentions(self, text: str) -> bool:
+        """Return whether a text means a known target of any modality."""
+        return bool(self._meant(text))
+
+    def is_absence_caption(self, text: str) -> bool:
+        """Return whether a text is one of the captions of images without a target."""
+        return normalise(text) in self._absences
+
+    def is_exact(self, text: str) -> bool:
+        """Return whether a text is a name, synonym or caption but for case, punctuation and articles."""
+        return normalise(text) in self._texts
+
+    def corrected(self, text: str, modality: str | None = None, *, dictionary: bool = True) -> str | None:
+        """Return the name or synonym that a text with typing errors means.
+
+        Parameters
+        ----------
+        text : str
+            What the user wrote, for one target.
+        modality : str or None
+            DICOM modality of the image, whose targets go before others; None where it is not known.
+        dictionary : bool
+            Whether words of the English dictionary are taken as they are.
+
+        Returns
+        -------
+        str or None
+            None where it is not clear which structure is meant, or none is; see `medclipsam.targets.wording`.
+        """
+        given = normalise(text)
+        found: list[tuple[bool, int, str, Target]] = []
+        for phrase, (written, targets) in self._names_and_synonyms.items():
+            errors = typing_errors(given, phrase, dictionary=dictionary)
+            if errors is not None:
+                found += [(not target.in_modality(modality), errors, written, target) for target in targets]
+        least = min((entry[:2] for entry in found), default=None)
+        best = [entry for entry in found if entry[:2] == least]
+        return best[0][2] if len({target.meaning for *_, target in best}) == 1 else None
+
+    def _meant(self, text: str) -> list[Target]:
+        return self._texts.get(normalise(text)) or self._loose.get(loose_key(text), [])
+
     def _index(self, target: Target) -> None:
         for text in (target.name, *target.synonyms, *target.captions):
+            loosely = self._loose.setdefault(loose_key(text), [])
+            if target not in loosely:
+                loosely.append(target)
             known = self._texts.setdefault(normalise(text), [])
             if target in known:
                 continue
@@ -265,18 +312,6 @@ class TargetSet:
                         f"names, synonyms and captions must tell targets apart."
                     )
             known.append(target)
-
-
-def normalise(text: str) -> str:
-    """Reduce a text to what tells it from others: lower case, no punctuation, no articles, one spelling.
-
-    >>> normalise("A malignant Breast-Tumor.")
-    'malignant breast tumour'
-    """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("'", "").replace("’", ""))
-    # A last "a" is no article but a name, as in "hepatitis A".
-    kept = [word for place, word in enumerate(words) if word not in _ARTICLES or place == len(words) - 1]
-    return " ".join(_SPELLINGS.get(word, word) for word in kept)
 
 
 def read_targets(file: Path) -> list[Target]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from medclipsam.errors import OptionError
+from medclipsam.errors import OptionError, UnknownOptionError
 
 # What the options that are None become. "full" is the paper's training on nnU-Net's defaults, for a GPU; "small" is
 # for CPUs: a few minutes on two cores for a hundred pictures.
@@ -88,7 +88,7 @@ class CheckedOptions:
         chosen: dict[str, Any] = {}
         for key, given in values.items():
             if key not in fields:
-                raise OptionError(key, given, "one of the options " + ", ".join(sorted(fields)))
+                raise UnknownOptionError(key, given, fields)
             value = given[0] if isinstance(given, (list, tuple)) and given else given
             if value is None or value == "" or (value == "auto" and fields[key].default is None):
                 continue

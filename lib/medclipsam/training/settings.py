@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from medclipsam.errors import OptionError
+from medclipsam.errors import OptionError, UnknownOptionError
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name
 from medclipsam.training.options import CheckedOptions, TrainingOptions, choice, number, whole
 
@@ -89,7 +89,7 @@ class Request:
         theirs = {each.name for each in dataclasses.fields(TrainingOptions)}
         for key, value in values.items():
             if key not in own | theirs:
-                raise OptionError(key, value, "one of the options " + ", ".join(sorted(own | theirs)))
+                raise UnknownOptionError(key, value, own | theirs)
         return cls(
             RunOptions.from_mapping({key: value for key, value in values.items() if key in own}),
             TrainingOptions.from_mapping({key: value for key, value in values.items() if key in theirs}),
