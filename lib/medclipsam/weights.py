@@ -446,6 +446,26 @@ def resolve_pair(name: str) -> tuple[ResolvedWeights, ResolvedWeights]:
     return resolve(halves[0]), resolve(halves[1])
 
 
+def resolve_clip(name: str) -> ResolvedWeights:
+    """Find the CLIP of a pair.
+
+    Parameters
+    ----------
+    name : str
+        As for `resolve_pair`; the SAM of the pair need not be on this machine.
+
+    Raises
+    ------
+    WeightsError
+        As `resolve`. Also if the weights are not a CLIP.
+    """
+    half = _halves(name)[0]
+    kind = REGISTRY[half].kind if half in REGISTRY else resolve(half).kind
+    if kind != "clip":
+        raise WeightsError(f"Weights {half!r} are a {kind.upper()} where a CLIP is needed, such as demo or biomedclip.")
+    return resolve(half)
+
+
 def fetch(name: str, progress: bool = True) -> list[Path]:
     """Fetch published weights into `weights_home()`.
 

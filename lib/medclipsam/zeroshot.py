@@ -22,6 +22,7 @@ from medclipsam import __version__
 from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.errors import CancelledError, OptionError, WeightsError
 from medclipsam.imaging import MedicalImage, Window
+from medclipsam.imaging.sizes import area_mm2, rounded, size_in_words, volume_mm3
 from medclipsam.options import ZeroShotOptions, parse_planes
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
@@ -92,6 +93,8 @@ class TargetEvidence:
         Pixels (voxels) of its label.
     area_mm2, volume_mm3 : float or None
         Only where spacings are known; the area is that of all planes together.
+    doubt : str
+        A sentence where the size is not plausible for the known target; empty otherwise.
     settings : dict
         The saliency settings that were used, and where they came from.
     window : tuple of float or None
@@ -116,6 +119,7 @@ class TargetEvidence:
     area_pixels: int = 0
     area_mm2: float | None = None
     volume_mm3: float | None = None
+    doubt: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -154,7 +158,7 @@ class ZeroShotResult:
     @property
     def sentence(self) -> str:
         """What was found and what was not, in one line for people."""
-        return " ".join(part for target in self.targets for part in (target.note, target.reason) if part)
+        return " ".join(part for target in self.targets for part in (target.note, target.reason, target.doubt) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the label map, JSON-able."""
@@ -853,13 +857,11 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
     evidence = job.evidence
     area = int((labels == evidence.label).sum())
     evidence.area_pixels, evidence.found = area, area > 0
-    if image.pixel_spacing is not None:
-        evidence.area_mm2 = area * image.pixel_spacing[0] * image.pixel_spacing[1]
-        if image.plane_spacing is not None:
-            evidence.volume_mm3 = evidence.area_mm2 * image.plane_spacing
+    evidence.area_mm2, evidence.volume_mm3 = area_mm2(area, image), volume_mm3(area, image)
     scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
     evidence.sam_score = float(np.mean(scores)) if scores else None
     evidence.reason = _reason(job, image)
+    evidence.doubt = _doubt(job, image)
 
 
 def _reason(job: _Job, image: MedicalImage) -> str:
@@ -874,9 +876,29 @@ def _finding(job: _Job, image: MedicalImage) -> str:
     judged = "" if score is None else f" (presence {score:.2f}, threshold {threshold:.2f})"
     if evidence.found:
         where = f" on {len(evidence.planes)} of {image.n_planes} planes" if image.n_planes > 1 else ""
-        return f"{name}: found{where}, {evidence.area_pixels} pixels{judged}."
+        return f"{name}: found{where}, {size_in_words(evidence.area_pixels, image)}{judged}."
     if score is not None and threshold is not None and score < threshold:
         return f"{name}: not found, the mask is empty: the image does not look as if it were there{judged}."
     if job.mask.any():
         return f"{name}: its mask lies wholly under another target's with a higher SAM score{judged}."
     return f"{name}: not found, the mask is empty: the saliency map or the masks left nothing to keep{judged}."
+
+
+def _doubt(job: _Job, image: MedicalImage) -> str:
+    """Return a sentence where the mask's size is not one that the known target can have."""
+    evidence, target = job.evidence, job.text.target
+    if not evidence.found or target is None:
+        return ""
+    volume = None if evidence.volume_mm3 is None else evidence.volume_mm3 / 1000
+    flat = image.n_planes == 1
+    size, unit, plausible = (
+        (evidence.area_mm2, "mm²", target.plausible_area_mm2) if flat else (volume, "mL", target.plausible_volume_ml)
+    )
+    if size is None or plausible is None or plausible[0] <= size <= plausible[1]:
+        return ""
+    larger = size > plausible[1]
+    bound = f"up to {rounded(plausible[1])}" if larger else f"from {rounded(plausible[0])}"
+    return (
+        f"{evidence.name} of {rounded(size)} {unit} is {'larger' if larger else 'smaller'} than expected "
+        f"({bound} {unit}); check the mask."
+    )

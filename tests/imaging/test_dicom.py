@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, pixel_array
 
-from medclipsam.errors import ImageError
+from medclipsam.errors import ImageError, OptionError
 from medclipsam.imaging import Window, read_image, write_mask
 
 RNG = np.random.default_rng(0)
@@ -586,6 +586,17 @@ def test_the_modality_given_goes_before_the_files(make_dicom, save_dicom) -> Non
     path = save_dicom(make_dicom(np.zeros((4, 6), np.uint16), "OT", SOP_CLASSES["OT"]))
     assert read_image(path).modality == "OT"
     assert read_image(path, modality="CR").modality == "CR"
+
+
+@pytest.mark.parametrize(("said", "given", "agrees"), [("DX", "CR", True), ("US", "US", True), ("US", "CT", False)])
+def test_a_modality_that_contradicts_the_file_is_refused(make_dicom, save_dicom, said, given, agrees) -> None:
+    path = save_dicom(make_dicom(np.zeros((4, 6), np.uint16), said, SOP_CLASSES["OT"]))
+    if agrees:
+        assert read_image(path, modality=given).modality == given
+        return
+    with pytest.raises(OptionError) as error:
+        read_image(path, modality=given)
+    assert error.value.key == "modality"
 
 
 # Known distances ----------------------------------------------------------------------------------------------------

@@ -269,6 +269,41 @@ def test_bad_addresses_are_one_sentence(client: TestClient, query: dict[str, Any
     assert name in sentence(infer(client, **query), status)
 
 
+def test_options_may_come_as_a_json_body(client: TestClient) -> None:
+    where = {"image": "chest", "output": "json"}
+    answer = client.post("/infer/text_prompt", params=where, json={"text": "left lung, heart"})
+    assert list(answer.json()["label_names"]) == ["left lung", "heart"]
+    refused = client.post("/infer/text_prompt", params=where, json={"txt": "heart"})
+    assert "'text'" in sentence(refused, 400)
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({"params": {"image": "chest", "text": "heart"}}, "'text'"),
+        ({"params": {"image": "chest"}, "data": {"text": "heart"}}, "'text'"),
+        ({"params": {"image": "chest"}, "json": ["heart"]}, "list"),
+        ({"params": {"image": "chest"}, "content": "heart", "headers": {"content-type": "text/plain"}}, "text/plain"),
+        ({"params": {"image": "chest"}, "data": {"params": '{"text": "no heart"}'}}, "no heart"),
+        ({"params": {"image": "chest"}, "data": {"params": '{"text": "heart", "modality": "xray"}'}}, "'xray'"),
+    ],
+)
+def test_what_an_infer_request_does_not_take_is_named(client: TestClient, request_: dict[str, Any], named: str) -> None:
+    assert named in sentence(client.post("/infer/text_prompt", **request_), 400)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/infer/text_prompt"), ("GET", "/datastore/image")])
+def test_an_id_with_an_extension_is_answered_with_the_id(client: TestClient, method: str, path: str) -> None:
+    form = {"data": {"params": '{"text": "heart"}'}} if method == "POST" else {}
+    known = sentence(client.request(method, path, params={"image": "chest.nii.gz"}, **form), 404)
+    assert "'chest'" in known
+    assert "'nobody'" not in sentence(client.request(method, path, params={"image": "nobody.png"}, **form), 404)
+
+
+def test_training_refuses_an_unknown_target_at_once(client: TestClient) -> None:
+    assert "'haert'" in sentence(client.post("/train/network", json={"targets": "haert"}), 400)
+
+
 def test_the_vocabulary_suggests_targets_of_the_modality(client: TestClient) -> None:
     first, *others = client.get("/targets/vocabulary", params={"q": "Lt lu", "modality": "DX"}).json()["targets"]
     assert (first["name"], first["label"], first["text"]) == ("left lung", 11, "left lung")

@@ -155,7 +155,7 @@ def test_a_list_of_texts_asks_for_all_of_them() -> None:
         ("Text", "text"),
         ("num_component", "num_components"),
         ("Beta", "beta"),
-        ("result_extention", None),
+        ("result_extention", "result_extension"),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_one_that_is_meant(key: str, meant: str) -> None:

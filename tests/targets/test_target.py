@@ -261,3 +261,16 @@ def test_the_worked_example_of_the_documentation_is_sound(tmp_path):
     targets = TargetSet.load(write(tmp_path, example))
     assert targets.match("The left kidney", "CT").label == 120
     assert targets.get("left kidney").saliency["paper"]["layer"] == 9
+
+
+def test_a_plausible_size_is_a_range(tmp_path):
+    (target,) = read_targets(write(tmp_path, entry(plausible_volume_ml="[0, 30]", plausible_area_mm2="[5, 9.5]")))
+    assert (target.plausible_volume_ml, target.plausible_area_mm2) == ((0, 30), (5, 9.5))
+    for wrong in ("30", "[30]", "[30, 3]", "[3, 3]", "[-1, 3]", "[a, 3]", "[true, 3]"):
+        with pytest.raises(TargetError, match="plausible_volume_ml"):
+            read_targets(write(tmp_path, entry(plausible_volume_ml=wrong)))
+
+
+def test_an_unknown_name_is_answered_with_the_likely_one(known):
+    with pytest.raises(TargetError, match="'left lung'"):
+        known.get("Lt lung")

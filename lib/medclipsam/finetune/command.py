@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam.errors import InputError, OptionError
 from medclipsam.finetune.options import FinetuneOptions
+from medclipsam.weights import resolve_clip
 
 if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
@@ -64,7 +65,7 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
         "--out", required=True, type=Path, metavar="DIR", help="the run's folder; the weights in DIR/model"
     )
     run.add_argument("--val", action="append", default=[], type=Path, metavar="DATA", help="held-out pairs")
-    run.add_argument("--weights", default="biomedclip", help="CLIP to start from (default: %(default)s)")
+    run.add_argument("--weights", default="demo", help="pair whose CLIP to start from (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
     for option in dataclasses.fields(FinetuneOptions):
         choices = option.metadata.get("choices")
@@ -78,7 +79,7 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
     run.set_defaults(run=lambda given: _run(given, device))
     evaluate = actions.add_parser("evaluate", help="measure how well images and captions find each other")
     _add_data(evaluate)
-    evaluate.add_argument("--weights", action="append", required=True, help="CLIP; may be repeated")
+    evaluate.add_argument("--weights", action="append", required=True, help="pair of weights or CLIP; may be repeated")
     evaluate.add_argument("--gallery", default="50", metavar="N", help='candidates, or "all" (default: %(default)s)')
     evaluate.add_argument("--runs", type=int, default=5, help="shuffles (default: %(default)s)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the shuffles (default: %(default)s)")
@@ -110,6 +111,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
     chosen = {option.name: getattr(given, option.name) for option in dataclasses.fields(FinetuneOptions)}
     options = FinetuneOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+    _check(given, [given.weights], [*given.data, *given.val])
+    if given.out.exists() and not given.out.is_dir():
+        raise InputError(f"--out {given.out} is a file; it must be a folder.")
 
     from medclipsam.finetune.run import finetune
 
@@ -132,9 +136,11 @@ def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
 
 
 def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
+    gallery = None if given.gallery == "all" else _whole(given.gallery)
+    _check(given, given.weights, given.data)
+
     from medclipsam.finetune.run import measure
 
-    gallery = None if given.gallery == "all" else _whole(given.gallery)
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         listing = _listing(given, given.data, given.work or Path(temporary))
@@ -162,6 +168,17 @@ def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) ->
         cells = [f"{key} {100 * one.rates[key]:.1f} ± {100 * one.deviations[key]:.1f}" for key in one.rates]
         sys.stdout.write(f"{name}: {'; '.join(cells)}\n")
     return 0
+
+
+def _check(given: argparse.Namespace, weights: list[str], data: list[Path]) -> None:
+    """Check what takes no time, before the imports that take seconds."""
+    for source in data:
+        if not source.exists():
+            raise InputError(f"There are no pairs {source}.")
+    if given.images is not None and not given.images.is_dir():
+        raise InputError(f"--images {given.images} is not a folder.")
+    for name in weights:
+        resolve_clip(name)
 
 
 def _history(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int:

@@ -16,7 +16,7 @@ from medclipsam.finetune.result import write_result
 from medclipsam.finetune.retrieval import Retrieval, retrieval
 from medclipsam.finetune.trainer import Progress, Trained, features_of, train
 from medclipsam.targets import TargetSet
-from medclipsam.weights import ResolvedWeights, resolve
+from medclipsam.weights import ResolvedWeights, resolve_clip
 from medclipsam.zeroshot import load_encoder
 
 RESULT = "model"
@@ -61,7 +61,7 @@ def finetune(
     Parameters
     ----------
     weights : str
-        A CLIP, see `medclipsam.weights.resolve`.
+        A CLIP or a pair with it, see `medclipsam.weights.resolve_clip`.
     pairs : Listing
         What it learns from.
     folder : pathlib.Path
@@ -90,7 +90,7 @@ def finetune(
     MedClipSamError
         If the weights, the pairs or the folder are not as they must be, or it was cancelled.
     """
-    base = resolve(weights)
+    base = resolve_clip(weights)
     encoder = load_encoder(base, device=device)
     if validation is None:
         pairs, validation = split_listing(pairs, options.validation, options.seed)
@@ -129,7 +129,7 @@ def measure(
     MedClipSamError
         If the weights or the pairs are not as they must be.
     """
-    encoder = load_encoder(resolve(weights), device=device)
+    encoder = load_encoder(resolve_clip(weights), device=device)
     prepared = prepare(pairs, encoder, max_bad=max_bad, workers=workers, show=show)
     features = features_of(Tuned(encoder, FinetuneOptions()), prepared)
     return retrieval(*features, gallery=gallery, runs=runs, seed=seed), prepared

@@ -20,7 +20,7 @@ from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 
-from medclipsam.errors import ImageError
+from medclipsam.errors import ImageError, OptionError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.decoding import decode
 from medclipsam.imaging.dicom_geometry import (
@@ -88,6 +88,9 @@ _LUT_ELEMENTS = (
     *(f"Segmented{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue", "Alpha")),
 )
 
+# Modalities that tell nothing of how the image was made, and those that are one kind of image.
+_UNTOLD = frozenset({"OT", "SC", "DOC", "XC"})
+_RADIOGRAPHS = frozenset({"CR", "DX"})
 _ORIGIN_TAGS = ["PatientID", "StudyInstanceUID", "Modality"]
 _HEADER_TAGS = [*SLICE_TAGS, "Modality", "NumberOfFrames"]
 
@@ -217,7 +220,7 @@ def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:
     data = _read(path)
     stored = _pixels(path, data)
     frames = stored.shape[0]
-    modality = modality or data.get("Modality") or None
+    modality = _modality(path, data, modality)
     groups = functional_groups(data, frames)
     geometry = functional_geometry(path, data, groups) or file_geometry(data, frames, modality)
     return MedicalImage(
@@ -270,7 +273,7 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
             stored = stored.astype(np.result_type(stored.dtype, pixels.dtype), copy=False)
         stored[index] = pixels[0]
         luts.append(_lut_elements(data))
-    modality = modality or first.get("Modality") or None
+    modality = _modality(folder, first, modality)
     geometry = series_geometry(first, _read(ordered[-1], pixels=False), positions, modality)
     notes = volume.notes
     if mean_gap(positions) is None:
@@ -289,6 +292,16 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
         luts=luts,
         notes=notes,
     )
+
+
+def _modality(path: Path, data: Dataset, given: str | None) -> str | None:
+    """Return the modality of a DICOM file; `given` stands for one that the file does not say."""
+    said = str(data.get("Modality") or "").strip() or None
+    if given is None or said is None or said in _UNTOLD:
+        return given or said
+    if said != given.upper() and not {said, given.upper()} <= _RADIOGRAPHS:
+        raise OptionError("modality", given, f"{said}, which {path.name} says itself, or none")
+    return given
 
 
 def source_headers(path: Path) -> list[Dataset]:

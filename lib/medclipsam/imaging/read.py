@@ -35,7 +35,7 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
         A DICOM file (recognised by its content), a folder that holds one DICOM series, NIfTI (.nii, .nii.gz), NRRD
         (.nrrd, .nhdr), PNG, JPEG, TIFF or BMP.
     modality : str, optional
-        DICOM modality ("CT", "MR", ...) where the file does not say it; it overrides the file's. NIfTI and NRRD say
+        DICOM modality ("CT", "MR", ...) where the file does not say it. NIfTI and NRRD say
         none: there a grey volume of which a tenth or more has the Hounsfield units of air is taken for a CT.
 
     Returns
@@ -44,6 +44,8 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
 
     Raises
     ------
+    OptionError
+        If a DICOM file says another modality; CR and DX count as one.
     ImageError
         If there is no such file, it is no image, is damaged, or holds what this package does not handle (several
         series, time points, complex, NaN or infinite values).

@@ -45,7 +45,7 @@ from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.finetuner import FinetuneTrainer
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
-from medclipsam.server.images import ImageReader, is_upload, unreadable_images
+from medclipsam.server.images import ImageReader, is_upload, unknown_image, unreadable_images
 from medclipsam.server.labels import LabelCheck
 from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
@@ -365,6 +365,8 @@ class MedClipSamApp(MONAILabelApp):
         check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
         if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)):
             trainer.check(request)
+        if isinstance(trainer, NetworkTrainer):
+            trainer.check_labels(request, self.datastore())
 
     def training_need(self, request: dict[str, Any]) -> MemoryNeed | None:
         """Return what the training of a checked request takes; None where it is not known."""
@@ -416,9 +418,10 @@ class MedClipSamApp(MONAILabelApp):
             If there is no such image.
         """
         image = checked_name(image, "Image")
-        uri = (datastore or self.datastore()).get_image_uri(image)
+        store = datastore or self.datastore()
+        uri = store.get_image_uri(image)
         if not uri or not os.path.exists(uri):
-            raise UnknownError(f"Image {image!r} is not among the studies.")
+            raise unknown_image(image, lambda name: bool(store.get_image_uri(name)))
         return Path(uri)
 
     def save_label(

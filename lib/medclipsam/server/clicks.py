@@ -17,6 +17,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam import __version__
 from medclipsam.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
+from medclipsam.imaging.sizes import size_in_words
 from medclipsam.refine import Clicks, RefineResult
 from medclipsam.server.images import ImageReader, is_upload
 from medclipsam.server.present import LastMasks, client_of
@@ -188,7 +189,7 @@ class RefineTask(InferTask):
         logger.info("Refined in %.2f s (read %.2f, refine %.2f, write %.2f)", total, read, work, write)
         params = {
             "label_names": named,
-            "sentence": _sentence(result, named, source),
+            "sentence": _sentence(result, named, source, image),
             "present_mask": source,
             "planes": [vars(plane) for plane in result.planes],
             "weights": weights,
@@ -281,12 +282,13 @@ def _points(key: str, value: Any) -> list[Any]:
     return value
 
 
-def _sentence(result: RefineResult, names: Mapping[str, int], source: str) -> str:
+def _sentence(result: RefineResult, names: Mapping[str, int], source: str, image: MedicalImage) -> str:
     mask = {"sent": "The mask that was sent", "last": "The last mask of this image", "none": "An empty mask"}[source]
     parts = []
     for name, label in names.items():
         planes = [plane for plane in result.planes if plane.label == label]
         if planes:
             changed = sum(plane.changed for plane in planes)
-            parts.append(f"{name}: {changed} pixels changed on {len(planes)} plane{'s' if len(planes) > 1 else ''}")
+            where = f"{len(planes)} plane{'s' if len(planes) > 1 else ''}"
+            parts.append(f"{name}: {size_in_words(changed, image)} changed on {where}")
     return f"{mask} was mended; {'; '.join(parts)}." if parts else f"{mask} was left as it is."

@@ -18,6 +18,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
 from medclipsam.server.http import ConflictError, UnknownError
+from medclipsam.server.images import unknown_image
 from medclipsam.server.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.studies import scan
 from medclipsam.studies.find import pin_of
@@ -255,7 +256,7 @@ class FolderStudies(LabelFiles):
         self.get_image_uri(image_id)
         found = self._current().images.get(image_id)
         if found is None:
-            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+            raise unknown_image(image_id, self._current().images.__contains__)
         with self._changing():
             entry = self._datastore.objects.pop(image_id, None)
             for tag in entry.labels if entry else ():
@@ -284,7 +285,7 @@ class FolderStudies(LabelFiles):
         """
         uri = self.get_image_uri(image_id)
         if not uri:
-            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+            raise unknown_image(image_id, self._current().images.__contains__)
         tag = str(getattr(label_tag, "value", label_tag))
         info = dict(label_info or {})
         if self._check_label is not None:
@@ -327,7 +328,7 @@ class FolderStudies(LabelFiles):
         """
         found = self._current().images.get(image_id)
         if found is None:
-            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+            raise unknown_image(image_id, self._current().images.__contains__)
         if set(info) <= {"strategy"}:
             with self._access:
                 self._entry(image_id, found).image.info.update(info)

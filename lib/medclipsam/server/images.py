@@ -6,13 +6,15 @@ import contextvars
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medclipsam.errors import ImageError
 from medclipsam.imaging import read_image
+from medclipsam.server.http import UnknownError
+from medclipsam.server.names import file_suffix
 
 if TYPE_CHECKING:
     from monailabel.interfaces.datastore import Datastore
@@ -134,6 +136,22 @@ def is_upload(path: Path) -> bool:
     """Return whether a path is one that the infer route makes for a file sent along."""
     folder = Path(tempfile.gettempdir()).resolve()
     return path.parent == folder and path.name.startswith(tempfile.gettempprefix())
+
+
+def unknown_image(image: str, known: Callable[[str], bool]) -> UnknownError:
+    """Return the error for an image id that is not among the studies; it says where only the extension is wrong.
+
+    Parameters
+    ----------
+    image : str
+        The id that was given.
+    known : callable
+        Returns whether an id is among the studies.
+    """
+    suffix = file_suffix(image)
+    plain = image[: -len(suffix)] if suffix else image
+    hint = f" An id has no extension; did you mean {plain!r}?" if plain not in ("", image) and known(plain) else ""
+    return UnknownError(f"Image {image!r} is not among the studies.{hint}")
 
 
 def signature(path: Path) -> Signature:

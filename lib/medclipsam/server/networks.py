@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam import __version__
 from medclipsam.errors import InputError, TrainingError
 from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.sizes import area_mm2, size_in_words, volume_mm3
 from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.http import BusyError, ConflictError, UnknownError
 from medclipsam.server.images import ImageReader
@@ -363,7 +364,6 @@ def _as_labels(classes: np.ndarray, network: Network) -> np.ndarray:
 
 def _target(name: str, label: int, labels: np.ndarray, image: MedicalImage, result: NetworkResult) -> dict[str, Any]:
     pixels = int(np.count_nonzero(labels == label))
-    spacing = image.pixel_spacing
     planes = int((labels == label).any(axis=(1, 2)).sum())
     where = f" on {planes} of {image.n_planes} planes" if image.is_volume else ""
     return {
@@ -371,7 +371,8 @@ def _target(name: str, label: int, labels: np.ndarray, image: MedicalImage, resu
         "label": label,
         "found": pixels > 0,
         "area_pixels": pixels,
-        "area_mm2": None if spacing is None else pixels * spacing[0] * spacing[1],
+        "area_mm2": area_mm2(pixels, image),
+        "volume_mm3": volume_mm3(pixels, image),
         "uncertainty_score": result.scores.get(name),
-        "reason": f"{name}: {pixels} pixels{where}." if pixels else f"{name}: not found.",
+        "reason": f"{name}: {size_in_words(pixels, image)}{where}." if pixels else f"{name}: not found.",
     }

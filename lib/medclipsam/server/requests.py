@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,19 +151,27 @@ def _text(given: Any) -> str:
     return text
 
 
-def checked_modality(given: Any) -> str | None:
+def checked_modality(given: Any, more: Collection[str] = ()) -> str | None:
     """Return the DICOM modality that a request names, in capitals; None for "auto", an empty text or none.
+
+    Parameters
+    ----------
+    given : object
+        As the request gives it.
+    more : collection of str
+        Modalities that are allowed beside `MODALITIES`.
 
     Raises
     ------
     OptionError
-        If it is not one of `MODALITIES`.
+        If it is not allowed.
     """
+    allowed = (*MODALITIES, *sorted(set(more) - set(MODALITIES)))
     value = _first(given)
     if value is None or value in ("", "auto"):
         return None
-    if not isinstance(value, str) or value.strip().upper() not in MODALITIES:
-        raise OptionError("modality", value, "auto or one of " + ", ".join(MODALITIES))
+    if not isinstance(value, str) or value.strip().upper() not in allowed:
+        raise OptionError("modality", value, "auto or one of " + ", ".join(allowed))
     return value.strip().upper()
 
 

@@ -13,18 +13,18 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
 
-from medclipsam.errors import ImageError
+from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.http import UnknownError
 from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
-from medclipsam.targets import TargetSet
+from medclipsam.targets import TargetSet, normalise, suggest
 from medclipsam.training.lock import Holder, holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.run import train_network
-from medclipsam.training.selection import KINDS, Candidate, Label
+from medclipsam.training.selection import KINDS, Candidate, Label, named_values
 from medclipsam.training.settings import Request, RunOptions
 from medclipsam.training.split import patient_key
 from medclipsam.training.store import NetworkStore
@@ -108,6 +108,25 @@ class NetworkTrainer(TrainTask):
         if request.get("multi_gpu") is False:
             asked.setdefault("processes", 1)
         return Request.from_mapping(asked)
+
+    def check_labels(self, request: Mapping[str, Any], datastore: Datastore) -> None:
+        """Raise `InputError` where a label to train is neither a known target nor named by a label of the studies."""
+        wanted = [name for name in self.check(request).run.label_names if not self._targets.mentions(name)]
+        if not wanted:
+            return
+        named = {
+            normalise(name)
+            for image in datastore.list_images()
+            for tag in datastore.get_labels_by_image_id(image)
+            for name, _ in named_values(dict(datastore.get_label_info(image, str(tag)) or {}))
+        }
+        for name in wanted:
+            if normalise(name) not in named:
+                near = suggest(name, self._targets, limit=1)
+                hint = f" Did you mean {near[0].target.name!r}?" if near else ""
+                raise InputError(
+                    f"The label {name!r} is not a known target, and no label of the studies has that name.{hint}"
+                )
 
     def need(self, request: Mapping[str, Any]) -> MemoryNeed:
         """Return what a training takes."""

@@ -41,6 +41,8 @@ _KEYS = (
     "visual_prompt",
     "saliency",
     "code",
+    "plausible_volume_ml",
+    "plausible_area_mm2",
 )
 _CODE_KEYS = ("category", "type", "modifier", "region")
 _SNOMED_ID = re.compile(r"[1-9][0-9]{5,17}")
@@ -110,6 +112,9 @@ class Target:
         Preset name to {"beta", "variance", "layer"} of M2IB.
     code : StructureCode or None
         The structure in SNOMED CT.
+    plausible_volume_ml, plausible_area_mm2 : tuple of float or None
+        (least, greatest) size of its mask in a volume (mL) and in an image of one plane (mm²); a mask of another size
+        is doubted in the answer. None doubts none.
     """
 
     name: str
@@ -126,6 +131,8 @@ class Target:
     visual_prompt: str = "boxes"
     saliency: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
     code: StructureCode | None = None
+    plausible_volume_ml: tuple[float, float] | None = None
+    plausible_area_mm2: tuple[float, float] | None = None
 
     def in_modality(self, modality: str | None) -> bool:
         """Return whether the target is known in a DICOM modality (None: not known which, so any)."""
@@ -414,6 +421,8 @@ class _Entry:
             visual_prompt=self._visual_prompt(),
             saliency=self._saliency(),
             code=self._code(),
+            plausible_volume_ml=self._sizes("plausible_volume_ml"),
+            plausible_area_mm2=self._sizes("plausible_area_mm2"),
         )
 
     def _bad(self, key: str, value: object, allowed: str) -> TargetError:
@@ -474,6 +483,18 @@ class _Entry:
         if not numbers or len(value) != 2 or value[1] <= 0:
             raise self._bad("window", value, "two numbers [centre, width] in Hounsfield units, width above 0")
         return float(value[0]), float(value[1])
+
+    def _sizes(self, key: str) -> tuple[float, float] | None:
+        value = self.entry.get(key)
+        if value is None:
+            return None
+        allowed = "two numbers [least, greatest] from 0, the greater last"
+        if not isinstance(value, list) or len(value) != 2:
+            raise self._bad(key, value, allowed)
+        least, greatest = (self._number(key, number, 0, 1e9) for number in value)
+        if least >= greatest:
+            raise self._bad(key, value, allowed)
+        return least, greatest
 
     def _saliency(self) -> dict[str, dict[str, float]]:
         presets = self.entry.get("saliency", {})

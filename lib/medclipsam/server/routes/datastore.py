@@ -19,7 +19,7 @@ from medclipsam.imaging import read_mask
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import ConflictError, UnknownError
-from medclipsam.server.images import series_as_volume
+from medclipsam.server.images import series_as_volume, unknown_image
 from medclipsam.server.labels import named_entries
 from medclipsam.server.names import checked_name, checked_tag, file_suffix, id_from_file
 from medclipsam.server.present import client_of
@@ -283,8 +283,9 @@ def get_dataset(app: App, user: AsAnnotator, limit_cases: int | None = None) -> 
 
 def _known_image(app: MedClipSamApp, image: str) -> None:
     """Raise `UnknownError` where there is no such image; fetches nothing."""
-    if checked_name(image, "Image") not in app.datastore().list_images():
-        raise UnknownError(f"Image {image!r} is not among the studies.")
+    known = set(app.datastore().list_images())
+    if checked_name(image, "Image") not in known:
+        raise unknown_image(image, known.__contains__)
 
 
 def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:

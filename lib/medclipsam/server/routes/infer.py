@@ -18,7 +18,7 @@ from monailabel.utils.others.generic import get_mime_type
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.access import AsUser, User
 from medclipsam.server.http import UnknownError, headers_of, status_of, told
 from medclipsam.server.names import checked_request_id, file_suffix
@@ -31,6 +31,11 @@ router = APIRouter(tags=["Infer"])
 
 # Seconds between two looks whether the client is still there.
 _LOOK = 0.2
+
+# What an infer request may be made of.
+_ADDRESS = ("image", "session_id", "output", "request_id")
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+_FIELDS = ("params", "file", "label")
 
 # Characters of a sentence that go into a header; proxies take some kilobytes of headers.
 _LONGEST_HEADER = 500
@@ -72,6 +77,7 @@ async def infer(
     `request_id` names the request: `GET /requests/{request_id}` tells its progress, `DELETE` cancels it.
     """
     files: list[Path] = []
+    params = await _params(request, params)
     try:
         asked = await run_in_threadpool(_prepare, app, model, image, session_id, params, file, label, files)
         asked = with_client(request, asked)
@@ -91,6 +97,37 @@ async def infer(
         return answer
     finally:
         _remove(files)
+
+
+async def _params(request: Request, params: str) -> str:
+    """Return the options of a request, from its form or its JSON body; nothing that it holds is ignored.
+
+    Raises
+    ------
+    InputError
+        If the address or the form has a name that is not known, or the body is of another type.
+    """
+    for key, value in request.query_params.items():
+        if key not in _ADDRESS:
+            raise UnknownOptionError(key, value, _ADDRESS, what="the address of the route; options go into params")
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind in _FORMS:
+        for key, value in (await request.form()).items():
+            if key not in _FIELDS:
+                raise UnknownOptionError(key, value, _FIELDS, what="the form; options go into params, a JSON object")
+        return params
+    body = await request.body()
+    if not body.strip():
+        return params
+    if kind != "application/json":
+        raise InputError(
+            f"The body of the request is of the type {kind or 'unknown'!r}; allowed: a form with the field params, or "
+            f"a JSON object of options (Content-Type: application/json)."
+        )
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise InputError("The body of the request is not UTF-8 text; allowed: a JSON object of options.") from None
 
 
 def _prepare(

@@ -16,6 +16,7 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import AlreadyRunningError, ConflictError, UnknownError
+from medclipsam.server.images import unknown_image
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
 from medclipsam.server.room import make_room
@@ -75,7 +76,7 @@ def start_batch(
         asked["images"] = named = [checked_name(image, "Image") for image in named]
         for image in named:
             if image not in known:
-                raise UnknownError(f"Image {image!r} is not among the studies.")
+                raise unknown_image(image, known.__contains__)
     request = {"images": images.value, "save_label": True, **asked, "model": model, "user": user.username}
     if run_sync:
         return _wait(queue, lambda: app.batch_infer(request), f"batch of {model}", user)
