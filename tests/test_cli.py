@@ -105,6 +105,8 @@ def test_a_bad_image_among_good_ones_is_named_and_the_others_are_done(
         (["empty", "--text", "bright", "--out", "mask.nii.gz"], "empty"),
         (["image.png", "image.png", "--text", "bright", "--out", "masks"], "image"),
         (["image.png", "--out", "mask.nii.gz"], "--text"),
+        (["image.png", "--text", "no heart", "--out", "mask.nii.gz"], "no heart"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--modality", "xray"], "xray"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_and_leaves_no_file(
@@ -165,14 +167,21 @@ def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "breast tumour" in capsys.readouterr().out
 
 
-def test_the_quick_checks_do_not_wait_for_torch() -> None:
-    code = (
-        "import sys; from medclipsam.cli import main; main(['segment', 'none.png', '--text', 'x', '--out', 'm.nrrd'])"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["segment", "none.png", "--text", "x", "--out", "m.nrrd"], "none.png"),
+        (["finetune", "run", "none.csv", "--out", "run"], "none.csv"),
+        (["finetune", "run", __file__, "--out", "run", "--weights", "demo_sam"], "demo_sam"),
+        (["finetune", "evaluate", __file__, "--weights", "nobodys"], "nobodys"),
+    ],
+)
+def test_the_quick_checks_do_not_wait_for_torch(arguments: list[str], named: str) -> None:
+    code = f"import sys; from medclipsam.cli import main; main({arguments!r})"
     probe = f"{code}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert "none.png" in done.stderr
+    assert named in done.stderr
 
 
 def test_a_second_run_keeps_the_masks_that_are_whole_and_of_the_same_settings(

@@ -15,7 +15,7 @@ from PIL import Image
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.targets import TargetSet
+from medclipsam.targets import Target, TargetSet
 from medclipsam.zeroshot import ZeroShot
 
 
@@ -79,6 +79,30 @@ def test_the_threshold_is_the_targets_own_else_that_of_all_else_free_texts(pipel
     assert [target.presence_threshold for target in result.targets] == [0.7, 0.3, 0.2]
     given = ZeroShotOptions(saliency="patch_text", presence_threshold=0.9)
     assert [target.presence_threshold for target in pipeline.segment(image, asked, given).targets] == [0.9] * 3
+
+
+@pytest.mark.parametrize(
+    ("plausible", "doubted"), [(None, False), ((0, 5), False), ((0, 1), True), ((3, 5), True), ((2, 2.5), False)]
+)
+def test_a_size_that_the_target_cannot_have_is_doubted(
+    pipeline: ZeroShot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plausible: tuple[float, float] | None,
+    doubted: bool,
+) -> None:
+    image = volume(tmp_path, np.stack([disc((40, 40), 20, 20) * np.uint8(255)] * 3))
+    target = Target("bright thing", 1, ("something bright",), plausible_volume_ml=plausible, plausible_area_mm2=(0, 1))
+    monkeypatch.setattr(pipeline, "targets", TargetSet([target]))
+    result = pipeline.segment(image, "Bright thign", replace(OPTIONS, presence=False))
+    (evidence,) = result.targets
+    assert evidence.volume_mm3 == pytest.approx(3 * 3.0 * disc((40, 40), 20, 20).sum())
+    assert bool(evidence.doubt) == doubted
+    assert evidence.name == "bright thing"
+    assert "'Bright thign'" in evidence.note
+    for part in (evidence.note, evidence.reason, evidence.doubt):
+        assert part in result.sentence
+    assert " mL" in result.sentence
 
 
 def test_a_free_text_that_means_a_known_target_is_treated_as_it(
