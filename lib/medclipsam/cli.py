@@ -282,10 +282,11 @@ def _segment(given: argparse.Namespace) -> int:
         if not path.exists():
             raise InputError(f"There is no image {path}.")
     from medclipsam.server.requests import checked_modality
-    from medclipsam.targets import parse_prompt
+    from medclipsam.targets import joined_text, parse_prompt
 
     known = _target_set(given.targets_file)
     given.modality = checked_modality(given.modality, {each for target in known for each in target.modality})
+    given.text = joined_text(given.text)
     parse_prompt(given.text, given.modality, known)
     jobs = _jobs(given)
 
