@@ -112,9 +112,9 @@ async def _params(request: Request, params: str) -> str:
             raise UnknownOptionError(key, value, _ADDRESS, what="the address of the route; options go into params")
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind in _FORMS:
-        for key, value in (await request.form()).items():
+        for key, field in (await request.form()).items():
             if key not in _FIELDS:
-                raise UnknownOptionError(key, value, _FIELDS, what="the form; options go into params, a JSON object")
+                raise UnknownOptionError(key, field, _FIELDS, what="the form; options go into params, a JSON object")
         return params
     body = await request.body()
     if not body.strip():
