@@ -82,7 +82,8 @@ def test_a_missing_text_is_an_error_that_shows_what_to_write(text: Any) -> None:
 
 
 def test_a_task_with_its_own_text_takes_none() -> None:
-    assert read({}, takes_text=False).text is None
+    for nothing in ({}, {"text": ""}, {"text": None}):
+        assert read(nothing, takes_text=False).text is None
     with pytest.raises(OptionError, match="'text'"):
         read({"text": "heart"}, takes_text=False)
 

@@ -67,7 +67,8 @@ class SegmentRequest:
         check_monai_label_keys(request)
         given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
         own = ("text", "modality") if takes_text else ("modality",)
-        check_names(given, (*own, *option_keys()))
+        named = {key: value for key, value in given.items() if value is not None and value != ""}
+        check_names(named, (*own, *option_keys()))
         text = _text(given.pop("text", None)) if takes_text else None
         modality = checked_modality(given.pop("modality", None))
         options = {key: value for key, value in given.items() if value is not None and value != ""}
