@@ -51,6 +51,47 @@ def test_numbers_of_another_type_are_the_same_labels(image: MedicalImage, labels
         assert np.array_equal(read_mask(tmp_path / name, image), labels)
 
 
+@pytest.mark.parametrize("apart", [1e-7, -9e-4, 9e-4])
+def test_values_that_are_nearly_whole_are_whole(
+    image: MedicalImage, labels: np.ndarray, tmp_path: Path, apart: float
+) -> None:
+    native = image.to_native(labels).T + apart
+    affine = image.grid.affine_ras()
+    nib.save(nib.Nifti1Image(native.astype(np.float64), affine), tmp_path / "double.nii.gz")
+    nib.save(nib.Nifti1Image(native.astype(np.float32), affine), tmp_path / "float.nii.gz")
+    # as `get_fdata()` under the header of an integer file: nibabel scales them
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nib.save(nib.Nifti1Image(image.to_native(labels).T.astype(np.float64), affine, header), tmp_path / "scaled.nii.gz")
+    assert nib.load(tmp_path / "scaled.nii.gz").get_data_dtype() == np.int16
+    for name in ("double.nii.gz", "float.nii.gz", "scaled.nii.gz"):
+        read = read_mask(tmp_path / name, image)
+        assert read.dtype == np.uint8
+        assert np.array_equal(read, labels)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.01, 254.99, 255.6, -0.6])
+def test_values_between_whole_numbers_are_refused(image: MedicalImage, tmp_path: Path, value: float) -> None:
+    native = np.zeros(image.grid.size, np.float32)
+    native[1, 2, 3] = value
+    nib.save(nib.Nifti1Image(native, image.grid.affine_ras()), tmp_path / "odd.nii.gz")
+    with pytest.raises(InputError):
+        read_mask(tmp_path / "odd.nii.gz", image)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_a_mask_that_does_not_read_back_is_not_kept(
+    image: MedicalImage, labels: np.ndarray, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_mask(labels, image, tmp_path / f"mask{suffix}", read_back=True)
+    before = path.read_bytes()
+    monkeypatch.setattr("medclipsam.imaging.write.read_mask", lambda *_: labels[::-1])
+    with pytest.raises(InputError):
+        write_mask(labels, image, path, read_back=True)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["image.nii.gz", path.name]
+
+
 def test_a_picture_of_a_radiograph_is_read_back(
     tmp_path: Path, write_radiograph: Callable[[np.ndarray, Path], None]
 ) -> None:

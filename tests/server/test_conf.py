@@ -21,10 +21,13 @@ def test_strings_become_types() -> None:
             "preset": "paper",
             "presence": "off",
             "server_mode": "true",
+            "label_access": "owner",
         }
     )
     assert conf.targets == ("breast tumour", "lungs x-ray", "heart")
     assert (conf.weights, conf.device) == ("biomedclip+medsam", "cuda:1")
+    assert conf.label_access == "owner"
+    assert AppConf().label_access == "folder"
     assert conf.targets_files == ("/a.yaml", "/b.yaml")
     assert conf.defaults == ZeroShotOptions(presence_threshold=0.4, preset="paper", presence=False)
 
@@ -41,6 +44,7 @@ def test_device_auto_leaves_the_choice(device: str) -> None:
         ("weights", " ", "demo"),
         ("presence_threshold", "2", "from 0 to 1"),
         ("preset", "best", "published"),
+        ("label_access", "0600", "folder"),
         ("seed", "0.5", "whole number"),
     ],
 )

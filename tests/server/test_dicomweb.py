@@ -48,6 +48,9 @@ class Pacs(ThreadingHTTPServer):
         self.retrieved: list[str] = []
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.fault, self.at, self.times = "", "", 1000
+        # what arrives is stored, and is not listed before that is asked for
+        self.late = False
+        self.arrived: list[pydicom.Dataset] = []
         self.released = threading.Event()
 
     @property
@@ -71,12 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((f"POST {len(body)} bytes", self.path, dict(self.headers)))
+        start, end = body.find(b"\r\n\r\n"), body.rfind(b"\r\n--")
+        data = pydicom.dcmread(io.BytesIO(body[start + 4 : end])) if b"DICM" in body else None
+        if data is not None and self.server.late:
+            self.server.arrived.append(data)
         if self._misbehaves():
             return
-        start, end = body.find(b"\r\n\r\n"), body.rfind(b"\r\n--")
-        if b"DICM" in body:
-            self.server.instances.append(pydicom.dcmread(io.BytesIO(body[start + 4 : end])))
-        self._answer("application/dicom+json", b"{}")
+        if data is not None and not self.server.late:
+            self.server.instances.append(data)
+        named = [{"00081155": {"vr": "UI", "Value": [str(data.SOPInstanceUID)]}}] if data is not None else []
+        self._answer("application/dicom+json", json.dumps({"00081199": {"vr": "SQ", "Value": named}}).encode())
 
     def do_GET(self) -> None:
         self.server.asked.append(("GET", self.path, dict(self.headers)))
@@ -515,6 +522,102 @@ def test_a_correction_takes_the_place_of_the_label_before(
     assert info["label_info"] == [{"name": "left lung", "idx": 11}]
     assert info["SOPInstanceUID"] == second.SOPInstanceUID
     assert store.get_labels_by_image_id(film) == {"final": film}
+
+
+def _list_what_arrived(pacs: Pacs, store: Any) -> None:
+    pacs.instances += pacs.arrived
+    pacs.arrived.clear()
+    pacs.late = False
+    store._segmentations.clear()
+    store.refresh()
+
+
+def _superseded(data: pydicom.Dataset) -> list[str]:
+    return [str(item.ReferencedSOPInstanceUID) for item in data.get("ReferencedInstanceSequence") or []]
+
+
+def test_a_label_that_is_listed_late_counts_at_once_and_is_superseded(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    pacs.late = True
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    assert pacs.segmentations == []
+    assert store.get_labeled_images() == [film]
+    answer = viewer.get("/datastore/label", params={"label": film, "tag": "final"})
+    assert answer.status_code == 200
+    # as after a restart, with the first one still not listed
+    again = DicomWebStudies(
+        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
+    )
+    assert again.get_labeled_images() == [film]
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    first, second = pacs.arrived
+    assert first.SeriesInstanceUID == second.SeriesInstanceUID
+    assert _superseded(second) == [first.SOPInstanceUID]
+    _list_what_arrived(pacs, store)
+    assert store.get_label_info(film, "final")["SOPInstanceUID"] == second.SOPInstanceUID
+    assert store._sent.all() == []
+    # and one that is listed, and then removed there, is gone
+    pacs.instances = [data for data in pacs.instances if data.Modality != "SEG"]
+    store.refresh()
+    assert store.get_labeled_images() == []
+
+
+def test_a_label_whose_store_timed_out_is_looked_for_and_superseded_later(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    store = app.datastore()
+    app.image_path(film)
+    pacs.late = True
+    pacs.break_down("slow", "studies/[0-9.]+$", times=1)
+    answer = _put(viewer, film, _label(tmp_path, picture))
+    assert answer.status_code == 504
+    assert store.get_labeled_images() == []
+    first = pacs.arrived[0]
+    pacs.late = False
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    (second,) = pacs.segmentations
+    assert _superseded(second) == [first.SOPInstanceUID]
+    _list_what_arrived(pacs, store)
+    assert store.get_label_info(film, "final")["SOPInstanceUID"] == second.SOPInstanceUID
+
+
+def test_a_label_whose_store_timed_out_and_that_is_listed_is_saved(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    app.image_path(film)
+    pacs.late = True
+    # what arrives is listed as soon as it is there
+    pacs.arrived = pacs.instances
+    pacs.break_down("slow", "studies/[0-9.]+$", times=1)
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    assert app.datastore().get_labeled_images() == [film]
+    assert len(pacs.segmentations) == 1
+
+
+def test_a_label_that_the_server_refuses_is_not_superseded(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    app.image_path(film)
+    pacs.break_down("409", "studies/[0-9.]+$", times=1)
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 502
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    (stored,) = pacs.segmentations
+    assert _superseded(stored) == []
+
+
+def test_what_was_corrected_in_the_headers_is_told(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    pacs.of(film)[0].PatientSex = "Male"
+    answer = _put(viewer, film, _label(tmp_path, picture))
+    assert answer.status_code == 200
+    assert any("PatientSex" in note for note in answer.json()["corrections"])
+    (stored,) = pacs.segmentations
+    assert stored.PatientSex == "M"
+    assert app.datastore().get_label_info(film, "final")["corrections"] == answer.json()["corrections"]
 
 
 def test_a_label_that_is_removed_from_the_server_is_gone(

@@ -22,6 +22,8 @@ from medclipsam.imaging import read_image
 from medclipsam.server import folder as folder_module
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import ConflictError, UnknownError
+from medclipsam.server.images import ImageReader
+from medclipsam.server.labels import LabelCheck
 
 MakeStudies = Callable[..., FolderStudies]
 
@@ -234,6 +236,55 @@ def test_a_label_that_is_refused_leaves_the_one_before_it(make: MakeStudies, roo
         studies.save_label("b", str(label), "final", {"bad": True})
     assert Path(studies.get_label_uri("b", "final")).read_bytes() == before
     assert studies.get_label_info("b", "final")["n"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_copy_that_is_not_the_label_leaves_the_one_before_it(
+    make: MakeStudies, root: Path, label: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = make(check_label=LabelCheck(ImageReader(), [1]))
+    studies.save_label("b", str(label), "final", {"n": 1})
+    before = Path(studies.get_label_uri("b", "final")).read_bytes()
+    other = tmp_path / f"other{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((6, 8), np.uint8)), other)
+    empty = tmp_path / f"empty{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.uint8)), empty)
+    copy = shutil.copyfile
+    monkeypatch.setattr("medclipsam.server.label_files.shutil.copyfile", lambda source, target: copy(empty, target))
+    with pytest.raises(InputError):
+        studies.save_label("b", str(other), "final", {"n": 2})
+    assert Path(studies.get_label_uri("b", "final")).read_bytes() == before
+    assert studies.get_label_info("b", "final")["n"] == 1
+    assert os.listdir(root / "labels/final") == ["b.nii.gz"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("private", [False, True])
+def test_labels_are_for_whom_they_are_meant_whatever_the_umask(
+    make: MakeStudies, root: Path, label: Path, umask: int, private: bool
+) -> None:
+    root.chmod(0o750)
+    before = os.umask(umask)
+    try:
+        studies = make(private=private)
+        studies.save_label("b", str(label), "final", {})
+        studies.save_label("b", str(label), "network", {})
+        added = studies.add_image("c", str(root / "a.png"), {})
+    finally:
+        os.umask(before)
+    files = [root / "labels/final/b.nii.gz", root / "labels/network/b.nii.gz", root / "datastore_v2.json"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600 if private else 0o640}
+    folders = [root / "labels", root / "labels/final", root / "labels/network"]
+    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700 if private else 0o750}
+    assert Path(studies.get_image_uri(added)).stat().st_mode & 0o777 == 0o640
+
+
+def test_labels_that_others_could_read_are_hidden(make: MakeStudies, root: Path, label: Path) -> None:
+    root.chmod(0o755)
+    make().save_label("b", str(label), "final", {})
+    assert (root / "labels/final/b.nii.gz").stat().st_mode & 0o004
+    make(private=True)
+    assert {(root / name).stat().st_mode & 0o077 for name in ("labels", "labels/final", "datastore_v2.json")} == {0}
 
 
 def test_labels_put_into_their_folder_by_hand_are_found(studies: FolderStudies, root: Path, label: Path) -> None:

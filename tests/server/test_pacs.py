@@ -145,16 +145,85 @@ def test_a_long_list_is_asked_for_page_by_page(
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [(409, b""), (400, b"no"), (200, b'{"00081198": {"vr": "SQ", "Value": [{}]}}')],
-)
-def test_a_label_that_is_not_taken_is_told(
-    serve: Callable[..., tuple[str, list[tuple[str, dict[str, str]]]]], status: int, body: bytes
+OURS, OTHER = "1.2.3.4", "1.2.3.5"
+
+
+def _named(sequence: str, instance: str) -> bytes:
+    items = [{"00081155": {"vr": "UI", "Value": [instance]}}]
+    return json.dumps({sequence: {"vr": "SQ", "Value": items}}).encode()
+
+
+# Status and body of the answer to a store; whether the answer alone says that the label is stored or that it is not,
+# None where the server must be searched.
+STORES: dict[str, tuple[int, bytes, bool | None]] = {
+    "named": (200, _named("00081199", OURS), True),
+    "named in a list": (202, b"[" + _named("00081199", OURS) + b"]", True),
+    "named as failed": (202, _named("00081198", OURS), False),
+    "named as both": (
+        200,
+        json.dumps({**json.loads(_named("00081199", OURS)), **json.loads(_named("00081198", OURS))}).encode(),
+        False,
+    ),
+    "conflict": (409, b"", False),
+    "bad request": (400, b"no", False),
+    "another is named": (200, _named("00081199", OTHER), None),
+    "another has failed": (200, _named("00081198", OTHER), None),
+    "a failure without a name": (200, b'{"00081198": {"vr": "SQ", "Value": [{}]}}', None),
+    "empty object": (200, b"{}", None),
+    "nothing": (200, b"", None),
+    "no content": (204, b"", None),
+    "empty list": (200, b"[]", None),
+    "list of lists": (200, b"[[1, 2]]", None),
+    "odd values": (200, b'{"00081199": {"Value": 3}, "00081198": {"Value": {"00081155": 4}}}', None),
+    "a number": (200, b"7", None),
+    "null": (200, b"null", None),
+    "deeply nested": (200, 100_000 * b"[", None),
+    "cut off": (200, b'{"00081199": {"vr": "SQ"', None),
+    "a web page": (200, b"<html>welcome</html>", None),
+    "XML with a failure": (200, b'<NativeDicomModel><DicomAttribute keyword="FailedSOPSequence"/>', None),
+    "not UTF-8": (200, b"\xff\xfe{}", None),
+    "an error": (500, b"", None),
+    "too busy": (503, b"", None),
+    "disk full": (507, b"", None),
+}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("case", STORES)
+def test_a_label_is_stored_where_the_answer_or_the_servers_list_names_it(
+    serve: Callable[..., tuple[str, list[tuple[str, dict[str, str]]]]], case: str, listed: bool
 ) -> None:
-    url, _ = serve(lambda method, path, query: (status, {}, body))
-    with pytest.raises(UpstreamError, match="did not store"):
-        Pacs(url).store(b"DICM", "1.2")
+    status, body, said = STORES[case]
+
+    def answer(method: str, path: str, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        if method == "POST":
+            return status, {}, body
+        found = [OTHER, OURS] if listed else [OTHER]
+        return 200, {}, json.dumps([{"00080018": {"vr": "UI", "Value": [name]}} for name in found]).encode()
+
+    url, asked = serve(answer)
+    pacs = Pacs(url, PacsOptions(retries=0))
+    if said or (said is None and listed):
+        pacs.store(b"DICM", "1.2", "1.3", OURS)
+    else:
+        with pytest.raises(UpstreamError) as error:
+            pacs.store(b"DICM", "1.2", "1.3", OURS)
+        assert error.value.permanent is (said is False)
+    searched = [path for path, _ in asked if "/series/1.3/instances" in path]
+    assert bool(searched) is (said is None)
+
+
+def test_a_store_is_searched_for_until_it_appears(
+    serve: Callable[..., tuple[str, list[tuple[str, dict[str, str]]]]],
+) -> None:
+    answers = [b"[]", json.dumps([{"00080018": {"vr": "UI", "Value": [OURS]}}]).encode()]
+
+    def answer(method: str, path: str, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        return (200, {}, b"") if method == "POST" else (200, {}, answers.pop(0))
+
+    url, _ = serve(answer)
+    Pacs(url, PacsOptions(retries=1)).store(b"DICM", "1.2", "1.3", OURS)
+    assert answers == []
 
 
 @pytest.mark.filterwarnings("error")

@@ -67,6 +67,7 @@ VALUES: dict[str, Any] = {
     "max_seconds": "60",
     "max_upload_mb": "10",
     "cache_days": "2",
+    "label_access": "owner",
     "audit_file": "/audit.jsonl",
     "audit_text": "true",
     "networks": "/networks",

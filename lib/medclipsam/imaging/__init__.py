@@ -3,7 +3,7 @@
 from medclipsam.imaging.dicom import read_origin
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.masks import has_place, read_mask
+from medclipsam.imaging.masks import has_place, read_mask, whole_labels
 from medclipsam.imaging.overlay import write_evidence, write_overlay
 from medclipsam.imaging.read import read_image
 from medclipsam.imaging.windows import Window
@@ -17,6 +17,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_origin",
+    "whole_labels",
     "write_evidence",
     "write_map",
     "write_mask",

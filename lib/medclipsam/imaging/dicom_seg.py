@@ -6,7 +6,6 @@ US, loops) each frame of it names the frame that it was drawn on, which PS3.3 A.
 
 from __future__ import annotations
 
-import copy
 import datetime
 import os
 import warnings
@@ -23,9 +22,10 @@ from pydicom.sequence import Sequence as DicomSequence
 import medclipsam
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging.dicom import read_data, source_headers
+from medclipsam.imaging.dicom_sources import sources_for
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.overlay import COLOURS
-from medclipsam.imaging.write import replace_file
+from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ _PRIVATE_GROUP, _PRIVATE_CREATOR, _LABEL_ELEMENT = 0x0071, "MEDCLIPSAM SEGMENT",
 # DICOM has no code for it.
 _SUPERSEDED = ("SUPERSEDED", "99MEDCLIPSAM", "Superseded segmentation")
 _LONGEST_LO = 64
-# Elements of the patient and study that DICOM wants in each object, if only empty.
-_TYPE_2 = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,8 @@ def write_segmentation(
     series_description: str = "",
     content_description: str = "",
     creator: str = "",
-    supersedes: Reference | None = None,
+    supersedes: Reference | Sequence[Reference] = (),
+    noted: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Write a label map as a DICOM SEG with one binary segment for each structure.
 
@@ -118,8 +114,11 @@ def write_segmentation(
         The file; it appears under its name only when complete.
     series_description, content_description, creator : str
         For people; cut to the 64 characters that DICOM allows.
-    supersedes : Reference, optional
-        The segmentation that this one takes the place of. The new one joins its series.
+    supersedes : Reference or sequence of Reference
+        The segmentations that this one takes the place of. The new one joins the series of the first.
+    noted : callable, optional
+        Called with a sentence for each element of the image's headers that was corrected, left empty or assumed, since
+        its value is not one that DICOM allows. The sentences hold no values.
 
     Returns
     -------
@@ -129,9 +128,10 @@ def write_segmentation(
     Raises
     ------
     InputError
-        If there is no segment, a label has none, or the image is not DICOM.
+        If there is no segment, a label has none, the image is not DICOM, or the file, read back, does not hold the
+        label map. A file that was there before stays.
     ImageError
-        If its headers do not allow it.
+        If its headers do not allow it, or the file cannot be read back.
     """
     from highdicom.seg import Segmentation
 
@@ -140,8 +140,10 @@ def write_segmentation(
     stray = sorted(set(np.unique(labels).tolist()) - {0} - {segment.label for segment in segments})
     if stray:
         raise InputError(f"The label map holds {', '.join(map(str, stray))}, of which no segment is described.")
-    sources = [_complete(header) for header in source_headers(image.source)]
-    native = image.to_native(np.asarray(labels, dtype=np.uint8))
+    labels = np.asarray(labels, dtype=np.uint8)
+    originals = source_headers(image.source)
+    earlier = (supersedes,) if isinstance(supersedes, Reference) else tuple(supersedes)
+    native = image.to_native(labels)
     native = native.reshape((-1, *native.shape[-2:]))
     numbers = np.zeros(256, dtype=np.uint8)
     for number, segment in enumerate(segments, start=1):
@@ -149,33 +151,27 @@ def write_segmentation(
             numbers[segment.label] = number
     pixels = numbers[native]
 
-    placed = _has_places(sources)
-    if not placed:
-        for source in sources:
-            for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
-                source.pop(keyword, None)
-        if len(pixels) > 1:
-            sources = [_with_made_up_places(sources[0], len(pixels))]
     first, end = _extent(pixels)
     given: dict[str, Any] = {"omit_empty_frames": False}
-    if len(pixels) > 1:
-        given["plane_positions"] = [_position(sources, index) for index in range(first, end)]
-        # the frames of a loop are found by their numbers, and need no neighbours
-        given["omit_empty_frames"] = not placed and bool(pixels.any())
     now = datetime.datetime.now()
     try:
         with warnings.catch_warnings():
             # empty segmentations and long names are meant
             warnings.simplefilter("ignore")
+            sources = sources_for(originals, image)
+            if len(pixels) > 1:
+                given["plane_positions"] = [_position(sources.headers, index) for index in range(first, end)]
+                # the frames of a loop are found by their numbers, and need no neighbours
+                given["omit_empty_frames"] = not sources.placed and bool(pixels.any())
             made = Segmentation(
-                source_images=sources,
+                source_images=sources.headers,
                 pixel_array=pixels[first:end],
                 segmentation_type="BINARY",
                 segment_descriptions=[_describe(number, each) for number, each in enumerate(segments, start=1)],
-                series_instance_uid=supersedes.series if supersedes else uid.generate_uid(),
+                series_instance_uid=earlier[0].series if earlier else uid.generate_uid(),
                 series_number=300,
                 sop_instance_uid=uid.generate_uid(),
-                instance_number=supersedes.number + 1 if supersedes else 1,
+                instance_number=max((each.number for each in earlier), default=0) + 1,
                 manufacturer=MANUFACTURER,
                 manufacturer_model_name=MODEL_NAME,
                 software_versions=medclipsam.__version__,
@@ -189,18 +185,26 @@ def write_segmentation(
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ImageError(f"No DICOM SEG can be made of {image.source.name}: {reason}.") from error
-    if not placed:
+    sources.set_classes(made)
+    if not sources.placed:
         _take_places_away(made)
         # DICOM wants it where there is no orientation in space
-        made.PatientOrientation = sources[0].get("PatientOrientation") or []
+        made.PatientOrientation = sources.headers[0].PatientOrientation
     if not creator:
         made.ContentCreatorName = ""
     for keyword, value in (("SeriesDate", now.strftime("%Y%m%d")), ("SeriesTime", now.strftime("%H%M%S.%f"))):
         setattr(made, keyword, value)
-    if supersedes is not None:
-        _refer_to(made, supersedes)
-    target = Path(path)
-    replace_file(target, ".dcm", lambda temporary: made.save_as(temporary, enforce_file_format=True))
+    if earlier:
+        made.ReferencedInstanceSequence = DicomSequence([_superseded(each) for each in earlier])
+
+    def write(temporary: Path) -> None:
+        made.save_as(temporary, enforce_file_format=True)
+        _check_reads_back(temporary, image, labels)
+
+    replace_file(Path(path), ".dcm", write)
+    if noted is not None:
+        for note in sources.notes:
+            noted(note)
     return made
 
 
@@ -396,52 +400,6 @@ def _info(described: Dataset) -> SegmentInfo:
     )
 
 
-def _complete(header: Dataset) -> Dataset:
-    """Add what highdicom copies from each image, and DICOM wants there if only empty."""
-    for keyword in _TYPE_2:
-        if keyword not in header:
-            setattr(header, keyword, "")
-    return header
-
-
-def _has_places(sources: Sequence[Dataset]) -> bool:
-    """Whether each slice or frame has a place of its own in a frame of reference."""
-    first = sources[0]
-    if not first.get("FrameOfReferenceUID"):
-        return False
-    if not int(first.get("NumberOfFrames") or 1) > 1:
-        return all(source.get("ImagePositionPatient") and source.get("ImageOrientationPatient") for source in sources)
-    shared = (first.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    places = set()
-    for frame in first.get("PerFrameFunctionalGroupsSequence") or []:
-        position = (frame.get("PlanePositionSequence") or shared.get("PlanePositionSequence") or [Dataset()])[0]
-        places.add(tuple(map(float, position.get("ImagePositionPatient") or ())))
-    return () not in places and len(places) == int(first.NumberOfFrames)
-
-
-def _with_made_up_places(source: Dataset, frames: int) -> Dataset:
-    """Return a header whose frames lie one behind the other.
-
-    highdicom takes several frames only where they have places; `_take_places_away` removes them from what it makes.
-    """
-    from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
-
-    placed = copy.deepcopy(source)
-    placed.FrameOfReferenceUID = uid.generate_uid()
-    shared = Dataset()
-    shared.PixelMeasuresSequence = PixelMeasuresSequence((1.0, 1.0), 1.0, 1.0)
-    shared.PlaneOrientationSequence = PlaneOrientationSequence("PATIENT", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
-    placed.SharedFunctionalGroupsSequence = DicomSequence([shared])
-    groups = []
-    for index in range(frames):
-        group = Dataset()
-        # highdicom sorts by falling z
-        group.PlanePositionSequence = PlanePositionSequence("PATIENT", (0.0, 0.0, float(-index)))
-        groups.append(group)
-    placed.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
-    return placed
-
-
 def _extent(pixels: np.ndarray) -> tuple[int, int]:
     """Return the range of planes that a segmentation has frames of.
 
@@ -488,14 +446,26 @@ def _take_places_away(made: Dataset) -> None:
         content.DimensionIndexValues = [content.DimensionIndexValues[0], number]
 
 
-def _refer_to(made: Dataset, earlier: Reference) -> None:
+def _superseded(earlier: Reference) -> Dataset:
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = _SUPERSEDED
     item = Dataset()
     item.ReferencedSOPClassUID = earlier.sop_class
     item.ReferencedSOPInstanceUID = earlier.instance
     item.PurposeOfReferenceCodeSequence = DicomSequence([purpose])
-    made.ReferencedInstanceSequence = DicomSequence([item])
+    return item
+
+
+def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray) -> None:
+    """Raise `ImageError` where a segmentation that was just written does not give the label map back."""
+    try:
+        found, _ = read_segmentation(path, image, lambda segment: segment.label or 0)
+    except InputError as error:
+        reason = str(error).replace(path.name, "It")
+        raise ImageError(
+            f"The DICOM SEG of {image.source.name} cannot be read back, and is not kept. {reason}"
+        ) from error
+    check_same(found, labels, f"The DICOM SEG of {image.source.name}")
 
 
 def _short(text: str) -> str:

@@ -16,6 +16,8 @@ from medclipsam.imaging.volumes import nrrd_fields
 _VOLUMES = (".nii.gz", ".nii", ".nrrd")
 # Those that keep every value.
 _PICTURES = (".png", ".tif", ".tiff", ".bmp")
+# How far from a whole number a label's value may be.
+_WHOLE_WITHIN = 1e-3
 
 
 def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
@@ -40,8 +42,8 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     ImageError
         If the file cannot be read.
     InputError
-        If it is no label map (colours, or values that are no whole numbers from 0 to 255), or does not lie on the
-        image: another number of voxels, spacing, origin or direction.
+        If it is no label map (colours, or values that are not nearly whole numbers from 0 to 255), or does not lie on
+        the image: another number of voxels, spacing, origin or direction.
     """
     path = Path(path)
     name = path.name.lower()
@@ -63,12 +65,42 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
             f"origin {_short(mask.grid.origin)}, the image {_short(image.grid.spacing)} and "
             f"{_short(image.grid.origin)}, or its axes run in other directions."
         )
-    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
-        raise InputError(
-            f"The label {path.name} holds values from {values.min():g} to {values.max():g}; whole numbers from 0 to "
-            "255 are allowed."
-        )
-    return image.from_native(values.astype(np.uint8))
+    return image.from_native(whole_labels(values, f"The label {path.name}"))
+
+
+def whole_labels(values: np.ndarray, what: str) -> np.ndarray:
+    """Return label values as whole numbers.
+
+    Parameters
+    ----------
+    values : ndarray of any number type
+        Values that went through floating point (the scaling of a NIfTI header, a resampling) come back near the whole
+        numbers that they were: 1.0000001 is 1.
+    what : str
+        What holds them, as the beginning of a sentence.
+
+    Returns
+    -------
+    ndarray of uint8
+        Of the same shape.
+
+    Raises
+    ------
+    InputError
+        If a value is further than 0.001 from each whole number, or outside 0 to 255.
+    """
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    low, high = values.min(), values.max()
+    if whole.min() < 0 or whole.max() > 255:
+        raise InputError(f"{what} holds values from {low:g} to {high:g}; whole numbers from 0 to 255 are allowed.")
+    if whole is not values:
+        odd = np.abs(values - whole) > _WHOLE_WITHIN
+        if odd.any():
+            raise InputError(
+                f"{what} holds {values[odd].flat[0]:g} among values from {low:g} to {high:g}; whole numbers from 0 to "
+                "255 are allowed."
+            )
+    return whole.astype(np.uint8)
 
 
 def _values(path: Path, mask: MedicalImage) -> np.ndarray:

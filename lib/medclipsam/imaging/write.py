@@ -6,6 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from PIL import Image
 
 from medclipsam.errors import InputError, MedClipSamError, StorageError
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.masks import read_mask
 
 # What the operating system says of a disk without room, and of one that takes nothing.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -22,7 +24,9 @@ NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
 
-def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[str]) -> Path:
+def write_mask(
+    labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[str], *, read_back: bool = False
+) -> Path:
     """Write a label map so that it lies voxel for voxel on the image it was made from.
 
     The file has the size, spacing, origin and direction that ITK (SimpleITK, 3D Slicer) reads from the image; for a
@@ -37,6 +41,8 @@ def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[
         The image the labels belong to.
     path : str or path-like
         Ends in .nii.gz, .nii or .nrrd, or in .png for an image of one plane.
+    read_back : bool
+        Whether the file is read again by `read_mask` and compared voxel by voxel before it appears under its name.
 
     Returns
     -------
@@ -46,7 +52,8 @@ def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[
     Raises
     ------
     InputError
-        If the suffix, shape or type is not allowed, or the grid cannot be written in that format.
+        If the suffix, shape or type is not allowed, the grid cannot be written in that format, or what is read back
+        differs; a file that was there before stays.
     """
     path = Path(path)
     suffix = next((s for s in MASK_SUFFIXES if path.name.lower().endswith(s)), None)
@@ -63,14 +70,33 @@ def write_mask(labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[
             raise InputError(
                 f"{path.name} cannot hold the {image.n_planes} planes of {image.source.name}; give .nii.gz or .nrrd."
             )
-        picture = Image.fromarray(native.reshape(native.shape[-2:]))
-        replace_file(path, suffix, lambda temporary: picture.save(temporary, format="PNG"))
+        write: Callable[[Path], object] = Image.fromarray(native.reshape(native.shape[-2:])).save
     elif suffix == ".nrrd":
-        _write_nrrd(native, image, path)
+        write = _nrrd_writer(native, image, path)
     else:
-        nifti = _nifti(native, image)
-        replace_file(path, suffix, lambda temporary: nib.save(nifti, temporary))
+        write = partial(nib.save, _nifti(native, image))
+
+    def write_and_check(temporary: Path) -> None:
+        write(temporary)
+        if read_back:
+            check_same(read_mask(temporary, image), labels, path.name)
+
+    replace_file(path, suffix, write_and_check)
     return path
+
+
+def check_same(found: np.ndarray, labels: np.ndarray, what: str) -> None:
+    """Raise `InputError` if a label map that was read back is not the one that was written.
+
+    Parameters
+    ----------
+    found, labels : ndarray of uint8, shape (n_planes, H, W), or (H, W) of a single plane
+    what : str
+        The file, for the sentence.
+    """
+    different = int((found != labels.reshape(found.shape)).sum())
+    if different:
+        raise InputError(f"{what} differs from the label in {different} voxels when it is read back; it is not kept.")
 
 
 def write_map(values: np.ndarray, image: MedicalImage, path: str | os.PathLike[str]) -> Path:
@@ -166,7 +192,7 @@ _NIFTI_GEOMETRY = (
 )
 
 
-def _write_nrrd(native: np.ndarray, image: MedicalImage, path: Path) -> None:
+def _nrrd_writer(native: np.ndarray, image: MedicalImage, path: Path) -> Callable[[Path], object]:
     try:
         import SimpleITK as sitk
     except ImportError:
@@ -181,4 +207,4 @@ def _write_nrrd(native: np.ndarray, image: MedicalImage, path: Path) -> None:
     result.SetSpacing(grid.spacing)
     result.SetOrigin(grid.origin)
     result.SetDirection(grid.direction.ravel().tolist())
-    replace_file(path, ".nrrd", lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=True))
+    return lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=True)

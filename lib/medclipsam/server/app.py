@@ -231,6 +231,7 @@ class MedClipSamApp(MONAILabelApp):
             _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT"),
             check_label=self.check_label,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            private=self.app_conf.label_access == "owner",
         )
 
     def _init_dicomweb_datastore(self) -> Datastore:

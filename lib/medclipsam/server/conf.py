@@ -29,6 +29,8 @@ _ROUNDS = tuple(option.name for option in dataclasses.fields(RoundsOptions))
 _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
+# Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
+LABEL_ACCESS = ("folder", "owner")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
 
 
@@ -107,6 +109,8 @@ class AppConf:
         How rounds go.
     training : mapping of str to object
         Options of trainings whose request does not name them, see `medclipsam.training.settings.Request`.
+    label_access : {"folder", "owner"}
+        Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
     """
 
     targets: tuple[str, ...] = ()
@@ -124,6 +128,7 @@ class AppConf:
     ledger: str | None = None
     rounds: RoundsOptions = field(default_factory=RoundsOptions)
     training: Mapping[str, Any] = field(default_factory=dict)
+    label_access: str = "folder"
 
     @classmethod
     def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
@@ -147,6 +152,9 @@ class AppConf:
         weights = chosen.pop("weights", "demo").strip()
         if not weights:
             raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
+        label_access = chosen.pop("label_access", "folder").strip()
+        if label_access not in LABEL_ACCESS:
+            raise OptionError("label_access", label_access, " or ".join(LABEL_ACCESS))
         switches = {key: as_switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
         rounds = {key: chosen.pop(key) for key in _ROUNDS if key in chosen}
         training = {key: chosen.pop(key) for key in list(chosen) if key.startswith(TRAINING_PREFIX)}
@@ -165,6 +173,7 @@ class AppConf:
             rounds=RoundsOptions.from_mapping(rounds),
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
             training=_training({key.removeprefix(TRAINING_PREFIX): value for key, value in training.items()}),
+            label_access=label_access,
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),
         )

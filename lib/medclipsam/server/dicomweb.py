@@ -11,7 +11,7 @@ import threading
 import time
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
@@ -42,6 +43,7 @@ from medclipsam.server.http import ConflictError, UnknownError, UpstreamError
 from medclipsam.server.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.label_files import CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.server.pacs import UID, Pacs
+from medclipsam.server.stores import SentLabel, SentLabels
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +213,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         self._noted: dict[str, Signature] = {}
         # series that hold several volumes: the instances of each by the volume's id
         self._volumes: dict[str, dict[str, frozenset[str]]] = _read_volumes(cache / _VOLUMES)
+        self._sent = SentLabels(cache / ".sent.json")
         self._read_config(strict=True)
         self._remove_left_behind()
 
@@ -400,14 +403,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """
         tag, info = _tag(label_tag), dict(label_info or {})
         folder = Path(self.get_image_uri(image_id))
-        if self._check_label is not None:
-            self._check_label(folder, Path(label_filename), info)
+        check = self._check_label(folder, Path(label_filename), info) if self._check_label else None
         with self._fetching[image_id]:
             if tag == FINAL:
                 self._store_label(image_id, folder, Path(label_filename), info)
             else:
                 suffix = label_suffix(os.path.basename(label_filename))
-                self._keep_label(image_id, tag, Path(label_filename), suffix, info)
+                self._keep_label(image_id, tag, Path(label_filename), suffix, info, check)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -513,6 +515,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                     known = self._segmentations.get(key) if key[1] else None
                     looked[key] = known if known is not None else self._look_at(study, series)
                     stored += looked[key]
+                stored += self._not_listed_yet({label.reference.instance for label in stored})
                 self._segmentations = looked
                 self._labelled = (time.monotonic(), self._that_count(stored))
             return self._labelled[1]
@@ -533,9 +536,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 continue
             number = int(data.get("InstanceNumber") or 1)
             reference = Reference(series, instance, number, str(data.get("SOPClassUID", "")))
-            when = f"{data.get('ContentDate') or ''}{data.get('ContentTime') or ''}"
             replaced = frozenset(superseded_instances(data))
-            found.append(StoredLabel(referred.pop(), drawn_on, study, reference, when, is_ours(data), replaced))
+            found.append(
+                StoredLabel(referred.pop(), drawn_on, study, reference, _content_time(data), is_ours(data), replaced)
+            )
         return found
 
     def _that_count(self, stored: list[StoredLabel]) -> dict[str, StoredLabel]:
@@ -732,25 +736,37 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         # with an empty extension the folder itself is the image's file
         return self._datastore.objects.setdefault(image_id, ImageLabelModel(image=DataModel(ext="")))
 
-    def _keep_label(self, image_id: str, tag: str, file: Path, suffix: str, info: Mapping[str, Any]) -> None:
+    def _keep_label(
+        self,
+        image_id: str,
+        tag: str,
+        file: Path,
+        suffix: str,
+        info: Mapping[str, Any],
+        check: Callable[[Path], object] | None = None,
+    ) -> None:
         with self._changing():
             labels = self._entry(image_id).labels
             path = self._label_folder(tag) / f"{image_id}{suffix}"
-            copy_file(file, path, self._mode)
+            copy_file(file, path, self._mode, check)
             before = labels.get(tag)
-            if before is not None and before.ext != suffix:
-                Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
             labels[tag] = DataModel(info={"ts": int(time.time()), **info, "name": path.name}, ext=suffix)
+        if before is not None and before.ext != suffix:
+            Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
 
     def _store_label(self, image_id: str, folder: Path, file: Path, info: dict[str, Any]) -> None:
         image = self._images.read(folder)
         labels = read_mask(file, image)
         text = self._describe(image_id, folder, labels, info)
+        corrections: list[str] = []
         with FileLock(str(self._root / ".storing")), _temporary(".dcm") as path:
             self.refresh()
             self._check_complete(image_id)
             before = self._labels().get(image_id)
-            earlier = before.reference if before is not None and before.ours else None
+            earlier = [before.reference] if before is not None and before.ours else []
+            # those that were sent before, and may appear later
+            waiting = [sent.reference for sent in self._sent.all() if sent.image == image_id]
+            earlier += [reference for reference in waiting if reference not in earlier]
             made = write_segmentation(
                 labels,
                 image,
@@ -760,9 +776,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 content_description=text.content_description,
                 creator=text.creator,
                 supersedes=earlier,
+                noted=corrections.append,
             )
-            self.pacs.store(path.read_bytes(), str(made.StudyInstanceUID))
+            self._send(image_id, path, earlier)
             self.refresh()
+        if corrections:
+            logger.warning("A segmentation was written from headers with invalid values: %s", " ".join(corrections))
+            info["corrections"] = corrections
         told = _label_info(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), [(s.label, s) for s in text.segments])
         self._keep_final(image_id, labels, image, {**info, **told})
 
@@ -778,6 +798,34 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 f"Series {listed.series} has {max(len(now), listed.count)} instances on the DICOMweb server now; the "
                 f"label was drawn on {len(held.instances)} of them. Load the image again, then save a label."
             )
+
+    def _send(self, image_id: str, path: Path, earlier: Sequence[Reference]) -> None:
+        """Store a segmentation on the server."""
+        header = dcmread(path, stop_before_pixels=True)
+        study, series, instance = (
+            str(header[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        )
+        reference = Reference(series, instance, int(header.InstanceNumber), str(header.SOPClassUID))
+        superseded = tuple(each.instance for each in earlier)
+        self._sent.add(SentLabel(image_id, study, reference, _content_time(header), superseded))
+        try:
+            self.pacs.store(path.read_bytes(), study, series, instance)
+        except UpstreamError as error:
+            if error.permanent:
+                self._sent.forget({instance})
+            raise
+        self._sent.confirm(instance)
+
+    def _not_listed_yet(self, listed: Collection[str]) -> list[StoredLabel]:
+        """Return the segmentations that are stored and that the server does not list yet."""
+        self._sent.forget(listed)
+        return [
+            StoredLabel(
+                sent.image, frozenset(), sent.study, sent.reference, sent.when, True, frozenset(sent.supersedes)
+            )
+            for sent in self._sent.all()
+            if sent.confirmed
+        ]
 
     def _fetch_label(self, stored: StoredLabel, path: Path) -> None:
         folder = path.with_name(f".{stored.image}.{os.getpid()}{_PARTIAL}")
@@ -805,7 +853,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def _keep_final(self, image_id: str, labels: np.ndarray, image: MedicalImage, info: Mapping[str, Any]) -> None:
         with _temporary(".nii.gz") as path:
-            write_mask(labels, image, path)
+            write_mask(labels, image, path, read_back=True)
             self._keep_label(image_id, FINAL, path, ".nii.gz", info)
 
 
@@ -819,6 +867,10 @@ def _label_info(instance: str, series: str, segments: list[tuple[Any, SegmentInf
         "SOPInstanceUID": instance,
         "SeriesInstanceUID": series,
     }
+
+
+def _content_time(data: Dataset) -> str:
+    return f"{data.get('ContentDate') or ''}{data.get('ContentTime') or ''}"
 
 
 def _tag(tag: Any) -> str:

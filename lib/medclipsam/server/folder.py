@@ -49,6 +49,9 @@ class FolderStudies(LabelFiles):
         Whether the folder is looked at again at each use; else only by `refresh`.
     settle : float, optional
         See `FolderScan`.
+    private : bool
+        Whether labels, and what is known of them, are for the account of the server alone; else whoever may read the
+        folder of the studies may read them.
 
     Notes
     -----
@@ -65,9 +68,10 @@ class FolderStudies(LabelFiles):
         check_label: CheckLabel | None = None,
         auto_reload: bool = True,
         settle: float | None = None,
+        private: bool = False,
     ) -> None:
         # The stock constructor lists, watches and writes in its own way; only its fields are taken over.
-        self._begin(folder)
+        self._begin(folder, private=private)
         self._auto_reload = auto_reload
         self._check_label = check_label
         self._labels_stamp: dict[str, int] = {}
@@ -223,7 +227,7 @@ class FolderStudies(LabelFiles):
                 raise ConflictError(
                     f"Image id {image_id!r} is that of {self._scan.names(taken) or 'a series'} already; name another."
                 )
-            copy_file(Path(image_filename), path, self._mode)
+            copy_file(Path(image_filename), path, self._root.stat().st_mode & 0o666)
             self._scan.arrived(path)
             self.refresh()
             found = self._listing.images.get(image_id)
@@ -281,15 +285,14 @@ class FolderStudies(LabelFiles):
         UnknownError
             If there is no such image.
         InputError
-            If the label must not be saved.
+            If the label must not be saved, or its copy, read back, is another; the label before it stays.
         """
         uri = self.get_image_uri(image_id)
         if not uri:
             raise unknown_image(image_id, self._current().images.__contains__)
         tag = str(getattr(label_tag, "value", label_tag))
         info = dict(label_info or {})
-        if self._check_label is not None:
-            self._check_label(Path(uri), Path(label_filename), info)
+        check = self._check_label(Path(uri), Path(label_filename), info) if self._check_label else None
         suffix = label_suffix(os.path.basename(label_filename))
         with self._changing():
             found = self._listing.images.get(image_id)
@@ -299,11 +302,11 @@ class FolderStudies(LabelFiles):
             entry.image.info["file"] = found.anchor.relative_to(self._root).as_posix()
             labels = entry.labels
             path = self._label_folder(tag) / f"{image_id}{suffix}"
-            copy_file(Path(label_filename), path, self._mode)
+            copy_file(Path(label_filename), path, self._mode, check)
             before = labels.get(tag)
-            if before is not None and before.ext != suffix:
-                Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
             labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
+        if before is not None and before.ext != suffix:
+            Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:

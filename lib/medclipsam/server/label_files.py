@@ -24,8 +24,9 @@ from medclipsam.studies.scan import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-# Checks a label before it is saved: the image, its file or folder, the label's file, and what comes with it.
-CheckLabel = Callable[[Path, Path, dict[str, Any]], None]
+# Raises `InputError` for a label that must not be saved: the image's file or folder, the label's file, and what comes
+# with it. Returns what a copy of the file is held against before it takes its place: it raises where they differ.
+CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | None]
 
 CONFIG = "datastore_v2.json"
 
@@ -36,8 +37,12 @@ class LabelFiles(LocalDatastore):
     The stock constructor lists, watches and writes in its own way; `_begin` takes its place.
     """
 
-    def _begin(self, folder: Path) -> None:
-        """Set the stock class's fields for a folder, and make the folders of labels in it."""
+    def _begin(self, folder: Path, *, private: bool = False) -> None:
+        """Set the stock class's fields for a folder, and make the folders of labels in it.
+
+        `private` keeps labels, and what is known of them, from all accounts but the server's own.
+        """
+        self._private = private
         self._datastore_path = str(folder)
         self._datastore_config_path = str(folder / CONFIG)
         self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
@@ -49,6 +54,14 @@ class LabelFiles(LocalDatastore):
         logging.getLogger("filelock").setLevel(logging.ERROR)
         for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
             self._label_folder(tag)
+        config = folder / CONFIG
+        if private and config.is_file() and config.stat().st_mode & 0o077:
+            config.chmod(self._mode)
+
+    def corrections(self, label_id: str, label_tag: str) -> list[str]:
+        """Return what was corrected or assumed when a label was saved, a sentence each."""
+        label = self._datastore.label(label_id, label_tag)
+        return list(label.info.get("corrections", [])) if label else []
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to what is known of a label.
@@ -74,16 +87,20 @@ class LabelFiles(LocalDatastore):
 
     @property
     def _mode(self) -> int:
-        """Rights of files that are kept in the studies: whoever may look into the folder may read them."""
-        return self._root.stat().st_mode & 0o666
+        """Rights of files that are kept in the studies, whatever the umask is."""
+        return 0o600 if self._private else self._root.stat().st_mode & 0o666
 
     def _label_folder(self, tag: str) -> Path:
-        """Return the folder of a tag's labels, made where it is not there, with the rights of the studies."""
+        """Return the folder of a tag's labels, made where it is not there."""
         folder = self._root / self._datastore.labels_dir / tag
+        rights = 0o700 if self._private else self._root.stat().st_mode & 0o777
         for each in (folder.parent, folder):
-            if not each.is_dir():
-                each.mkdir(exist_ok=True)
-                each.chmod(self._root.stat().st_mode & 0o777)
+            made = not each.is_dir()
+            if made:
+                each.mkdir(0o700, exist_ok=True)
+            # a folder that others could read before hides the labels in it too
+            if made or (self._private and each.stat().st_mode & 0o077):
+                each.chmod(rights)
         return folder
 
     def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
@@ -155,13 +172,25 @@ class LabelFiles(LocalDatastore):
             self._write_config()
 
 
-def copy_file(source: Path, target: Path, mode: int) -> None:
-    """Copy a file so that it appears under its name only when complete, with the rights `mode`."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], object] | None = None) -> None:
+    """Copy a file so that it appears under its name only when complete.
+
+    Parameters
+    ----------
+    source, target : Path
+    mode : int
+        Rights of the copy.
+    check : callable, optional
+        Called with the copy under its temporary name, which ends as the target's does. Where it raises, the file that
+        was there before stays.
+    """
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=label_suffix(target.name))
     os.close(handle)
     try:
         shutil.copyfile(source, name)
         os.chmod(name, mode)
+        if check is not None:
+            check(Path(name))
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)

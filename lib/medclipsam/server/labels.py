@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import read_mask
+from medclipsam.imaging.write import check_same
 from medclipsam.server.images import ImageReader
 
 
@@ -28,7 +29,7 @@ class LabelCheck:
         self._images = images
         self._table = frozenset(table)
 
-    def __call__(self, image: Path, label: Path, info: Mapping[str, Any]) -> None:
+    def __call__(self, image: Path, label: Path, info: Mapping[str, Any]) -> Callable[[Path], None]:
         """Look at the label that is to be saved for an image.
 
         Parameters
@@ -40,6 +41,11 @@ class LabelCheck:
         info : mapping
             What came with it; may name further labels, see `named_labels`.
 
+        Returns
+        -------
+        callable
+            Given a copy of the file, raises `InputError` if it does not read as the same label map.
+
         Raises
         ------
         InputError
@@ -47,16 +53,18 @@ class LabelCheck:
             names. An empty label map is a label.
         """
         try:
-            values = np.unique(read_mask(label, self._images.read(image)))
+            picture = self._images.read(image)
+            labels = read_mask(label, picture)
         except InputError as error:
             # what a file sent along was called here says nothing to who sent it
             raise InputError(str(error).replace(f" {label.name}", "").replace(label.name, "The label")) from None
-        unknown = sorted({int(value) for value in values} - {0} - self._table - named_labels(info))
+        unknown = sorted({int(value) for value in np.unique(labels)} - {0} - self._table - named_labels(info))
         if unknown:
             raise InputError(
                 f"The label holds {', '.join(map(str, unknown))}, of which neither this server's labels nor the "
                 'request\'s label_info knows; name them there, as in [{"name": "cyst", "idx": 7}].'
             )
+        return lambda copy: check_same(read_mask(copy, picture), labels, "The label")
 
 
 def named_labels(info: Mapping[str, Any]) -> frozenset[int]:
@@ -100,6 +108,7 @@ def label_number(value: Any) -> int:
     InputError
         If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or not 0 <= value <= 255:
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and -0.5 < value < 255.5
+    if not usable or abs(value - round(value)) > 1e-3:
         raise InputError(f"The label number {value!r} cannot be used; whole numbers from 0 to 255 are allowed.")
-    return int(value)
+    return round(value)

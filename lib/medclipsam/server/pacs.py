@@ -283,32 +283,73 @@ class Pacs:
 
         self._again(attempt)
 
-    def store(self, content: bytes, study: str) -> None:
-        """Store one instance.
+    def store(self, content: bytes, study: str, series: str, instance: str) -> None:
+        """Store one instance, and make sure that it is stored.
+
+        Only an answer that names the instance as stored is believed. After any other one, and after none, the server is
+        searched for the instance.
+
+        Parameters
+        ----------
+        content : bytes
+            The instance, a DICOM file.
+        study, series, instance : str
+            Its UIDs.
 
         Raises
         ------
+        UpstreamTimeoutError
+            If the server did not answer in time, and does not list the instance.
         UpstreamError
-            If the server does not take it.
+            If it does not store the instance. The error is permanent where the server says so itself; else the
+            instance may appear later.
         """
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + content + f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        with self.send("POST", self.address("stow", f"studies/{study}"), data=body, headers=headers) as answer:
-            failed = not answer.ok
-            try:
-                told = json.loads(self._body(answer) or b"{}")
-            except ValueError:
-                told = {}
-            told = told[0] if isinstance(told, list) and told else told
-            # Failed SOP Sequence
-            failed = failed or bool(isinstance(told, dict) and told.get("00081198", {}).get("Value"))
-            if failed:
-                raise UpstreamError(
+        said: bool | None = None
+        try:
+            with self.send("POST", self.address("stow", f"studies/{study}"), data=body, headers=headers) as answer:
+                said = _says_stored(self._body(answer), instance) if answer.ok else False
+                problem = UpstreamError(
                     f"The DICOMweb server {self.url} did not store the label ({answer.status_code} {answer.reason})."
                 )
+        except UpstreamError as error:
+            if error.permanent:
+                raise
+            problem = error
+        if said is False:
+            raise problem.for_good()
+        if said:
+            return
+        try:
+            found = self._appears(study, series, instance)
+        except UpstreamError:
+            raise type(problem)(f"{problem} Whether the label is stored is not known; save it again.") from None
+        if not found:
+            raise type(problem)(f"{problem} It does not list the label, which is not saved.")
+
+    def holds(self, study: str, series: str, instance: str) -> bool:
+        """Whether the server lists an instance.
+
+        Raises
+        ------
+        UpstreamError
+            As `search`.
+        """
+        where = f"studies/{study}/series/{series}/instances"
+        found = self.search(where, {"SOPInstanceUID": instance})
+        return any(str(entry.get("SOPInstanceUID", "")) == instance for entry in found)
+
+    def _appears(self, study: str, series: str, instance: str) -> bool:
+        """Whether the server lists an instance now or in a moment: searches may know of it later than its store."""
+        for tried in range(self.options.retries):
+            if self.holds(study, series, instance):
+                return True
+            time.sleep(0.5 * 2**tried)
+        return self.holds(study, series, instance)
 
     def _session(self) -> requests.Session:
         session = getattr(self._local, "session", None)
@@ -450,6 +491,34 @@ class Pacs:
 
 
 _PLAIN = 'multipart/related; type="application/dicom"'
+
+
+def _says_stored(content: bytes, instance: str) -> bool | None:
+    """Whether the answer to a store (DICOM JSON) names an instance as stored or failed; None where it does neither."""
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    entries = told if isinstance(told, list) else [told]
+    # Failed SOP Sequence, Referenced SOP Sequence
+    for sequence, answer in (("00081198", False), ("00081199", True)):
+        if any(instance in _instances_named(entry, sequence) for entry in entries):
+            return answer
+    return None
+
+
+def _instances_named(entry: Any, sequence: str) -> list[Any]:
+    """Return the Referenced SOP Instance UIDs of a sequence in DICOM JSON, whatever else it is."""
+    named = []
+    for item in _json_values(entry, sequence):
+        named += _json_values(item, "00081155")
+    return named
+
+
+def _json_values(entry: Any, tag: str) -> list[Any]:
+    element = entry.get(tag) if isinstance(entry, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
 
 
 def _left_there(tag: str, vr: str, address: str) -> Any:

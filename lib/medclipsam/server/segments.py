@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging import MedicalImage, has_place, read_mask, write_mask
+from medclipsam.imaging import MedicalImage, has_place, read_mask, whole_labels, write_mask
 from medclipsam.imaging.volumes import read_layers, read_texts
 from medclipsam.server.labels import label_number
 
@@ -86,7 +86,7 @@ def settled(
         labels = _flat(label, segments, numbers, read) if n_layers > 1 else read_mask(label, read)
         if n_layers == 1:
             labels = _renumbered(labels, {value: numbers[name] for name, value in named.items()})
-        yield write_mask(labels, read, Path(name)), told
+        yield write_mask(labels, read, Path(name), read_back=True), told
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -167,7 +167,8 @@ def _flat(label: Path, segments: list[_Segment], numbers: Mapping[str, int], ima
     """Return the layers of a file as one label map."""
     import SimpleITK
 
-    values, grid = read_layers(label)
+    layers, grid = read_layers(label)
+    values = whole_labels(layers, "The label")
     flat = np.zeros(values.shape[:-1], np.uint8)
     owner: dict[int, str] = {}
     for segment in segments:

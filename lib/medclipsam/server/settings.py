@@ -116,6 +116,7 @@ _APP_SETTINGS = (
     Setting("max_seconds", _LIMITS, "longest time that a request may take (default: 1800)"),
     Setting("max_upload_mb", _LIMITS, "largest request, in MiB (default: 2048)"),
     Setting("cache_days", _LIMITS, "days that fetched DICOM series are kept unused (default: 7)"),
+    Setting("label_access", _ACCESS, "who may read labels in a studies folder: folder or owner (default: folder)"),
     Setting("audit_file", _AUDIT, "file that notes each mask and label (default: in the workspace)"),
     Setting("audit_text", _AUDIT, "note the texts of requests in the audit file", "switch"),
     Setting("networks", _NETWORKS, "folder of the trained networks (default: in the workspace)"),

@@ -183,7 +183,10 @@ def save_label(
     try:
         with turns.of(user.username):
             label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
-        answer = app.on_save_label(image, label_id) or {}
+        answer = dict(app.on_save_label(image, label_id) or {})
+        corrections = app.datastore().corrections(label_id, tag)
+        if corrections:
+            answer["corrections"] = corrections
     finally:
         path.unlink(missing_ok=True)
     return {**answer, "image": image, "label": label_id}

@@ -1,0 +1,126 @@
+"""Segmentations that were sent to the DICOMweb server and that it does not list yet.
+
+A server may answer a store late, not at all, or before its searches know of it. A segmentation is noted here before it
+is sent, so that one that appears later, after a restart too, is known by its UID.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from medclipsam.imaging.dicom_seg import Reference
+
+logger = logging.getLogger(__name__)
+
+# Seconds after which a server that does not list a segmentation never will.
+KEPT_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class SentLabel:
+    """A segmentation that was sent.
+
+    Parameters
+    ----------
+    image : str
+        Id of the image that it was drawn on.
+    study : str
+        Its StudyInstanceUID.
+    reference : Reference
+        Its series, instance and number.
+    when : str
+        Content date and time, as DICOM writes them.
+    supersedes : tuple of str
+        SOP Instance UIDs of the segmentations that it takes the place of.
+    confirmed : bool
+        Whether the server has said, or shown, that it is stored.
+    since : float
+        Time at which it was sent, in seconds since the epoch.
+    """
+
+    image: str
+    study: str
+    reference: Reference
+    when: str
+    supersedes: tuple[str, ...] = ()
+    confirmed: bool = False
+    since: float = dataclasses.field(default_factory=time.time)
+
+
+class SentLabels:
+    """The segmentations that were sent, in a file that several processes may use.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made with the first entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = FileLock(f"{path}.lock")
+
+    def all(self) -> list[SentLabel]:
+        """Return those that are not forgotten, in the order in which they were sent."""
+        try:
+            entries = json.loads(self._path.read_text(encoding="utf-8"))
+            sent = [_from_json(entry) for entry in entries]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError, KeyError, OSError):
+            logger.error("%s cannot be read; stores that are not confirmed are not known.", self._path.name)
+            return []
+        oldest = time.time() - KEPT_SECONDS
+        return [each for each in sent if each.since > oldest]
+
+    def add(self, label: SentLabel) -> None:
+        """Note a segmentation that is about to be sent."""
+        with self._lock:
+            self._write([*self.all(), label])
+
+    def confirm(self, instance: str) -> None:
+        """Note that a segmentation is stored; those that it takes the place of need no longer be known."""
+        with self._lock:
+            sent = self.all()
+            settled = {name for each in sent if each.reference.instance == instance for name in each.supersedes}
+            self._write(
+                dataclasses.replace(each, confirmed=each.confirmed or each.reference.instance == instance)
+                for each in sent
+                if each.reference.instance not in settled
+            )
+
+    def forget(self, instances: Collection[str]) -> None:
+        """Forget segmentations: the server lists them, or has refused them."""
+        if not any(each.reference.instance in instances for each in self.all()):
+            return
+        with self._lock:
+            self._write(each for each in self.all() if each.reference.instance not in instances)
+
+    def _write(self, sent: Iterable[SentLabel]) -> None:
+        content = json.dumps([dataclasses.asdict(each) for each in sent])
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{self._path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self._path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _from_json(entry: dict[str, Any]) -> SentLabel:
+    return SentLabel(
+        **{**entry, "reference": Reference(**entry["reference"]), "supersedes": tuple(entry["supersedes"])}
+    )
