@@ -799,6 +799,24 @@ def test_a_disk_that_takes_nothing_is_told_by_every_route_that_writes(
     assert not [answer.text for answer in answers if str(studies.parent) in answer.text]
 
 
+@pytest.mark.parametrize("digits", [20, 300, 4000, 5000])
+def test_numbers_of_many_digits_are_refused(client: TestClient, digits: int) -> None:
+    number = "9" * digits
+    content = b"anything"
+    answers = [
+        client.get(f"/networks/network/{number}/report.md"),
+        client.post(f"/networks/network/rollback?version={number}"),
+        client.put(f"/session/?expiry={number}", files={"files": ("a.png", content)}),
+        client.get(f"/datastore/dataset?limit_cases={number}"),
+        infer(client, {**TEXT, "planes": number}),
+        infer(client, {**TEXT, "steps": number}),
+        infer(client, '{"text": "heart", "beta": ' + number + "}"),
+        infer(client, '{"text": "heart", "max_workers": ' + number + "}"),
+        infer(client, '{"foreground": [[' + number + ", 1]]}", model="refine"),
+    ]
+    assert {answer.status_code for answer in answers} <= {400, 404}
+
+
 def test_an_image_is_found_by_its_name_composed_or_not(client: TestClient, studies: Path, picture: np.ndarray) -> None:
     name = "M\u00fcller"
     apart = unicodedata.normalize("NFD", name)

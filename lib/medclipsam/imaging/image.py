@@ -329,7 +329,7 @@ class MedicalImage:
         k, j, i = self._stored.shape[:3]
         try:
             points = np.asarray(ijk, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             points = np.empty(0)
         if points.ndim == 2 and points.shape[1] == 2 and k == 1:
             points = np.pad(points, ((0, 0), (0, 1)))

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from medclipsam.errors import ImageError, InputError
@@ -379,7 +379,7 @@ def evidence_router(store: Callable[[], EvidenceStore]) -> APIRouter:
         return _answer(store().file(token, UNCERTAINTY), "application/gzip")
 
     @router.get("/{token}/" + OVERLAY, summary="Picture of a map and the mask", responses=missing)
-    def overlay(token: str, plane: int | None = None) -> Response:
+    def overlay(token: str, plane: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None) -> Response:
         return _answer(store().file(token, OVERLAY, plane), "image/png")
 
     return router

@@ -35,6 +35,9 @@ def _queue(request: Request) -> WorkQueue:
     return found
 
 
+# The largest whole number of a parameter: longer ones are no number of anything here, and no name of a file.
+LARGEST = 2**31 - 1
+
 # Parameters of a route: the MONAI Label app, and the queue for model work.
 App = Annotated[MedClipSamApp, Depends(_app)]
 Queue = Annotated[WorkQueue, Depends(_queue)]

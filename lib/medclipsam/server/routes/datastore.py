@@ -26,6 +26,7 @@ from medclipsam.server.present import client_of
 from medclipsam.server.requests import SegmentRequest, parse_params
 from medclipsam.server.results import write_result
 from medclipsam.server.routes.common import (
+    LARGEST,
     App,
     file_answer,
     note_caller,
@@ -273,7 +274,9 @@ def put_label_info_by_params(
 
 
 @router.get("/dataset", summary="Download images and final labels as a ZIP archive")
-def get_dataset(app: App, user: AsAnnotator, limit_cases: int | None = None) -> FileResponse:
+def get_dataset(
+    app: App, user: AsAnnotator, limit_cases: Annotated[int | None, Query(ge=0, le=LARGEST)] = None
+) -> FileResponse:
     """Answer an archive of the images that have a final label, at most `limit_cases` of them."""
     store = app.datastore()
     if not store.get_labeled_images():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
 from medclipsam.server.access import AsAdmin, AsUser
 from medclipsam.server.http import UnknownError
-from medclipsam.server.routes.common import App, note_caller
+from medclipsam.server.routes.common import LARGEST, App, note_caller
 from medclipsam.training.store import Network
 
 router = APIRouter(prefix="/networks", tags=["Networks"])
@@ -34,7 +35,11 @@ def list_networks(app: App, user: AsUser) -> dict[str, Any]:
 
 @router.get("/{name}/{version}/{file}", summary="Download the report of a training")
 def get_report(
-    app: App, user: AsUser, name: str, version: int, file: Literal["report.md", "report.json", "curve.png"]
+    app: App,
+    user: AsUser,
+    name: str,
+    version: Annotated[int, PathParameter(ge=0, le=LARGEST)],
+    file: Literal["report.md", "report.json", "curve.png"],
 ) -> FileResponse:
     """Answer the report, readable or for programs, or the learning curve."""
     path = app.networks.store.get(name, version).folder / file
@@ -44,7 +49,13 @@ def get_report(
 
 
 @router.post("/{name}/rollback", summary="Serve an earlier network again")
-def roll_back(request: Request, app: App, user: AsAdmin, name: str, version: int | None = None) -> dict[str, Any]:
+def roll_back(
+    request: Request,
+    app: App,
+    user: AsAdmin,
+    name: str,
+    version: Annotated[int | None, Query(ge=0, le=LARGEST)] = None,
+) -> dict[str, Any]:
     """Serve the network that was served before, or the version that is named."""
     network = app.networks.store.rollback(name, version)
     note_caller(request, user.username)

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, UploadFile
+from fastapi import APIRouter, File, Query, UploadFile
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from medclipsam.errors import InputError
@@ -18,7 +18,7 @@ from medclipsam.server.access import AsUser
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import UnknownError
 from medclipsam.server.names import checked_name
-from medclipsam.server.routes.common import App, file_answer, turns
+from medclipsam.server.routes.common import LARGEST, App, file_answer, turns
 
 router = APIRouter(prefix="/session", tags=["Session"])
 
@@ -44,7 +44,7 @@ def create_session(
     user: AsUser,
     files: Annotated[list[UploadFile], File(description="one image file, the files of a DICOM series, or an archive")],
     uncompress: bool = False,
-    expiry: int = 0,
+    expiry: Annotated[int, Query(le=LARGEST)] = 0,
 ) -> dict[str, Any]:
     """Answer the session's id; `uncompress` says that the one file is a zip or tar archive."""
     store = _sessions(app)
