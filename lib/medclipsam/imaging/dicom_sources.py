@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.valuerep import DS
+from pydicom.valuerep import DSfloat
 
 from medclipsam.errors import ImageError
 from medclipsam.imaging.dicom_geometry import functional_groups, is_slice
@@ -162,8 +162,8 @@ def sources_for(originals: Sequence[Dataset], image: MedicalImage) -> Sources:
 class _Geometry:
     """Places of the frames of one file."""
 
-    orientation: list[DS]
-    positions: list[list[DS]]
+    orientation: list[DSfloat]
+    positions: list[list[DSfloat]]
     measures: Mapping[str, Any]
 
 
@@ -278,7 +278,7 @@ def _frame_of_reference(header: Dataset, series: str, notes: list[str]) -> str:
     return str(uid.generate_uid(entropy_srcs=[series, "frame of reference"]))
 
 
-def _orientation(values: Sequence[Any]) -> list[DS]:
+def _orientation(values: Sequence[Any]) -> list[DSfloat]:
     """Return the directions of rows and columns, of length 1."""
     numbers = np.asarray(values, dtype=float)
     lengths = np.linalg.norm(numbers.reshape(2, 3), axis=1).repeat(3)
@@ -308,8 +308,8 @@ def _positive(stated: Dataset, keyword: str, count: int) -> list[float] | None:
     return numbers if len(numbers) == count and all(np.isfinite(n) and n > 0 for n in numbers) else None
 
 
-def _numbers(values: Any) -> list[DS]:
-    return [DS(float(value), auto_format=True) for value in values]
+def _numbers(values: Any) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def _frames_geometry(header: Dataset, image: MedicalImage, notes: list[str]) -> _Geometry | None:
@@ -335,7 +335,7 @@ def _frames_geometry(header: Dataset, image: MedicalImage, notes: list[str]) -> 
 
 def _made_up_geometry(frames: int) -> _Geometry:
     """Return places one behind the other, for frames that have none; highdicom sorts by falling z."""
-    measures = {"PixelSpacing": _numbers((1.0, 1.0)), "SliceThickness": DS(1.0, auto_format=True)}
+    measures = {"PixelSpacing": _numbers((1.0, 1.0)), "SliceThickness": DSfloat(1.0, auto_format=True)}
     places = [_numbers((0.0, 0.0, -index)) for index in range(frames)]
     return _Geometry(_numbers((1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), places, measures)
 
