@@ -33,7 +33,19 @@ from medclipsam.server.asgi import create_app
 MakeClient = Callable[..., TestClient]
 TEXT = {"text": "heart"}
 # What anyone may ask: pages without data, whether the server lives, and how to log in.
-PUBLIC = {"/", "/docs", "/openapi.json", "/favicon.ico", "/healthz", "/readyz", "/auth/", "/auth/token"}
+PUBLIC = {
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/favicon.ico",
+    "/healthz",
+    "/readyz",
+    "/auth/",
+    "/auth/token",
+    # where a browser that has no token yet gets one
+    "/auth/login",
+    "/auth/callback",
+}
 
 
 @pytest.fixture

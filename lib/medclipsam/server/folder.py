@@ -127,7 +127,7 @@ class FolderStudies(LabelFiles):
         Raises
         ------
         UnknownError
-            If several images claim the id, or it is that of a series with several volumes.
+            If several images claim the id or have it as their name, or it is that of a series with several volumes.
         """
         listing = self._current()
         if image_id in listing.shared:
@@ -138,6 +138,15 @@ class FolderStudies(LabelFiles):
         if found is None and image_id in listing.split:
             raise UnknownError(
                 f"Series {image_id!r} holds several volumes; ask for one of them: {', '.join(listing.split[image_id])}."
+            )
+        alike = [
+            name
+            for name, image in listing.images.items()
+            if found is None and image.suffix and image.path.name.removesuffix(image.suffix) == image_id
+        ]
+        if alike:
+            raise UnknownError(
+                f"Several images are called {image_id!r}; ask for one of them: {', '.join(sorted(alike))}."
             )
         return "" if found is None else str(self._links.path_of(found))
 
