@@ -42,9 +42,10 @@ PUBLIC = {
     "/readyz",
     "/auth/",
     "/auth/token",
-    # where a browser that has no token yet gets one
+    # where a browser gets its session, and gives it back
     "/auth/login",
     "/auth/callback",
+    "/auth/logout",
 }
 
 
