@@ -18,7 +18,7 @@ from medclipsam.active.score import score_of
 from medclipsam.active.simulate import SimulationOptions, find_subjects, simulate
 from medclipsam.active.strategies import SamplingOptions
 from medclipsam.errors import InputError, OptionError
-from medclipsam.evaluation.data import find_cases
+from medclipsam.evaluation.data import draw_cases, find_cases
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet
 from medclipsam.training import trainer
@@ -134,7 +134,7 @@ def test_coverage_takes_what_is_least_like_the_first(data: Path, played: Path, t
 
 
 def test_overlapping_structures_and_several_folders(data: Path, tmp_path: Path) -> None:
-    cases = find_cases(data, TargetSet.load(), split="train", limit=1)
+    cases = draw_cases(find_cases(data, TargetSet.load(), split="train"), 1, 0)
     twice = [*cases, dataclasses.replace(cases[0], task=dataclasses.replace(cases[0].task, name="again"))]
     (subject,), classes = find_subjects(twice, tmp_path)
     assert classes == {"disc": 1, "again": 2}

@@ -78,7 +78,9 @@ def test_one_command_gives_tables_and_a_report(spots: Path, tmp_path: Path, caps
 
 def test_protocol_a_takes_prompts_and_searches_on_validation_images(spots: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({f"{n}.png": f"{n} is bright" for n in ("a", "b", "c", "none")}))
+    texts = ["a is bright", "b is bright", "c is bright", "a bright spot"]
+    names = ("a", "b", "c", "none")
+    prompts.write_text(json.dumps({f"{name}.png": text for name, text in zip(names, texts, strict=True)}))
     out = tmp_path / "run"
     base = ["evaluate", "run", str(spots), "--out", str(out), "--protocol", "A", "--prompts", str(prompts), *FAST]
     assert main([*base, "--search", "--search-images", "2"]) == 0
@@ -96,7 +98,7 @@ def test_protocol_a_takes_prompts_and_searches_on_validation_images(spots: Path,
     best = max(search["postprocessing"], key=lambda entry: entry["dice"])
     assert run["by_task"]["spot"]["predictor"]["options"]["postprocess"] == best["postprocess"]
     rows = json.loads((out / "per_image.json").read_text())
-    assert [row["text"] for row in rows] == [f"{n} is bright" for n in ("a", "b", "c", "none")]
+    assert [row["text"] for row in rows] == texts
 
 
 def test_settings_are_never_searched_on_test_images(spots: Path, pipeline: ZeroShot) -> None:

@@ -128,7 +128,8 @@ def test_memory_is_bounded_by_the_stated_voxels(
         grown, refused = peak(lambda work=work: work(path))
         note(f"memory, {case}", f"MiB stated / grown, {work.__name__}", f"{stated // MB} / {grown // MB}")
         assert grown < FACTOR * stated + EXTRA
-        if work is read_image:
+        # two million empty elements are valid: read or refused, but never with more memory
+        if work is read_image and case != "elements":
             assert refused == (case not in ("rgba", "tiff", "nifti"))
 
 

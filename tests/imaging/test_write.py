@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
-from medclipsam.errors import InputError
+from medclipsam.errors import InputError, StorageError
 from medclipsam.imaging import read_image, write_mask
 
 
@@ -50,7 +50,7 @@ def test_a_failed_write_keeps_the_file_that_was_there(volume: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nib, "save", full_disk)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device"):
         write_mask(np.zeros((4, 5, 6), np.uint8), image, path)
     assert path.read_bytes() == before
     assert sorted(file.name for file in volume.parent.iterdir()) == ["mask.nii.gz", "volume.nii.gz"]

@@ -31,7 +31,7 @@ READ_SECONDS = 300.0
 HEADER_SECONDS = 20.0
 # Memory of a reader: so many times the bytes of the stated voxels, and so many bytes beside them.
 MEMORY_FACTOR = 4
-MEMORY_EXTRA = 180 * 2**20
+MEMORY_EXTRA = 160 * 2**20
 
 try:
     resource: Any = importlib.import_module("resource")
