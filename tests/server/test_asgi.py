@@ -130,6 +130,20 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
     return Access(load_tokens(file))
 
 
+def test_a_mask_is_never_saved_as_final_nor_for_who_may_not_save(make_client: MakeClient, tokens: Access) -> None:
+    client = make_client(tokens)
+    wanted = {**TEXT, "save_label": True, "label_tag": "final"}
+    client.headers["Authorization"] = "Bearer annotator-0123456789abcdef"
+    assert "label_tag" in sentence(infer(client, wanted), 400)
+    client.headers["Authorization"] = "Bearer user-0123456789abcdef"
+    sentence(infer(client, {**wanted, "label_tag": "original"}), 403)
+    assert client.get("/datastore/").json()["label_tags"] == {}
+    client.headers["Authorization"] = "Bearer admin-0123456789abcdef"
+    batch = client.post("/batch/infer/text_prompt?run_sync=true", json={**TEXT, "label_tag": "final"})
+    assert "label_tag" in sentence(batch, 400)
+    assert client.get("/datastore/").json()["label_tags"] == {}
+
+
 def test_no_body_is_parsed_of_callers_who_are_not_known(make_client: MakeClient, tokens: Access) -> None:
     client = make_client(tokens)
     for where in ("/activelearning/random", "/train/network", "/nowhere"):

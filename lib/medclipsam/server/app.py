@@ -26,7 +26,7 @@ import medclipsam
 from medclipsam.active.command import LEDGER_FILE
 from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
-from medclipsam.errors import InputError, MedClipSamError, TargetError, UnknownOptionError
+from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
 from medclipsam.server.audit import AuditFile, Caller, caller
@@ -74,6 +74,20 @@ CLICK_TASK = "refine"
 # Keys of MONAI Label that any request may hold, and those that say how a sub-process is run.
 _COMMON_KEYS = frozenset({"client_id", "user", "model", "description"})
 _RUN_KEYS = frozenset({"device", "multi_gpu", "gpus", "logging", "local_rank", "max_workers"})
+
+
+def _machine_tag(request: dict[str, Any]) -> str:
+    """Return the tag under which a request saves what a model has drawn.
+
+    Raises
+    ------
+    OptionError
+        If it is the tag of final labels, which are what a person has saved.
+    """
+    tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
+    if tag == FINAL and flag(request, "save_label", default=False):
+        raise OptionError("label_tag", tag, "any other tag, since a final label is one that a person has saved")
+    return tag
 
 
 class MedClipSamApp(MONAILabelApp):
@@ -306,6 +320,7 @@ class MedClipSamApp(MONAILabelApp):
             if isinstance(task, RefineTask):
                 raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
             task.check(request)
+            _machine_tag(request)
             who = Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), "batch inference")
             caller.set(who)
 
@@ -489,7 +504,7 @@ class MedClipSamApp(MONAILabelApp):
         store = datastore or self.datastore()
         path, stored = self._source(request.get("image"), store)
         save = flag(request, "save_label", default=False) and stored
-        tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
+        tag = _machine_tag(request)
         asked = {**copy.deepcopy(request), "image": str(path)}
         file, params = self.pipeline.within_memory(lambda: task(asked))
         self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)

@@ -20,9 +20,9 @@ from starlette.background import BackgroundTask
 
 from medclipsam.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.access import AsUser, User
-from medclipsam.server.http import UnknownError, headers_of, status_of, told
+from medclipsam.server.http import ForbiddenError, UnknownError, headers_of, status_of, told
 from medclipsam.server.names import checked_request_id, file_suffix
-from medclipsam.server.requests import client_params, parse_params
+from medclipsam.server.requests import client_params, flag, parse_params
 from medclipsam.server.routes.common import App, Queue, note_caller, receive, with_client
 from medclipsam.server.routes.sessions import session_image
 from medclipsam.server.work import Job, WorkQueue
@@ -80,6 +80,8 @@ async def infer(
     params = await _params(request, params)
     try:
         asked = await run_in_threadpool(_prepare, app, model, image, session_id, params, file, label, files)
+        if flag(asked, "save_label", default=False) and not user.has("annotator"):
+            raise ForbiddenError(f"User {user.username!r} may not save labels; leave save_label out.")
         asked = with_client(request, asked)
         note_caller(request, user.username, asked)
         job = queue.submit(
