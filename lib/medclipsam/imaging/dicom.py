@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -401,7 +402,7 @@ def has_short_header(path: Path) -> bool:
     """Return whether a file is uncompressed and holds little beside its pixels, so that it takes little to parse."""
     try:
         with path.open("rb") as file:
-            head = _Head(file, MAX_HEADER)
+            head = _Bounded(file, MAX_HEADER)
             data = _parse(path, head, _SIZE_TAGS)
             syntax = data.file_meta.get("TransferSyntaxUID")
             if syntax is not None and (syntax.is_compressed or syntax.is_deflated):
@@ -430,11 +431,16 @@ class _LongHeaderError(Exception):
     """A header is longer than what is parsed in this process."""
 
 
-class _Head:
-    """A file of which only the first bytes can be read."""
+class _Bounded:
+    """A file of which only the first bytes can be read; without a limit all there are.
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self._file, self._limit = file, limit
+    More than there is may be asked for: a file object of Python takes that much memory, whatever the file's size.
+    """
+
+    def __init__(self, file: BinaryIO, limit: int | None = None) -> None:
+        self._file = file
+        self.is_whole = limit is None
+        self._limit = os.fstat(file.fileno()).st_size if limit is None else limit
         self.name = file.name
         self.seek, self.tell = file.seek, file.tell
 
@@ -467,7 +473,7 @@ def read_tags(path: Path, tags: Sequence[str | int] | None) -> Dataset:
     """
     try:
         with path.open("rb") as file:
-            data = _parse(path, _Head(file, MAX_HEADER), tags)
+            data = _parse(path, _Bounded(file, MAX_HEADER), tags)
         if not _lacks_pixels(data, tags, pixels=False):
             return data
     except Exception as error:
@@ -491,18 +497,18 @@ def _read_tags(path: Path, tags: Sequence[str | int] | None) -> Dataset:
     return found
 
 
-def _parse(path: Path, file: BinaryIO | _Head, tags: Sequence[str | int] | None) -> FileDataset:
+def _parse(path: Path, file: _Bounded, tags: Sequence[str | int] | None) -> FileDataset:
     """Return the elements before the pixels; `tags` names those that are kept."""
-    file, kept = cast(BinaryIO, file), _as_tags(tags)
+    stream, kept = cast(BinaryIO, file), _as_tags(tags)
     with warnings.catch_warnings():
         # Broken value representations and the like are common and none of the user's business.
         warnings.simplefilter("ignore")
-        preamble = read_preamble(file, force=True)
-        meta = _read_file_meta_info(file)
+        preamble = read_preamble(stream, force=True)
+        meta = _read_file_meta_info(stream)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             return _inflated(path, file, preamble, meta, tags, pixels=False)
         file.seek(0)
-        return pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=kept)
+        return pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=kept)
 
 
 def read_data(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
@@ -533,8 +539,9 @@ def _or_repaired(path: Path, tags: Sequence[str | int] | None, *, pixels: bool) 
             return data
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(f"{path} takes more memory than its stated size allows; it is damaged or hostile.") from None
     except Exception as error:
-        # MemoryError too, where the length of an element is wrong
         _raise_if_unreadable(error)
         problem = error
     content = repaired_file(path)
@@ -552,14 +559,16 @@ def _or_repaired(path: Path, tags: Sequence[str | int] | None, *, pixels: bool) 
 
 def _read_elements(path: Path, tags: Sequence[str | int] | None) -> FileDataset:
     with path.open("rb") as file:
-        return _parse(path, file, tags)
+        return _parse(path, _Bounded(file), tags)
 
 
 def _read_pixels(path: Path) -> FileDataset:
-    with path.open("rb") as file, warnings.catch_warnings():
+    with path.open("rb") as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        preamble = read_preamble(file, force=True)
-        meta = _read_file_meta_info(file)
+        file = _Bounded(opened)
+        stream = cast(BinaryIO, file)
+        preamble = read_preamble(stream, force=True)
+        meta = _read_file_meta_info(stream)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             return _inflated(path, file, preamble, meta, None, pixels=True)
         if isolation.inside:
@@ -567,7 +576,7 @@ def _read_pixels(path: Path) -> FileDataset:
             file.seek(0)
             _check_stated_size(path, _parse(path, file, _SIZE_TAGS))
         file.seek(0)
-        return pydicom.dcmread(file, force=True)
+        return pydicom.dcmread(stream, force=True)
 
 
 def _as_tags(tags: Sequence[str | int] | None) -> Any:
@@ -578,14 +587,14 @@ def is_deflated(path: Path) -> bool:
     """Return whether the data set of a DICOM file is deflated as a whole."""
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        head = cast(BinaryIO, _Head(file, MAX_HEADER))
+        head = cast(BinaryIO, _Bounded(file, MAX_HEADER))
         read_preamble(head, force=True)
         return bool(_read_file_meta_info(head).get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian)
 
 
 def _inflated(
     path: Path,
-    file: BinaryIO,
+    file: _Bounded,
     preamble: bytes | None,
     meta: FileMetaDataset,
     tags: Sequence[str | int] | None,
@@ -598,13 +607,12 @@ def _inflated(
     stated voxels and `MAX_EXTRA` take.
     """
     start = file.tell()
-    long = not isinstance(file, _Head)
-    content, ended = _inflate(path, file, MAX_EXTRA if long else MAX_HEADER)
+    content, ended = _inflate(path, file, MAX_EXTRA if file.is_whole else MAX_HEADER)
     buffer = io.BytesIO(content)
     kept = _as_tags(_SIZE_TAGS if pixels else tags)
     data = read_dataset(buffer, False, True, stop_when=_at_pixels, specific_tags=kept)
     if not ended and len(content) - buffer.tell() < 12:
-        if long:
+        if file.is_whole:
             raise ImageError(f"{path} has a header of more than {MAX_EXTRA} bytes; that is not an image.")
         raise _LongHeaderError
     if pixels:
@@ -619,7 +627,7 @@ def _inflated(
     return found
 
 
-def _inflate(path: Path, file: BinaryIO, limit: int) -> tuple[bytes, bool]:
+def _inflate(path: Path, file: _Bounded, limit: int) -> tuple[bytes, bool]:
     """Return at most `limit` bytes of a deflated stream, and whether that is all of it.
 
     A byte that makes the length even may follow the stream (PS3.5, A.5).
