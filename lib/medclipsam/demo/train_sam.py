@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch.nn import functional as F
 
 from medclipsam import __version__
@@ -31,6 +30,7 @@ from medclipsam.demo.sam_examples import SIZE, Example, coarse_mask, draw_exampl
 from medclipsam.progress import ProgressBar
 from medclipsam.sam import SamModel, build_sam
 from medclipsam.sam.attention import fuse_attention
+from medclipsam.sam.networks import Sam
 
 ARCH: dict[str, Any] = {
     "image_size": SIZE,

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from medclipsam.imports import import_part
+
 if TYPE_CHECKING:
     from open_clip import CLIP
+
+    from medclipsam.encoders.text_tower import TwoTowerClip
 
 PAD, UNKNOWN = 0, 1
 _FIRST_WORD = 2
@@ -76,9 +80,7 @@ class CompactTokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], context_length: int) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._base = SimpleTokenizer(context_length=context_length)
+        self._base = import_part("open_clip", "tokenizer").SimpleTokenizer(context_length=context_length)
         self.context_length = context_length
         self.vocab_size = vocabulary_rows(vocabulary)
         self._rows = {self._base.encoder[word]: row for row, word in enumerate(vocabulary, start=_FIRST_WORD)}
@@ -105,9 +107,7 @@ def vocabulary_rows(vocabulary: Sequence[str]) -> int:
 
 def collect_vocabulary(texts: Sequence[str]) -> list[str]:
     """Return the byte pairs that texts use, in the order of open_clip's own ids."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    base = SimpleTokenizer()
+    base = import_part("open_clip", "tokenizer").SimpleTokenizer()
     words = {word for text in texts for word in text.split()}
     return [base.decoder[token] for token in sorted({token for word in words for token in base.encode(word)})]
 
@@ -160,7 +160,7 @@ def build_small_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[st
     return model, CompactTokenizer(vocabulary, arch["context_length"])
 
 
-def build_embedding_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[str]], torch.Tensor]]:
+def build_embedding_clip(config: Mapping[str, Any]) -> tuple[TwoTowerClip, Callable[[list[str]], torch.Tensor]]:
     """Build a CLIP on a SAM's image embedding, without weights; its SAM is attached later.
 
     Parameters
@@ -171,8 +171,9 @@ def build_embedding_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[lis
 
     Returns
     -------
-    model, tokenizer
-        As `build_small_clip`.
+    model : TwoTowerClip
+    tokenizer : callable
+        list of str -> int64 [B, context_length].
 
     Raises
     ------
@@ -180,10 +181,16 @@ def build_embedding_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[lis
         If the config lacks an entry.
     """
     from medclipsam.encoders.sam_clip import EmbeddingVision
+    from medclipsam.encoders.text_tower import TwoTowerClip
 
-    arch = config["arch"]
-    # open_clip makes a text tower only together with a vision tower: the smallest, which is put away.
-    placeholder = {"patch_size": 8, "width": 8, "layers": 1, "heads": 1, "stem_channels": 1}
-    model, tokenizer = build_small_clip({**config, "image_size": 8, "arch": {**arch, **placeholder}})
-    model.visual = EmbeddingVision({**arch["vision"], "embed_dim": arch["embed_dim"]})
-    return model, tokenizer
+    arch, vocabulary = config["arch"], config["vocab"]
+    model = TwoTowerClip(
+        EmbeddingVision({**arch["vision"], "embed_dim": arch["embed_dim"]}),
+        embed_dim=arch["embed_dim"],
+        context_length=arch["context_length"],
+        vocab_size=vocabulary_rows(vocabulary),
+        width=arch["text_width"],
+        layers=arch["text_layers"],
+        heads=arch["text_heads"],
+    )
+    return model, CompactTokenizer(vocabulary, arch["context_length"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import nn
 from torch.nn import functional as F
+
+from medclipsam.sam.networks import Attention, ImageEncoderViT, get_rel_pos
 
 
 class FusedAttention(nn.Module):

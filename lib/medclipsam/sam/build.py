@@ -11,15 +11,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from segment_anything import sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from medclipsam.errors import WeightsError
 from medclipsam.sam.attention import fuse_attention
+from medclipsam.sam.networks import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+    sam_model_registry,
+)
 from medclipsam.sam.tiny_vit import EMBED_DIM, GRID, IMAGE_SIZE, TinyViT
 
 # MedSAM is a vit_b with its own preprocessing.
 SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam", "lite_medsam")
+# Those whose parameters take hundreds of megabytes.
+_LARGE = ("vit_h", "vit_l", "vit_b", "medsam")
 PREPROCESSINGS = ("sam", "medsam", "lite_medsam")
 
 _WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
@@ -161,9 +169,15 @@ def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam:
         If the file is missing, damaged, holds something else, or holds another architecture.
     """
     state = _read_state(path)
-    # On "meta" no memory is taken and nothing is drawn at random: the file's tensors become the parameters below.
-    with torch.device("meta"):
-        sam = build_sam(arch)
+    # The file's tensors become the parameters below, whatever is drawn at random here. For large networks nothing is
+    # drawn, nor memory taken, on "meta"; for small ones that costs more than it saves, since torch then imports sympy
+    # and its compiler.
+    if arch in _LARGE:
+        with torch.device("meta"):
+            sam = build_sam(arch)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            sam = build_sam(arch)
     _check_state(path, arch, sam, state)
     sam.load_state_dict(state, assign=True)
     return sam.float().requires_grad_(False)

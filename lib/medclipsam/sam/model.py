@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +20,7 @@ from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.options import VOTINGS
 from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
+from medclipsam.sam.networks import Sam
 from medclipsam.sam.tiny_vit import TinyViT
 from medclipsam.sam.voting import vote
 
@@ -408,11 +407,20 @@ class Preparation:
             return _stretched(plane, self.size), (self.size, self.size)
         if self.preprocessing == "lite_medsam":
             return _fitted(plane, self.size)
-        resized = torch.from_numpy(ResizeLongestSide(self.size).apply_image(plane)).permute(2, 0, 1)
+        rows, columns = _longest_side(plane, self.size)
+        smaller = Image.fromarray(plane).resize((columns, rows), Image.Resampling.BILINEAR)
+        resized = torch.from_numpy(np.array(smaller)).permute(2, 0, 1)
         mean, deviation = (torch.tensor(part).view(-1, 1, 1) for part in (self.mean, self.deviation))
         height, width = resized.shape[1:]
         padded = F.pad((resized - mean) / deviation, (0, self.size - width, 0, self.size - height))
         return padded, (height, width)
+
+
+def _longest_side(plane: np.ndarray, size: int) -> tuple[int, int]:
+    """Return the (H, W) at which a plane's longer side has `size` pixels."""
+    scale = size / max(plane.shape[:2])
+    height, width = (max(1, int(side * scale + 0.5)) for side in plane.shape[:2])
+    return height, width
 
 
 def _stretched(plane: np.ndarray, size: int) -> torch.Tensor:
@@ -424,8 +432,7 @@ def _stretched(plane: np.ndarray, size: int) -> torch.Tensor:
 
 def _fitted(plane: np.ndarray, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return LiteMedSAM's input, float [3, size, size] in [0, 1], and the (H, W) of the plane in it."""
-    scale = size / max(plane.shape[:2])
-    height, width = (max(1, int(side * scale + 0.5)) for side in plane.shape[:2])
+    height, width = _longest_side(plane, size)
     rows, columns = _area_weights(plane.shape[0], height), _area_weights(plane.shape[1], width)
     resized = np.rint(np.einsum("hy,yxc,wx->hwc", rows, plane, columns, optimize=True)).astype(np.float32)
     resized = (resized - resized.min()) / max(float(resized.max() - resized.min()), 1e-8)
