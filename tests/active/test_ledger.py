@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medclipsam.active.ledger import Ledger, Score
+from medclipsam.active.ledger import Ledger, Score, TooManyLeasesError
 from medclipsam.errors import InputError
 
 Mask = Callable[..., np.ndarray]
@@ -45,6 +45,20 @@ def test_a_lease_is_given_back_by_its_holder_only(ledger: Ledger) -> None:
     assert not ledger.release("i1", "bob")
     assert ledger.release("i1", "ada")
     assert ledger.lease("i1", "bob", 60) is not None
+
+
+def test_one_person_holds_no_more_than_is_allowed(ledger: Ledger, clock: Any) -> None:
+    for image in ("i1", "i2"):
+        assert ledger.lease(image, "ada", 60, most=2) is not None
+    with pytest.raises(TooManyLeasesError):
+        ledger.lease("i3", "ada", 60, most=2)
+    # one that is held already is prolonged, others are not concerned, and what has expired does not count
+    assert ledger.lease("i2", "ada", 90, most=2) is not None
+    assert ledger.lease("i3", "bob", 60, most=2) is not None
+    assert [lease.image for lease in ledger.release(holder="ada")] == ["i1", "i2"]
+    assert [lease.holder for lease in ledger.leases()] == ["bob"]
+    clock.now += 100
+    assert ledger.lease("i3", "ada", 60, most=1) is not None
 
 
 def test_an_unknown_image_is_refused_everywhere(ledger: Ledger, mask: Mask) -> None:

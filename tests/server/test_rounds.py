@@ -16,6 +16,7 @@ from PIL import Image
 from medclipsam.active.pool import Pool
 from medclipsam.errors import InputError, OptionError, WeightsError
 from medclipsam.server import rounds as rounds_module
+from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.conf import AppConf
 from medclipsam.server.http import BusyError
 from medclipsam.server.rounds import Rounds, RoundsKeeper
@@ -23,6 +24,11 @@ from medclipsam.server.routes import tasks
 from medclipsam.server.trainer import candidates
 
 Serve = Callable[..., TestClient]
+ROLES_OF = {"root": "admin", "ada": "annotator", "bob": "annotator"}
+
+
+def as_admin() -> dict[str, str]:
+    return {"Authorization": "Bearer root-0123456789abcdef"}
 
 
 def rounds_of(client: TestClient) -> Rounds:
@@ -93,6 +99,42 @@ def test_a_lease_is_kept_given_back_and_taken_by_nobody_else(unlabelled: Serve) 
     unknown = client.put("/rounds/leases", params={"image": "nothing", "client_id": "bob"})
     assert unknown.status_code == 400
     assert "'nothing' is not among the studies" in unknown.json()["detail"]
+
+
+def test_one_person_cannot_keep_all_images_from_the_others(unlabelled: Serve) -> None:
+    client = unlabelled(max_leases="3")
+    offered = [next_sample(client, client_id="ada") for _ in range(5)]
+    # at the bound the first ones come again
+    assert [each["id"] for each in offered[3:]] == [each["id"] for each in offered[:2]]
+    free = sorted(set(client.get("/datastore/?output=all").json()["objects"]) - {each["id"] for each in offered})
+    refused = client.put("/rounds/leases", params={"image": free[0], "client_id": "ada"})
+    assert refused.status_code == 409
+    assert next_sample(client, client_id="bob")["id"] in free
+
+
+def test_an_admin_ends_the_leases_of_others(unlabelled: Serve, tmp_path: Path) -> None:
+    client = unlabelled()
+    file = tmp_path / "tokens"
+    file.write_text("".join(f"{name} {role} {name}-0123456789abcdef\n" for name, role in ROLES_OF.items()))
+    file.chmod(0o600)
+    client.app.state.access = Access(load_tokens(file))  # type: ignore[attr-defined]
+
+    def ask(name: str, method: str, **params: Any) -> Any:
+        headers = {"Authorization": f"Bearer {name}-0123456789abcdef"}
+        return client.request(method, "/rounds/leases", params=params, headers=headers)
+
+    images = sorted(client.get("/datastore/?output=all", headers=as_admin()).json()["objects"])[:4]
+    for image in images:
+        assert ask("ada", "PUT", image=image).status_code == 200
+    assert ask("bob", "DELETE", image=images[0]).status_code == 404
+    assert ask("bob", "DELETE", holder="ada").status_code == 403
+    assert ask("root", "DELETE").status_code == 400
+    assert {lease["image"] for lease in ask("root", "GET", all=True).json()} == set(images)
+    assert ask("root", "DELETE", image=images[0]).json() == {"released": images[:1]}
+    assert ask("root", "DELETE", image=images[1], holder="bob").status_code == 404
+    assert ask("root", "DELETE", image=images[1], holder="ada").json() == {"released": images[1:2]}
+    assert ask("root", "DELETE", holder="ada").json() == {"released": images[2:]}
+    assert ask("bob", "PUT", image=images[0]).status_code == 200
 
 
 def test_a_saved_label_ends_the_lease_and_stands_in_the_ledger(unlabelled: Serve) -> None:

@@ -77,6 +77,7 @@ VALUES: dict[str, Any] = {
     "retrain_after": "5",
     "retrain_options": '{"epochs": 12}',
     "lease_minutes": "2.5",
+    "max_leases": "7",
     "prelabels": "1",
     "sampling_seed": "9",
     "pacs_modalities": "CT,MR",

@@ -37,6 +37,11 @@ ENDS = ("published", "unvalidated", "refused", "failed", "interrupted")
 
 Saved = Literal["new", "replaced", "same"]
 
+
+class TooManyLeasesError(InputError):
+    """Someone holds as many images as one person may."""
+
+
 _schema = sa.MetaData()
 _images = sa.Table(
     "images",
@@ -514,7 +519,9 @@ class Ledger:
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
-    def lease(self, image: str, holder: str, seconds: float = LEASE_SECONDS) -> Lease | None:
+    def lease(
+        self, image: str, holder: str, seconds: float = LEASE_SECONDS, *, most: int | None = None
+    ) -> Lease | None:
         """Give an image to a holder, or let the holder keep it for longer.
 
         Parameters
@@ -523,6 +530,8 @@ class Ledger:
             The image, and who asks.
         seconds : float
             From now.
+        most : int, optional
+            Images that the holder may hold.
 
         Returns
         -------
@@ -533,10 +542,19 @@ class Ledger:
         ------
         InputError
             If there is no such image.
+        TooManyLeasesError
+            If the holder holds that many others.
         """
         now = self._clock()
         with self._write.begin() as db:
             self._known(db, image)
+            others = (_leases.c.holder == holder) & (_leases.c.until > now) & (_leases.c.image != image)
+            held = db.execute(sa.select(sa.func.count()).select_from(_leases).where(others)).scalar_one()
+            if most is not None and held >= most:
+                raise TooManyLeasesError(
+                    f"{held} images are kept for {holder!r}, and at most {most} are kept for one person; save labels, "
+                    "or give images back."
+                )
             new = insert(_leases).values(image=image, holder=holder, since=now, until=now + seconds)
             mine = (_leases.c.holder == holder) & (_leases.c.until > now)
             done = db.execute(
@@ -555,15 +573,30 @@ class Ledger:
             row = db.execute(sa.select(_leases).where(_leases.c.image == image)).one()
         return Lease(row.image, row.holder, row.since, row.until)
 
-    def release(self, image: str, holder: str) -> bool:
-        """Give an image back; returns whether the holder had it."""
+    def release(self, image: str | None = None, holder: str | None = None) -> list[Lease]:
+        """Give images back.
+
+        Parameters
+        ----------
+        image : str, optional
+            This one; by default all.
+        holder : str, optional
+            Of this holder; by default of anyone.
+
+        Returns
+        -------
+        list of Lease
+            The leases that were ended.
+        """
+        wanted = _leases.c.until > self._clock()
+        if image is not None:
+            wanted &= _leases.c.image == image
+        if holder is not None:
+            wanted &= _leases.c.holder == holder
         with self._write.begin() as db:
-            done = db.execute(
-                _leases.delete().where(
-                    (_leases.c.image == image) & (_leases.c.holder == holder) & (_leases.c.until > self._clock())
-                )
-            )
-            return bool(done.rowcount)
+            rows = db.execute(sa.select(_leases).where(wanted).order_by(_leases.c.since, _leases.c.image)).all()
+            db.execute(_leases.delete().where(wanted))
+        return [Lease(row.image, row.holder, row.since, row.until) for row in rows]
 
     def leases(self, holder: str | None = None) -> list[Lease]:
         """Return the leases that have not expired, of one holder or of all, the oldest first."""

@@ -20,14 +20,14 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved
+from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved, TooManyLeasesError
 from medclipsam.active.pool import Pool
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
-from medclipsam.errors import ImageError, MedClipSamError
+from medclipsam.errors import MedClipSamError
 from medclipsam.imaging import read_mask
 from medclipsam.server.audit import caller
-from medclipsam.server.http import BusyError, UnknownError
+from medclipsam.server.http import BusyError, UpstreamError
 from medclipsam.server.images import ImageReader, unreadable_images
 from medclipsam.server.networks import SharedNetworks
 from medclipsam.server.rounds_options import RoundsOptions
@@ -168,8 +168,11 @@ class Rounds:
             if image not in self._subjects:
                 try:
                     self._subjects[image] = patient_of(store, image)
-                except (ImageError, UnknownError):
-                    # by no means a patient of its own; it is looked at again
+                except UpstreamError:
+                    raise
+                except Exception as error:
+                    # by no means a patient of its own; it is looked at again, and keeps no other from being offered
+                    logger.info("Image %s is not offered: its patient cannot be read (%s)", image, error)
                     continue
         return [image for image in images if image in self._subjects], finished
 
@@ -199,7 +202,8 @@ class Rounds:
         dict or None
             `id`, `weight` (what the strategy gave it), `why`, `validation`, `planes` to look at, and the `lease`; None
             where every image is labelled, cannot be read or is kept for another. Where only images are left that the
-            asker was offered and has not labelled, they come again, the first one first.
+            asker was offered and has not labelled, or as many are kept for them as may be, these come again, the first
+            one first.
         """
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self.look()
@@ -236,7 +240,7 @@ class Rounds:
             return True
         try:
             self.images.check(Path(store.get_image_uri(image)))
-        except (ImageError, UnknownError) as error:
+        except Exception as error:
             logger.warning("Image %s is not offered for labelling: %s", image, error)
             return False
         return True
@@ -248,9 +252,15 @@ class Rounds:
         ------
         InputError
             If there is no such image.
+        TooManyLeasesError
+            If as many as one person may hold are kept for the holder.
         """
         self._known(image)
-        return self.ledger.lease(image, holder, self.options.lease_minutes * 60)
+        return self.ledger.lease(image, holder, self.options.lease_minutes * 60, most=self.options.max_leases)
+
+    def release(self, image: str | None, holder: str | None) -> list[str]:
+        """End leases, of one image or all and of one holder or anyone, and return their images."""
+        return [lease.image for lease in self.ledger.release(image, holder)] if self.is_used else []
 
     def saved(self, image: str, reader: str, label: Path) -> tuple[Saved, Label]:
         """Take in a final label that lies with the studies by now.
@@ -334,11 +344,15 @@ class Rounds:
 
     def _take(self, strategy: str, holder: str, *, again: bool = False) -> tuple[Choice, Lease] | None:
         """Choose an image and keep it for a holder; `again`: it may be one that they were offered before."""
-        seconds = self.options.lease_minutes * 60
+        seconds, most = self.options.lease_minutes * 60, self.options.max_leases
         with self._lock:
             pool = self._current_pool()
             while (choice := choose(pool, strategy)) is not None:
-                lease = self.ledger.lease(choice.image, holder, seconds)
+                try:
+                    lease = self.ledger.lease(choice.image, holder, seconds, most=most)
+                except TooManyLeasesError:
+                    again = True
+                    break
                 if lease is not None:
                     return choice, lease
                 # somebody has asked for this very image meanwhile

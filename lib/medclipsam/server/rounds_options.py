@@ -22,6 +22,8 @@ class RoundsOptions(CheckedOptions):
         Options of the trainings that start by themselves, a JSON object; the trainer checks them.
     lease_minutes : float
         How long an image is kept for whom it was offered to.
+    max_leases : int
+        Images that are kept for one person at a time.
     prelabels : int
         The next images for which a mask is made before anyone opens them; 0 for none.
     sampling_seed : int
@@ -36,6 +38,7 @@ class RoundsOptions(CheckedOptions):
     retrain_after: int = whole(20, 0, 10**6)
     retrain_options: str = "{}"
     lease_minutes: float = number(30.0, 0.01, 7 * 24 * 60)
+    max_leases: int = whole(50, 1, 10**6)
     prelabels: int = whole(4, 0, 1000)
     sampling_seed: int = whole(0, 0, 2**31 - 1)
 

@@ -126,6 +126,7 @@ _APP_SETTINGS = (
     Setting("retrain_after", _ROUNDS, "new final labels after which a training starts, 0 for never (default: 20)"),
     Setting("retrain_options", _ROUNDS, "options of such a training, a JSON object (docs/training.md)", "object"),
     Setting("lease_minutes", _ROUNDS, "time that an image is kept for whom it was offered to (default: 30)"),
+    Setting("max_leases", _ROUNDS, "images that are kept for one person at a time (default: 50)"),
     Setting("prelabels", _ROUNDS, "images for which masks are made ahead (default: 4)"),
     Setting("sampling_seed", _ROUNDS, "seed of all that is drawn (default: 0)"),
     Setting("pacs_modalities", _PACS, "modalities of the series that are listed", "list"),

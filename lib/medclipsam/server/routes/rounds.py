@@ -11,9 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
+from medclipsam.active.ledger import TooManyLeasesError
 from medclipsam.active.summary import plot
+from medclipsam.errors import InputError
 from medclipsam.server.access import AsReviewer, AsUser
-from medclipsam.server.http import ConflictError, UnknownError
+from medclipsam.server.http import ConflictError, ForbiddenError, UnknownError
 from medclipsam.server.names import checked_name
 from medclipsam.server.rounds import who
 from medclipsam.server.routes.common import App, note_caller, with_client
@@ -59,21 +61,47 @@ def leases(request: Request, app: App, user: AsUser, client_id: str = "", all: b
 
 @router.put("/leases", summary="Keep an image for longer")
 def renew(request: Request, app: App, user: AsUser, image: str, client_id: str = "") -> dict[str, Any]:
-    """Keep an image for the asker from now on, also one that nobody holds; 409 where another holds it."""
+    """Keep an image for the asker from now on, also one that nobody holds.
+
+    409 where another holds it, or as many images are kept for the asker as may be.
+    """
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
-    lease = app.rounds.lease(checked_name(image, "Image"), who())
+    try:
+        lease = app.rounds.lease(checked_name(image, "Image"), who())
+    except TooManyLeasesError as error:
+        raise ConflictError(str(error)) from None
     if lease is None:
         raise ConflictError(f"Image {image!r} is kept for someone else.")
     return asdict(lease)
 
 
 @router.delete("/leases", summary="Give an image back")
-def release(request: Request, app: App, user: AsUser, image: str, client_id: str = "") -> dict[str, Any]:
-    """Let others have an image that is kept for the asker."""
+def release(
+    request: Request,
+    app: App,
+    user: AsUser,
+    image: str | None = None,
+    holder: str | None = None,
+    client_id: str = "",
+) -> dict[str, Any]:
+    """Let others have an image that is kept for the asker; answer the images in `released`.
+
+    An administrator names whose leases end with `holder`, one with `image` and all of them without. Where users log in,
+    `image` alone ends an administrator's own lease or anyone's.
+    """
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
-    if not app.rounds.is_used or not app.rounds.ledger.release(checked_name(image, "Image"), who()):
-        raise UnknownError(f"Image {image!r} is not kept for you.")
-    return {}
+    admin = user.has("admin")
+    if holder is not None and holder != who() and not admin:
+        raise ForbiddenError(f"User {user.username!r} has not the role admin, which ends the leases of others.")
+    if image is None and holder is None:
+        raise InputError("The request names neither image nor holder; allowed: one of them, or both.")
+    if image is not None:
+        checked_name(image, "Image")
+    anyone = holder is None and admin and request.app.state.access.authenticates
+    ended = app.rounds.release(image, None if anyone else holder or who())
+    if not ended:
+        raise UnknownError(f"No image is kept for {holder!r}." if image is None else f"Image {image!r} is not kept so.")
+    return {"released": ended}
 
 
 @router.put("/reviews", summary="Approve or reject a label")
