@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.server.present import LastMasks
+from medclipsam.server.audit import Caller, caller
+from medclipsam.server.present import LastMasks, client_of
 
 
 @pytest.fixture
@@ -35,6 +37,20 @@ def test_each_client_finds_its_own_mask(image: Path) -> None:
     assert np.array_equal(found, noise(3))
     assert masks.find("", image) is None
     assert masks.find("one", image.with_name("other.png")) is None
+
+
+def test_another_users_client_finds_nothing(image: Path) -> None:
+    masks = LastMasks()
+
+    def as_user(user: str, client: str) -> str:
+        # a request of its own
+        return copy_context().run(lambda: (caller.set(Caller(user, client)), client_of({"client_id": client}))[1])
+
+    masks.keep(as_user("ada", "slicer"), image, noise(1), {"heart": 3})
+    assert masks.find(as_user("ada", "slicer"), image) is not None
+    for user, client in (("bob", "slicer"), ("anonymous", "slicer"), ("bob", as_user("ada", "slicer"))):
+        assert masks.find(as_user(user, client), image) is None
+    assert as_user("", "slicer") == as_user("anonymous", "slicer") == client_of({"client_id": "slicer"}) == "slicer"
 
 
 def test_masks_are_dropped_by_age_and_by_size(image: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from monailabel.utils.async_tasks import utils
 from medclipsam.server.conf import AppConf
 from medclipsam.server.http import AlreadyRunningError
 from medclipsam.server.routes import tasks
+from medclipsam.server.users import ROLES, User, role_name
 
 
 @pytest.fixture
@@ -62,6 +64,19 @@ def test_a_second_is_refused_while_the_first_is_on_its_way(
     tasks._stop("train")
     utils.background_executors["train"].shutdown(wait=True)
     assert len(started) == 1
+
+
+def test_users_see_no_folders_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {
+        "status": "DONE",
+        "request": {"model": "network", "out": "/srv/studies/networks"},
+        "details": deque(["FileNotFoundError: '/srv/data of/x.py' (at /opt/app/lib/a.py:3)", "see http://host/a/b"]),
+        "progress": {"loss": 1.5, "error": "No room in /var/lib/x/."},
+    }
+    told = str(tasks._for_user(User("ann", ("monailabel-annotator",)), state))
+    assert not any(folder in told for folder in ("/srv", "/opt", "/lib", "/var"))
+    assert all(kept in told for kept in ("a.py:3", "http://host/a/b", "1.5", "DONE", "network"))
+    assert tasks._for_user(User("root", tuple(map(role_name, ROLES))), state) == state
 
 
 def test_nothing_is_waited_for_where_nothing_is_on_its_way(started: list[subprocess.Popen[str]]) -> None:

@@ -210,3 +210,12 @@ def test_work_sees_its_callers_context() -> None:
     name.set("ben")
     assert job.future.result(5) == "ann"
     assert current_job.get() is None
+
+
+def test_a_request_that_has_ended_is_taken_over_by_nobody_else() -> None:
+    queue = WorkQueue(length=2, max_seconds=60)
+    assert queue.submit(lambda: "hers", what="w", owner="ann", job_id="r").future.result(5) == "hers"
+    with pytest.raises(ConflictError):
+        queue.submit(lambda: "his", what="w", owner="bob", job_id="r")
+    assert (queue.get("r").owner, queue.get("r").future.result(5)) == ("ann", "hers")
+    assert queue.submit(lambda: "again", what="w", owner="ann", job_id="r").future.result(5) == "again"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi import HTTPException
 
@@ -104,6 +107,27 @@ def status_of(error: MedClipSamError) -> int:
 def told(error: MedClipSamError) -> MedClipSamError:
     """Return an error as clients are told it: one of the server's storage without the server's paths."""
     return storage_error(error, _PLAIN) or error
+
+
+def without_folders(value: Any) -> Any:
+    """Return what is answered to users without the folders of the server's files in its texts.
+
+    Parameters
+    ----------
+    value : object
+        Text, or JSON-able lists and mappings that hold texts.
+    """
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [without_folders(entry) for entry in value]
+    return value
+
+
+# The folders of an absolute path; an address of the web is none.
+_FOLDERS = re.compile(r"(?<![\w/:.~-])(?:/[^\s/'\"<>|:;,()\[\]]+)+/")
 
 
 def storage_error(error: BaseException, numbers: Collection[int] = (*DISK_FULL, *NOT_WRITABLE)) -> StorageError | None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from medclipsam.active.ledger import ANONYMOUS
 from medclipsam.errors import ImageError
+from medclipsam.server.audit import caller
 from medclipsam.server.images import Signature, signature
 
 MAX_BYTES = 64 * 2**20
@@ -31,8 +33,11 @@ class _Kept:
 
 
 def client_of(request: Mapping[str, Any]) -> str:
-    """Return who a request says that it comes from; "" where it does not say."""
-    return str(request.get("client_id") or "")
+    """Return who a request comes from: the client that it names, of the user who has logged in; "" for nobody."""
+    client, asks = str(request.get("client_id") or ""), caller.get()
+    user = asks.user if asks is not None else ""
+    # a client chooses its name itself, which may be that of another user's
+    return client if user in ("", ANONYMOUS) else f"{len(user)}:{user}:{client}"
 
 
 class LastMasks:
@@ -49,8 +54,9 @@ class LastMasks:
 
     Notes
     -----
-    A client is who a request says it is (`client_id`); the routes name a browser by its cookie. Clients that say
-    nothing count as one: on the same image each of them mends the mask that was given last to any of them.
+    A client is who a request says it is (`client_id`), among those of the user who has logged in; the routes name a
+    browser by its cookie. Clients of a user that say nothing count as one: on the same image each of them corrects the
+    mask that was given last to any of them.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.server.finetuner import NAME as FINETUNE
-from medclipsam.server.http import UnknownError
+from medclipsam.server.http import UnknownError, without_folders
 from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
 from medclipsam.targets import TargetSet, normalise, suggest
@@ -76,7 +76,8 @@ class NetworkTrainer(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """Return how the running or latest training goes, and what is served, as clients show it."""
-        state = training_state(self._store.folder)
+        # everyone who may ask for `/info/` sees it
+        state = without_folders(training_state(self._store.folder))
         name = state.get("name", DEFAULT_NAME)
         network = self._store.current(name)
         verdict = network.metrics.get("verdict", {}) if network is not None else {}

@@ -228,7 +228,9 @@ def get_label(
         image = app.images.read(source)
         mask = read_mask(kept, image)
     made = Path(write_result(mask, image, asked))
-    client = client_of(with_client(request, {}))
+    named = with_client(request, {})
+    note_caller(request, user.username, named)
+    client = client_of(named)
     info = app.datastore().get_label_info(label, tag)
     if client and tag != FINAL and "model" in info:
         names, _ = named_entries(info)

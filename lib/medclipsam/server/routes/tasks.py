@@ -15,7 +15,7 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 
 from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.app import MedClipSamApp
-from medclipsam.server.http import AlreadyRunningError, ConflictError, UnknownError
+from medclipsam.server.http import AlreadyRunningError, ConflictError, UnknownError, without_folders
 from medclipsam.server.images import unknown_image
 from medclipsam.server.names import checked_name
 from medclipsam.server.requests import check_monai_label_keys, checked_object, client_params
@@ -49,7 +49,8 @@ def next_sample(request: Request, app: App, user: AsUser, strategy: str, params:
     info = app.datastore().get_image_info(sample["id"])
     request.app.state.keeper.wake()
     seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
-    answer = {**sample, **info, "strategy": {strategy: seen}}
+    # what is kept with the image takes the place of nothing that the server says
+    answer = {**info, **sample, "strategy": {strategy: seen}}
     if not request.app.state.local:
         # a client on this machine may open the file where it lies; to others it says nothing
         answer["path"] = ""
@@ -85,8 +86,8 @@ def start_batch(
 
 @router.get("/batch/infer", tags=["Infer"], summary="Tell of the batch")
 def batch_status(user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
-    """Answer the latest batch's state, or all batches'."""
-    return _status("batch_infer", all, check_if_running)
+    """Answer the latest batch's state, or all batches'; folders of the server's files to admins only."""
+    return _for_user(user, _status("batch_infer", all, check_if_running))
 
 
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch")
@@ -120,16 +121,19 @@ def start_all_training(
 
 @router.get("/train/", tags=["Train"], summary="Tell of the training")
 def training_status(app: App, user: AsUser, all: bool = False, check_if_running: bool = False) -> Any:
-    """Answer the latest training's state, or all trainings'; also of one that an earlier server has started."""
+    """Answer the latest training's state, or all trainings'; also of one that an earlier server has started.
+
+    The folders of the server's files are answered to admins only.
+    """
     store = app.networks.store
     holder = adopted(store, _own_processes("train"))
     if holder is not None:
         running = describe(store, holder)
-        return [*tasks("train"), running] if all else running
+        return _for_user(user, [*tasks("train"), running] if all else running)
     answer = _status("train", all, check_if_running)
     if not all and answer["status"] == "RUNNING" and holder_of(store.folder) is not None:
-        return {**answer, "progress": training_state(store.folder)}
-    return answer
+        answer = {**answer, "progress": training_state(store.folder)}
+    return _for_user(user, answer)
 
 
 @router.delete("/train/", tags=["Train"], summary="Stop the training")
@@ -227,6 +231,11 @@ def _score(
 def _wait(queue: Queue, work: Callable[[], Any], what: str, user: User) -> Any:
     """Do long work in the queue, without a limit to its time."""
     return queue.submit(work, what=what, owner=user.username, max_seconds=math.inf).future.result()
+
+
+def _for_user(user: User, answer: Any) -> Any:
+    """Return the state of a task as a user may see it."""
+    return answer if user.has("admin") else without_folders(answer)
 
 
 def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:
