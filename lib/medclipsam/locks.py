@@ -17,15 +17,17 @@ from filelock import BaseFileLock, FileLock, Timeout
 _POLL = 0.02
 
 
-def take_lock(path: Path, *, patience: float = 0.0) -> BaseFileLock | None:
+def take_lock(path: Path, *, patience: float = 0.0, mode: int = 0o600) -> BaseFileLock | None:
     """Take a lock, held until its `release` is called or the process ends.
 
     Parameters
     ----------
     path : Path
-        Lock file; made if it does not exist, readable by its owner only, and never removed.
+        Lock file; made if it does not exist, and never removed.
     patience : float
         Seconds to wait for another process; `lock_is_held` of another process holds a lock for a moment.
+    mode : int
+        Rights of a file that is made; by default for its owner only.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def take_lock(path: Path, *, patience: float = 0.0) -> BaseFileLock | None:
     OSError
         If the file cannot be made.
     """
-    lock = FileLock(path, mode=0o600, thread_local=False)
+    lock = FileLock(path, mode=mode, thread_local=False)
     try:
         lock.acquire(timeout=patience, poll_interval=_POLL)
     except Timeout:

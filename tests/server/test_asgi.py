@@ -24,11 +24,17 @@ import SimpleITK
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
+from monailabel.interfaces.utils.app import apps
 from PIL import Image
 
+from medclipsam.errors import InputError, OptionError
+from medclipsam.evaluation.data import find_cases
+from medclipsam.locks import take_lock
 from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.asgi import create_app
+from medclipsam.server.trainer import candidates
+from medclipsam.training.collect import read_studies
 
 MakeClient = Callable[..., TestClient]
 TEXT = {"text": "heart"}
@@ -142,6 +148,86 @@ def test_a_mask_is_never_saved_as_final_nor_for_who_may_not_save(make_client: Ma
     batch = client.post("/batch/infer/text_prompt?run_sync=true", json={**TEXT, "label_tag": "final"})
     assert "label_tag" in sentence(batch, 400)
     assert client.get("/datastore/").json()["label_tags"] == {}
+
+
+def test_what_is_kept_with_an_image_changes_nothing_else_in_answers(client: TestClient) -> None:
+    for key in ("id", "path", "why", "lease", "file", "user", "PatientID"):
+        kept = client.put("/datastore/image/info?image=chest", data={"info": json.dumps({key: "mine", "note": 1})})
+        assert repr(key) in sentence(kept, 400)
+    # kept by an earlier version
+    app = client.app.state.label_app  # type: ignore[attr-defined]
+    lies = dict.fromkeys(("id", "path", "why", "weight", "lease", "planes", "validation", "strategy"), "mine")
+    for image in app.datastore().list_images():
+        app.datastore().update_image_info(image, lies | {"note": 1})
+    offered = client.post("/activelearning/random", json={}).json()
+    assert offered["note"] == 1
+    assert offered["id"] in app.datastore().list_images()
+    assert [key for key in lies if offered[key] == "mine"] == []
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_what_is_kept_with_an_image_or_label_is_bounded(client: TestClient, label: bytes, kind: str) -> None:
+    files = {"label": ("x.nii.gz", label)}
+    assert client.put("/datastore/label?image=film", files=files).status_code == 200
+    where = f"/datastore/{kind}/info?{kind}=film&tag=final"
+
+    def keep(info: Any) -> int:
+        return client.put(where, data={"info": json.dumps(info)}).status_code
+
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    assert keep({"deep": deep}) == 400
+    most = 65_536 if kind == "image" else 524_288
+    assert keep({"a": "x" * most}) == 413
+    # not in parts either
+    statuses = [keep({str(part): "x" * int(most * 0.45)}) for part in range(4)]
+    assert statuses == [200, 200, 413, 413]
+    told = client.get(where).json()
+    assert {key for key in told if key.isdigit()} == {"0", "1"}
+    assert (
+        client.put(
+            "/datastore/label?image=film", files=files, data={"params": json.dumps({"a": "x" * 530_000})}
+        ).status_code
+        == 413
+    )
+
+
+def test_a_foreign_lock_on_the_studies_stops_saving_for_a_while(
+    make_client: MakeClient, label: bytes, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medclipsam.server.folder_lock.PATIENCE", 0.2)
+    client = make_client()
+    monkeypatch.setitem(apps, "tested", client.app.state.label_app)  # type: ignore[attr-defined]
+    assert client.get("/readyz").status_code == 200
+    foreign = take_lock(studies / ".lock")
+    assert foreign is not None
+    files = {"label": ("x.nii.gz", label)}
+    with ThreadPoolExecutor(3) as threads:
+        saved = threads.submit(client.put, "/datastore/label?image=film", files=files)
+        noted = threads.submit(client.put, "/datastore/image/info?image=film", data={"info": '{"a": 1}'})
+        # who only reads does not wait
+        assert threads.submit(client.get, "/datastore/?output=all").result(30).status_code == 200
+        for answer in (saved.result(30), noted.result(30)):
+            sentence(answer, 503)
+            assert int(answer.headers["Retry-After"]) >= 1
+    assert client.get("/readyz").status_code == 503
+    foreign.release()
+    assert client.get("/readyz").status_code == 200
+    assert client.put("/datastore/label?image=film", files=files).status_code == 200
+
+
+def test_one_odd_header_keeps_no_other_image_from_being_offered(client: TestClient, studies: Path) -> None:
+    app = client.app.state.label_app  # type: ignore[attr-defined]
+    film = (studies / "film.dcm").read_bytes()
+    for number, tag in enumerate((b"\x20\x00\x0d\x00UI", b"\x20\x00\x0e\x00UI", b"\x10\x00\x20\x00LO")):
+        assert tag in film
+        for vr in (b"ZZ", b"SQ", b"\0\0"):
+            (studies / f"odd{number}{vr[0]}.dcm").write_bytes(film.replace(tag, tag[:4] + vr))
+    app.datastore().refresh()
+    offered = [client.post("/activelearning/random", json={"client_id": str(person)}) for person in range(8)]
+    assert {answer.status_code for answer in offered} == {200}
+    assert {"chest", "stack", "film"} <= {answer.json().get("id") for answer in offered}
 
 
 def test_no_body_is_parsed_of_callers_who_are_not_known(make_client: MakeClient, tokens: Access) -> None:
@@ -564,6 +650,109 @@ def label(client: TestClient, tmp_path: Path) -> bytes:
 
 def nothing_outside(tmp_path: Path) -> set[str]:
     return {path.name for path in tmp_path.iterdir()}
+
+
+def final_of(app: Any, studies: Path) -> set[frozenset[str]]:
+    """Return the images with a final label by each of what goes by such labels."""
+    store = app.datastore()
+    total = store.status()
+    assert total["label_tags"].get("final", 0) == total["completed"]
+    try:
+        cases = {case.name for case in find_cases(studies, app.targets)}
+    except InputError:
+        cases = set()
+    app.rounds.look()
+    offered = {row["image"] for row in app.rounds.ledger.images() if row["finished"]}
+    found = [
+        store.get_labeled_images(),
+        set(store.list_images()) - set(store.get_unlabeled_images()),
+        {Path(pair["image"]).name.split(".")[0] for pair in store.datalist()},
+        {each.image_id for each in candidates(store) if "final" in each.labels},
+        {each.image_id for each in read_studies(studies) if "final" in each.labels},
+        cases,
+        offered,
+    ]
+    assert len(found[0]) == total["completed"]
+    return {frozenset(each) for each in found}
+
+
+def test_one_notion_of_a_final_label_holds_everywhere(client: TestClient, label: bytes, studies: Path) -> None:
+    app = client.app.state.label_app  # type: ignore[attr-defined]
+    mask = studies.parent / "mask.nii.gz"
+    mask.write_bytes(label)
+    # as earlier versions saved what a model had made
+    made = {"model": "text_prompt", "params": {"label_names": {"heart": 13}, "targets": []}}
+    app.datastore().save_label("film", str(mask), "final", made)
+    assert final_of(app, studies) == {frozenset()}
+    sentence(client.get("/datastore/dataset"), 404)
+    with pytest.raises(OptionError):
+        app.save_label("film", str(mask), "final", made)
+    # nobody makes it a person's without saving it
+    where = "/datastore/label/info?label=film&tag=final"
+    for key in ("model", "saved_by"):
+        sentence(client.put(where, data={"info": json.dumps({key: ""})}), 400)
+    assert client.put(where, data={"info": json.dumps({"note": 1})}).status_code == 200
+    assert final_of(app, studies) == {frozenset()}
+    assert (
+        client.put(
+            "/datastore/label?image=film",
+            files={"label": ("x.nii.gz", label)},
+            data={"params": json.dumps({"model": "text_prompt", "label_info": [{"name": "heart", "idx": 13}]})},
+        ).status_code
+        == 200
+    )
+    assert final_of(app, studies) == {frozenset({"film"})}
+    assert [each.image for each in app.rounds.ledger.labels()] == ["film"]
+    # one that was put there by hand
+    with Image.open(studies / "chest.png") as picture:
+        Image.fromarray(np.where(np.asarray(picture) > 128, 13, 0).astype(np.uint8)).save(
+            studies / "labels/final/chest.png"
+        )
+    app.datastore().refresh()
+    assert final_of(app, studies) == {frozenset({"film", "chest"})}
+
+
+def test_a_label_that_was_replaced_is_listed_and_brought_back(
+    make_client: MakeClient, tokens: Access, studies: Path
+) -> None:
+    client = make_client(tokens)
+    client.headers.update(as_role("annotator"))
+
+    def save(rows: int, role: str = "annotator") -> bytes:
+        pixels, buffer = np.zeros((40, 60), np.uint8), io.BytesIO()
+        pixels[:rows] = 13
+        Image.fromarray(pixels).save(buffer, "PNG")
+        files, info = {"label": ("m.png", buffer.getvalue())}, {"params": json.dumps({"rows": rows})}
+        saved = client.put("/datastore/label?image=chest", files=files, data=info, headers=as_role(role))
+        assert saved.status_code == 200, saved.text
+        return client.get("/datastore/label?label=chest&tag=final").content
+
+    first = save(10)
+    assert client.get("/datastore/label/versions?label=chest").json() == []
+    second = save(20, "admin")
+    (version,) = client.get("/datastore/label/versions?label=chest", headers=as_role("user")).json()
+    assert (version["version"], version["saved_by"]) == (1, "annotator-name")
+    assert version["info"]["rows"] == 10
+    assert client.get("/datastore/label?label=chest&tag=final&version=1").content == first
+    sentence(client.get("/datastore/label?label=chest&tag=final&version=2"), 404)
+    again = "/datastore/label/versions?label=chest&version=1"
+    sentence(client.put(again, headers=as_role("user")), 403)
+    assert client.put(again).status_code == 200
+    assert client.get("/datastore/label?label=chest&tag=final").content == first
+    told = client.get("/datastore/label/info?label=chest&tag=final").json()
+    assert (told["saved_by"], told["rows"]) == ("annotator-name", 10)
+    # and nothing was lost by that
+    assert [each["saved_by"] for each in client.get("/datastore/label/versions?label=chest").json()] == [
+        "annotator-name",
+        "admin-name",
+    ]
+    assert client.get("/datastore/label?label=chest&tag=final&version=2").content == second
+    # a removed one too
+    sentence(client.get("/datastore/label/versions?label=nobody"), 404)
+    removed = client.delete("/datastore/label?id=chest&tag=final", headers=as_role("admin"))
+    assert removed.status_code == 200
+    assert client.put(again).status_code == 200
+    assert client.get("/datastore/label?label=chest&tag=final").content == first
 
 
 @pytest.mark.parametrize("tag", ["../..", "a/b", "..", "%2e%2e"])

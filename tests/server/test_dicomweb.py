@@ -434,6 +434,45 @@ def test_what_goes_wrong_is_told_and_leaves_nothing_behind(
     assert viewer.post("/infer/lungs_x_ray", params={"image": film, "output": "json"}).status_code == 200
 
 
+ODD_ENTRIES: dict[str, dict[str, Any]] = {
+    "no UIDs": {"00080060": {"vr": "CS", "Value": ["DX"]}},
+    "an unknown VR": {"0020000D": {"vr": "ZZ", "Value": ["1.2"]}, "0020000E": {"vr": "UI", "Value": ["1.2.9"]}},
+    "a number for a UID": {"0020000D": {"vr": "UI", "Value": [12]}, "0020000E": {"vr": "UI", "Value": ["1.2.9"]}},
+    "half a surrogate": {
+        "00080060": {"vr": "CS", "Value": ["DX"]},
+        "0020000D": {"vr": "UI", "Value": ["1.2"]},
+        "0020000E": {"vr": "UI", "Value": ["1.2.9"]},
+        "00100020": {"vr": "LO", "Value": ["\ud800"]},
+    },
+    "a list for a date": {
+        "0020000D": {"vr": "UI", "Value": ["1.2"]},
+        "0020000E": {"vr": "UI", "Value": ["1.2.9"]},
+        "00080020": {"vr": "DA", "Value": [{"a": 1}]},
+    },
+}
+
+
+@pytest.mark.parametrize("entry", ODD_ENTRIES)
+def test_an_odd_series_in_the_list_hides_no_other(viewer: TestClient, pacs: Pacs, film: str, entry: str) -> None:
+    (known,) = [data for data in pacs.instances if str(data.SeriesInstanceUID) == film]
+    usual = {
+        name: {"vr": "UI" if name.startswith("0020") else "LO", "Value": [value]}
+        for name, value in (
+            ("0020000D", str(known.StudyInstanceUID)),
+            ("0020000E", film),
+            ("00100020", "P"),
+        )
+    }
+    pacs.break_down(json.dumps([ODD_ENTRIES[entry], usual]), r"/series\?.*Modality=DX")
+    listed = viewer.get("/datastore/?output=all")
+    assert listed.status_code == 200, listed.text
+    assert film in listed.json()["objects"]
+    offered = [viewer.post("/activelearning/random", json={"client_id": str(person)}) for person in range(9)]
+    # one that is listed and cannot be fetched is 404 for whom it was offered to
+    assert {answer.status_code for answer in offered} <= {200, 404}
+    assert film in {answer.json().get("id") for answer in offered}
+
+
 @pytest.mark.parametrize("fault", ["500", "503", "drop", "short"])
 def test_what_goes_wrong_once_is_tried_again(app: MedClipSamApp, pacs: Pacs, film: str, fault: str) -> None:
     pacs.break_down(fault, _RETRIEVE if fault == "short" else "/studies/", times=1)
@@ -680,6 +719,43 @@ def test_a_label_says_who_made_it(
     assert (code.CodeValue, code.CodingSchemeDesignator) == ("39607008", "SCT")
     assert code.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue == "51440002"
     assert pacs.segmentations[0].ContentCreatorName == "anonymous^"
+
+
+def test_a_mask_of_a_model_on_the_server_is_no_final_label(
+    viewer: TestClient, app: MedClipSamApp, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    store = app.datastore()
+    file = _label(tmp_path, picture)
+    # as earlier versions saved it
+    store.save_label(film, str(file), "final", {"model": "text_prompt", "params": {"text": "both lungs"}})
+    assert store.get_labeled_images() == []
+    assert store.status()["completed"] == 0
+    assert _put(viewer, film, _label(tmp_path, picture[::-1])).status_code == 200
+    assert store.get_labeled_images() == [film]
+    kept = Path(store.get_label_uri(film, "final")).read_bytes()
+    # nor does it take the place of one
+    store.save_label(film, str(file), "final", {"model": "text_prompt", "params": {"text": "both lungs"}})
+    store.refresh()
+    assert store.get_label_info(film, "final")["SOPInstanceUID"]
+    back = SimpleITK.ReadImage(store.get_label_uri(film, "final"))
+    (tmp_path / "kept.nii.gz").write_bytes(kept)
+    before = SimpleITK.ReadImage(str(tmp_path / "kept.nii.gz"))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(back), SimpleITK.GetArrayFromImage(before))
+
+
+def test_a_label_that_was_replaced_can_be_brought_back(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    assert _put(viewer, film, _label(tmp_path, np.zeros_like(picture))).status_code == 200
+    where = {"label": film, "version": 1}
+    (version,) = viewer.get("/datastore/label/versions", params={"label": film}).json()
+    assert (version["version"], version["saved_by"]) == (1, "anonymous")
+    assert viewer.put("/datastore/label/versions", params=where).status_code == 200
+    _forget_file(app.datastore(), film)
+    back = SimpleITK.ReadImage(app.datastore().get_label_uri(film, "final"))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(back).squeeze() > 0, picture > 128)
+    assert len(pacs.segmentations) == 3
 
 
 def _foreign(pacs: Pacs) -> pydicom.Dataset:

@@ -219,6 +219,46 @@ def test_a_label_replaces_the_one_before_it(studies: FolderStudies, root: Path, 
     assert config(root)["objects"] == {}
 
 
+def test_a_persons_label_outlives_what_takes_its_place(
+    make: MakeStudies, root: Path, label: Path, tmp_path: Path
+) -> None:
+    def check(image: Path, file: Path, info: Any) -> None:
+        if info.get("bad"):
+            raise InputError("No.")
+
+    studies = make(check_label=check, private=True)
+    first, other = label.read_bytes(), tmp_path / "label.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.uint8)), other)
+    studies.save_label("a", str(label), "final", {"saved_by": "ada"})
+    with pytest.raises(InputError):
+        studies.save_label("a", str(other), "final", {"bad": True})
+    assert studies.label_versions("a", "final") == []
+    studies.save_label("a", str(other), "final", {"saved_by": "bob"})
+    studies.remove_label("a", "final")
+    ada, bob = make().label_versions("a", "final")
+    assert (ada.saved_by, ada.path.read_bytes()) == ("ada", first)
+    assert (bob.saved_by, bob.path.read_bytes()) == ("bob", other.read_bytes())
+    assert {path.stat().st_mode & 0o077 for path in (ada.path, ada.path.parent, root / "labels/.versions")} == {0}
+    # versions are neither labels nor images
+    assert make().get_labels_by_image_id("a") == {}
+    assert not any("versions" in image for image in make().list_images())
+    # what models make ahead is made again
+    for _ in range(2):
+        studies.save_label("b", str(label), "original", {"model": "network"})
+        studies.save_label("b", str(other), "original", {"model": "network"})
+    assert studies.label_versions("b", "original") == []
+    studies.remove_image("a")
+    assert make().label_versions("a", "final") == []
+
+
+def test_a_label_put_there_by_hand_is_kept_too(studies: FolderStudies, root: Path, label: Path, tmp_path: Path) -> None:
+    (root / "labels/final/a.png").write_bytes(b"by hand")
+    studies.save_label("a", str(label), "final", {"saved_by": "ada"})
+    (version,) = studies.label_versions("a", "final")
+    assert version.path.read_bytes() == b"by hand"
+    assert os.listdir(root / "labels/final") == ["a.nii.gz"]
+
+
 def test_a_label_that_is_refused_leaves_the_one_before_it(make: MakeStudies, root: Path, label: Path) -> None:
     asked: list[tuple[Path, Path, Any]] = []
 

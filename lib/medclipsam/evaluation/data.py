@@ -8,11 +8,11 @@ STUDIES/labels/final/<image>.<ext>               a folder of MONAI Label with it
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, read_image, read_mask
 from medclipsam.progress import ProgressBar
-from medclipsam.studies.find import find_images
+from medclipsam.studies.final import is_by_person
+from medclipsam.studies.find import DATASTORE, find_images, read_datastore
 from medclipsam.targets import TargetSet
 
 SPLITS = ("train", "val", "test")
@@ -28,7 +29,6 @@ FINAL = "final"
 
 # A binary mask in a lossy format has grey fringes.
 _LOSSY = (".jpg", ".jpeg")
-_DATASTORE = "datastore_v2.json"
 
 
 @dataclass(frozen=True)
@@ -294,15 +294,21 @@ def stem(name: str) -> str:
 
 
 def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]) -> list[Case]:
-    """Make a case of every image with a final label and every structure that the label's description names."""
+    """Make a case of every image with a final label and every structure that the label's description names.
+
+    A mask that a model has made is no final label, see `is_by_person`.
+    """
     images = {image.image_id: image.path for image in find_images(studies, only_whole=True)}
-    described = _label_info(studies)
+    infos = _label_infos(studies)
+    described = _described(studies, infos)
     table = {target.label: target.name for target in targets}
     cases = []
     for mask in sorted((studies / "labels" / FINAL).iterdir()):
         if mask.name.startswith(".") or not mask.is_file():
             continue
         name = stem(mask.name)
+        if not is_by_person(infos.get(name, {})):
+            continue
         if name not in images:
             raise InputError(f"The label {mask} has no image of its name in {studies}.")
         image = read_image(images[name])
@@ -329,18 +335,25 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
     return cases
 
 
-def _label_info(studies: Path) -> dict[str, dict[int, str]]:
-    """Return for each image what its final label's values mean, where MONAI Label's datastore file says so."""
-    file = studies / _DATASTORE
-    if not file.is_file():
-        return {}
+def _label_infos(studies: Path) -> dict[str, dict[str, Any]]:
+    """Return for each image what is kept with its final label, where MONAI Label's datastore file says so."""
     try:
-        objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
-        infos = {name: entry["labels"][FINAL]["info"] for name, entry in objects.items() if FINAL in entry["labels"]}
+        return {
+            name: dict(entry["labels"][FINAL]["info"])
+            for name, entry in read_datastore(studies).items()
+            if FINAL in entry["labels"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{studies / DATASTORE} is not a datastore file of MONAI Label: {error!r}.") from error
+
+
+def _described(studies: Path, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, str]]:
+    """Return for each image what its final label's values mean, where that was saved with it."""
+    try:
         return {
             name: {int(part["idx"]): str(part["name"]) for part in info["label_info"] if int(part["idx"])}
             for name, info in infos.items()
             if info.get("label_info")
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no datastore file of MONAI Label: {error!r}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{studies / DATASTORE} is not a datastore file of MONAI Label: {error!r}.") from error

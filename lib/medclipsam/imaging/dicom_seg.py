@@ -271,6 +271,12 @@ def is_ours(data: Dataset) -> bool:
     return data.get("Manufacturer") == MANUFACTURER and data.get("ManufacturerModelName") == MODEL_NAME
 
 
+def is_by_model(data: Dataset) -> bool:
+    """Whether a segmentation of this package (or its metadata) says that a model made it and no person saved it."""
+    kinds = {str(item.get("SegmentAlgorithmType", "")) for item in data.get("SegmentSequence") or []}
+    return kinds == {"AUTOMATIC"} and not str(data.get("ContentCreatorName") or "").strip()
+
+
 def superseded_instances(data: Dataset) -> set[str]:
     """Return the SOP Instance UIDs of the segmentations that one takes the place of."""
     found = set()

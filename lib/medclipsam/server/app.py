@@ -46,6 +46,7 @@ from medclipsam.server.finetuner import FinetuneTrainer
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.http import UnknownError, as_http
 from medclipsam.server.images import ImageReader, is_upload, unknown_image, unreadable_images
+from medclipsam.server.label_files import LabelFiles
 from medclipsam.server.labels import LabelCheck
 from medclipsam.server.names import checked_name, checked_tag
 from medclipsam.server.networks import NetworkTask, SharedNetworks
@@ -61,6 +62,7 @@ from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
 from medclipsam.server.trainer import NetworkTrainer
 from medclipsam.server.workspace import default_workspace
+from medclipsam.studies.final import SAVED_BY
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.store import NetworkStore
@@ -86,8 +88,12 @@ def _machine_tag(request: dict[str, Any]) -> str:
     """
     tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
     if tag == FINAL and flag(request, "save_label", default=False):
-        raise OptionError("label_tag", tag, "any other tag, since a final label is one that a person has saved")
+        raise _not_final(tag)
     return tag
+
+
+def _not_final(tag: str) -> OptionError:
+    return OptionError("label_tag", tag, "any other tag, since a final label is one that a person has saved")
 
 
 class MedClipSamApp(MONAILabelApp):
@@ -465,7 +471,7 @@ class MedClipSamApp(MONAILabelApp):
         store : Datastore, optional
             The app's own by default.
         by_person : bool
-            Whether a person has saved it: a final one then counts in the rounds.
+            Whether a person has saved it, which is noted with the label; a final one then counts in the rounds.
 
         Returns
         -------
@@ -475,9 +481,14 @@ class MedClipSamApp(MONAILabelApp):
         Raises
         ------
         InputError
-            If there is no such image, or the label does not fit it.
+            If there is no such image, the label does not fit it, or it is to be final and nobody has saved it.
         """
         store = store or self.datastore()
+        info = {key: value for key, value in info.items() if key != SAVED_BY}
+        if by_person:
+            info[SAVED_BY] = who()
+        elif tag == FINAL:
+            raise _not_final(tag)
 
         def read() -> MedicalImage:
             return self.images.read(self.image_path(image, store))
@@ -491,6 +502,11 @@ class MedClipSamApp(MONAILabelApp):
         model = info.get("model")
         self.audit.label("label saved", image, tag, model if isinstance(model, str) else None, weights)
         return label
+
+    def studies_not_ready(self) -> str | None:
+        """Return why labels cannot be saved with the studies at the moment; None where they can."""
+        store = self.datastore()
+        return store.not_ready() if isinstance(store, LabelFiles) else None
 
     def unreadable(self) -> dict[str, dict[str, str]]:
         """Return what cannot be read: `files` that are not listed for that, and listed `images`, and why."""

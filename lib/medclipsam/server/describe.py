@@ -14,6 +14,7 @@ from medclipsam.imaging.dicom_seg import TISSUE, SegmentInfo
 from medclipsam.server.dicomweb import LabelText
 from medclipsam.server.labels import named_entries
 from medclipsam.server.present import LastMasks, client_of
+from medclipsam.studies.final import is_by_person
 from medclipsam.targets import FINDING_LABELS, SnomedCode, StructureCode, TargetSet, label_table
 
 ZERO_SHOT = "MedCLIP-SAMv2 zero-shot"
@@ -56,7 +57,7 @@ class SegmentDescriber:
         labels : ndarray of uint8, shape (n_planes, H, W)
             In display orientation.
         info : mapping
-            What came with the label. A `user` in it means that a person saved it, else a model did.
+            What came with the label, which tells whether a person saved it, see `is_by_person`.
 
         Notes
         -----
@@ -66,7 +67,7 @@ class SegmentDescriber:
         given = self._masks.find(client_of(info), path)
         if given is not None and given[0].shape != labels.shape:
             given = None
-        by_person = "user" in info
+        by_person = is_by_person(info)
         sent, named = named_entries(info)
         asked = {**(given[1] if given and by_person else {}), **sent}
         names = {**self._names, **{label: name for name, label in {**named, **asked}.items()}}

@@ -32,6 +32,7 @@ from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
     SegmentInfo,
+    is_by_model,
     is_ours,
     read_segmentation,
     superseded_instances,
@@ -41,7 +42,8 @@ from medclipsam.imaging.dicom_series import SeriesVolume, Slice, volumes_of
 from medclipsam.imaging.write import replace_file
 from medclipsam.server.http import ConflictError, UnknownError, UpstreamError
 from medclipsam.server.images import ImageReader, Signature, series_as_volume, signature
-from medclipsam.server.label_files import CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.kept_info import merged_image_info
+from medclipsam.server.label_files import CheckLabel, LabelFiles, label_suffix
 from medclipsam.server.pacs import UID, Pacs
 from medclipsam.server.stores import SentLabel, SentLabels
 
@@ -138,6 +140,7 @@ class StoredLabel:
     when: str
     ours: bool
     supersedes: frozenset[str]
+    by_model: bool = False
 
     @property
     def order(self) -> tuple[str, int, str]:
@@ -287,13 +290,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def _told(self, image_id: str, listed: _Listed) -> dict[str, Any]:
         header = listed.header
-        told = {name: str(header[name].value) for name in _INFO if header.get(name) not in (None, "")}
+        told = {name: text for name in _INFO if (text := _text(header, name))}
         if listed.instance:
             told["SOPInstanceUID"] = listed.instance
         if listed.volume:
             told["volume"] = listed.volume
         entry = self._datastore.objects.get(image_id)
-        return {**told, **(entry.image.info if entry else {})}
+        return {**(entry.image.info if entry else {}), **told}
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the image's id for each tag that it has a label of."""
@@ -424,10 +427,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         if tag == FINAL:
             raise InputError("A final label is a DICOM SEG on the DICOMweb server; remove it there.")
         with self._changing():
-            entry = self._datastore.objects.get(label_id)
-            label = entry.labels.pop(tag, None) if entry else None
-            if label is not None:
-                Path(self._label_path(label_id, tag, label.ext)).unlink(missing_ok=True)
+            self._take_label(label_id, tag)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known of an image here; when a strategy has proposed it last is kept in memory only.
@@ -444,7 +444,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 self._entry(image_id).image.info.update(info)
             return
         with self._changing():
-            self._entry(image_id).image.info.update(info)
+            image = self._entry(image_id).image
+            image.info = merged_image_info(image.info, info)
 
     def forget_series(self, seconds: float) -> int:
         """Remove the fetched series that have not been asked for so long, and return how many; labels are kept."""
@@ -458,12 +459,18 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             if self._listed is None or time.monotonic() - self._listed[0] > self._fresh:
                 found: dict[str, _Listed] = {}
                 pictures: dict[tuple[str, int], list[str]] = {}
+                problem: UpstreamError | None = None
                 # several modalities in one search are no part of the standard
                 for modality in self.pacs.options.modalities:
                     conditions = {**dict(self.pacs.options.filters), "Modality": modality}
                     for header in self.pacs.search("series", conditions, _FIELDS):
-                        series = _uid(header, "SeriesInstanceUID", self.pacs)
-                        listed = _Listed(header, _uid(header, "StudyInstanceUID", self.pacs), series, _count(header))
+                        try:
+                            series = _uid(header, "SeriesInstanceUID", self.pacs)
+                            study = _uid(header, "StudyInstanceUID", self.pacs)
+                        except UpstreamError as error:
+                            problem = error
+                            continue
+                        listed = _Listed(header, study, series, _count(header))
                         if modality not in _PICTURES or listed.count < 2:
                             volumes = self._volumes.get(series) or {series: frozenset()}
                             for image in volumes:
@@ -473,6 +480,11 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                         pictures[key] = self._pictures.get(key) or self._instances(listed)
                         for instance in pictures[key]:
                             found[instance] = replace(listed, count=1, instance=instance)
+                if problem is not None:
+                    if not found:
+                        raise problem
+                    # one odd series hides no other
+                    logger.info("%s It is not listed.", problem)
                 self._pictures = pictures
                 self._listed = (time.monotonic(), found)
             return self._listed[1]
@@ -508,8 +520,12 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 looked: dict[tuple[str, int], list[StoredLabel]] = {}
                 fields = ("NumberOfSeriesRelatedInstances",)
                 for header in self.pacs.search("series", {**conditions, "Modality": "SEG"}, fields):
-                    series = _uid(header, "SeriesInstanceUID", self.pacs)
-                    study = _uid(header, "StudyInstanceUID", self.pacs)
+                    try:
+                        series = _uid(header, "SeriesInstanceUID", self.pacs)
+                        study = _uid(header, "StudyInstanceUID", self.pacs)
+                    except UpstreamError as error:
+                        logger.info("%s It is not used.", error)
+                        continue
                     key = (series, _count(header))
                     # a server that does not say how many instances there are is asked each time
                     known = self._segmentations.get(key) if key[1] else None
@@ -524,25 +540,18 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the segmentations of a series, from their metadata; what refers to no one series is none."""
         found = []
         for data in self.pacs.metadata(study, series):
-            series_items = data.get("ReferencedSeriesSequence") or []
-            referred = {str(item.get("SeriesInstanceUID", "")) for item in series_items}
-            drawn_on = frozenset(
-                str(item.get("ReferencedSOPInstanceUID", ""))
-                for each in series_items
-                for item in each.get("ReferencedInstanceSequence") or []
-            )
-            instance = str(data.get("SOPInstanceUID", ""))
-            if len(referred) != 1 or not UID.fullmatch(instance):
+            try:
+                label = _stored_label(data, study, series)
+            except Exception as error:  # values of other programs fail in more ways than are foreseen
+                logger.info("A segmentation whose metadata cannot be read is not used (%s)", type(error).__name__)
                 continue
-            number = int(data.get("InstanceNumber") or 1)
-            reference = Reference(series, instance, number, str(data.get("SOPClassUID", "")))
-            replaced = frozenset(superseded_instances(data))
-            found.append(
-                StoredLabel(referred.pop(), drawn_on, study, reference, _content_time(data), is_ours(data), replaced)
-            )
+            if label is not None:
+                found.append(label)
         return found
 
     def _that_count(self, stored: list[StoredLabel]) -> dict[str, StoredLabel]:
+        # a mask that a model of ours has made and nobody has saved is no final label, nor in the place of one
+        stored = [label for label in stored if not (label.ours and label.by_model)]
         replaced = {instance for label in stored if label.ours for instance in label.supersedes}
         counting: dict[str, StoredLabel] = {}
         pictures = {instance for instances in self._pictures.values() for instance in instances}
@@ -746,13 +755,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         check: Callable[[Path], object] | None = None,
     ) -> None:
         with self._changing():
-            labels = self._entry(image_id).labels
-            path = self._label_folder(tag) / f"{image_id}{suffix}"
-            copy_file(file, path, self._mode, check)
-            before = labels.get(tag)
-            labels[tag] = DataModel(info={"ts": int(time.time()), **info, "name": path.name}, ext=suffix)
-        if before is not None and before.ext != suffix:
-            Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
+            self._put_label(self._entry(image_id), image_id, tag, file, suffix, info, check)
 
     def _store_label(self, image_id: str, folder: Path, file: Path, info: dict[str, Any]) -> None:
         image = self._images.read(folder)
@@ -884,9 +887,43 @@ def _count(header: Dataset) -> int:
         return 0
 
 
+def _stored_label(data: Dataset, study: str, series: str) -> StoredLabel | None:
+    """Return a segmentation from its metadata; None for one that refers to no one series."""
+    series_items = data.get("ReferencedSeriesSequence") or []
+    referred = {str(item.get("SeriesInstanceUID", "")) for item in series_items}
+    drawn_on = frozenset(
+        str(item.get("ReferencedSOPInstanceUID", ""))
+        for each in series_items
+        for item in each.get("ReferencedInstanceSequence") or []
+    )
+    instance = str(data.get("SOPInstanceUID", ""))
+    if len(referred) != 1 or not UID.fullmatch(instance):
+        return None
+    number = int(data.get("InstanceNumber") or 1)
+    return StoredLabel(
+        image=referred.pop(),
+        drawn_on=drawn_on,
+        study=study,
+        reference=Reference(series, instance, number, str(data.get("SOPClassUID", ""))),
+        when=_content_time(data),
+        ours=is_ours(data),
+        supersedes=frozenset(superseded_instances(data)),
+        by_model=is_by_model(data),
+    )
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """Return a value as text that can be answered and kept; empty where there is none, or one that is no text."""
+    try:
+        value = header.get(keyword)
+        return "" if value is None else str(value).encode("utf-8", "replace").decode()
+    except Exception:  # values of other programs fail in more ways than are foreseen
+        return ""
+
+
 def _uid(header: Dataset, keyword: str, pacs: Pacs) -> str:
     """Return a UID of a server's answer; it names files here, so that nothing else is taken."""
-    value = str(header.get(keyword, ""))
+    value = _text(header, keyword)
     if not UID.fullmatch(value) or len(value) > 64:
         raise UpstreamError(f"The DICOMweb server {pacs.url} lists a series without a {keyword}.").for_good()
     return value

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
-from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
 from medclipsam.server.http import ConflictError, UnknownError
 from medclipsam.server.images import unknown_image
-from medclipsam.server.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.kept_info import merged_image_info
+from medclipsam.server.label_files import CONFIG, FINAL, CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.studies import scan
+from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import pin_of
 from medclipsam.studies.links import LinkedFolders
 from medclipsam.studies.scan import FolderScan, Found, Listing
@@ -173,7 +174,7 @@ class FolderStudies(LabelFiles):
         return dict(super().get_labels_by_image_id(image_id))
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the ids of the images that have a label of a tag, by default `final`."""
+        """Return the ids of the images that have a label of a tag, by default `final`; see `is_by_person`."""
         return [image for image in self.list_images() if self._has(image, label_tag)]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
@@ -182,9 +183,8 @@ class FolderStudies(LabelFiles):
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Return image and label of each finished image, as paths."""
-        tag = DefaultLabelTag.FINAL.value
         pairs = [
-            {"image": self.get_image_uri(image), "label": self.get_label_uri(image, tag)}
+            {"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)}
             for image in self.get_labeled_images()
         ]
         if full_path:
@@ -195,7 +195,9 @@ class FolderStudies(LabelFiles):
         """Return how many images there are, how many are finished, and how many labels each tag has."""
         with self._access:
             images = self.list_images()
-            tags = Counter(tag for image in images for tag in self._datastore.objects[image].labels)
+            tags = Counter(
+                tag for image in images for tag in self._datastore.objects[image].labels if self._has(image, tag)
+            )
             return {"total": len(images), "completed": len(self.get_labeled_images()), "label_tags": dict(tags)}
 
     def json(self) -> dict[str, Any]:
@@ -274,6 +276,7 @@ class FolderStudies(LabelFiles):
             entry = self._datastore.objects.pop(image_id, None)
             for tag in entry.labels if entry else ():
                 Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else "")).unlink(missing_ok=True)
+            self._versions.forget(image_id)
             for file in found.files:
                 file.unlink(missing_ok=True)
             for folder in {file.parent for file in found.files} - {self._root} if found.path.is_dir() else ():
@@ -282,7 +285,7 @@ class FolderStudies(LabelFiles):
         self.refresh()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save a label, in place of the one that the tag had.
+        """Save a label, in place of the one that the tag had; a person's is kept, see `label_versions`.
 
         Returns
         -------
@@ -309,23 +312,14 @@ class FolderStudies(LabelFiles):
                 raise UnknownError(f"Image {image_id!r} is not among the studies any more.")
             entry = self._entry(image_id, found)
             entry.image.info["file"] = found.anchor.relative_to(self._root).as_posix()
-            labels = entry.labels
-            path = self._label_folder(tag) / f"{image_id}{suffix}"
-            copy_file(Path(label_filename), path, self._mode, check)
-            before = labels.get(tag)
-            labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
-        if before is not None and before.ext != suffix:
-            Path(self._label_path(image_id, tag, before.ext)).unlink(missing_ok=True)
+            self._put_label(entry, image_id, tag, Path(label_filename), suffix, info, check)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove a label; one that is not there is none."""
+        """Remove a label, of which a person's is kept, see `label_versions`; one that is not there is none."""
         self._current()
         with self._changing():
-            entry = self._datastore.objects.get(label_id)
-            label = entry.labels.pop(label_tag, None) if entry else None
-            if label is not None:
-                Path(self._label_path(label_id, label_tag, label.ext)).unlink(missing_ok=True)
+            self._take_label(label_id, str(getattr(label_tag, "value", label_tag)))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known of an image.
@@ -346,7 +340,8 @@ class FolderStudies(LabelFiles):
                 self._entry(image_id, found).image.info.update(info)
             return
         with self._changing():
-            self._entry(image_id, found).image.info.update(info)
+            image = self._entry(image_id, found).image
+            image.info = merged_image_info(image.info, info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to what is known of a label.
@@ -378,7 +373,9 @@ class FolderStudies(LabelFiles):
 
     def _has(self, image_id: str, tag: str | None) -> bool:
         entry = self._datastore.objects.get(image_id)
-        return entry is not None and (tag or DefaultLabelTag.FINAL.value) in entry.labels
+        tag = str(getattr(tag, "value", tag) or FINAL)
+        label = entry.labels.get(tag) if entry is not None else None
+        return label is not None and (tag != FINAL or is_by_person(label.info))
 
     def _entry(self, image_id: str, found: Found) -> ImageLabelModel:
         """Return what is known of an image, made now where nothing was."""

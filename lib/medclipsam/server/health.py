@@ -59,4 +59,6 @@ def not_ready() -> str | None:
     app = next((app for app in apps.values() if isinstance(app, MedClipSamApp)), None)
     if app is None:
         return "the app is not loaded"
-    return None if app.pipeline.can_load() else "weights are missing"
+    if not app.pipeline.can_load():
+        return "weights are missing"
+    return app.studies_not_ready()

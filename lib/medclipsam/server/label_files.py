@@ -8,18 +8,23 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
+from medclipsam.server.folder_lock import FolderLock
 from medclipsam.server.http import UnknownError
+from medclipsam.server.kept_info import merged_label_info
+from medclipsam.server.label_versions import LabelVersion, LabelVersions
+from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.find import LABELS
 from medclipsam.studies.scan import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,7 @@ logger = logging.getLogger(__name__)
 CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | None]
 
 CONFIG = "datastore_v2.json"
+FINAL = DefaultLabelTag.FINAL.value
 
 
 class LabelFiles(LocalDatastore):
@@ -46,7 +52,8 @@ class LabelFiles(LocalDatastore):
         self._datastore_path = str(folder)
         self._datastore_config_path = str(folder / CONFIG)
         self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
-        self._lock_file = str(folder / ".lock")
+        self._folder_lock = FolderLock(folder / ".lock")
+        self._versions = LabelVersions(folder / LABELS, self._make_folder)
         self._datastore = self._empty()
         self._root = folder
         self._access = threading.RLock()
@@ -57,6 +64,10 @@ class LabelFiles(LocalDatastore):
         config = folder / CONFIG
         if private and config.is_file() and config.stat().st_mode & 0o077:
             config.chmod(self._mode)
+
+    def not_ready(self) -> str | None:
+        """Return why labels cannot be saved at the moment; None where they can."""
+        return "the studies folder is locked by another program" if self._folder_lock.is_foreign() else None
 
     def corrections(self, label_id: str, label_tag: str) -> list[str]:
         """Return what was corrected or assumed when a label was saved, a sentence each."""
@@ -75,7 +86,7 @@ class LabelFiles(LocalDatastore):
             label = self._datastore.label(label_id, label_tag)
             if label is None:
                 raise UnknownError(f"Image {label_id!r} has no label of the tag {label_tag!r}.")
-            label.info.update(info)
+            label.info = merged_label_info(label.info, info)
 
     def _configuration_changed(self) -> None:
         """Called after `datastore_v2.json` was read because another process had written it."""
@@ -93,23 +104,99 @@ class LabelFiles(LocalDatastore):
     def _label_folder(self, tag: str) -> Path:
         """Return the folder of a tag's labels, made where it is not there."""
         folder = self._root / self._datastore.labels_dir / tag
-        rights = 0o700 if self._private else self._root.stat().st_mode & 0o777
         for each in (folder.parent, folder):
-            made = not each.is_dir()
-            if made:
-                each.mkdir(0o700, exist_ok=True)
-            # a folder that others could read before hides the labels in it too
-            if made or (self._private and each.stat().st_mode & 0o077):
-                each.chmod(rights)
+            self._make_folder(each)
         return folder
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of labels where it is not there, with the rights of the studies or private."""
+        made = not folder.is_dir()
+        if made:
+            folder.mkdir(0o700, exist_ok=True)
+        # a folder that others could read before hides the labels in it too
+        if made or (self._private and folder.stat().st_mode & 0o077):
+            folder.chmod(0o700 if self._private else self._root.stat().st_mode & 0o777)
+
+    def _put_label(
+        self,
+        entry: ImageLabelModel,
+        image_id: str,
+        tag: str,
+        file: Path,
+        suffix: str,
+        info: Mapping[str, Any],
+        check: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Put a label in the place of the one that an image has under a tag, which is kept if it was a person's.
+
+        Call it inside `_changing`.
+        """
+        path = self._label_folder(tag) / f"{image_id}{suffix}"
+
+        def before_replacing(copy: Path) -> None:
+            if check is not None:
+                check(copy)
+            self._keep_versions(entry, image_id, tag, copy, info)
+
+        copy_file(file, path, self._mode, before_replacing)
+        for other in self._files_of(entry, image_id, tag):
+            if other != path:
+                other.unlink(missing_ok=True)
+        entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
+
+    def _take_label(self, image_id: str, tag: str) -> None:
+        """Remove a label, which is kept as an earlier version if it was a person's. Call it inside `_changing`."""
+        entry = self._datastore.objects.get(image_id)
+        if entry is not None and tag in entry.labels:
+            self._keep_versions(entry, image_id, tag, None, {})
+            Path(self._label_path(image_id, tag, entry.labels.pop(tag).ext)).unlink(missing_ok=True)
+
+    def _files_of(self, entry: ImageLabelModel, image_id: str, tag: str) -> list[Path]:
+        """Return the files of a label: one, or several where some were put there by hand."""
+        suffixes = [*SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
+        paths = [Path(self._label_path(image_id, tag, suffix)) for suffix in dict.fromkeys(suffixes)]
+        return [path for path in paths if path.is_file()]
+
+    def _keep_versions(
+        self, entry: ImageLabelModel, image_id: str, tag: str, by: Path | None, info: Mapping[str, Any]
+    ) -> None:
+        known = entry.labels.get(tag)
+        kept = dict(known.info) if known is not None else {}
+        instance = kept.get("SOPInstanceUID")
+        if (tag != FINAL and SAVED_BY not in kept) or (instance and instance == info.get("SOPInstanceUID")):
+            return
+        for path in self._files_of(entry, image_id, tag):
+            suffix = label_suffix(path.name)
+            self._versions.keep(image_id, tag, path, suffix, kept if known and suffix == known.ext else {}, by)
+
+    def label_versions(self, image_id: str, tag: str) -> list[LabelVersion]:
+        """Return the earlier versions of an image's label that are kept, the earliest first."""
+        return self._versions.of(image_id, tag)
+
+    def label_version(self, image_id: str, tag: str, number: int) -> LabelVersion:
+        """Return an earlier version of an image's label.
+
+        Raises
+        ------
+        UnknownError
+            If it is not kept.
+        """
+        return self._versions.get(image_id, tag, number)
 
     def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
         return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Change what is known while no other thread or process does, and write it."""
-        with self._access, FileLock(self._lock_file):
+        """Change what is known while no other thread or process does, and write it.
+
+        Raises
+        ------
+        BusyError
+            If another program holds the folder's lock.
+        """
+        # first the lock: who only reads does not wait for another process
+        with self._folder_lock.held(), self._access:
             self._read_config()
             yield
             self._write_config()
@@ -168,7 +255,7 @@ class LabelFiles(LocalDatastore):
         if not lock:
             self._write_config()
             return
-        with self._access, FileLock(self._lock_file):
+        with self._folder_lock.held(), self._access:
             self._write_config()
 
 

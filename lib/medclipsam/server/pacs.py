@@ -406,7 +406,7 @@ class Pacs:
             entries = json.loads(content) if content else []
             if not isinstance(entries, list):
                 raise TypeError("not a list")
-            return [pydicom.Dataset.from_json(entry, _left_there) for entry in entries]
+            return [_data_set(entry) for entry in entries]
         except Exception as error:
             logger.warning("DICOM JSON that cannot be read (%s)", type(error).__name__)
             raise UpstreamError(
@@ -519,6 +519,22 @@ def _json_values(entry: Any, tag: str) -> list[Any]:
     element = entry.get(tag) if isinstance(entry, dict) else None
     values = element.get("Value") if isinstance(element, dict) else None
     return values if isinstance(values, list) else []
+
+
+def _data_set(entry: Any) -> pydicom.Dataset:
+    """Return the data set of an entry of DICOM JSON, without the elements that cannot be read."""
+    try:
+        return pydicom.Dataset.from_json(entry, _left_there)
+    except Exception:
+        if not isinstance(entry, dict):
+            raise
+    found = pydicom.Dataset()
+    for tag, element in entry.items():
+        try:
+            found.update(pydicom.Dataset.from_json({tag: element}, _left_there))
+        except Exception as error:
+            logger.info("An element of DICOM JSON cannot be read and is left out (%s)", type(error).__name__)
+    return found
 
 
 def _left_there(tag: str, vr: str, address: str) -> Any:

@@ -19,6 +19,7 @@ from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.http import UnknownError, without_folders
 from medclipsam.server.networks import form_of
 from medclipsam.server.work import current_job
+from medclipsam.studies.final import is_by_person
 from medclipsam.targets import TargetSet, normalise, suggest
 from medclipsam.training.lock import Holder, holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
@@ -174,16 +175,20 @@ class NetworkTrainer(TrainTask):
 
 
 def candidates(datastore: Datastore, rejected: Collection[str] = ()) -> Iterator[Candidate]:
-    """Yield the images of a datastore that have a label; a final one of a rejected image counts as none."""
+    """Yield the images of a datastore that have a label.
+
+    A final one of a rejected image, or one that a model has made (see `is_by_person`), counts as none.
+    """
     for image in datastore.list_images():
         tags = [kind for kind in KINDS if kind in {str(tag) for tag in datastore.get_labels_by_image_id(image)}]
         labels: dict[str, Label] = {}
         for kind in tags:
-            if kind == FINAL and image in rejected:
+            info = dict(datastore.get_label_info(image, kind) or {})
+            if kind == FINAL and (image in rejected or not is_by_person(info)):
                 continue
             path = Path(datastore.get_label_uri(image, kind))
             if path.is_file():
-                labels[kind] = Label(path, dict(datastore.get_label_info(image, kind) or {}))
+                labels[kind] = Label(path, info)
         if labels:
             path = Path(datastore.get_image_uri(image))
             try:

@@ -210,7 +210,8 @@ class WorkQueue:
         BusyError
             If the queue is full.
         ConflictError
-            If a job of that id waits or runs, or one of another owner has ended.
+            If a job of that id waits or runs, or one of another owner has ended; the server itself owns what it
+            submits for nobody.
         """
         limit = self.max_seconds if max_seconds is None else max_seconds
         job = Job(work, job_id or uuid.uuid4().hex, what, owner, limit)
@@ -226,7 +227,7 @@ class WorkQueue:
             known = self._jobs.get(job.id)
             if known is not None and known.state in ("waiting", "running"):
                 raise ConflictError(f"A request {job.id!r} is {known.state} already; name another request_id.")
-            if known is not None and known.owner != owner:
+            if known is not None and owner and known.owner != owner:
                 raise ConflictError(f"A request {job.id!r} was made before; name another request_id.")
             self._jobs[job.id] = job
             self._jobs.move_to_end(job.id)

@@ -10,6 +10,7 @@ from typing import Any
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
+from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import LABELS, find_images, read_datastore, stem
 from medclipsam.training.selection import KINDS, Candidate, Label, named_values
 from medclipsam.training.split import patient_key
@@ -79,7 +80,7 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
     ----------
     folder : Path
         Images in it and its sub-folders; labels in `labels/<tag>/<image id><extension>`, and in `datastore_v2.json`
-        what was saved with them.
+        what was saved with them. A final label that a model has made counts as none, see `is_by_person`.
     label_map : mapping of int to str, optional
         Names of the values in labels with which no names were saved.
 
@@ -111,6 +112,10 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
             logger.warning("%s It is left out of the training.", error)
             continue
         known = infos.get(name, {})
+        if not is_by_person(known.get("final", {})):
+            kinds.pop("final", None)
+        if not kinds:
+            continue
         candidates.append(
             Candidate(
                 image_id=name,

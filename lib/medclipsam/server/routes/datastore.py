@@ -20,6 +20,7 @@ from medclipsam.server.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.http import ConflictError, UnknownError
 from medclipsam.server.images import series_as_volume, unknown_image
+from medclipsam.server.kept_info import image_info, label_info, new_label_info
 from medclipsam.server.labels import named_entries
 from medclipsam.server.names import checked_name, checked_tag, file_suffix, id_from_file
 from medclipsam.server.present import client_of
@@ -78,7 +79,7 @@ def add_image(
 
     refuse_on_dicomweb(app, "images are added")
     image_id = checked_name(image, "Image") if image else id_from_file(file.filename)
-    info = parse_params(params)
+    info = image_info(parse_params(params))
     suffix = file_suffix(file.filename)
     if not suffix:
         raise InputError(
@@ -146,9 +147,10 @@ def get_image_info(app: App, user: AsUser, image: str) -> dict[str, Any]:
 
 @router.put("/image/info", summary="Change what is told of an image")
 def put_image_info(app: App, user: AsAnnotator, image: str, info: Annotated[str, Form()] = "{}") -> dict[str, Any]:
-    """Add the JSON object `info` to what is kept with an image."""
+    """Add the JSON object `info` to what is kept with an image: at most 64 KiB, without keys that the server sets."""
     _known_image(app, image)
-    app.datastore().update_image_info(image, {**parse_params(info, "info"), "user": user.username})
+    added = image_info(parse_params(info, "info"))
+    app.datastore().update_image_info(image, {**added, "user": user.username})
     return {}
 
 
@@ -173,7 +175,7 @@ def save_label(
     _known_image(app, image)
     tag = checked_tag(tag, FINAL)
     # the masks that the client was given tell what a person has changed
-    info = with_client(request, parse_params(params))
+    info = with_client(request, new_label_info(parse_params(params)))
     suffix = file_suffix(label.filename)
     if not suffix:
         raise InputError(
@@ -213,13 +215,14 @@ def get_label(
     label: str,
     tag: str,
     result_extension: Annotated[str | None, Query(description="format, as of an infer request")] = None,
+    version: Annotated[int | None, Query(ge=1, le=LARGEST, description="an earlier version")] = None,
 ) -> FileResponse:
-    """Answer the label's file as it is kept, or in another format.
+    """Answer the label's file as it is kept, or in another format; with `version` an earlier one.
 
     With `result_extension` it lies on the image's grid as a mask of the infer route does. A label that a model has made
     then counts as the mask that the client was given last: what is saved after it is told apart from it.
     """
-    kept = _label_file(app, label, tag)
+    kept = _label_file(app, label, tag) if version is None else _version_file(app, label, tag, version)
     if result_extension is None:
         return file_answer(kept, f"Label {label!r}")
     asked = SegmentRequest.from_answer({"result_extension": result_extension})
@@ -232,7 +235,7 @@ def get_label(
     note_caller(request, user.username, named)
     client = client_of(named)
     info = app.datastore().get_label_info(label, tag)
-    if client and tag != FINAL and "model" in info:
+    if client and version is None and tag != FINAL and "model" in info:
         names, _ = named_entries(info)
         app.masks.keep(client, source, mask, names, info)
     return FileResponse(
@@ -241,6 +244,37 @@ def get_label(
         filename=f"{label}{asked.extension}",
         background=BackgroundTask(made.unlink),
     )
+
+
+@router.get("/label/versions", summary="List earlier versions of a label")
+def list_versions(app: App, user: AsUser, label: str, tag: str = FINAL) -> list[dict[str, Any]]:
+    """Answer the versions that are kept of a label that was replaced or removed, the earliest first.
+
+    `GET /datastore/label` and `PUT /datastore/label/versions` take the number `version`. At most 20 are kept.
+    """
+    _known_image(app, label)
+    versions = app.datastore().label_versions(label, checked_tag(tag, FINAL))
+    return [{"version": each.number, "saved_by": each.saved_by, "info": each.info} for each in versions]
+
+
+@router.put("/label/versions", summary="Bring back an earlier version of a label")
+def restore_version(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    label: str,
+    version: Annotated[int, Query(ge=1, le=LARGEST)],
+    tag: str = FINAL,
+) -> dict[str, Any]:
+    """Save an earlier version of a label again, as the user's; the one that it takes the place of is kept too."""
+    _known_image(app, label)
+    tag = checked_tag(tag, FINAL)
+    kept = app.datastore().label_version(label, tag, version)
+    note_caller(request, user.username, with_client(request, {}))
+    info = {**new_label_info(kept.info), "user": user.username}
+    with turns.of(user.username):
+        saved = app.save_label(label, str(kept.path), tag, info, by_person=True)
+    return {"image": label, "label": saved}
 
 
 @router.head("/label", summary="Check whether a label is here")
@@ -261,9 +295,10 @@ def get_label_info(app: App, user: AsUser, label: str, tag: str) -> dict[str, An
 def put_label_info(
     app: App, user: AsAnnotator, label: str, tag: str, info: Annotated[str, Form()] = "{}"
 ) -> dict[str, Any]:
-    """Add the JSON object `info` to what is kept with a label."""
+    """Add the JSON object `info` to what is kept with a label: at most 512 KiB, without keys that the server sets."""
     _label_file(app, label, tag)
-    app.datastore().update_label_info(label, tag, {**parse_params(info, "info"), "user": user.username})
+    added = label_info(parse_params(info, "info"))
+    app.datastore().update_label_info(label, tag, {**added, "user": user.username})
     return {}
 
 
@@ -303,6 +338,12 @@ def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:
     if not path or not os.path.exists(path):
         raise UnknownError(f"Label {label!r} with the tag {tag!r} is not here.")
     return str(path)
+
+
+def _version_file(app: MedClipSamApp, label: str, tag: str, version: int) -> str:
+    """Return the file of an earlier version of a label."""
+    _known_image(app, label)
+    return str(app.datastore().label_version(label, checked_tag(tag, FINAL), version).path)
 
 
 def _digest(path: Path, kind: str) -> str:
