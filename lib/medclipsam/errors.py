@@ -80,6 +80,18 @@ class StorageError(MedClipSamError):
         self.full = full
 
 
+class LockedError(MedClipSamError):
+    """Another program keeps a file locked that is to be written.
+
+    Attributes
+    ----------
+    retry_after : int
+        Seconds after which trying again may help.
+    """
+
+    retry_after = 10
+
+
 class UnknownOptionError(OptionError):
     """An option has a name that nothing has.
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from medclipsam.active.ledger import Ledger, Score, TooManyLeasesError
-from medclipsam.errors import InputError
+from medclipsam.errors import InputError, LockedError
 
 Mask = Callable[..., np.ndarray]
 
@@ -59,6 +60,22 @@ def test_one_person_holds_no_more_than_is_allowed(ledger: Ledger, clock: Any) ->
     assert [lease.holder for lease in ledger.leases()] == ["bob"]
     clock.now += 100
     assert ledger.lease("i3", "ada", 60, most=1) is not None
+
+
+def test_a_file_that_another_program_locks_is_waited_for_in_vain(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medclipsam.active.ledger.BUSY_SECONDS", 0.1)
+    other = Ledger(ledger.path)
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as program:
+        program.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LockedError):
+            other.lease("i1", "ada")
+        with pytest.raises(LockedError):
+            Ledger(ledger.path)
+        # who reads does not wait
+        assert other.leases() == []
+    assert other.lease("i1", "ada") is not None
 
 
 def test_an_unknown_image_is_refused_everywhere(ledger: Ledger, mask: Mask) -> None:

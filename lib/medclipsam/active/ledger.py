@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,12 +23,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from medclipsam.active.effort import agreement, effort
-from medclipsam.errors import InputError
+from medclipsam.errors import InputError, LockedError
 
 # Raised by one with each change of the tables.
 SCHEMA = 1
 
 LEASE_SECONDS = 1800.0
+# Seconds that a change waits for another process that writes to the file.
+BUSY_SECONDS = 10.0
 # A reader whom nobody has told apart from others.
 ANONYMOUS = "anonymous"
 # Seconds after which a label that does not lie with the studies was removed there, and not just saved.
@@ -290,13 +293,16 @@ class Ledger:
     ------
     InputError
         If the file is no ledger, or one of a later version of this software.
+    LockedError
+        Here and in all methods: if another program keeps the file locked.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        sa.event.listen(self._engine, "handle_error", _as_busy)
         sa.event.listen(self._engine, "connect", _prepare)
         sa.event.listen(self._engine, "begin", _begin)
         self._write = self._engine.execution_options(write=True)
@@ -920,6 +926,13 @@ def _drop_others(db: sa.Connection, table: sa.Table, column: sa.Column[str], kep
     if images:
         db.execute(table.delete().where(others))
     return images
+
+
+def _as_busy(context: sa.engine.ExceptionContext) -> None:
+    """Raise `LockedError` for a file that another program keeps locked."""
+    code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise LockedError("Another program keeps the file of the rounds locked. Try again later.")
 
 
 def _prepare(connection: Any, _: Any) -> None:

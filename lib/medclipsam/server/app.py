@@ -29,6 +29,7 @@ from medclipsam.active.strategies import STRATEGIES
 from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
+from medclipsam.server import subtask
 from medclipsam.server.audit import AuditFile, Caller, caller
 from medclipsam.server.clicks import BACKGROUND, RefineTask
 from medclipsam.server.conf import AppConf
@@ -141,6 +142,12 @@ class MedClipSamApp(MONAILabelApp):
         )
         # the rounds score while nobody waits; MONAI Label would start a process for each method after each request
         self._auto_update_scoring = False
+
+    def server_mode(self, mode: bool) -> None:
+        """Say whether this process serves; a server's sub-processes get their requests unseen."""
+        super().server_mode(mode)
+        if mode:
+            subtask.install()
 
     @property
     def model_names(self) -> list[str]:
@@ -614,7 +621,7 @@ def _list(names: Iterable[str]) -> str:
 def _is_subprocess() -> bool:
     """Whether this is a process that MONAI Label has started for a training or a batch."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name == "monailabel.interfaces.utils.app"
+    return spec is not None and spec.name in ("monailabel.interfaces.utils.app", subtask.NAME)
 
 
 def _quieten_subprocess() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from medclipsam.errors import CancelledError, InputError, MedClipSamError, StorageError, TooLargeError
+from medclipsam.errors import CancelledError, InputError, LockedError, MedClipSamError, StorageError, TooLargeError
 from medclipsam.imaging.write import DISK_FULL, NOT_WRITABLE
 from medclipsam.training.lock import TrainingRunsError
 from medclipsam.training.store import UnknownNetworkError
@@ -92,6 +92,7 @@ _STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
     (AlreadyRunningError, 429),
     (TrainingRunsError, 429),
     (BusyError, 503),
+    (LockedError, 503),
     (StorageError, 503),
     (MedClipSamError, 400),
 )
@@ -174,7 +175,7 @@ _LEAST_FREE = 2**20
 
 def headers_of(error: MedClipSamError) -> dict[str, str]:
     """Return the headers that go with the answer."""
-    return {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
+    return {"Retry-After": str(error.retry_after)} if isinstance(error, (BusyError, LockedError)) else {}
 
 
 @contextmanager
