@@ -22,6 +22,7 @@ from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.extras import missing_extra
 from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
+from medclipsam.server.addresses import hide_passwords
 from medclipsam.server.backup import add_workspace
 from medclipsam.server.settings import add_flags, settings_of
 from medclipsam.server.workspace import default_workspace
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0, 2 for bad input, 1 where the doctor finds something that fails.
     """
+    if arguments is None:
+        hide_passwords()
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)

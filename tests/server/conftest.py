@@ -168,6 +168,33 @@ def studies(tmp_path: Path, picture: np.ndarray, write_radiograph: Callable[[np.
     return folder
 
 
+@pytest.fixture
+def live() -> Iterator[Callable[..., str]]:
+    """Serve an application over a socket of this machine, as `medclipsam serve` does; returns its URL."""
+    import uvicorn
+
+    from medclipsam.server.protocol import BoundedProtocol
+
+    running: list[tuple[Any, threading.Thread]] = []
+
+    def run(app: Any, protocol: Any = BoundedProtocol, lifespan: Any = "on") -> str:
+        settings: dict[str, Any] = {"http": protocol, "ws": "none", "log_config": None, "lifespan": lifespan}
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **settings))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()
+        return f"http://{host}:{port}"
+
+    yield run
+    for server, thread in running:
+        server.force_exit = server.should_exit = True
+        thread.join(30)
+
+
 MakeApp = Callable[..., Any]
 
 

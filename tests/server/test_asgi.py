@@ -42,6 +42,7 @@ TEXT = {"text": "heart"}
 PUBLIC = {
     "/",
     "/docs",
+    "/pages/{}",
     "/openapi.json",
     "/favicon.ico",
     "/healthz",
@@ -1074,3 +1075,76 @@ def test_the_description_of_the_api_is_whole(client: TestClient) -> None:
         for operation in methods.values():
             assert operation.get("summary"), path
             assert "422" not in operation["responses"], path
+
+
+# --- names and texts that no id is ---
+
+ODD_NAMES = [
+    "\uff46\uff49\uff4c\uff4d",  # full-width letters
+    "\uff11.\uff12.\uff13",
+    "chest\uff0e\uff50\uff4e\uff47",
+    "\u0661\u00b2",
+    "%ff%fe",
+    "%c0%af",
+    "%ed%a0%80",  # half a character, as UTF-8 would write it
+    "\ufffd",
+    "\U0001f600" * 60,
+    "x" * 300,
+    "\u202efilm",
+    "film%00",
+    "%0d%0aX: y",
+]
+
+
+def test_odd_names_give_an_answer_below_500(make_client: MakeClient) -> None:
+    client = make_client()
+    client = TestClient(client.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+    asked = 0
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method, told in methods.items():
+            names = [each["name"] for each in told.get("parameters", []) if each["in"] in ("path", "query")]
+            if not names or (method == "delete" and path == "/train/"):
+                continue
+            for odd in ODD_NAMES:
+                where = re.sub(r"\{\w+(:path)?\}", odd, path) + "?" + "&".join(f"{name}={odd}" for name in names)
+                answer = client.request(method.upper(), where)
+                assert answer.status_code < 500, (method, where, answer.text)
+                asked += 1
+    assert asked > 200
+
+
+@pytest.mark.parametrize(
+    "field", ["text", "client_id", "label_tag", "result_extension", "modality", "planes", "device"]
+)
+@pytest.mark.parametrize("value", ["\ud800", "a\udfffb", "\uff11", "\uff11\uff12\uff0d\uff13", "\u0000"])
+def test_odd_texts_in_params_give_an_answer_below_500(make_client: MakeClient, field: str, value: str) -> None:
+    client = TestClient(make_client().app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+    params = json.dumps({**TEXT, "save_label": True, field: value})
+    for answer in (
+        infer(client, params, output="json"),
+        client.post("/infer/text_prompt?image=chest", content=params, headers={"Content-Type": "application/json"}),
+        client.post("/activelearning/random", content=params, headers={"Content-Type": "application/json"}),
+        client.put("/datastore/image/info?image=chest", data={"info": json.dumps({field: value, value: 1})}),
+    ):
+        assert answer.status_code < 500, answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/datastore/?output=all").status_code == 200
+
+
+def test_the_pages_load_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        page = client.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+        policy = dict(part.strip().partition(" ")[::2] for part in page.headers["content-security-policy"].split(";"))
+        assert policy["frame-ancestors"] == "'none'"
+        assert policy["script-src"] == "'self'"
+        parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(parts) > 2
+        assert "<script>" not in page.text
+        for part in parts:
+            assert not re.match(r"\w+:|//", part)
+            loaded = client.get(f"/{part}")
+            assert loaded.status_code == 200
+            assert loaded.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/pages/api.html").status_code == 404
+    assert client.get("/pages/..%2Fapi.html").status_code == 404

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -402,6 +403,31 @@ def test_a_write_that_fails_keeps_what_was_there(
         studies.update_image_info("a", {"note": "x"})
     assert (root / "datastore_v2.json").read_bytes() == before
     assert [name for name in os.listdir(root) if name.startswith(".") and name != ".lock"] == []
+
+
+def test_what_a_killed_process_was_writing_goes_at_the_next_start(make: MakeStudies, root: Path, label: Path) -> None:
+    """A process is killed while it copies a label, and while it writes the list."""
+
+    def save(at: str) -> None:
+        module = shutil if at == "copyfile" else json
+        setattr(module, at, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        make().save_label("a", str(label), "final", {})
+
+    def parts() -> list[Path]:
+        return list(root.rglob(".medclipsam-part-*"))
+
+    (root / ".notes.png").write_text("mine")
+    for at in ("copyfile", "dump"):
+        process = multiprocessing.get_context("fork").Process(target=save, args=(at,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert len(parts()) == 1
+        make()
+        assert parts() == []
+    make().save_label("a", str(label), "final", {})
+    assert (root / "labels/final/a.nii.gz").is_file()
+    assert (root / ".notes.png").is_file()
 
 
 def test_a_broken_list_stops_the_start_with_a_sentence(make: MakeStudies, root: Path) -> None:

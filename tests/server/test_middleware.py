@@ -16,7 +16,14 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from medclipsam.server.http import UnauthenticatedError, status_of, storage_error
-from medclipsam.server.middleware import AccessFirst, BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors
+from medclipsam.server.middleware import (
+    AccessFirst,
+    BodyLimit,
+    ComposedNames,
+    SafeHeaders,
+    SameOrigin,
+    UnforeseenErrors,
+)
 
 
 @pytest.fixture
@@ -205,6 +212,12 @@ def test_nothing_is_read_of_callers_who_are_not_known(app: FastAPI, method: str)
         ({"Origin": "https://evil.example"}, False),
         ({"Origin": "http://127.0.0.1:9000"}, False),
         ({"Origin": "null"}, False),
+        # the same name and port, but not the page that this server sends
+        ({"Origin": "https://127.0.0.1:8000"}, False),
+        ({"Origin": "ftp://127.0.0.1:8000"}, False),
+        ({"Origin": "http://viewer.example"}, False),
+        ({"Origin": "http://127.0.0.1:8000@evil.example"}, False),
+        ({"Origin": "http://["}, False),
     ],
 )
 def test_pages_of_other_origins_change_nothing(app: FastAPI, headers: dict[str, str], passes: bool) -> None:
@@ -213,6 +226,78 @@ def test_pages_of_other_origins_change_nothing(app: FastAPI, headers: dict[str, 
     assert client.post("/raw", content=b"x", headers=headers).status_code == (200 if passes else 403)
     # reading is left to the browser's own rule, which needs a header that such pages do not get
     assert client.get("/docs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("base", "origin", "passes"),
+    [
+        ("https://srv.example", "https://srv.example", True),
+        ("https://srv.example", "https://srv.example:443", True),
+        ("https://srv.example:443", "https://SRV.example", True),
+        ("http://srv.example:80", "http://srv.example", True),
+        ("https://srv.example", "http://srv.example", False),
+        ("http://srv.example", "https://srv.example", False),
+        ("http://srv.example:443", "https://srv.example", False),
+    ],
+)
+def test_an_origin_is_scheme_name_and_port(app: FastAPI, base: str, origin: str, passes: bool) -> None:
+    client = TestClient(SameOrigin(app, [], local=False), base_url=base)
+    headers = {"Origin": origin, "Host": base.partition("://")[2]}
+    assert client.post("/raw", content=b"x", headers=headers).status_code == (200 if passes else 403)
+
+
+def test_every_answer_has_safe_headers(app: FastAPI) -> None:
+    @app.get("/page")
+    def page() -> JSONResponse:
+        return JSONResponse({}, headers={"Content-Security-Policy": "default-src 'self'"})
+
+    app.add_middleware(UnforeseenErrors)
+    client = TestClient(SafeHeaders(app))
+    for path, status in (("/docs", 200), ("/nowhere", 404), ("/raw", 405), ("/patients/x", 500)):
+        answer = client.get(path)
+        assert answer.status_code == status
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert client.get("/page").headers["content-security-policy"] == "default-src 'self'"
+
+
+def test_a_client_that_leaves_is_no_failure(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError("an answer that nobody reads")
+
+    app.add_middleware(UnforeseenErrors)
+    scope = {"type": "http", "method": "POST", "path": "/raw", "query_string": b"", "headers": []}
+    with caplog.at_level(logging.INFO):
+        asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    assert [record.levelname for record in caplog.records if record.exc_info or record.levelno > logging.INFO] == []
+
+
+def test_text_that_cannot_be_written_is_the_requests_fault() -> None:
+    app = FastAPI()
+
+    @app.get("/repeat")
+    def repeat() -> JSONResponse:
+        return JSONResponse({"name": "\ud800"})
+
+    @app.get("/wrapped")
+    def wrapped() -> None:
+        try:
+            "\udcff".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("not kept") from error
+
+    @app.get("/other")
+    def other() -> None:
+        "\u00e9".encode("ascii")
+
+    app.add_middleware(UnforeseenErrors)
+    client = TestClient(app)
+    assert client.get("/repeat").status_code == 400
+    assert client.get("/wrapped").status_code == 400
+    assert client.get("/other").status_code == 500
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,19 @@ def test_leftover_temporary_files_go_at_the_next_start(tmp_path: Path) -> None:
         assert (space.sessions / "kept").is_dir()
 
 
+def test_files_that_were_being_written_go_at_the_next_start(tmp_path: Path) -> None:
+    with Workspace(tmp_path) as space:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait(30)
+        left = [space.folder / f".owner.json.{ended.pid}", space.networks / f".holder.json.{ended.pid}"]
+        kept = [space.folder / f".owner.json.{os.getpid()}", space.folder / ".notes.txt", space.folder / "a.1"]
+        for file in (*left, *kept):
+            file.write_text("x")
+    with Workspace(tmp_path):
+        assert not any(file.exists() for file in left)
+        assert all(file.exists() for file in kept[1:])
+
+
 def test_a_file_in_the_workspaces_place_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "space").write_text("")
     with pytest.raises(InputError, match="cannot be used"):

@@ -59,6 +59,7 @@ from medclipsam.server.rounds import FINAL, Rounds, RoundStrategy, who
 from medclipsam.server.scorer import METHODS, ORIGINAL
 from medclipsam.server.scoring import RoundScoring
 from medclipsam.server.segments import settled
+from medclipsam.server.sessions import expire_sessions
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.server.tasks import ZeroShotBatch, ZeroShotTask, task_name
 from medclipsam.server.trainer import NetworkTrainer
@@ -236,6 +237,12 @@ class MedClipSamApp(MONAILabelApp):
                 device=self.app_conf.device,
             ),
         }
+
+    def cleanup_sessions(self) -> None:
+        """Remove the sessions that have ended; MONAI Label calls this at the start and every few minutes."""
+        sessions = self.sessions()
+        if sessions is not None:
+            expire_sessions(sessions)
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Return the strategies that say what to label next."""

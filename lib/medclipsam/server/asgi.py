@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -30,10 +31,19 @@ from medclipsam.server.evidence import EvidenceStore, evidence_router
 from medclipsam.server.health import health_router, metrics_router, not_ready
 from medclipsam.server.http import status_of, storage_error
 from medclipsam.server.metrics import METRICS, CountInfers
-from medclipsam.server.middleware import AccessFirst, BodyLimit, ComposedNames, SameOrigin, UnforeseenErrors, refused
+from medclipsam.server.middleware import (
+    AccessFirst,
+    BodyLimit,
+    ComposedNames,
+    SafeHeaders,
+    SameOrigin,
+    UnforeseenErrors,
+    refused,
+)
 from medclipsam.server.rounds import RoundsKeeper
 from medclipsam.server.routes import datastore, infer, login, networks, pages, proxy, rounds, sessions, targets, tasks
 from medclipsam.server.scoring import Scorings
+from medclipsam.server.waiting import THREADS
 from medclipsam.server.work import WorkQueue
 
 
@@ -82,7 +92,7 @@ def create_app(
         version=__version__,
         description="Text-driven segmentation (MedCLIP-SAMv2) as a MONAI Label server. For research use only.",
         docs_url=None,
-        redoc_url="/docs",
+        redoc_url=None,
         lifespan=_lifespan,
         responses={"4XX": {"description": "One sentence says what is wrong", "content": _SENTENCE}},
     )
@@ -118,6 +128,7 @@ def create_app(
     app.add_middleware(ComposedNames)
     app.add_middleware(SameOrigin, origins=origins, local=local)
     app.add_middleware(UnforeseenErrors)
+    app.add_middleware(SafeHeaders)
     return app
 
 
@@ -130,6 +141,7 @@ _SENTENCE = {
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     label_app: MedClipSamApp = app.state.label_app
     label_app.server_mode(True)
     label_app.on_init_complete()

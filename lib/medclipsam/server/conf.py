@@ -31,7 +31,7 @@ _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
 # Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
 LABEL_ACCESS = ("folder", "owner")
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?|mps")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Limits:
         values: dict[str, int] = {}
         for key, text in given.items():
             low, high = _LIMITS[key]
-            if not re.fullmatch(r"\d{1,9}", str(text).strip()) or not low <= int(text) <= high:
+            if not re.fullmatch(r"[0-9]{1,9}", str(text).strip()) or not low <= int(text) <= high:
                 raise OptionError(key, text, f"a whole number from {low} to {high}")
             values[key] = int(text)
         return cls(**values)

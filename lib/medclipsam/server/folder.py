@@ -85,6 +85,7 @@ class FolderStudies(LabelFiles):
         skip = {labels, folder / CONFIG}
         self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
         self._read_config(strict=True)
+        self._remove_parts()
         self.refresh()
 
     def refresh(self) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
@@ -28,10 +30,12 @@ def health_router(not_ready: Callable[[], str | None]) -> APIRouter:
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    # not async: to look for weights takes the disk
+    # to look for weights takes the disk; other requests may have taken all threads
+    threads = anyio.CapacityLimiter(2)
+
     @router.get("/readyz", summary="Whether the server can work", responses={503: {"description": "Not ready"}})
-    def readyz() -> JSONResponse:
-        reason = not_ready()
+    async def readyz() -> JSONResponse:
+        reason = await anyio.to_thread.run_sync(not_ready, limiter=threads)
         if reason is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)

@@ -11,7 +11,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from medclipsam.errors import InputError
 from medclipsam.server.folder_lock import FolderLock
-from medclipsam.server.http import UnknownError
+from medclipsam.server.http import BusyError, UnknownError
 from medclipsam.server.kept_info import merged_label_info
 from medclipsam.server.label_versions import LabelVersion, LabelVersions
 from medclipsam.studies.final import SAVED_BY
@@ -35,6 +35,10 @@ CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | N
 
 CONFIG = "datastore_v2.json"
 FINAL = DefaultLabelTag.FINAL.value
+# How names begin that files have until they are complete; all such are written under the lock.
+_PART = ".medclipsam-part-"
+# Seconds to wait for the lock before what a killed process has left is removed.
+_PATIENCE = 1.0
 
 
 class LabelFiles(LocalDatastore):
@@ -68,6 +72,13 @@ class LabelFiles(LocalDatastore):
     def not_ready(self) -> str | None:
         """Return why labels cannot be saved at the moment; None where they can."""
         return "the studies folder is locked by another program" if self._folder_lock.is_foreign() else None
+
+    def _remove_parts(self) -> None:
+        """Remove files that a process was killed in the middle of; nothing where another process writes just now."""
+        labels = self._root / self._datastore.labels_dir
+        with suppress(OSError, BusyError), FolderLock(self._root / ".lock", _PATIENCE).held():
+            for left in (*self._root.glob(f"{_PART}*"), *labels.glob(f"*/{_PART}*"), *self._versions.parts()):
+                left.unlink(missing_ok=True)
 
     def corrections(self, label_id: str, label_tag: str) -> list[str]:
         """Return what was corrected or assumed when a label was saved, a sentence each."""
@@ -237,7 +248,7 @@ class LabelFiles(LocalDatastore):
             for image_id, entry in self._datastore.objects.items()
             if entry.labels or entry.image.info.keys() - {"ts", "name", "file"}
         }
-        handle, name = tempfile.mkstemp(dir=self._root, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
         try:
             with os.fdopen(handle, "w") as file:
                 json.dump(content, file, indent=2, default=str)
@@ -271,7 +282,7 @@ def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], obj
         Called with the copy under its temporary name, which ends as the target's does. Where it raises, the file that
         was there before stays.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=label_suffix(target.name))
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_PART, suffix=label_suffix(target.name))
     os.close(handle)
     try:
         shutil.copyfile(source, name)

@@ -112,6 +112,10 @@ class LabelVersions:
         _place(folder / f"{number}{suffix}", mode, lambda path: shutil.copyfile(file, path))
         self._drop_surplus(self.of(image_id, tag))
 
+    def parts(self) -> list[Path]:
+        """Return the files that are not complete: those of a process that was killed, where none writes now."""
+        return list(self._root.glob("*/*/.*"))
+
     def forget(self, image_id: str) -> None:
         """Remove all versions of the labels of an image."""
         for tag in self._root.iterdir() if self._root.is_dir() else ():

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import secrets
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio.to_thread
-from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medclipsam.errors import MedClipSamError
 from medclipsam.server.access import Access, is_loopback
-from medclipsam.server.http import UnauthenticatedError, headers_of, status_of, storage_error, told
+from medclipsam.server.http import UnauthenticatedError, UpstreamError, headers_of, status_of, storage_error, told
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,29 @@ def _is_page(request: Request) -> bool:
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
+# Of answers that state no policy of their own: they are data, not pages.
+_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+class SafeHeaders:
+    """Add to every answer that browsers must not guess its type, and a policy where it has none: nothing is loaded."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+
+        async def adding(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Content-Security-Policy", _DATA_POLICY)
+            await send(message)
+
+        await self.app(scope, receive, adding)
+
+
 class UnforeseenErrors:
     """Answer an error that nobody foresaw with a sentence and a number, under which the log has the traceback."""
 
@@ -76,7 +99,19 @@ class UnforeseenErrors:
 
         try:
             await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            # it left, or sent what is not HTTP; nobody waits for an answer
+            logger.info("A client did not complete its request to %s %s", scope["method"], _route(scope))
         except Exception as error:
+            cut_off = next((each for each in _causes(error) if isinstance(each, UpstreamError)), None)
+            if started and cut_off is not None:
+                # the connection is closed before the answer's end, which tells the client
+                logger.warning("An answer was cut off: %s", cut_off)
+                return
+            if not started and any(map(_is_no_text, _causes(error))):
+                sentence = "The request holds characters that are no text (surrogates); allowed: text in UTF-8."
+                await JSONResponse({"detail": sentence}, status_code=400)(scope, receive, send)
+                return
             storage = storage_error(error)
             if storage is not None and not started:
                 logger.error("%s at %s %s", storage, scope["method"], _route(scope), exc_info=error)
@@ -88,6 +123,18 @@ class UnforeseenErrors:
                 raise
             sentence = f"The server failed on this request, which should not happen; its log has the cause as {number}."
             await JSONResponse({"detail": sentence}, status_code=500)(scope, receive, send)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _is_no_text(error: BaseException) -> bool:
+    """Return whether text from a request could not be written since it holds halves of characters."""
+    return isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed"
 
 
 class ComposedNames:
@@ -142,12 +189,13 @@ class SameOrigin:
     def _refusal(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
+        own = f"{scope.get('scheme', 'http')}://{host}"
         if self.local and not is_loopback(_name(host)):
             return f"This server answers to addresses of its own machine only, not to {host!r}."
         origin = headers.get("origin", "").rstrip("/").lower()
         if scope["method"] in _SAFE_METHODS or not origin or origin in self.origins:
             return ""
-        if host and origin.partition("://")[2] == host:
+        if host and _same(origin, own):
             return ""
         return f"Pages of {origin!r} may not change anything here; MONAI_LABEL_CORS_ORIGINS names origins that may."
 
@@ -228,7 +276,7 @@ class BodyLimit:
         if scope["path"] == self.login:
             limit = min(limit, MAX_LOGIN_BODY)
         told = headers.get("content-length", "")
-        if told.isdigit() and (len(told) > 18 or int(told) > limit):
+        if told.isascii() and told.isdigit() and (len(told) > 18 or int(told) > limit):
             await self._refuse(limit, scope, receive, send)
             return
         read = 0
@@ -265,6 +313,18 @@ class BodyLimit:
 
 class _TooLarge(Exception):
     """A body went over the limit while it was read."""
+
+
+def _same(one: str, other: str) -> bool:
+    """Return whether two origins have the same scheme, host name and port."""
+    try:
+        parts = [urlsplit(origin) for origin in (one, other)]
+        first, second = (
+            (part.scheme, part.hostname, part.port or {"http": 80, "https": 443}.get(part.scheme)) for part in parts
+        )
+    except ValueError:
+        return False
+    return first == second and None not in first
 
 
 def _name(host: str) -> str:

@@ -71,7 +71,7 @@ class OidcOptions:
             raise OptionError("oidc_issuer", chosen["issuer"], "an https URL; http on this machine only")
         if "session_minutes" in chosen:
             text = chosen["session_minutes"]
-            if not re.fullmatch(r"\d{1,6}", text) or not 1 <= int(text) <= _LONGEST_SESSION:
+            if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= _LONGEST_SESSION:
                 raise OptionError("oidc_session_minutes", text, f"a whole number from 1 to {_LONGEST_SESSION}")
             chosen["session_minutes"] = int(text)
         if "openid" not in chosen.get("scopes", "openid").split():

@@ -17,7 +17,7 @@ from medclipsam.server.settings import as_switch
 
 MODALITIES = ("CT", "MR", "CR", "DX", "MG", "US")
 # Whole numbers: key -> (least, greatest).
-_RANGES = {"timeout": (1, 3600), "retries": (0, 10), "cache_mb": (16, 1024 * 1024 * 16)}
+_RANGES = {"timeout": (1, 3600), "max_seconds": (1, 86400), "retries": (0, 10), "cache_mb": (16, 1024 * 1024 * 16)}
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 
 
@@ -32,7 +32,9 @@ class PacsOptions:
     filters : tuple of (str, str)
         Further conditions of the search, as DICOM keyword and value: ("StudyDate", "20260101-").
     timeout : int
-        Seconds within which the server must go on with its answer.
+        Seconds within which the server must begin its answer, and go on with it at 1 KiB a second or more.
+    max_seconds : int
+        Seconds within which an answer must be complete.
     retries : int
         How often a search or retrieval that failed is tried again.
     cache_mb : int
@@ -48,6 +50,7 @@ class PacsOptions:
     modalities: tuple[str, ...] = MODALITIES
     filters: tuple[tuple[str, str], ...] = ()
     timeout: int = 20
+    max_seconds: int = 900
     retries: int = 2
     cache_mb: int = 20 * 1024
     foreign_labels: bool = False
@@ -67,7 +70,7 @@ class PacsOptions:
         for key, text in ((key, str(value).strip()) for key, value in given.items()):
             if key in _RANGES:
                 low, high = _RANGES[key]
-                if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
+                if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
                     raise OptionError(f"pacs_{key}", text, f"a whole number from {low} to {high}")
                 values[key] = int(text)
             elif key == "modalities":
@@ -84,7 +87,10 @@ class PacsOptions:
         return cls(**values)
 
 
-PACS_KEYS = ("modalities", "filter", "timeout", "retries", "cache_mb", "foreign_labels", "ca_file", "token_file")
+PACS_KEYS = (
+    *("modalities", "filter", "timeout", "max_seconds", "retries", "cache_mb", "foreign_labels", "ca_file"),
+    "token_file",
+)
 
 
 def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:

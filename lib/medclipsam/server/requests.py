@@ -21,7 +21,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".png")
 BATCH_IMAGES = ("all", "labeled", "unlabeled")
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
+_GPUS = re.compile(r"all|[0-9]{1,3}(,[0-9]{1,3})*")
 _LONGEST_TEXT = 1000
 
 

@@ -26,7 +26,7 @@ from medclipsam.server.labels import label_number
 BACKGROUND = "background"
 _LARGEST = 255
 # 3D Slicer's keys of one segment.
-_SEGMENT = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
+_SEGMENT = re.compile(r"Segment([0-9]+)_(Name|LabelValue|Layer)")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
 from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
+from medclipsam.server.addresses import is_url, keep_user
 from medclipsam.server.conf import AppConf
 from medclipsam.server.doctor import check_pacs
 from medclipsam.server.oidc import OidcProvider
@@ -126,11 +127,14 @@ def serve(
     )
     if certificate is not None:
         _check_certificate(*certificate)
+    if is_url(studies):
+        # sub-processes and logs have the address alone
+        studies = keep_user(studies)
     studies = _checked_studies(studies, typed)
     reached = Reached(host, access, certificate, behind_proxy)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
-    others = [] if workspace or _is_url(studies) else nearby(place)
+    others = [] if workspace or is_url(studies) else nearby(place)
     with _listen(host, port) as listener, Workspace(place) as space:
         _check_models(typed)
         _say("medclipsam: starting MONAI Label, which takes 10 seconds or more ...\n")
@@ -146,7 +150,7 @@ def serve(
                 f"this name, which are gone: {', '.join(map(str, others))}. If one of them belongs to these studies, "
                 "stop the server and name it with --workspace.\n"
             )
-        if not _is_url(studies):
+        if not is_url(studies):
             remember(Path(studies), place)
         _run(studies, reached, settings, space, listener, warm_up)
 
@@ -214,14 +218,10 @@ def _check_models(conf: AppConf) -> None:
         raise OptionError("device", conf.device, "auto, cpu, or a GPU that torch sees on this machine") from None
 
 
-def _is_url(studies: str) -> bool:
-    return studies.startswith(("http://", "https://"))
-
-
 def _checked_studies(studies: str, conf: AppConf) -> str:
-    if _is_url(studies):
+    if is_url(studies):
         _ask_dicomweb(studies, conf)
-        return studies.rstrip("/")
+        return studies
     folder = Path(studies).expanduser()
     if not folder.is_dir():
         raise InputError(f"Studies {studies} is no folder and no http(s) URL of a DICOMweb server.")
@@ -306,6 +306,7 @@ def _run(
     logging.config.dictConfig(json.loads(Path(log_config).read_text()))
     # before the server answers, so that what is wrong with the app is an error and not a failed start
     from medclipsam.server.asgi import create_app
+    from medclipsam.server.protocol import BoundedProtocol
 
     instance = app_instance()
     if warm_up:
@@ -316,6 +317,8 @@ def _run(
     chain, private = reached.certificate or (None, None)
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
+        ws="none",
         log_config=log_config,
         access_log=False,
         ssl_certfile=chain,
@@ -324,6 +327,7 @@ def _run(
         forwarded_allow_ips=reached.behind_proxy,
         timeout_graceful_shutdown=_GRACE,
     )
+    _allow_connections()
     # uvicorn raises a signal again once it has shut down, and SIGTERM's own way would leave the sub-processes running
     signal.signal(signal.SIGTERM, _leave)
     base = address(reached.host, port, secure=reached.certificate is not None)
@@ -333,6 +337,18 @@ def _run(
         for method in ("train", "batch_infer"):
             while processes(method):
                 stop_background_task(method)
+
+
+def _allow_connections() -> None:
+    """Raise the limit of open files, where the system lets us, to what the connections and as many files need."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _keep_house(space: Workspace, instance: MedClipSamApp, every: float = _EXPIRE_EVERY) -> None:

@@ -132,6 +132,7 @@ _APP_SETTINGS = (
     Setting("pacs_modalities", _PACS, "modalities of the series that are listed", "list"),
     Setting("pacs_filter", _PACS, "further conditions of the search: StudyDate=20260101-; PatientID=TRIAL*", "list"),
     Setting("pacs_timeout", _PACS, "seconds within which the server must go on with its answer (default: 20)"),
+    Setting("pacs_max_seconds", _PACS, "seconds within which an answer must be complete (default: 900)"),
     Setting("pacs_retries", _PACS, "further attempts at a failed search or retrieval (default: 2)"),
     Setting("pacs_cache_mb", _PACS, "MiB that fetched series may take (default: 20480)"),
     Setting("pacs_foreign_labels", _PACS, "use SEGs of other programs where there is none of ours", "switch"),
@@ -232,7 +233,7 @@ class ServeSettings:
         if not studies:
             raise InputError("The studies are missing; name a folder or a DICOMweb server with --studies.")
         port = chosen.pop("port", "8000").strip()
-        if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+        if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise OptionError("port", port, "a whole number from 0 to 65535")
         paths = {key: _path(chosen.pop(key, "")) for key in ("workspace", "token_file", "ssl_certfile", "ssl_keyfile")}
         chain, private = paths["ssl_certfile"], paths["ssl_keyfile"]

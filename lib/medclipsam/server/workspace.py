@@ -16,6 +16,7 @@ from filelock import BaseFileLock
 
 from medclipsam.errors import InputError
 from medclipsam.locks import lock_is_held, process_start, take_lock
+from medclipsam.server.addresses import is_url, without_user
 from medclipsam.studies.identity import workspace_of
 from medclipsam.training.lock import holder_of, write_json
 
@@ -54,6 +55,7 @@ class Workspace:
             # a training that outlived the server before still works in it
             if holder_of(self.networks) is None:
                 shutil.rmtree(self.temporary, ignore_errors=True)
+            _remove_parts(folder, self.networks)
             for part in (self.app, self.temporary, self.sessions, self.dicomweb, self.networks):
                 part.mkdir(exist_ok=True)
             (self.app / "main.py").write_text(_MAIN)
@@ -130,6 +132,15 @@ class Workspace:
         return lock
 
 
+def _remove_parts(*folders: Path) -> None:
+    """Remove the files that processes that have ended were writing: `.<name>.<process id>`."""
+    for folder in folders:
+        for file in folder.glob(".*.[0-9]*"):
+            pid = file.name.rpartition(".")[2]
+            if pid.isascii() and pid.isdigit() and process_start(int(pid)) is None:
+                file.unlink(missing_ok=True)
+
+
 def owner_of(folder: Path) -> str | None:
     """Return which process serves from a workspace, as "process 4711"; None where none does.
 
@@ -161,10 +172,12 @@ def default_workspace(studies: str) -> Path:
     Parameters
     ----------
     studies : str
-        Absolute path or URL.
+        Absolute path or URL; a user name and password in a URL make no difference.
     """
+    if is_url(studies):
+        studies = without_user(studies)
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     name = re.sub(r"[^A-Za-z0-9]+", "-", studies.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "studies"
     digest = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:10]
     default = data / "medclipsam" / "workspaces" / f"{name[:40]}-{digest}"
-    return default if studies.startswith(("http://", "https://")) else workspace_of(Path(studies), default)
+    return default if is_url(studies) else workspace_of(Path(studies), default)

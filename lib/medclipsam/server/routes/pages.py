@@ -8,10 +8,10 @@ from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi_offline
 import monailabel.endpoints
 from fastapi import APIRouter, Query, Request
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from monailabel.config import settings
 from monailabel.utils.others.generic import get_mime_type
 
@@ -24,10 +24,26 @@ _OHIF = STATIC / "ohif"
 # Takes the place of the bundle's own: what OHIF reads first, and may extend it by.
 _OHIF_CONFIGURATION = Path(__file__).parents[1] / "viewer" / "app-config.js"
 # The viewer asks its own server and nobody else, whatever the bundle would load (fonts) or be told to open.
+# Its decoders are WebAssembly in workers, which it makes of blobs.
 _OHIF_POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+# Swagger UI and Redoc set styles, and Redoc searches in a worker that it makes of a blob.
+_PAGES_POLICY = (
+    "default-src 'none'; script-src 'self'; worker-src blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+# What the pages load: ours, and of the package fastapi-offline.
+_OURS = Path(__file__).parents[1] / "viewer"
+_PARTS = {
+    "api.js": _OURS,
+    "reference.js": _OURS,
+    **dict.fromkeys(
+        ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js"),
+        Path(fastapi_offline.__file__).parent / "static",
+    ),
+}
 
 router = APIRouter()
 
@@ -40,10 +56,28 @@ def info(app: App, user: AsUser) -> dict[str, Any]:
 
 
 @router.get("/", include_in_schema=False)
-def try_out(request: Request) -> HTMLResponse:
+def try_out() -> FileResponse:
     """Answer a page to try the API out."""
-    where = f"{request.scope.get('root_path', '')}/openapi.json"
-    return get_swagger_ui_html(openapi_url=where, title="medclipsam - API", swagger_favicon_url="favicon.ico")
+    return _page("api.html")
+
+
+@router.get("/docs", include_in_schema=False)
+def read() -> FileResponse:
+    """Answer a page with the API's description."""
+    return _page("reference.html")
+
+
+@router.get("/pages/{name}", include_in_schema=False)
+def part(name: str) -> FileResponse:
+    """Answer a script or style of these pages."""
+    folder = _PARTS.get(name)
+    if folder is None:
+        raise UnknownError(f"{name[:80]!r} is no part of a page.")
+    return FileResponse(folder / name, media_type=get_mime_type(name), headers={"Cache-Control": "no-cache"})
+
+
+def _page(name: str) -> FileResponse:
+    return FileResponse(_OURS / name, media_type="text/html", headers={"Content-Security-Policy": _PAGES_POLICY})
 
 
 @router.get("/favicon.ico", include_in_schema=False)
