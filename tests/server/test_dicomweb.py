@@ -1,5 +1,6 @@
 """Studies on a DICOMweb server, against a small one that answers from memory and can be told to misbehave."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,15 +8,20 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -25,11 +31,15 @@ from fastapi.testclient import TestClient
 
 from medclipsam.active.ledger import Score
 from medclipsam.errors import OptionError
+from medclipsam.server.access import Access, load_tokens
 from medclipsam.server.app import MedClipSamApp
 from medclipsam.server.asgi import create_app
+from medclipsam.server.audit import AuditFile
 from medclipsam.server.dicomweb import DicomWebStudies
 from medclipsam.server.http import UnknownError, UpstreamError
 from medclipsam.server.pacs_options import PacsOptions
+from medclipsam.server.routes import proxy
+from medclipsam.server.waiting import Places, Turn
 
 SERIES_TAGS = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID")
 
@@ -153,6 +163,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
         elif server.fault == "slow":
             server.released.wait(20)
+        elif server.fault == "held":
+            server.released.wait(500)
+            return False
+        elif server.fault == "busy":
+            self.send_response(503)
+            self.send_header("Retry-After", "30")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif server.fault == "drip":
+            self.send_response(200)
+            self.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary=cut')
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not server.released.wait(0.05):
+                    self.wfile.write(b"x")
+            self.close_connection = True
         elif server.fault == "drop":
             self.send_response(200)
             self.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary=cut')
@@ -284,6 +311,131 @@ def test_a_fetched_series_that_vanishes_while_it_is_looked_at_is_passed_over(
     assert not folder.exists()
 
 
+def test_what_a_killed_process_was_fetching_goes_at_the_next_start(
+    app: MedClipSamApp, pacs: Pacs, conf: dict[str, str], tmp_path: Path
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    place = Path(store.get_image_uri(store.list_images()[0])).parent
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(30)
+    left = [place / f".1.2.3.{ended.pid}.partial", place / "labels" / "final" / f".1.2.3.{ended.pid}.partial"]
+    kept = place / f".1.2.4.{os.getpid()}.partial"
+    for folder in (*left, kept):
+        folder.mkdir()
+        (folder / "0.dcm").write_text("half")
+    MedClipSamApp(str(tmp_path / "app"), pacs.url, conf)
+    assert not any(folder.exists() for folder in left)
+    assert kept.exists()
+
+
+@pytest.fixture
+def patient(conf: dict[str, str]) -> None:
+    """Wait long for the server; used before `app` is made."""
+    conf["pacs_timeout"] = "500"
+
+
+@pytest.fixture
+def clients() -> Iterator[httpx.Client]:
+    """A client for many threads."""
+    with httpx.Client(timeout=500, limits=httpx.Limits(max_connections=None)) as client:
+        yield client
+
+
+def test_fifty_clients_of_a_slow_series_keep_nobody_from_an_answer(
+    patient: None, app: MedClipSamApp, pacs: Pacs, film: str, live: Callable[..., str], clients: httpx.Client
+) -> None:
+    asgi = create_app(app)
+    url = live(asgi)
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    turn = store._fetching[film] = Turn("a series", seconds=500)
+    pacs.break_down("held", _RETRIEVE)
+    with ThreadPoolExecutor(50) as threads:
+        where = f"{url}/datastore/image?image={film}"
+        asked = [threads.submit(clients.head, where) for _ in range(50)]
+        while turn.waiting < 49:
+            time.sleep(0.01)
+        # what does not need the series is answered meanwhile
+        try:
+            for path in ("healthz", "info/", "datastore/", "requests/", "proxy/dicom/qido/series"):
+                assert clients.get(f"{url}/{path}").status_code == 200, path
+            # the app is not the process's own here
+            assert clients.get(f"{url}/readyz").status_code == 503
+            assert not any(each.done() for each in asked)
+        finally:
+            pacs.released.set()
+        assert {each.result().status_code for each in asked} == {200}
+    assert pacs.retrieved == [film]
+    asgi.state.queue.close()
+
+
+def test_requests_that_wait_for_the_server_are_bounded(
+    patient: None,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    live: Callable[..., str],
+    clients: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the viewer, which are passed on, wait without a thread."""
+    monkeypatch.setattr(proxy, "_THREADS", anyio.CapacityLimiter(3))
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    store._places, store._listing = Places(5, "the server"), Turn("the list", seconds=500)
+    asgi = create_app(app)
+    url = live(asgi)
+    pacs.break_down("held", "series")
+    with ThreadPoolExecutor(20) as threads:
+        slow = [threads.submit(clients.get, f"{url}/datastore/") for _ in range(10)]
+        passed = [threads.submit(clients.get, f"{url}/proxy/dicom/qido/series") for _ in range(10)]
+        while sum(each.done() for each in slow) < 5:
+            time.sleep(0.01)
+        try:
+            for path in ("healthz", "requests/", "metrics"):
+                assert clients.get(f"{url}/{path}").status_code == 200, path
+            refused = [each.result() for each in slow if each.done()]
+            assert {answer.status_code for answer in refused} == {503}
+            assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+        finally:
+            pacs.released.set()
+        assert [each.result().status_code for each in passed] == [200] * 10
+        assert sorted(each.result().status_code for each in slow) == [200] * 5 + [503] * 5
+    asgi.state.queue.close()
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_busy_servers_time_is_passed_on(viewer: TestClient, pacs: Pacs, film: str, times: int) -> None:
+    pacs.break_down("busy", "", times=times)
+    for path in (f"datastore/image?image={film}", "proxy/dicom/qido/series"):
+        answer = viewer.get(f"/{path}")
+        if times > 1 or path.startswith("proxy"):
+            assert answer.status_code == (503 if times > 1 else 200)
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "30"
+
+
+def test_an_answer_that_drips_is_given_up(viewer: TestClient, pacs: Pacs, film: str, tmp_path: Path) -> None:
+    pacs.break_down("drip", _RETRIEVE)
+    assert viewer.get("/datastore/image", params={"image": film}).status_code == 504
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_an_answer_that_breaks_off_is_not_passed_on_as_whole(
+    app: MedClipSamApp, pacs: Pacs, film: str, live: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    asgi = create_app(app)
+    url = live(asgi)
+    study = pacs.of(film)[0].StudyInstanceUID
+    for fault in ("drop", "drip"):
+        pacs.break_down(fault, _RETRIEVE)
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"{url}/proxy/dicom/wado/studies/{study}/series/{film}", timeout=60)
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    asgi.state.queue.close()
+
+
 def test_a_series_is_fetched_once_by_many_threads(app: MedClipSamApp, pacs: Pacs, film: str) -> None:
     threads = [threading.Thread(target=app.image_path, args=(film,)) for _ in range(6)]
     for thread in threads:
@@ -359,6 +511,49 @@ def test_instances_are_stored(viewer: TestClient, pacs: Pacs) -> None:
     assert pacs.asked[-1][:2] == ("POST 5000 bytes", "/dicom-web/studies")
     assert pacs.asked[-1][2]["Content-Type"] == kind
     assert viewer.post("/proxy/dicom/qido/series", content=b"y").status_code == 403
+
+
+def multipart(*parts: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return the body of a store and its headers."""
+    body = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n%s\r\n" % part for part in parts) + b"--x--\r\n"
+    return body, {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}
+
+
+def test_what_is_stored_is_in_the_audit_file(app: MedClipSamApp, pacs: Pacs, film: str, tmp_path: Path) -> None:
+    app.audit = AuditFile(str(tmp_path / "audit.jsonl"))
+    tokens = tmp_path / "tokens"
+    tokens.write_text("ann annotator annotator-0123456789abcdef\n")
+    tokens.chmod(0o600)
+    asgi = create_app(app, Access(load_tokens(tokens)))
+    client = TestClient(asgi, headers={"Authorization": "Bearer annotator-0123456789abcdef"})
+    one, other = (io.BytesIO(), io.BytesIO())
+    data = pacs.of(film)[0]
+    data.save_as(one)
+    first = str(data.SOPInstanceUID)
+    data.SOPInstanceUID = "1.2.3.4.5"
+    data.save_as(other)
+    data.SOPInstanceUID = first
+    body, headers = multipart(one.getvalue(), other.getvalue(), b"no DICOM")
+    # the fake server names the first instance alone
+    assert client.post("/proxy/dicom/stow/studies", content=body, headers=headers).status_code == 200
+    for fault in ("409", "500", "busy", "401", "drop"):
+        pacs.break_down(fault)
+        client.post("/proxy/dicom/stow/studies", content=body, headers=headers)
+    pacs.break_down("")
+    cut = body[: len(body) - 30]
+    client.post("/proxy/dicom/stow/studies", content=cut, headers=headers)
+    assert client.post("/proxy/dicom/stow/studies", content=b"y", headers=headers).status_code == 200
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert {(line["event"], line["user"], line["route"]) for line in lines} == {
+        ("instances passed on", "ann", "POST /proxy/dicom/stow/studies")
+    }
+    told = [set(line["instances"].values()) for line in lines]
+    assert lines[0]["instances"] == {first: "stored", "1.2.3.4.5": "unknown"}
+    assert lines[0]["status"] == 200
+    assert told[1:6] == [{"not stored"}, {"unknown"}, {"not stored"}, {"not stored"}, {"unknown"}]
+    assert set(lines[6]["instances"]) == {first, "1.2.3.4.5"}
+    assert lines[7]["instances"] == {}
+    asgi.state.queue.close()
 
 
 def test_a_server_that_fails_is_a_bad_gateway_for_the_viewer_too(viewer: TestClient, pacs: Pacs) -> None:

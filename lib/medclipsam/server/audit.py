@@ -1,4 +1,4 @@
-"""The audit file: one line of JSON for each mask that is given out and each label that is saved or removed."""
+"""The audit file: a line of JSON for each mask that is given out and each label that is saved or removed."""
 
 from __future__ import annotations
 
@@ -72,6 +72,18 @@ class AuditFile:
     def label(self, event: str, image: str, tag: str, model: str | None = None, weights: Any = None) -> None:
         """Note that a label was saved or removed: `event` is "label saved", "label removed" or "image removed"."""
         self._note(event, image=image, tag=tag, model=model, weights=_hashes(weights))
+
+    def stored(self, instances: Mapping[str, str], status: int | None) -> None:
+        """Note that instances were passed on to the DICOMweb server.
+
+        Parameters
+        ----------
+        instances : mapping of str to str
+            SOP Instance UID to "stored", "not stored" or "unknown".
+        status : int or None
+            The answer's status; None where there was none.
+        """
+        self._note("instances passed on", instances=dict(instances), status=status)
 
     def network(self, event: str, name: str, version: int) -> None:
         """Note that another network is served."""

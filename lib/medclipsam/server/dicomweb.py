@@ -7,18 +7,18 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -40,12 +40,14 @@ from medclipsam.imaging.dicom_seg import (
 )
 from medclipsam.imaging.dicom_series import SeriesVolume, Slice, volumes_of
 from medclipsam.imaging.write import replace_file
-from medclipsam.server.http import ConflictError, UnknownError, UpstreamError
+from medclipsam.locks import process_start
+from medclipsam.server.http import BusyError, ConflictError, UnknownError, UpstreamError
 from medclipsam.server.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.kept_info import merged_image_info
 from medclipsam.server.label_files import CheckLabel, LabelFiles, label_suffix
 from medclipsam.server.pacs import UID, Pacs
 from medclipsam.server.stores import SentLabel, SentLabels
+from medclipsam.server.waiting import WAITING_SECONDS, WAITING_THREADS, Places, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,15 @@ LONG_FRESH_SECONDS = 60.0
 # A series that was asked for within so many seconds may be in use, and one of a data list for a day.
 IN_USE_SECONDS = 120.0
 LISTED_SECONDS = 24 * 3600.0
-# What a process that was killed leaves behind is nobody's after so many seconds.
+# A small file that a process was killed in the middle of is nobody's after so many seconds.
 _LEFT_SECONDS = 3600.0
 _PARTIAL = ".partial"
 # Folders of links to the files of one volume of a series that holds several.
 _PARTS = ".parts"
 # Which series hold several volumes; kept so that they are listed as such after a restart.
 _VOLUMES = ".volumes.json"
+# Segmentations that were sent and that the server does not list yet.
+_SENT = ".sent.json"
 
 _FIELDS = ("StudyDescription", "SeriesDescription", "NumberOfSeriesRelatedInstances", "BodyPartExamined", "PatientID")
 # Modalities whose series may be a heap of single pictures and loops.
@@ -203,20 +207,21 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         self._check_label = check_label
         self._in_use = in_use
         self._fresh = fresh
-        self._listing = threading.RLock()
+        self._places = Places(WAITING_THREADS, "the DICOMweb server")
+        self._listing = Turn("the DICOMweb server's list")
         self._listed: tuple[float, dict[str, _Listed]] | None = None
         self._pictures: dict[tuple[str, int], list[str]] = {}
         self._labelled: tuple[float, dict[str, StoredLabel]] | None = None
         # what the segmentations of a series refer to never changes, so that each is looked at once
         self._segmentations: dict[tuple[str, int], list[StoredLabel]] = {}
-        self._fetching: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._fetching: dict[str, Turn] = defaultdict(partial(Turn, "an image that is being fetched"))
         # the instances of series as the server has listed them last, and when that was
         self._instances_of: dict[str, tuple[float, frozenset[str]]] = {}
         self._held: dict[Path, _Held] = {}
         self._noted: dict[str, Signature] = {}
         # series that hold several volumes: the instances of each by the volume's id
         self._volumes: dict[str, dict[str, frozenset[str]]] = _read_volumes(cache / _VOLUMES)
-        self._sent = SentLabels(cache / ".sent.json")
+        self._sent = SentLabels(cache / _SENT)
         self._read_config(strict=True)
         self._remove_left_behind()
 
@@ -319,7 +324,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         stored = self._labels().get(label_id)
         if stored is None:
             return ""
-        with self._fetching[label_id]:
+        with self._places.one(), self._fetching[label_id]:
             known = self._datastore.label(label_id, FINAL)
             path = Path(self._label_path(label_id, FINAL, ".nii.gz"))
             if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
@@ -407,7 +412,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         tag, info = _tag(label_tag), dict(label_info or {})
         folder = Path(self.get_image_uri(image_id))
         check = self._check_label(folder, Path(label_filename), info) if self._check_label else None
-        with self._fetching[image_id]:
+        with self._places.one(), self._fetching[image_id]:
             if tag == FINAL:
                 self._store_label(image_id, folder, Path(label_filename), info)
             else:
@@ -455,7 +460,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     def _series(self) -> dict[str, _Listed]:
         """Return the images by their ids, as the server lists them now."""
         self._look_again()
-        with self._listing:
+        with self._places.one(), self._listing:
             if self._listed is None or time.monotonic() - self._listed[0] > self._fresh:
                 found: dict[str, _Listed] = {}
                 pictures: dict[tuple[str, int], list[str]] = {}
@@ -512,7 +517,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def _labels(self) -> dict[str, StoredLabel]:
         """Return the segmentation that counts of each image that has one."""
-        with self._listing:
+        with self._places.one(), self._listing:
             self._series()
             if self._labelled is None or time.monotonic() - self._labelled[0] > self._fresh:
                 conditions = {name: value for name, value in self.pacs.options.filters if name in _STUDY_LEVEL}
@@ -592,7 +597,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         if listed is None:
             raise self._unknown(image_id)
         folder = self._folder(listed.stored)
-        with self._fetching[listed.stored]:
+        with self._places.one(), self._fetching[listed.stored]:
             now = self._instances_now(listed)
             if folder.is_dir() and not self._held_in(folder).is_all(now, listed.count):
                 self._remove(folder)
@@ -735,11 +740,17 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             return True
 
     def _remove_left_behind(self) -> None:
+        """Remove what processes that have ended were fetching or writing."""
+        self._remove_parts()
+        for folder in self._root.resolve().rglob(f".*{_PARTIAL}"):
+            pid = folder.name.removesuffix(_PARTIAL).rpartition(".")[2]
+            if pid.isascii() and pid.isdigit() and process_start(int(pid)) is None:
+                shutil.rmtree(folder, ignore_errors=True)
         oldest = time.time() - _LEFT_SECONDS
-        for folder in self._root.resolve().glob(f".*{_PARTIAL}"):
+        for file in (*self._root.glob(f"{_SENT}.*"), *self._root.glob(f".{_VOLUMES}.*")):
             with suppress(FileNotFoundError):
-                if folder.stat().st_mtime < oldest:
-                    shutil.rmtree(folder, ignore_errors=True)
+                if file.name != f"{_SENT}.lock" and file.stat().st_mtime < oldest:
+                    file.unlink()
 
     def _entry(self, image_id: str) -> ImageLabelModel:
         # with an empty extension the folder itself is the image's file
@@ -762,7 +773,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         labels = read_mask(file, image)
         text = self._describe(image_id, folder, labels, info)
         corrections: list[str] = []
-        with FileLock(str(self._root / ".storing")), _temporary(".dcm") as path:
+        with self._storing(), _temporary(".dcm") as path:
             self.refresh()
             self._check_complete(image_id)
             before = self._labels().get(image_id)
@@ -788,6 +799,19 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             info["corrections"] = corrections
         told = _label_info(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), [(s.label, s) for s in text.segments])
         self._keep_final(image_id, labels, image, {**info, **told})
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Let one thread of all processes store at a time."""
+        lock = FileLock(str(self._root / ".storing"), timeout=WAITING_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BusyError("Another label is being stored, which takes long; save this one again later.", 5) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _check_complete(self, image_id: str) -> None:
         """Raise `ConflictError` if the server has other instances of a series by now than were fetched."""

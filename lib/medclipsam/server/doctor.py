@@ -308,8 +308,6 @@ def check_folder(folder: Path) -> Check:
 
 def check_pacs(url: str, options: PacsOptions | None = None) -> Check:
     """Ask a DICOMweb server for one study, in the way that the server would."""
-    import requests
-
     from medclipsam.server.http import UpstreamError
     from medclipsam.server.pacs import Credentials, Pacs
 
@@ -327,13 +325,11 @@ def check_pacs(url: str, options: PacsOptions | None = None) -> Check:
             headers={"Accept": "application/dicom+json"},
             timeout=10,
         ) as answer:
-            status, reason, content = answer.status_code, answer.reason, answer.content
+            status, reason, content = answer.status_code, answer.reason, pacs.body(answer)
     except UpstreamError as error:
         advice = "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD, or pacs_token_file."
         refused = "credentials" in str(error)
         return Check("pacs", "failed", str(error), advice if refused else "Check host, port, certificate and firewall.")
-    except requests.RequestException as error:
-        return Check("pacs", "failed", f"{pacs.url} broke off ({type(error).__name__}).", "Check the server.")
     if status >= 300:
         found = f"{pacs.url} answers {status} {reason} to a search for studies (QIDO)."
         return Check("pacs", "failed", found, "Give the DICOMweb root, such as http://pacs:8042/dicom-web.")

@@ -53,9 +53,30 @@ class UpstreamError(MedClipSamError):
         self.permanent = True
         return self
 
+    def adding(self, sentence: str) -> UpstreamError:
+        """Return this error with a further sentence."""
+        self.args = (f"{self} {sentence}",)
+        return self
+
 
 class UpstreamTimeoutError(UpstreamError):
     """The DICOMweb server that holds the studies did not answer in time."""
+
+
+class UpstreamBusyError(UpstreamError):
+    """The DICOMweb server that holds the studies asks for the request to be repeated later.
+
+    Parameters
+    ----------
+    sentence : str
+        What it answered.
+    retry_after : float
+        Seconds after which it may be asked again, as it says.
+    """
+
+    def __init__(self, sentence: str, retry_after: float = 30.0) -> None:
+        super().__init__(sentence)
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class BusyError(MedClipSamError):
@@ -88,6 +109,7 @@ _STATUS: tuple[tuple[type[MedClipSamError], int], ...] = (
     (CancelledError, 409),
     (TooLargeError, 413),
     (UpstreamTimeoutError, 504),
+    (UpstreamBusyError, 503),
     (UpstreamError, 502),
     (AlreadyRunningError, 429),
     (TrainingRunsError, 429),
@@ -175,7 +197,9 @@ _LEAST_FREE = 2**20
 
 def headers_of(error: MedClipSamError) -> dict[str, str]:
     """Return the headers that go with the answer."""
-    return {"Retry-After": str(error.retry_after)} if isinstance(error, (BusyError, LockedError)) else {}
+    if isinstance(error, (BusyError, LockedError, UpstreamBusyError)):
+        return {"Retry-After": str(error.retry_after)}
+    return {}
 
 
 @contextmanager

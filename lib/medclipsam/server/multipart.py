@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from email.message import Message
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
+
+from medclipsam.imaging.dicom import read_elements
 
 # A part's own headers are shorter.
 _MAX_HEADERS = 64 * 1024
+_BLOCK = 1024 * 1024
+# Parts of a body: instances of a series.
+MAX_PARTS = 50_000
 
 
 class IncompleteError(Exception):
@@ -24,7 +32,7 @@ def boundary_of(content_type: str) -> bytes | None:
     return str(boundary).encode("ascii", "replace") if boundary else None
 
 
-def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path) -> list[Path]:
+def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path, most: int = MAX_PARTS) -> list[Path]:
     """Write each part's body to a file of its own (RFC 2046, 5.1.1).
 
     Parameters
@@ -35,6 +43,8 @@ def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path) -> list[
         What separates the parts, without its leading dashes.
     folder : Path
         Where the files `0.dcm`, `1.dcm` ... are made.
+    most : int
+        Parts that there may be.
 
     Returns
     -------
@@ -44,7 +54,7 @@ def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path) -> list[
     Raises
     ------
     IncompleteError
-        If the answer ends before its closing boundary, or a part's headers do not end.
+        If the answer ends before its closing boundary, a part's headers do not end, or there are too many parts.
     """
     mark = b"\r\n--" + boundary
     files: list[Path] = []
@@ -64,6 +74,8 @@ def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path) -> list[
                         return files
                     del buffer[:end]
                     inside = False
+                    if len(files) >= most:
+                        raise IncompleteError(f"more than {most} parts")
                     files.append(folder / f"{len(files)}.dcm")
                     part = files[-1].open("wb")
                 at = buffer.find(mark)
@@ -85,6 +97,35 @@ def write_parts(chunks: Iterable[bytes], boundary: bytes, folder: Path) -> list[
     if inside and buffer.startswith(b"--"):
         return files
     raise IncompleteError("the answer ended in mid-part")
+
+
+def instances_of(body: IO[bytes], content_type: str) -> list[str]:
+    """Return the SOP Instance UIDs of the DICOM files in a multipart body.
+
+    Parameters
+    ----------
+    body : binary file
+        Read from its beginning.
+    content_type : str
+        Names the boundary.
+
+    Returns
+    -------
+    list of str
+        In the order of the parts, up to one that breaks off; parts that cannot be read or have no UID are left out.
+    """
+    boundary = boundary_of(content_type)
+    if boundary is None:
+        return []
+    body.seek(0)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        with suppress(IncompleteError):
+            write_parts(iter(partial(body.read, _BLOCK), b""), boundary, Path(folder))
+        for file in sorted(Path(folder).iterdir(), key=lambda path: int(path.stem)):
+            with suppress(Exception):
+                found.append(str(read_elements(file, ["SOPInstanceUID"])["SOPInstanceUID"].value))
+    return found
 
 
 def _end_of_headers(buffer: bytearray) -> int | None:

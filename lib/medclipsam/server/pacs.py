@@ -16,11 +16,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pydicom
 import requests
@@ -29,16 +30,22 @@ from pydicom.dataelem import empty_value_for_VR
 from medclipsam.errors import OptionError
 from medclipsam.imaging.dicom import read_elements
 from medclipsam.imaging.whole import is_whole
-from medclipsam.server.http import UnknownError, UpstreamError, UpstreamTimeoutError
+from medclipsam.server.addresses import user_of, without_user
+from medclipsam.server.http import UnknownError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
 from medclipsam.server.multipart import IncompleteError, boundary_of, write_parts
 from medclipsam.server.pacs_options import PacsOptions
+from medclipsam.server.transport import LEAST_RATE, TimedAdapter, TooMuchError, TotalTimeout, timed_chunks
 
 logger = logging.getLogger(__name__)
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 _PAGE = 1000
-_BLOCK = 256 * 1024
+# Bytes of an answer that is kept and parsed in memory.
+_MAX_TEXT = 256 * 2**20
+# Longest that this server waits by itself where the other one names a time; further ones are told to the client.
+_MAX_WAIT = 10.0
+_MAX_RETRY_AFTER = 3600.0
 # Answers that may be other ones in a moment.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -120,13 +127,12 @@ class Pacs:
         credentials: Credentials | None = None,
         prefixes: Mapping[str, str | None] | None = None,
     ) -> None:
-        parts = urlsplit(url.strip())
-        host = parts.netloc.rpartition("@")[2]
-        self.url = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        self.url = without_user(url).partition("?")[0]
         self.options = options or PacsOptions()
         self._credentials = credentials or Credentials()
-        if parts.username:
-            self._credentials = Credentials(unquote(parts.username), unquote(parts.password or ""))
+        user = user_of(url)
+        if user is not None:
+            self._credentials = Credentials(*user)
         self._prefixes = {service: prefix.strip("/") for service, prefix in (prefixes or {}).items() if prefix}
         self._local = threading.local()
 
@@ -311,8 +317,11 @@ class Pacs:
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         said: bool | None = None
         try:
-            with self.send("POST", self.address("stow", f"studies/{study}"), data=body, headers=headers) as answer:
-                said = _says_stored(self._body(answer), instance) if answer.ok else False
+            with self._again(
+                lambda: self.send("POST", self.address("stow", f"studies/{study}"), data=body, headers=headers),
+                UpstreamBusyError,
+            ) as answer:
+                said = says_stored(self.body(answer), instance) if answer.ok else False
                 problem = UpstreamError(
                     f"The DICOMweb server {self.url} did not store the label ({answer.status_code} {answer.reason})."
                 )
@@ -327,9 +336,9 @@ class Pacs:
         try:
             found = self._appears(study, series, instance)
         except UpstreamError:
-            raise type(problem)(f"{problem} Whether the label is stored is not known; save it again.") from None
+            raise problem.adding("Whether the label is stored is not known; save it again.") from None
         if not found:
-            raise type(problem)(f"{problem} It does not list the label, which is not saved.")
+            raise problem.adding("It does not list the label, which is not saved.")
 
     def holds(self, study: str, series: str, instance: str) -> bool:
         """Whether the server lists an instance.
@@ -357,12 +366,20 @@ class Pacs:
             session = requests.Session()
             session.trust_env = False
             session.verify = self.options.ca_file or True
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, TimedAdapter())
             self._local.session = session
         return session
 
     def _check(self, answer: requests.Response) -> None:
         """Raise where the answer is none; errors of the request itself (4xx) are the caller's business."""
         status = answer.status_code
+        seconds = _retry_after(answer) if status in (429, 503) else None
+        if seconds is not None:
+            answer.close()
+            raise UpstreamBusyError(
+                f"The DICOMweb server {self.url} answers {status} {answer.reason}; ask again later.", seconds
+            )
         if not answer.is_redirect and status not in (401, 403, 407) and not 300 <= status < 400 and status < 500:
             return
         answer.close()
@@ -379,16 +396,17 @@ class Pacs:
     def _late(self, seconds: float) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(f"The DICOMweb server {self.url} did not answer within {seconds:g} seconds.")
 
-    def _again(self, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds, as often as the options allow, waiting longer each time."""
+    def _again(self, attempt: Callable[[], T], failure: type[UpstreamError] = UpstreamError) -> T:
+        """Call until it succeeds, as often as the options allow, waiting longer each time or as long as it says."""
         for tried in range(self.options.retries):
             try:
                 return attempt()
-            except UpstreamError as error:
-                if error.permanent:
+            except failure as error:
+                wait = error.retry_after if isinstance(error, UpstreamBusyError) else 0.25 * 2**tried
+                if error.permanent or wait > _MAX_WAIT:
                     raise
                 logger.warning("The DICOMweb server failed; trying again (%s)", type(error).__name__)
-            time.sleep(0.25 * 2**tried * random.uniform(0.75, 1.25))
+            time.sleep(wait * random.uniform(1.0, 1.25))
         return attempt()
 
     def _page(self, path: str, params: list[tuple[str, str]]) -> list[pydicom.Dataset]:
@@ -401,7 +419,7 @@ class Pacs:
                 return []
             if not answer.ok:
                 raise self._refused(answer)
-            content = self._body(answer)
+            content = self.body(answer)
         try:
             entries = json.loads(content) if content else []
             if not isinstance(entries, list):
@@ -417,16 +435,51 @@ class Pacs:
         error = UpstreamError(f"The DICOMweb server {self.url} answers {answer.status_code} {answer.reason}.")
         return error if answer.status_code in _TRANSIENT else error.for_good()
 
-    def _body(self, answer: requests.Response) -> bytes:
-        try:
-            return answer.content
-        except requests.RequestException as error:
-            raise self._broken(error) from None
+    def chunks(
+        self, answer: requests.Response, *, decode: bool = True, most: int | None = None
+    ) -> Generator[bytes, None, None]:
+        """Yield the body of an answer as it arrives.
 
-    def _broken(self, error: Exception) -> UpstreamError:
-        if "timed out" in str(error):
-            return self._late(self.options.timeout)
-        return UpstreamError(f"The DICOMweb server {self.url} broke off its answer.")
+        Parameters
+        ----------
+        answer : requests.Response
+            As `send` returns it.
+        decode : bool
+            Whether a content encoding is undone.
+        most : int, optional
+            Bytes that are read at the most.
+
+        Raises
+        ------
+        UpstreamTimeoutError
+            If the body takes too long, as a whole or on its way.
+        UpstreamError
+            If it is cut off or too large.
+        """
+        try:
+            yield from timed_chunks(answer, self.options.timeout, self.options.max_seconds, decode=decode, most=most)
+        except TotalTimeout:
+            raise UpstreamTimeoutError(
+                f"The DICOMweb server {self.url} did not complete its answer within {self.options.max_seconds} seconds "
+                "(pacs_max_seconds)."
+            ).for_good() from None
+        except requests.Timeout:
+            raise UpstreamTimeoutError(
+                f"The DICOMweb server {self.url} sends its answer too slowly, less than {LEAST_RATE} bytes a second "
+                f"for {self.options.timeout} seconds."
+            ) from None
+        except TooMuchError:
+            raise UpstreamError(
+                f"The DICOMweb server {self.url} sends more than {most} bytes, which are allowed for this answer."
+            ).for_good() from None
+        except requests.RequestException as error:
+            if "timed out" in str(error):
+                raise self._late(self.options.timeout) from None
+            raise UpstreamError(f"The DICOMweb server {self.url} broke off its answer.") from None
+
+    def body(self, answer: requests.Response) -> bytes:
+        """Return the body of an answer that is parsed in memory; raises as `chunks` does."""
+        return b"".join(self.chunks(answer, most=_MAX_TEXT))
 
     def _retrieve_once(self, path: str, series: str, folder: Path, count: int, expected: frozenset[str]) -> None:
         address = self.address("wado", path)
@@ -447,7 +500,7 @@ class Pacs:
 
     def _write(self, answer: requests.Response, folder: Path) -> list[Path]:
         kind = answer.headers.get("Content-Type", "")
-        chunks = answer.iter_content(_BLOCK)
+        chunks = self.chunks(answer, most=self.options.cache_mb * 2**20)
         try:
             boundary = boundary_of(kind)
             if boundary is None:
@@ -459,8 +512,6 @@ class Pacs:
             return write_parts(chunks, boundary, folder)
         except IncompleteError:
             raise UpstreamError(f"The DICOMweb server {self.url} broke off its answer.") from None
-        except requests.RequestException as error:
-            raise self._broken(error) from None
 
     def _check_files(self, files: Sequence[Path], series: str, count: int, expected: frozenset[str]) -> None:
         """Raise where an instance is cut off, is of another series, comes twice, is not expected, or is missing."""
@@ -493,7 +544,7 @@ class Pacs:
 _PLAIN = 'multipart/related; type="application/dicom"'
 
 
-def _says_stored(content: bytes, instance: str) -> bool | None:
+def says_stored(content: bytes, instance: str) -> bool | None:
     """Whether the answer to a store (DICOM JSON) names an instance as stored or failed; None where it does neither."""
     try:
         told = json.loads(content)
@@ -555,6 +606,21 @@ def _fits(entry: pydicom.Dataset, conditions: Mapping[str, str]) -> bool:
         or str(entry[name].value).casefold() in ("", "none", value.casefold())
         for name, value in conditions.items()
     )
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    """Return the seconds of a Retry-After header, within bounds; None where there is none that can be read."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        seconds = float(text)
+    else:
+        try:
+            when = parsedate_to_datetime(text)
+        except (ValueError, TypeError):
+            return None
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        seconds = (when - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 1.0), _MAX_RETRY_AFTER)
 
 
 def _reason(error: Exception) -> str:
