@@ -1,7 +1,7 @@
 # make demo   the server with the embedded demo at http://127.0.0.1:8000
 # make demo-pacs   the same on a PACS: Orthanc on this machine, with phantoms in it
 # make test   the whole test suite
-# make drill  damaged files and made-up requests by the thousand, and a table of what came of them
+# make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS; a table of what came of them
 # make lint   style, types, order of the rooms
 # make bench  ratios, measured side by side
 # make lock   the lock files anew from pyproject.toml: what runs, and what tests need beside it
@@ -39,9 +39,11 @@ test: .venv/.ready-test
 
 FILES ?= 2000
 REQUESTS ?= 10000
+KILLS ?= 100
+PACS ?= 400
 drill: .venv/.ready-test
-	@echo "== Sending $(FILES) damaged files and $(REQUESTS) made-up requests"
-	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
+	@echo "== $(FILES) damaged files, $(REQUESTS) made-up requests, $(KILLS) kills, $(PACS) faults of a PACS"
+	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) DRILL_KILLS=$(KILLS) DRILL_PACS=$(PACS) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check
