@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import errno
 import json
 import os
 import random
@@ -445,3 +446,20 @@ def make_discs() -> Callable[[Path], Discs]:
 def tiny() -> dict[str, Any]:
     """Return options of a training that takes seconds."""
     return dict(TINY_TRAINING)
+
+
+@pytest.fixture
+def hide_patients(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files, without their ends, whose header cannot be read for the patient; a test adds to them."""
+    from medclipsam.imaging import dicom
+
+    hidden: set[str] = set()
+    origin = dicom._origin
+
+    def read(file: Path) -> Any:
+        if file.name.partition(".")[0] in hidden:
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return origin(file)
+
+    monkeypatch.setattr(dicom, "_origin", read)
+    return hidden

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from medclipsam.devices import Gpu, Machine, cpu_warning, gpu_problem, main_memory, minimum_driver, pci_gpus, read_smi
+from medclipsam import devices
+from medclipsam.devices import (
+    Gpu,
+    Machine,
+    cpu_warning,
+    gpu_problem,
+    main_memory,
+    may_have_gpu,
+    minimum_driver,
+    pci_gpus,
+    read_smi,
+)
 
 GIB = 2**30
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
@@ -164,3 +176,37 @@ def test_this_machine_can_be_looked_at() -> None:
     assert machine.torch_cuda == torch.version.cuda
     assert bool(machine.gpus) == torch.cuda.is_available()
     assert 0 < machine.memory <= machine.memory_total
+
+
+@pytest.mark.parametrize("trace", ["dev/nvidiactl", "dev/nvidia0", "proc/driver/nvidia", "dev/dxg", "dev/kfd", None])
+def test_traces_of_a_driver_are_seen(tmp_path: Path, trace: str | None) -> None:
+    if trace is not None:
+        (tmp_path / trace).mkdir(parents=True)
+    assert may_have_gpu(tmp_path, "linux") == (trace is not None)
+    # other systems leave none
+    assert may_have_gpu(tmp_path, "win32")
+
+
+@pytest.mark.parametrize(
+    ("smi", "on_bus", "trace", "asked"),
+    [
+        (("", ""), 0, False, False),
+        (("NVIDIA H100 80GB HBM3, 580.95.05, 81559, 81000", ""), 0, False, True),
+        (("", "Failed to initialize NVML"), 0, False, True),
+        (("", ""), 1, False, True),
+        (("", ""), 0, True, True),
+    ],
+)
+def test_torch_is_asked_only_where_there_may_be_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, smi: tuple[str, str], on_bus: int, trace: bool, asked: bool
+) -> None:
+    monkeypatch.setattr(devices, "_ask_torch", lambda: (ARCHS, (H100,), ""))
+    monkeypatch.setattr(devices, "_run_smi", lambda: smi)
+    monkeypatch.setattr(devices, "pci_gpus", lambda folder: on_bus)
+    monkeypatch.setattr(devices, "may_have_gpu", lambda: trace)
+    assert Machine.look().gpus == (H100,)  # it is loaded here
+    monkeypatch.delitem(sys.modules, "torch")
+    machine = Machine.look()
+    assert machine.gpus == ((H100,) if asked else ())
+    assert machine.torch_cuda == torch.version.cuda
+    assert "torch" not in sys.modules

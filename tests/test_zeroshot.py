@@ -1,6 +1,7 @@
 """The composition, on models that can be reckoned by hand: text "bright ..." is where the plane is bright."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.targets import Target, TargetSet
+from medclipsam.refine import RefineResult
+from medclipsam.targets import SnomedCode, StructureCode, Target, TargetSet
+from medclipsam.training.ensemble import NetworkResult
 from medclipsam.zeroshot import ZeroShot
 
 
@@ -103,6 +106,21 @@ def test_a_size_that_the_target_cannot_have_is_doubted(
     for part in (evidence.note, evidence.reason, evidence.doubt):
         assert part in result.sentence
     assert " mL" in result.sentence
+
+
+@pytest.mark.parametrize("category", ["49755003", "91723000"])
+def test_findings_have_a_diameter_and_organs_none(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, category: str
+) -> None:
+    image = volume(tmp_path, np.stack([disc((40, 40), 20, 20) * np.uint8(255)] * 3), (0.5, 0.5, 3.0))
+    code = StructureCode(SnomedCode(category, "of this kind"), SnomedCode("1", "Thing"))
+    monkeypatch.setattr(pipeline, "targets", TargetSet([Target("bright thing", 1, ("something bright",), code=code)]))
+    (evidence,) = pipeline.segment(image, "bright thing", replace(OPTIONS, presence=False)).targets
+    if category == "49755003":
+        assert evidence.diameter_mm == pytest.approx(9.5, abs=0.3)
+        assert " mm" in evidence.reason.partition(" mL")[2]
+    else:
+        assert evidence.diameter_mm is None
 
 
 def test_a_free_text_that_means_a_known_target_is_treated_as_it(
@@ -333,3 +351,29 @@ def test_maps_are_handed_on_as_they_are_made(pipeline: ZeroShot, tmp_path: Path)
         assert saliency.min() >= 0
         assert saliency.max() <= 1
     assert maps["something bright", 1][30, 40] > 0.9 > 0.1 > maps["something bright", 1][3, 3]
+
+
+def test_results_and_images_print_in_one_short_line_without_arrays_and_addresses(
+    pipeline: ZeroShot, tmp_path: Path
+) -> None:
+    truth = disc((40, 40), 20, 20)
+    flat = picture(tmp_path, truth * 255)
+    deep = volume(tmp_path, np.stack([truth * np.uint8(255)] * 3))
+    results = [
+        pipeline.segment(flat, "something bright", OPTIONS),
+        pipeline.segment(deep, "something bright; something else", OPTIONS),
+        RefineResult(truth[None].astype(np.uint8), [], {}),
+        NetworkResult(truth[None].astype(np.uint8), np.zeros((1, 40, 40), np.float32), scores={"image": 0.25}),
+    ]
+    for each in (flat, deep, *results):
+        shown = repr(each)
+        assert len(shown) < 300
+        assert "\n" not in shown
+        assert re.search(r"array|0x[0-9a-f]+|\[", shown) is None
+        assert type(each).__name__ in shown
+    # what tells one from another is there
+    assert f"{truth.sum()} voxels" in repr(results[0])
+    assert "1 x 40 x 40" in repr(results[0])
+    assert "'something bright'" in repr(results[0])
+    assert "3 x 40 x 40" in repr(deep)
+    assert repr(flat.source.name) in repr(flat)

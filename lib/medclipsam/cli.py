@@ -24,7 +24,7 @@ from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.server.addresses import hide_passwords
 from medclipsam.server.backup import add_workspace
-from medclipsam.server.settings import add_flags, settings_of
+from medclipsam.server.settings import add_flags, join_values, settings_of
 from medclipsam.server.workspace import default_workspace
 from medclipsam.training.command import add_train
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         hide_passwords()
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(join_values(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(parsed.run(parsed) or 0)
     except MedClipSamError as error:

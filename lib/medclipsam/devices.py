@@ -5,9 +5,13 @@ Looking and judging are kept apart: `Machine.look` asks the machine, all else ar
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
+import runpy
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,8 @@ MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580"}
 _QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits")
 _NVIDIA = "0x10de"
 _DISPLAY = "0x03"  # PCI class of display controllers
+# NVIDIA's driver, that of WSL, and AMD's, whose GPUs torch calls CUDA devices too.
+_DRIVER_TRACES = ("proc/driver/nvidia", "dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu", "dev/dxg", "dev/kfd")
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,24 @@ class Machine:
 
     @classmethod
     def look(cls) -> Machine:
-        """Ask torch, nvidia-smi, the PCI bus and the kernel."""
-        archs, gpus, says = _ask_torch()
+        """Ask nvidia-smi, the PCI bus and the kernel, and torch where there may be a GPU or it is loaded already."""
         driver, names, smi_says = read_smi(*_run_smi())
-        import torch
-
+        on_bus = pci_gpus(Path("/sys/bus/pci/devices"))
+        archs: tuple[str, ...] = ()
+        gpus: tuple[Gpu, ...] = ()
+        says = ""
+        if "torch" in sys.modules or names or smi_says or on_bus or may_have_gpu():
+            archs, gpus, says = _ask_torch()
         available, total = main_memory()
         return cls(
-            torch_cuda=torch.version.cuda,
+            torch_cuda=_torch_cuda(),
             torch_archs=archs,
             gpus=gpus,
             torch_says=says,
             driver=driver,
             driver_gpus=names,
             smi_says=smi_says,
-            pci_gpus=pci_gpus(Path("/sys/bus/pci/devices")),
+            pci_gpus=on_bus,
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
             memory=available,
             memory_total=total,
@@ -200,6 +209,13 @@ def pci_gpus(devices: Path) -> int:
     return count
 
 
+def may_have_gpu(root: Path = Path("/"), system: str = sys.platform) -> bool:
+    """Whether a GPU's driver has left a trace: its devices, in a container or under WSL too. True where not known."""
+    if system != "linux":
+        return True
+    return any((root / name).exists() for name in _DRIVER_TRACES)
+
+
 def main_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Return the bytes of main memory that are available, and all there are; (0, 0) where the system does not tell.
 
@@ -218,6 +234,20 @@ def main_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
     except (OSError, ValueError):  # no such limit, or "max"
         return available, total
     return max(0, min(available, limit - used)), min(total, limit)
+
+
+def _torch_cuda() -> str | None:
+    """Return the CUDA version that torch is built for, which its file of versions tells in no time."""
+    if "torch" not in sys.modules:
+        found = importlib.util.find_spec("torch")
+        for folder in found.submodule_search_locations or () if found else ():
+            with contextlib.suppress(Exception):
+                cuda = runpy.run_path(os.path.join(folder, "version.py"))["cuda"]
+                return None if cuda is None else str(cuda)
+    import torch
+
+    version: str | None = torch.version.cuda
+    return version
 
 
 def _ask_torch() -> tuple[tuple[str, ...], tuple[Gpu, ...], str]:

@@ -121,6 +121,11 @@ class RefineResult:
     planes: list[RefinedPlane]
     seconds: dict[str, float]
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.labels.shape))
+        filled = np.count_nonzero(self.labels)
+        return f"<RefineResult: {len(self.planes)} planes worked on, {filled} voxels; labels {size}>"
+
 
 def refine(
     image: MedicalImage,

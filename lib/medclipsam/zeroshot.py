@@ -22,7 +22,7 @@ from medclipsam import __version__
 from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.errors import CancelledError, OptionError, WeightsError
 from medclipsam.imaging import MedicalImage, Window
-from medclipsam.imaging.sizes import area_mm2, rounded, size_in_words, volume_mm3
+from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.options import ZeroShotOptions, parse_planes
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
@@ -93,6 +93,8 @@ class TargetEvidence:
         Pixels (voxels) of its label.
     area_mm2, volume_mm3 : float or None
         Only where spacings are known; the area is that of all planes together.
+    diameter_mm : float or None
+        Largest diameter within one plane, of findings such as tumours alone; None where the spacing is not known.
     doubt : str
         A sentence where the size is not plausible for the known target; empty otherwise.
     settings : dict
@@ -119,6 +121,7 @@ class TargetEvidence:
     area_pixels: int = 0
     area_mm2: float | None = None
     volume_mm3: float | None = None
+    diameter_mm: float | None = None
     doubt: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -858,10 +861,14 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
     area = int((labels == evidence.label).sum())
     evidence.area_pixels, evidence.found = area, area > 0
     evidence.area_mm2, evidence.volume_mm3 = area_mm2(area, image), volume_mm3(area, image)
+    target = job.text.target
+    if target is not None:
+        evidence.doubt = doubt_of_size(target, area, image)
+        if target.is_finding:
+            evidence.diameter_mm = largest_diameter_mm(labels == evidence.label, image)
     scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
     evidence.sam_score = float(np.mean(scores)) if scores else None
     evidence.reason = _reason(job, image)
-    evidence.doubt = _doubt(job, image)
 
 
 def _reason(job: _Job, image: MedicalImage) -> str:
@@ -876,29 +883,9 @@ def _finding(job: _Job, image: MedicalImage) -> str:
     judged = "" if score is None else f" (presence {score:.2f}, threshold {threshold:.2f})"
     if evidence.found:
         where = f" on {len(evidence.planes)} of {image.n_planes} planes" if image.n_planes > 1 else ""
-        return f"{name}: found{where}, {size_in_words(evidence.area_pixels, image)}{judged}."
+        return f"{name}: found{where}, {size_in_words(evidence.area_pixels, image, evidence.diameter_mm)}{judged}."
     if score is not None and threshold is not None and score < threshold:
         return f"{name}: not found, the mask is empty: the image does not look as if it were there{judged}."
     if job.mask.any():
         return f"{name}: its mask lies wholly under another target's with a higher SAM score{judged}."
     return f"{name}: not found, the mask is empty: the saliency map or the masks left nothing to keep{judged}."
-
-
-def _doubt(job: _Job, image: MedicalImage) -> str:
-    """Return a sentence where the mask's size is not one that the known target can have."""
-    evidence, target = job.evidence, job.text.target
-    if not evidence.found or target is None:
-        return ""
-    volume = None if evidence.volume_mm3 is None else evidence.volume_mm3 / 1000
-    flat = image.n_planes == 1
-    size, unit, plausible = (
-        (evidence.area_mm2, "mm²", target.plausible_area_mm2) if flat else (volume, "mL", target.plausible_volume_ml)
-    )
-    if size is None or plausible is None or plausible[0] <= size <= plausible[1]:
-        return ""
-    larger = size > plausible[1]
-    bound = f"up to {rounded(plausible[1])}" if larger else f"from {rounded(plausible[0])}"
-    return (
-        f"{evidence.name} of {rounded(size)} {unit} is {'larger' if larger else 'smaller'} than expected "
-        f"({bound} {unit}); check the mask."
-    )

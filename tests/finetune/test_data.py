@@ -253,3 +253,15 @@ def test_reports_without_sections_are_taken_whole():
     assert report_text("Clear lungs.\n  No effusion.") == "Clear lungs. No effusion."
     assert report_text("INDICATION: cough. IMPRESSION: Clear. ") == "Clear."
     assert report_text("IMPRESSION:  ") == "IMPRESSION:"
+
+
+def test_an_image_whose_patient_cannot_be_read_is_a_bad_row(tmp_path, hide_patients):
+    for name in ("one", "two"):
+        picture(tmp_path, f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("Clear lungs.")
+    hide_patients.add("two")
+    found = read_folder(tmp_path)
+    assert [pair.name for pair in found.pairs] == ["one.png"]
+    assert [row.name for row in found.bad] == ["two.png"]
+    hide_patients.clear()
+    assert len(read_folder(tmp_path).pairs) == 2

@@ -211,6 +211,30 @@ def test_an_id_means_the_study_and_not_a_file_of_the_working_folder(
     assert mask.sum() > 0
 
 
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd"])
+@pytest.mark.parametrize("model", ["text_prompt", "refine"])
+def test_a_mask_that_is_written_otherwise_than_it_was_made_is_not_saved(
+    app: MedClipSamApp, monkeypatch: pytest.MonkeyPatch, extension: str, model: str
+) -> None:
+    import medclipsam.imaging
+
+    write = medclipsam.imaging.write_mask
+
+    def lose_a_voxel(labels: np.ndarray, *arguments: Any, **more: Any) -> Path:
+        labels = labels.copy()
+        labels.flat[np.flatnonzero(labels)[0]] = 0
+        return write(labels, *arguments, **more)
+
+    asked: dict[str, Any] = {"model": model, "image": "stack", "save_label": True, "result_extension": extension}
+    asked |= {"text": "heart"} if model == "text_prompt" else {"heart": [[40, 15, 0]], "use_last_mask": False}
+    Path(app.infer(dict(asked))["file"]).unlink()
+    before = Path(app.datastore().get_label_uri("stack", "original")).read_bytes()
+    monkeypatch.setattr("medclipsam.imaging.write_mask", lose_a_voxel)
+    with pytest.raises(HTTPException):
+        app.infer(dict(asked))
+    assert Path(app.datastore().get_label_uri("stack", "original")).read_bytes() == before
+
+
 def test_label_is_saved_when_asked(app: MedClipSamApp) -> None:
     request = {"model": "text_prompt", "image": "stack", "text": "heart", "save_label": "true", "label_tag": "pre-1"}
     answer = app.infer(request)

@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -341,3 +343,19 @@ def test_the_engine_is_told_and_an_impossible_one_fails(monkeypatch: pytest.Monk
     assert (check.status, "ONNX" in check.found) == ("ok", False)
     assert "medclipsam[engine]" in check.advice
     assert not doctor.check_engine(ON_GPU, None).advice
+
+
+def test_the_doctor_loads_no_torch_where_no_gpu_can_be(tmp_path: Path) -> None:
+    code = """
+import sys
+from medclipsam import devices
+from medclipsam.cli import main
+devices.may_have_gpu = lambda: False
+devices.pci_gpus = lambda folder: 0
+devices._run_smi = lambda: ("", "")
+assert main(["doctor", "--studies", sys.argv[1], "--workspace", sys.argv[1]]) in (0, 1)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "gpu" in done.stdout

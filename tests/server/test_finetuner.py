@@ -8,7 +8,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.errors import ImageError, InputError, OptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
@@ -16,6 +16,7 @@ from medclipsam.server.conf import AppConf
 from medclipsam.server.finetuner import FinetuneTrainer, datastore_pairs
 from medclipsam.server.folder import FolderStudies
 from medclipsam.server.shared import SharedPipeline
+from medclipsam.server.trainer import candidates, patient_of
 from medclipsam.targets import TargetSet
 from medclipsam.training.lock import TrainingLock, TrainingRunsError, holder_of
 
@@ -70,6 +71,21 @@ def trainer(tmp_path: Path, pictures: Path, tiny_pair: Path) -> FinetuneTrainer:
     )
 
 
+def test_options_that_a_request_does_not_name_are_the_servers(trainer: FinetuneTrainer) -> None:
+    defaults = AppConf.from_strings({"finetune_epochs": "3", "finetune_loss": "hn-nce", "finetune_beta1": "0.5"})
+    trainer._defaults = dict(defaults.finetuning)
+    form = trainer.config()
+    assert (form["epochs"], form["loss"][0], form["beta1"]) == (3, "hn-nce", 0.5)
+    # a form that nobody touched
+    for request in ({}, form, {"epochs": "", "loss": [], "beta1": "auto"}):
+        options = trainer.check(request).options
+        assert (options.epochs, options.loss, options.beta1) == (3, "hn-nce", 0.5)
+    assert trainer.check({"epochs": 7}).options.epochs == 7
+    # its constants belong to the loss
+    other = trainer.check({"loss": "infonce"}).options
+    assert (other.epochs, other.loss, other.beta1) == (3, "infonce", None)
+
+
 def test_pairs_come_from_captions_text_files_reports_and_descriptions(tmp_path, write_radiograph):
     studies = tmp_path / "studies"
     studies.mkdir()
@@ -92,6 +108,26 @@ def test_pairs_come_from_captions_text_files_reports_and_descriptions(tmp_path, 
         "described": ("Chest PA", "DX", "patient:described"),
     }
     assert [row.name for row in found.bad] == ["silent"]
+
+
+def test_an_image_whose_patient_cannot_be_read_is_learned_by_no_training(tmp_path, hide_patients):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(studies / f"{name}.png")
+    store = FolderStudies(studies, settle=0)
+    for name in ("one", "two"):
+        store.update_image_info(name, {"caption": "clear lungs"})
+        store.save_label(name, str(studies / f"{name}.png"), "final", {"label_names": {"thing": 9}})
+    hide_patients.add("two")
+    pairs = datastore_pairs(store, None)
+    assert ([pair.name for pair in pairs.pairs], [row.name for row in pairs.bad]) == (["one"], ["two"])
+    assert [each.image_id for each in candidates(store)] == ["one"]
+    with pytest.raises(ImageError):
+        patient_of(store, "two")
+    hide_patients.clear()
+    assert len(datastore_pairs(store, None).pairs) == len(list(candidates(store))) == 2
+    assert patient_of(store, "two") == "image:two"
 
 
 @pytest.mark.parametrize(

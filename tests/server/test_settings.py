@@ -12,16 +12,19 @@ import pytest
 import yaml
 
 from medclipsam.errors import InputError, OptionError
+from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.options import CHOICES, RANGES
 from medclipsam.server.conf import AppConf
 from medclipsam.server.settings import (
     APP_SETTINGS,
+    FINETUNE_PREFIX,
     OTHER_VARIABLES,
     SETTINGS,
     TRAINING_PREFIX,
     ServeSettings,
     UnknownSettingError,
     add_flags,
+    join_values,
     settings_of,
 )
 from medclipsam.training.options import TrainingOptions
@@ -38,6 +41,7 @@ TABLES = [
     ("options.md", "# Options", ""),
     ("training.md", "## What is trained", TRAINING_PREFIX),
     ("training.md", "## How it is trained", TRAINING_PREFIX),
+    ("finetuning.md", "## Options", FINETUNE_PREFIX),
 ]
 # Of requests, and of no default.
 NO_SETTINGS = {"modality", "text"}
@@ -83,6 +87,7 @@ VALUES: dict[str, Any] = {
     "pacs_modalities": "CT,MR",
     "pacs_filter": "StudyDate=20260101-;PatientID=T*",
     "pacs_timeout": "5",
+    "pacs_max_seconds": "100",
     "pacs_retries": "0",
     "pacs_cache_mb": "100",
     "pacs_foreign_labels": "true",
@@ -129,9 +134,13 @@ def value_of(name: str, tmp_path: Path) -> str:
         return CHOICES[name][-1]
     if name in RANGES:
         return f"{RANGES[name][0] + 1:g}" if RANGES[name][1] > 1 else "0.123"
-    field = {**RunOptions.__dataclass_fields__, **TrainingOptions.__dataclass_fields__}[
-        name.removeprefix(TRAINING_PREFIX)
-    ]
+    field = (
+        FinetuneOptions.__dataclass_fields__[name.removeprefix(FINETUNE_PREFIX)]
+        if name.startswith(FINETUNE_PREFIX)
+        else {**RunOptions.__dataclass_fields__, **TrainingOptions.__dataclass_fields__}[
+            name.removeprefix(TRAINING_PREFIX)
+        ]
+    )
     if "choices" in field.metadata:
         return str(next(choice for choice in reversed(field.metadata["choices"]) if choice != field.default))
     if isinstance(field.default, bool):
@@ -142,7 +151,7 @@ def value_of(name: str, tmp_path: Path) -> str:
 
 
 def typed(arguments: list[str], environment: Mapping[str, str] | None = None) -> tuple[ServeSettings, AppConf]:
-    settings = settings_of(PARSER.parse_args(arguments), environment or {})
+    settings = settings_of(PARSER.parse_args(join_values(arguments)), environment or {})
     conf = AppConf.from_strings(settings.conf)
     return ServeSettings(**{**vars(settings), "conf": {}}), conf
 
@@ -185,6 +194,36 @@ def test_flags_come_before_conf_before_the_environment_before_the_file(tmp_path:
     assert conf.pacs.timeout == 3
     assert conf.defaults.beta == 2
     assert conf.rounds.prelabels == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--conf", "train_window", "-600/1500"],
+        ["--train-window", "-600/1500"],
+        ["--train-window=-600/1500"],
+    ],
+)
+def test_values_may_begin_with_a_dash(arguments: list[str]) -> None:
+    _, conf = typed(["--studies", "/s", *arguments, "--conf", "train_epochs", "12"])
+    assert conf.training == {**AppConf.from_strings({"train_window": "-600/1500"}).training, "epochs": 12}
+
+
+@pytest.mark.parametrize("value", ["-5", "-x", "--port", "-", "--", "-.5", "-h"])
+def test_conf_takes_whatever_follows_its_key_as_the_value(value: str) -> None:
+    parsed = PARSER.parse_args(join_values(["--conf", "device", value, "--port", "8123", "--conf", "beta", "1"]))
+    assert parsed.conf == [["device", value], ["beta", "1"]]
+    assert parsed.setting_port == "8123"
+
+
+def test_values_of_the_command_line_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from medclipsam.cli import main
+
+    # the value is read, and then refused for what it is
+    assert main(["serve", "--studies", str(tmp_path), "--conf", "port", "-8000"]) == 2
+    assert "'port'" in capsys.readouterr().err
+    assert main(["serve", "--studies", str(tmp_path), "--train-window", "-600/x"]) == 2
+    assert "'train_window'" in capsys.readouterr().err
 
 
 def test_lists_and_mappings_of_yaml(tmp_path: Path) -> None:
@@ -257,6 +296,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("insecure", "perhaps"),
         ("train_epochs", "0"),
         ("train_loss", "mse"),
+        ("finetune_epochs", "0"),
+        ("finetune_loss", "mse"),
+        ("finetune_beta1", "11"),
         ("oidc_issuer", "http://id.example"),
         ("oidc_issuer", "id.example"),
         ("oidc_session_minutes", "0"),
@@ -290,6 +332,12 @@ def test_settings_of_the_process_are_none_of_the_apps() -> None:
 def test_training_defaults_hold_what_was_given_alone() -> None:
     conf = AppConf.from_strings({"train_epochs": "12", "train_memory": "4 GB", "train_keep": "auto"})
     assert conf.training == {"epochs": 12, "memory": 4 * 10**9}
+
+
+def test_finetuning_defaults_hold_what_was_given_alone() -> None:
+    conf = AppConf.from_strings({"finetune_loss": "hn-nce", "finetune_chunk_size": "8", "finetune_temperature": "auto"})
+    assert conf.finetuning == {"loss": "hn-nce", "chunk_size": 8}
+    assert not {"finetune_tracker", "finetune_device"} & SETTINGS.keys()
 
 
 def test_all_variables_of_the_package_are_known() -> None:

@@ -250,13 +250,40 @@ def test_a_typing_error_that_may_mean_two_targets_is_not_corrected():
     assert TargetSet([Target("ileum", 1, ("x",))]).corrected("ilium") is None
 
 
-@pytest.mark.parametrize(("text", "side"), [("LLL", "left lung"), ("rul", "right lung")])
-def test_an_abbreviated_lobe_is_not_widened_to_its_lung(built_in, text, side):
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ("LLL", "left lung"),
+        ("rul", "right lung"),
+        ("left lower lobe", "left lung"),
+        ("Lower left lobe", "left lung"),
+        ("Lt lower lobe", "left lung"),
+        ("lower lobe of the left lung", "left lung"),
+        ("right middle lobe", "right lung"),
+        ("lingula", "left lung"),
+    ],
+)
+def test_a_lobe_is_not_widened_to_its_lung(built_in, text, side):
     (found,) = parse_prompt(text, "CT", built_in)
     assert (found.name, found.target) == (text, None)
     assert found.captions != (text,)
     assert side in found.note
     assert side in found.captions[0] or side.split()[0] in found.captions[0]
+
+
+@pytest.mark.parametrize("text", ["left lower lobe of the lung", "upper lobes", "both lower lobes"])
+def test_a_lobe_that_is_written_out_gets_a_hint_of_what_is_known(built_in, text):
+    (found,) = parse_prompt(text, "CT", built_in)
+    assert (found.name, found.target) == (text, None)
+    assert "lungs CT" in found.note
+    assert "lungs CT" not in parse_prompt(text, "MR", built_in)[0].note
+
+
+@pytest.mark.parametrize("text", ["frontal lobe", "left lobe of the liver", "left lung; heart"])
+def test_other_lobes_are_none_of_the_lungs(built_in, text):
+    assert not any(
+        "lobe of the lung" in caption for found in parse_prompt(text, "CT", built_in) for caption in found.captions
+    )
 
 
 @pytest.mark.parametrize(

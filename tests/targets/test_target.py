@@ -274,3 +274,12 @@ def test_a_plausible_size_is_a_range(tmp_path):
 def test_an_unknown_name_is_answered_with_the_likely_one(known):
     with pytest.raises(TargetError, match="'left lung'"):
         known.get("Lt lung")
+
+
+def test_findings_are_what_their_codes_call_abnormal() -> None:
+    assert {target.name for target in TargetSet.load() if target.is_finding} == {
+        "breast tumour",
+        "brain tumour",
+        "lung nodule",
+    }
+    assert not Target("thing", 1, ("a thing",)).is_finding

@@ -53,6 +53,19 @@ def test_an_empty_final_mask_is_a_label(studies: Any) -> None:
     }
 
 
+def test_an_image_whose_patient_cannot_be_read_is_neither_trained_on_nor_validated_with(
+    studies: Any, hide_patients: set[str]
+) -> None:
+    for name in ("one", "two", "three"):
+        studies.add(name, len(name), "final", info=LABEL)
+    hide_patients.add("two")
+    for split in (NOBODY, Split(0, 0.5)):
+        found = choose(studies, split=split)
+        assert {each.name for each in (*found.training, *found.validation)} == {"one", "three"}
+    hide_patients.clear()
+    assert {each.name for each in choose(studies).training} == {"one", "two", "three"}
+
+
 def test_validation_patients_are_never_trained_on(studies: Any) -> None:
     split = Split(0, 0.3)
     for number in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ _DEFAULTS: dict[str, tuple[float, float]] = {
 DECOUPLED = frozenset({"dhn-nce", "dcl"})
 _HARD = frozenset({"dhn-nce", "hn-nce"})
 
+LOSS_CONSTANTS = ("temperature", "beta1", "beta2")
 METHODS = ("full", "heads", "lora")
 TRACKERS = ("none", "tensorboard", "mlflow")
 
@@ -159,3 +161,7 @@ class FinetuneOptions(CheckedOptions):
     def identity(self) -> dict[str, Any]:
         """Return the options that the result depends on."""
         return {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
+
+
+# What a server's fine-tunings take: the tracker writes into a folder that a server does not keep.
+SERVED_OPTIONS = tuple(option.name for option in dataclasses.fields(FinetuneOptions) if option.name != "tracker")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
+
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.targets import Target
 
 # From here on a volume is stated in millilitres, in cubic millimetres.
 _MILLILITRES_FROM = 100.0
@@ -22,7 +28,7 @@ def volume_mm3(pixels: int, image: MedicalImage) -> float | None:
     return None if area is None or image.plane_spacing is None else area * image.plane_spacing
 
 
-def size_in_words(pixels: int, image: MedicalImage) -> str:
+def size_in_words(pixels: int, image: MedicalImage, diameter_mm: float | None = None) -> str:
     """Return the size of a mask for people: "12.3 mL" of a volume, "450 mm²" of one plane; pixels without a spacing.
 
     Parameters
@@ -31,7 +37,14 @@ def size_in_words(pixels: int, image: MedicalImage) -> str:
         Pixels (voxels) of the mask.
     image : MedicalImage
         The image.
+    diameter_mm : float, optional
+        Its largest diameter, which is stated too.
     """
+    size = _size_in_words(pixels, image)
+    return size if diameter_mm is None else f"{size}, largest diameter {rounded(diameter_mm)} mm"
+
+
+def _size_in_words(pixels: int, image: MedicalImage) -> str:
     area, volume = area_mm2(pixels, image), volume_mm3(pixels, image)
     if area is None:
         return f"{pixels} pixels"
@@ -40,6 +53,73 @@ def size_in_words(pixels: int, image: MedicalImage) -> str:
     if volume is None:
         return f"{rounded(area)} mm² on all planes together"
     return f"{rounded(volume / 1000)} mL" if volume >= _MILLILITRES_FROM else f"{rounded(volume)} mm³"
+
+
+def largest_diameter_mm(mask: np.ndarray, image: MedicalImage) -> float | None:
+    """Return the long axis of a finding: the greatest distance within one connected part of it on one plane.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (n_planes, H, W)
+        In display orientation. Pixels that touch at a corner are connected.
+    image : MedicalImage
+        The image.
+
+    Returns
+    -------
+    float or None
+        Millimetres between the middles of outer edges of pixels, so that a row of four pixels is four pixels long;
+        None where the mask is empty or the spacing is not known.
+    """
+    spacing = image.pixel_spacing
+    if spacing is None or not mask.any():
+        return None
+    longest = 0.0
+    for plane in mask[mask.any(axis=(1, 2))]:
+        parts, _ = ndimage.label(plane, structure=np.ones((3, 3)))
+        for number, place in enumerate(ndimage.find_objects(parts), start=1):
+            longest = max(longest, _diameter(parts[place] == number, spacing))
+    return longest
+
+
+def _diameter(part: np.ndarray, spacing: tuple[float, float]) -> float:
+    """Return the greatest distance between middles of the edges of a mask's pixels, bool [H, W]."""
+    rows = np.flatnonzero(part.any(axis=1))
+    first = part[rows].argmax(axis=1)
+    last = part.shape[1] - 1 - part[rows, ::-1].argmax(axis=1)
+    # of each row the ends alone can be furthest apart
+    ends = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
+    steps = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])
+    points = (ends[:, None] + steps).reshape(-1, 2) * spacing
+    return float(pdist(points[ConvexHull(points).vertices]).max())
+
+
+def doubt_of_size(target: Target, pixels: int, image: MedicalImage) -> str:
+    """Return a sentence where a mask has a size that a known target cannot have; empty otherwise.
+
+    Parameters
+    ----------
+    target : Target
+        Its area is looked at on an image of one plane, else its volume.
+    pixels : int
+        Pixels (voxels) of the mask.
+    image : MedicalImage
+        The image.
+    """
+    volume = volume_mm3(pixels, image)
+    size, unit, plausible = (
+        (area_mm2(pixels, image), "mm²", target.plausible_area_mm2)
+        if image.n_planes == 1
+        else (None if volume is None else volume / 1000, "mL", target.plausible_volume_ml)
+    )
+    if not pixels or size is None or plausible is None or plausible[0] <= size <= plausible[1]:
+        return ""
+    larger = size > plausible[1]
+    bound = f"up to {rounded(plausible[1])}" if larger else f"from {rounded(plausible[0])}"
+    return (
+        f"{target.name} of {rounded(size)} {unit} is {'larger' if larger else 'smaller'} than expected "
+        f"({bound} {unit}); check the mask."
+    )
 
 
 def rounded(value: float) -> str:

@@ -45,7 +45,7 @@ from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.finetuner import NAME as FINETUNE
 from medclipsam.server.finetuner import FinetuneTrainer
 from medclipsam.server.folder import FolderStudies
-from medclipsam.server.http import UnknownError, as_http
+from medclipsam.server.http import UnknownError, as_http, told
 from medclipsam.server.images import ImageReader, is_upload, unknown_image, unreadable_images
 from medclipsam.server.label_files import LabelFiles
 from medclipsam.server.labels import LabelCheck
@@ -167,7 +167,7 @@ class MedClipSamApp(MONAILabelApp):
         """Return the infer tasks, with those of networks that were published since."""
         for name in self.networks.store.names():
             if name not in self._infers:
-                self._infers[name] = NetworkTask(name, self.networks, **self._shared)
+                self._infers[name] = NetworkTask(name, self.networks, self.targets, **self._shared)
         return dict(self._infers)
 
     def _networks_folder(self) -> Path:
@@ -209,7 +209,7 @@ class MedClipSamApp(MONAILabelApp):
             label = {target.name: target.label}
             tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, **shared)
         # there before it is trained, so that it is listed as soon as it is published
-        tasks[DEFAULT_NAME] = NetworkTask(DEFAULT_NAME, self.networks, **shared)
+        tasks[DEFAULT_NAME] = NetworkTask(DEFAULT_NAME, self.networks, self.targets, **shared)
         return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -235,6 +235,7 @@ class MedClipSamApp(MONAILabelApp):
                 pairs=self.workspace / "pairs",
                 studies=Path(self.studies) if local else None,
                 device=self.app_conf.device,
+                defaults=self.app_conf.finetuning,
             ),
         }
 
@@ -427,7 +428,7 @@ class MedClipSamApp(MONAILabelApp):
             if self._server_mode:
                 with as_http():
                     raise
-            logger.error("%s", error)
+            logger.error("%s", told(error))
             raise SystemExit(2) from None
 
     def task(self, model: Any) -> ZeroShotTask | RefineTask | NetworkTask:

@@ -181,7 +181,8 @@ class RefineTask(InferTask):
         marks.append(time.perf_counter())
         named = self._named(clicks, result, names)
         self._masks.keep(client, path, result.labels, named, {**self._masks.made(client, path), "clicks": True})
-        file = write_result(result.labels, image, checked.answer)
+        save = flag(request, "save_label", default=False)
+        file = write_result(result.labels, image, checked.answer, read_back=save)
         marks.append(time.perf_counter())
 
         read, work, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medclipsam.errors import OptionError
+from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.pacs_options import PACS_KEYS, PacsOptions
 from medclipsam.server.rounds_options import RoundsOptions
-from medclipsam.server.settings import APP_SETTINGS, TRAINING_PREFIX, UnknownSettingError, as_switch
+from medclipsam.server.settings import APP_SETTINGS, FINETUNE_PREFIX, TRAINING_PREFIX, UnknownSettingError, as_switch
 from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
 
@@ -109,6 +110,8 @@ class AppConf:
         How rounds go.
     training : mapping of str to object
         Options of trainings whose request does not name them, see `medclipsam.training.settings.Request`.
+    finetuning : mapping of str to object
+        Options of fine-tunings whose request does not name them, see `medclipsam.finetune.options.FinetuneOptions`.
     label_access : {"folder", "owner"}
         Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
     """
@@ -128,6 +131,7 @@ class AppConf:
     ledger: str | None = None
     rounds: RoundsOptions = field(default_factory=RoundsOptions)
     training: Mapping[str, Any] = field(default_factory=dict)
+    finetuning: Mapping[str, Any] = field(default_factory=dict)
     label_access: str = "folder"
 
     @classmethod
@@ -157,7 +161,10 @@ class AppConf:
             raise OptionError("label_access", label_access, " or ".join(LABEL_ACCESS))
         switches = {key: as_switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
         rounds = {key: chosen.pop(key) for key in _ROUNDS if key in chosen}
-        training = {key: chosen.pop(key) for key in list(chosen) if key.startswith(TRAINING_PREFIX)}
+        training, finetuning = (
+            {key.removeprefix(prefix): chosen.pop(key) for key in list(chosen) if key.startswith(prefix)}
+            for prefix in (TRAINING_PREFIX, FINETUNE_PREFIX)
+        )
         limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
         pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
         return cls(
@@ -172,7 +179,8 @@ class AppConf:
             ledger=chosen.pop("rounds", "").strip() or None,
             rounds=RoundsOptions.from_mapping(rounds),
             split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
-            training=_training({key.removeprefix(TRAINING_PREFIX): value for key, value in training.items()}),
+            training=_defaults(training, Request, TRAINING_PREFIX),
+            finetuning=_defaults(finetuning, FinetuneOptions, FINETUNE_PREFIX),
             label_access=label_access,
             **switches,
             defaults=ZeroShotOptions.from_mapping(chosen),
@@ -195,12 +203,12 @@ def _split(share: str | None, seed: str | None) -> Split | None:
     )
 
 
-def _training(given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the typed options of trainings, those alone that were given."""
+def _defaults(given: Mapping[str, str], options: type[Request] | type[FinetuneOptions], prefix: str) -> dict[str, Any]:
+    """Return the typed options of trainings or fine-tunings, those alone that were given."""
     try:
-        typed = Request.from_mapping(given).to_dict()
+        typed = options.from_mapping(given).to_dict()
     except OptionError as error:
-        raise OptionError(TRAINING_PREFIX + error.key, error.value, error.allowed) from None
+        raise OptionError(prefix + error.key, error.value, error.allowed) from None
     return {key: typed[key] for key, value in given.items() if str(value).strip() not in ("", "auto")}
 
 

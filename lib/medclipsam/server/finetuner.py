@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import shutil
@@ -19,7 +18,7 @@ from medclipsam.errors import CancelledError, ImageError, InputError, OptionErro
 from medclipsam.evaluation.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
 from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, split_listing
-from medclipsam.finetune.options import FinetuneOptions
+from medclipsam.finetune.options import LOSS_CONSTANTS, SERVED_OPTIONS, FinetuneOptions
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import read_origin
 from medclipsam.server.networks import form_of
@@ -43,7 +42,6 @@ _COPIES = 6
 _EVERY = 5.0
 
 _CSV = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.(csv|tsv)")
-_HIDDEN = frozenset({"tracker"})
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,8 @@ class FinetuneTrainer(TrainTask):
         The studies folder; None for a DICOMweb server.
     device : str or None
         Device of a request that names none.
+    defaults : mapping of str to object, optional
+        Options of a request that does not name them. Constants of a loss hold for that loss alone.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class FinetuneTrainer(TrainTask):
         pairs: Path,
         studies: Path | None,
         device: str | None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__("Fine-tunes the CLIP on images with captions; better weights are used (docs/finetuning.md)")
         self._targets = targets
@@ -107,11 +108,13 @@ class FinetuneTrainer(TrainTask):
         self._pairs = pairs
         self._studies = studies
         self._device = device
+        self._defaults = dict(defaults or {})
 
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
         own = {"action": list(ACTIONS), "csv": "", "device": self._device or "auto"}
-        return {**own, **{key: value for key, value in form_of(FinetuneOptions).items() if key not in _HIDDEN}}
+        form = form_of(FinetuneOptions, **self._defaults)
+        return {**own, **{key: form[key] for key in SERVED_OPTIONS}}
 
     def stats(self) -> dict[str, Any]:
         """Return what is used, and what the trainings before came to."""
@@ -126,8 +129,12 @@ class FinetuneTrainer(TrainTask):
         OptionError
             If a key is unknown or a value is not allowed.
         """
-        known = {option.name for option in dataclasses.fields(FinetuneOptions)} - _HIDDEN
-        options = FinetuneOptions.from_mapping({key: value for key, value in request.items() if key in known})
+        given = {
+            key: request[key]
+            for key in SERVED_OPTIONS
+            if _text(request.get(key)) not in ("", "auto", str(self._defaults.get(key)))
+        }
+        options = FinetuneOptions.from_mapping({**self._defaults_for(given), **given})
         action = _text(request.get("action")) or ACTIONS[0]
         if action not in ACTIONS:
             raise OptionError("action", action, "one of " + ", ".join(ACTIONS))
@@ -137,6 +144,11 @@ class FinetuneTrainer(TrainTask):
         if csv and not (self._pairs / csv).is_file():
             raise InputError(f"There is no table {csv!r} in {self._pairs}.")
         return FinetuneRequest(options, action, csv, _text(request.get("device")) or "auto")
+
+    def _defaults_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        loss = _text(given.get("loss")) or self._defaults.get("loss")
+        other = loss != self._defaults.get("loss", FinetuneOptions.loss)
+        return {key: value for key, value in self._defaults.items() if not (other and key in LOSS_CONSTANTS)}
 
     def need(self, request: Mapping[str, Any]) -> MemoryNeed | None:
         """Return what a fine-tuning takes; None where nothing is known of the weights."""
@@ -297,5 +309,5 @@ def _sentence(verdict: Comparison, *, better: bool) -> str:
 
 
 def _text(value: Any) -> str:
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
-    return str(first or "").strip()
+    first = next(iter(value), None) if isinstance(value, (list, tuple)) else value
+    return "" if first is None else str(first).strip()

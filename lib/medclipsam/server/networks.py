@@ -19,16 +19,17 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from medclipsam import __version__
 from medclipsam.errors import InputError, TrainingError
 from medclipsam.imaging import MedicalImage
-from medclipsam.imaging.sizes import area_mm2, size_in_words, volume_mm3
+from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.server.evidence import EvidenceStore
 from medclipsam.server.http import BusyError, ConflictError, UnknownError
 from medclipsam.server.images import ImageReader
 from medclipsam.server.metrics import METRICS
 from medclipsam.server.present import LastMasks, client_of
-from medclipsam.server.requests import MODALITIES, SegmentRequest
+from medclipsam.server.requests import MODALITIES, SegmentRequest, flag
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import out_of_memory
 from medclipsam.server.work import current_job
+from medclipsam.targets import Target, TargetSet
 from medclipsam.training.ensemble import Ensemble, NetworkResult
 from medclipsam.training.options import CheckedOptions, choice, whole
 from medclipsam.training.selection import image_kind
@@ -205,6 +206,8 @@ class NetworkTask(InferTask):
         Name of the network, which is the model's.
     networks : SharedNetworks
         The workspace's networks.
+    targets : TargetSet
+        Known targets: which of them are findings, and how large they can be.
     images : ImageReader
         Reads the images.
     masks : LastMasks
@@ -214,7 +217,14 @@ class NetworkTask(InferTask):
     """
 
     def __init__(
-        self, name: str, networks: SharedNetworks, *, images: ImageReader, masks: LastMasks, evidence: EvidenceStore
+        self,
+        name: str,
+        networks: SharedNetworks,
+        targets: TargetSet,
+        *,
+        images: ImageReader,
+        masks: LastMasks,
+        evidence: EvidenceStore,
     ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION.value,
@@ -225,6 +235,7 @@ class NetworkTask(InferTask):
         )
         self._name = name
         self._networks = networks
+        self._targets = {target.name: target for target in targets}
         self._images = images
         self._masks = masks
         self._evidence = evidence
@@ -286,14 +297,18 @@ class NetworkTask(InferTask):
         weights = {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}}
         made = {"model": self._name, "weights": weights}
         self._masks.keep(client_of(request), path, labels, network.labels, made)
-        file = write_result(labels, image, checked.answer)
+        save = flag(request, "save_label", default=False)
+        file = write_result(labels, image, checked.answer, read_back=save)
         marks.append(time.perf_counter())
 
         read, predict, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
         total = round(marks[-1] - marks[0], 3)
         METRICS.observe_stages({"read": read, "network": predict, "write": write})
         logger.info("Segmented in %.2f s (read %.2f, network %.2f, write %.2f)", total, read, predict, write)
-        targets = [_target(name, label, labels, image, result) for name, label in network.labels.items()]
+        targets = [
+            _target(name, label, labels, image, result, self._targets.get(name))
+            for name, label in network.labels.items()
+        ]
         params = {
             "label_names": dict(network.labels),
             "sentence": " ".join(target.pop("reason") for target in targets),
@@ -362,9 +377,15 @@ def _as_labels(classes: np.ndarray, network: Network) -> np.ndarray:
     return table[classes]
 
 
-def _target(name: str, label: int, labels: np.ndarray, image: MedicalImage, result: NetworkResult) -> dict[str, Any]:
-    pixels = int(np.count_nonzero(labels == label))
-    planes = int((labels == label).any(axis=(1, 2)).sum())
+def _target(
+    name: str, label: int, labels: np.ndarray, image: MedicalImage, result: NetworkResult, known: Target | None
+) -> dict[str, Any]:
+    mask = labels == label
+    pixels = int(np.count_nonzero(mask))
+    planes = int(mask.any(axis=(1, 2)).sum())
+    diameter = largest_diameter_mm(mask, image) if known is not None and known.is_finding else None
+    doubt = doubt_of_size(known, pixels, image) if known is not None else ""
+    size = size_in_words(pixels, image, diameter)
     where = f" on {planes} of {image.n_planes} planes" if image.is_volume else ""
     return {
         "name": name,
@@ -373,6 +394,7 @@ def _target(name: str, label: int, labels: np.ndarray, image: MedicalImage, resu
         "area_pixels": pixels,
         "area_mm2": area_mm2(pixels, image),
         "volume_mm3": volume_mm3(pixels, image),
+        "diameter_mm": diameter,
         "uncertainty_score": result.scores.get(name),
-        "reason": f"{name}: {size_in_words(pixels, image)}{where}." if pixels else f"{name}: not found.",
+        "reason": " ".join(filter(None, [f"{name}: {size}{where}." if pixels else f"{name}: not found.", doubt])),
     }

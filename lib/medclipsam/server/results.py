@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
 
 
-def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentRequest) -> str:
+def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentRequest, *, read_back: bool = False) -> str:
     """Write a label map to a new temporary file, which the caller removes.
 
     Parameters
@@ -27,13 +27,22 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
         The image whose geometry the file takes.
     request : SegmentRequest
         Names the format, number type and compression.
+    read_back : bool
+        Whether the finished file is read again and compared with the label map voxel by voxel, as for a file that is
+        then saved as a label.
 
     Returns
     -------
     str
         Path of the file.
+
+    Raises
+    ------
+    InputError
+        If the label map cannot be written in that format, or what is read back differs.
     """
-    from medclipsam.imaging import write_mask
+    from medclipsam.imaging import read_mask, write_mask
+    from medclipsam.imaging.write import check_same
 
     handle, name = tempfile.mkstemp(suffix=request.extension)
     os.close(handle)
@@ -43,6 +52,8 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
             _recast_nifti(name, request.dtype)
         elif request.extension == ".nrrd":
             _rewrite_nrrd(name, request.dtype, request.compress)
+        if read_back:
+            check_same(read_mask(Path(name), image), labels, "The mask")
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

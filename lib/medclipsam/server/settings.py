@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from medclipsam.errors import InputError, OptionError
+from medclipsam.finetune.options import SERVED_OPTIONS
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.oidc_options import OidcOptions
 from medclipsam.training.options import TrainingOptions
@@ -43,6 +44,9 @@ OTHER_VARIABLES = frozenset(
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _PROXY = "127.0.0.1"
 TRAINING_PREFIX = "train_"
+FINETUNE_PREFIX = "finetune_"
+# Goes before a value that begins with a dash, which argparse would take for a flag; no argument can hold it.
+_VALUE = "\0"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ _PROCESS, _MODELS, _ACCESS = "server", "models and targets", "access (docs/serve
 _LIMITS, _AUDIT, _NETWORKS = "limits", "audit", "trained networks (docs/training.md)"
 _ROUNDS, _PACS, _PIPELINE = "rounds (docs/rounds.md)", "DICOMweb server (docs/pacs.md)", "pipeline (docs/options.md)"
 _OIDC, _TRAINING = "OpenID Connect (docs/server.md)", "--train-OPTION for each option of docs/training.md"
+_FINETUNE = "--finetune-OPTION for each option of docs/finetuning.md"
 
 _PROCESS_SETTINGS = (
     Setting("studies", _PROCESS, "folder of images, or URL of a DICOMweb server"),
@@ -147,14 +152,15 @@ _TRAINING_SETTINGS = tuple(
     Setting(TRAINING_PREFIX + option.name, _TRAINING, f"default of the training's option {option.name}")
     for option in (*dataclasses.fields(RunOptions), *dataclasses.fields(TrainingOptions))
 )
+_FINETUNE_SETTINGS = tuple(
+    Setting(FINETUNE_PREFIX + name, _FINETUNE, f"default of the fine-tuning's option {name}") for name in SERVED_OPTIONS
+)
 
-SETTINGS: dict[str, Setting] = {
-    each.name: each for each in (*_PROCESS_SETTINGS, *_APP_SETTINGS, *_PIPELINE_SETTINGS, *_TRAINING_SETTINGS)
-}
 # Those that the app reads, which MONAI Label's own start command can give it as well.
 APP_SETTINGS: dict[str, Setting] = {
-    each.name: each for each in (*_APP_SETTINGS, *_PIPELINE_SETTINGS, *_TRAINING_SETTINGS)
+    each.name: each for each in (*_APP_SETTINGS, *_PIPELINE_SETTINGS, *_TRAINING_SETTINGS, *_FINETUNE_SETTINGS)
 }
+SETTINGS: dict[str, Setting] = {each.name: each for each in _PROCESS_SETTINGS} | APP_SETTINGS
 
 
 class UnknownSettingError(OptionError):
@@ -255,6 +261,31 @@ class ServeSettings:
         )
 
 
+def join_values(arguments: Sequence[str]) -> list[str]:
+    """Return command line arguments in which values that begin with a dash are told apart from flags.
+
+    `--conf KEY VALUE` takes any value, and a flag one that begins like a negative number, such as -600/1500.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+
+    Returns
+    -------
+    list of str
+        For a parser with `add_flags`, or any other where they hold no `--conf`.
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") and joined[-2:-1] == ["--conf"]:
+            joined.append(_VALUE + argument)
+        elif re.match(r"-\.?\d", argument) and joined and re.fullmatch(r"--[a-z][a-z0-9-]*", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each setting, `--conf` and `--config` to the parser of `serve`."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in a YAML file (docs/server.md)")
@@ -263,6 +294,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         action="append",
         default=[],
+        type=lambda text: text.removeprefix(_VALUE),
         metavar=("KEY", "VALUE"),
         help="any setting by its name; may be repeated",
     )
@@ -280,7 +312,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             dest=f"setting_{setting.name}",
             metavar={"switch": "true|false", "object": "JSON"}.get(setting.kind, "VALUE"),
             # 50 options that another page explains would hide the rest
-            help=argparse.SUPPRESS if setting.group == _TRAINING else setting.help,
+            help=argparse.SUPPRESS if setting.group in (_TRAINING, _FINETUNE) else setting.help,
             **more,
         )
 

@@ -20,10 +20,11 @@ from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
 from medclipsam.server.evidence import EvidenceStore
+from medclipsam.server.http import told
 from medclipsam.server.images import ImageReader
 from medclipsam.server.metrics import METRICS
 from medclipsam.server.present import LastMasks, client_of
-from medclipsam.server.requests import MODALITIES, SegmentRequest, option_table
+from medclipsam.server.requests import MODALITIES, SegmentRequest, flag, option_table
 from medclipsam.server.results import jsonable, write_result
 from medclipsam.server.shared import SharedPipeline
 from medclipsam.targets import Target
@@ -125,7 +126,8 @@ class ZeroShotTask(InferTask):
         marks.append(time.perf_counter())
         made = {"model": request.get("model"), "text": result.text, "weights": result.weights}
         self._masks.keep(client_of(request), path, result.labels, result.label_names, made)
-        file = write_result(result.labels, image, checked)
+        save = flag(request, "save_label", default=False)
+        file = write_result(result.labels, image, checked, read_back=save)
         marks.append(time.perf_counter())
 
         read, segment, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
@@ -191,7 +193,7 @@ class ZeroShotBatch(BatchInferTask):
                 answer = infer(one, store)
             except MedClipSamError as error:
                 logger.warning("Image %d could not be segmented (%s)", next(done), type(error).__name__)
-                return {"error": str(error)}
+                return {"error": str(told(error))}
             logger.info("Image %d is done", next(done))
             return answer
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from medclipsam.errors import InputError, NegationError, SeparatorError, TargetError
 from medclipsam.targets.target import MAX_LABEL, Target, TargetSet
-from medclipsam.targets.wording import STRUCTURES, negation, normalise, words_of
+from medclipsam.targets.wording import negation, normalise, structure_meant, words_of
 
 # Longest text for one target, in characters; no text encoder here reads more than 256 tokens.
 MAX_TEXT = 1000
@@ -243,7 +243,7 @@ def _one(meant: str, modality: str | None, target_set: TargetSet, written: str) 
         return TextTarget(
             target.name, target.captions, target, "" if exact else f"Read {written!r} as {target.name!r}."
         )
-    structure = STRUCTURES.get(normalise(written))
+    structure = structure_meant(written)
     if structure is not None:
         words = words_of(structure)
         near = [
@@ -251,7 +251,10 @@ def _one(meant: str, modality: str | None, target_set: TargetSet, written: str) 
             for other in target_set
             if other.in_modality(modality) and any(words_of(name) <= words for name in (other.name, *other.synonyms))
         ]
-        note = f"Read {written!r} as {structure!r}, which is not a known target"
+        read = (
+            f"Read {written!r} as {structure!r}, which" if normalise(written) != normalise(structure) else repr(written)
+        )
+        note = f"{read} is not a known target"
         return TextTarget(written, (structure,), None, f"{note}; known: {', '.join(near)}." if near else f"{note}.")
     if normalise(meant) != normalise(written):
         return TextTarget(meant, (meant,), None, f"Read {written!r} as {meant!r}.")

@@ -48,6 +48,10 @@ _CODE_KEYS = ("category", "type", "modifier", "region")
 _SNOMED_ID = re.compile(r"[1-9][0-9]{5,17}")
 
 
+# "Morphologically abnormal structure" of DICOM CID 7150.
+_ABNORMAL = "49755003"
+
+
 @dataclass(frozen=True)
 class SnomedCode:
     """A concept of SNOMED CT: its number, and its meaning in words."""
@@ -133,6 +137,11 @@ class Target:
     code: StructureCode | None = None
     plausible_volume_ml: tuple[float, float] | None = None
     plausible_area_mm2: tuple[float, float] | None = None
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it is something abnormal, such as a tumour, by the category of its code."""
+        return self.code is not None and self.code.category.value == _ABNORMAL
 
     def in_modality(self, modality: str | None) -> bool:
         """Return whether the target is known in a DICOM modality (None: not known which, so any)."""

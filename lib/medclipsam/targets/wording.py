@@ -57,6 +57,14 @@ STRUCTURES = {
     "rll": "right lower lobe of the lung",
 }
 
+# Parts of the lungs that are known under no name of their own, as people write them out.
+_LOBES = (
+    *STRUCTURES.values(),
+    *(f"{lobe} lobe of the lung" for lobe in ("upper", "middle", "lower")),
+    *(f"both {lobe} lobes of the lungs" for lobe in ("upper", "lower")),
+    "lingula of the left lung",
+)
+
 # A dictionary word that is rarer than this is taken for a typing error where the words beside it fit.
 _RARE = 100
 
@@ -104,6 +112,21 @@ def loose_key(text: str) -> str:
 def words_of(text: str) -> set[str]:
     """Return the words of a text as `loose_key` reduces them."""
     return set(loose_key(text).split())
+
+
+def structure_meant(text: str) -> str | None:
+    """Return the part of a known structure that a text means, by an abbreviation or in full; None where it means none.
+
+    >>> structure_meant("LLL") == structure_meant("lower lobe of the left lung") == structure_meant("Lt lower lobe")
+    True
+    """
+    return STRUCTURES.get(normalise(text)) or _lobes().get(loose_key(text))
+
+
+@cache
+def _lobes() -> dict[str, str]:
+    short = {loose_key(re.sub(r" of the (left )?lungs?$", "", lobe)): lobe for lobe in _LOBES}
+    return short | {loose_key(lobe): lobe for lobe in _LOBES}
 
 
 def negation(text: str, names: Collection[str]) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from medclipsam.errors import InputError
-from medclipsam.imaging import MedicalImage
 from medclipsam.metrics import dice
-from medclipsam.training.examples import Example
+
+if TYPE_CHECKING:
+    from medclipsam.imaging import MedicalImage
+    from medclipsam.training.examples import Example
 
 # A child may be worse by so much Dice, at the lower bound of the 95 % interval.
 MARGIN = 0.01
@@ -21,7 +23,7 @@ DRAWS = 2000
 
 Status = Literal["published", "unvalidated", "refused"]
 # Returns the class indices, uint8 [n_planes, H, W] in display orientation.
-Predict = Callable[[MedicalImage], np.ndarray]
+Predict = Callable[["MedicalImage"], np.ndarray]
 
 
 @dataclass(frozen=True)

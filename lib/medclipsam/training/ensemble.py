@@ -68,6 +68,11 @@ class NetworkResult:
     boundary_scores: dict[str, float] = field(default_factory=dict)
     plane_scores: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.labels.shape))
+        scores = ", ".join(f"{name}: {score:.3g}" for name, score in self.scores.items())
+        return f"<NetworkResult: {np.count_nonzero(self.labels)} voxels, scores {scores or 'none'}; labels {size}>"
+
 
 class Ensemble:
     """The members of one training, which predict together.
