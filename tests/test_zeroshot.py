@@ -372,7 +372,7 @@ def test_results_and_images_print_in_one_short_line_without_arrays_and_addresses
         assert re.search(r"array|0x[0-9a-f]+|\[", shown) is None
         assert type(each).__name__ in shown
     # what tells one from another is there
-    assert f"{truth.sum()} voxels" in repr(results[0])
+    assert f"{np.count_nonzero(results[0].labels)} voxels" in repr(results[0])
     assert "1 x 40 x 40" in repr(results[0])
     assert "'something bright'" in repr(results[0])
     assert "3 x 40 x 40" in repr(deep)

@@ -1016,6 +1016,45 @@ def test_a_disk_that_takes_nothing_is_told_by_every_route_that_writes(
     assert not [answer.text for answer in answers if str(studies.parent) in answer.text]
 
 
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 503)])
+def test_a_label_that_cannot_be_listed_is_not_kept(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    first = infer(client, output="image").content
+    put = {"url": "/datastore/label?image=chest&tag=final", "files": {"label": ("a.nii.gz", first)}}
+    assert client.put(**put).status_code == 200  # type: ignore[arg-type]
+    empty = studies.parent / "empty.nii.gz"
+    mask = SimpleITK.ReadImage(studies / "labels" / "final" / "chest.nii.gz")
+    SimpleITK.WriteImage(mask * 0, empty)
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(studies / "chest.png"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medclipsam.server.label_files.json.dump", refuse)
+        answer = client.put(**{**put, "files": {"label": ("a.nii.gz", empty.read_bytes())}})  # type: ignore[arg-type]
+    assert answer.status_code == status
+    assert str(studies.parent) not in answer.text
+    assert client.get("/datastore/label?label=chest&tag=final").content == first
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE])
+def test_the_servers_paths_are_not_told(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whatever the operating system says of a file, in an error that was foreseen and in one that was not."""
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(studies / "labels" / "chest.png"))
+
+    for place in ("medclipsam.imaging.write.tempfile.mkstemp", "medclipsam.server.results.tempfile.mkstemp"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, refuse)
+            answer = infer(client)
+        assert answer.status_code >= 400
+        assert str(studies.parent) not in answer.text
+
+
 @pytest.mark.parametrize("digits", [20, 300, 4000, 5000])
 def test_numbers_of_many_digits_are_refused(client: TestClient, digits: int) -> None:
     number = "9" * digits

@@ -61,6 +61,8 @@ class Pacs(ThreadingHTTPServer):
         # what arrives is stored, and is not listed before that is asked for
         self.late = False
         self.arrived: list[pydicom.Dataset] = []
+        # what it makes of an instance that it stores
+        self.change: Callable[[pydicom.Dataset], object] = lambda data: None
         self.released = threading.Event()
 
     @property
@@ -86,13 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append((f"POST {len(body)} bytes", self.path, dict(self.headers)))
         start, end = body.find(b"\r\n\r\n"), body.rfind(b"\r\n--")
         data = pydicom.dcmread(io.BytesIO(body[start + 4 : end])) if b"DICM" in body else None
+        sent = str(data.SOPInstanceUID) if data is not None else ""
+        if data is not None:
+            self.server.change(data)
         if data is not None and self.server.late:
             self.server.arrived.append(data)
         if self._misbehaves():
             return
         if data is not None and not self.server.late:
             self.server.instances.append(data)
-        named = [{"00081155": {"vr": "UI", "Value": [str(data.SOPInstanceUID)]}}] if data is not None else []
+        named = [{"00081155": {"vr": "UI", "Value": [sent]}}] if data is not None else []
         self._answer("application/dicom+json", json.dumps({"00081199": {"vr": "SQ", "Value": named}}).encode())
 
     def do_GET(self) -> None:
@@ -115,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer("application/dicom+json", json.dumps(content).encode())
         else:
             wanted = [data for data in self.server.of(steps[3]) if len(steps) < 6 or data.SOPInstanceUID == steps[5]]
+            wanted += [data for data in self.server.arrived if data.SOPInstanceUID == steps[-1] and not wanted]
             self.server.retrieved.append(steps[-1])
             if not wanted:
                 self.send_error(404)
@@ -845,6 +851,147 @@ def test_a_label_that_the_server_refuses_is_not_superseded(
     assert _superseded(stored) == []
 
 
+def _clear(data: pydicom.Dataset) -> None:
+    data.PixelData = bytes(len(data.PixelData))
+
+
+def _flip_one_bit(data: pydicom.Dataset) -> None:
+    data.PixelData = bytes([data.PixelData[0] ^ 1]) + data.PixelData[1:]
+
+
+def _cut_off(data: pydicom.Dataset) -> None:
+    data.PixelData = data.PixelData[: len(data.PixelData) // 2]
+
+
+def _rename(data: pydicom.Dataset) -> None:
+    data.SegmentSequence[0].SegmentLabel = "right lung"
+
+
+def _recode(data: pydicom.Dataset) -> None:
+    data.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "80891009"
+
+
+def _renumber(data: pydicom.Dataset) -> None:
+    data.SegmentSequence[0].private_block(0x0071, "MEDCLIPSAM SEGMENT")[0x01].value = 12
+
+
+def _give_new_uid(data: pydicom.Dataset) -> None:
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+
+
+def _move_to_another_series(data: pydicom.Dataset) -> None:
+    data.SeriesInstanceUID = "1.2.3.98"
+
+
+def _lose_the_series(data: pydicom.Dataset) -> None:
+    data.PixelData = b""
+
+
+_CHANGES = (_clear, _flip_one_bit, _cut_off, _lose_the_series, _rename, _recode, _renumber)
+
+
+def _label_now(store: Any, film: str, picture: np.ndarray) -> np.ndarray:
+    mask = SimpleITK.ReadImage(store.get_label_uri(film, "final"))
+    return SimpleITK.GetArrayFromImage(mask).reshape(picture.shape)
+
+
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_a_label_that_the_server_changes_is_an_error_and_the_label_before_it_stays(
+    viewer: TestClient,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    film: str,
+    picture: np.ndarray,
+    tmp_path: Path,
+    change: Callable[[pydicom.Dataset], object],
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    assert _put(viewer, film, _label(tmp_path, picture, 13)).status_code == 200
+    first = pacs.segmentations[0]
+    pacs.change = change
+    # new to the server of the same cache and one that was started later alike
+    assert _put(viewer, film, _label(tmp_path, picture.T.reshape(picture.shape), 11)).status_code == 502
+    again = DicomWebStudies(
+        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
+    )
+    _forget_file(store, film)
+    for each in (store, again):
+        assert np.array_equal(_label_now(each, film, picture), np.where(picture > 128, 13, 0))
+        assert each.get_label_info(film, "final")["SOPInstanceUID"] == first.SOPInstanceUID
+    # the next one takes the place of both, for other servers too
+    pacs.change = lambda data: None
+    wrong = pacs.segmentations[1].SOPInstanceUID
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    assert set(_superseded(pacs.segmentations[2])) == {first.SOPInstanceUID, wrong}
+    assert np.array_equal(_label_now(store, film, picture), np.where(picture > 128, 11, 0))
+    assert list((store._root / ".sent").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [_give_new_uid, _move_to_another_series], ids=lambda change: change.__name__)
+def test_a_label_that_the_server_stores_under_another_uid_is_an_error(
+    viewer: TestClient,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    film: str,
+    picture: np.ndarray,
+    tmp_path: Path,
+    change: Callable[[pydicom.Dataset], object],
+) -> None:
+    pacs.change = change
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 502
+
+
+def test_a_first_label_that_the_server_changes_is_none(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    pacs.change = _clear
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 502
+    assert len(pacs.segmentations) == 1
+    assert app.datastore().get_labeled_images() == []
+    assert viewer.get("/datastore/label", params={"label": film, "tag": "final"}).status_code == 404
+
+
+_RETRIEVE_LABEL = r"/instances/[\d.]+$"
+
+
+@pytest.mark.parametrize(("fault", "status"), [("500", 502), ("slow", 504), ("drop", 502), ("404", 502)])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_label_that_cannot_be_read_back_is_compared_at_its_first_reading(
+    viewer: TestClient,
+    app: MedClipSamApp,
+    pacs: Pacs,
+    film: str,
+    picture: np.ndarray,
+    tmp_path: Path,
+    fault: str,
+    status: int,
+    changed: bool,
+) -> None:
+    store = app.datastore()
+    assert isinstance(store, DicomWebStudies)
+    assert _put(viewer, film, _label(tmp_path, picture, 13)).status_code == 200
+    pacs.break_down(fault, _RETRIEVE_LABEL)
+    pacs.change = _clear if changed else lambda data: None
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == status
+    (copy,) = (store._root / ".sent").iterdir()
+    assert pydicom.dcmread(copy).SOPInstanceUID == pacs.segmentations[1].SOPInstanceUID
+    pacs.break_down("")
+    store.refresh()
+    assert np.array_equal(_label_now(store, film, picture), np.where(picture > 128, 13 if changed else 11, 0))
+    assert list((store._root / ".sent").iterdir()) == []
+
+
+def test_a_label_that_is_said_to_be_stored_and_is_not_leaves_the_one_before(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    assert _put(viewer, film, _label(tmp_path, picture, 13)).status_code == 200
+    pacs.late = True
+    pacs.change = lambda data: setattr(data, "SOPInstanceUID", "1.2.3.97")
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 502
+    assert np.array_equal(_label_now(app.datastore(), film, picture), np.where(picture > 128, 13, 0))
+
+
 def test_what_was_corrected_in_the_headers_is_told(
     viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
 ) -> None:
@@ -1214,3 +1361,66 @@ def test_rounds_go_by_the_series_of_the_server(
     rounds.look()
     assert [row["image"] for row in rounds.ledger.images()] == [film]
     assert viewer.post("/activelearning/uncertainty", json={"client_id": "eve"}).json() == {}
+
+
+def _hide_the_pixels(data: pydicom.Dataset) -> None:
+    del data.PixelData
+
+
+@pytest.mark.parametrize("fault", ["content", "damaged answer", "500"])
+def test_a_series_that_cannot_be_read_is_offered_again_when_it_has_changed(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    store, rounds = app.datastore(), app.rounds
+    assert isinstance(store, DicomWebStudies)
+    bad = pydicom.dcmread(io.BytesIO(_bytes(pacs.of(film)[0])))
+    bad.SeriesInstanceUID, bad.SOPInstanceUID, bad.Modality = "1.9.1", "1.9.1.1", "CT"
+    if fault == "content":
+        _hide_the_pixels(bad)
+    pacs.instances.append(bad)
+    if fault != "content":
+        pacs.break_down("500" if fault == "500" else "short", r"/series/1\.9\.1$")
+
+    def asked(times: int = 3) -> set[str]:
+        """Ask as somebody who labels nothing does."""
+        store.refresh()
+        rounds.look()
+        answers = [viewer.post("/activelearning/random", json={"client_id": f"user {n}"}) for n in range(times)]
+        for lease in rounds.ledger.leases():
+            rounds.ledger.release(lease.image, lease.holder)
+        return {answer.json().get("id") or str(answer.status_code) for answer in answers if answer.json()}
+
+    # an error that may pass is told once
+    assert asked() == ({film} if fault == "content" else {film, "502"})
+    assert asked() == {film}
+    told = viewer.get("/datastore/").json()["unreadable"]["images"]
+    assert list(told) == ["1.9.1"]
+    assert "/cache" not in told["1.9.1"]
+    retrieved = len(pacs.asked)
+    # a full cache brings it back to nobody
+    store.forget_series(-1e6)
+    assert asked() == {film}
+    assert not any("1.9.1" in path for _, path, _ in pacs.asked[retrieved:])
+    pacs.break_down("")
+    more = pydicom.dcmread(io.BytesIO(_bytes(pacs.of(film)[0])))
+    more.SeriesInstanceUID, more.SOPInstanceUID, more.Modality = "1.9.1", "1.9.1.2", "CT"
+    if fault == "500":
+        # what may pass is tried again after some minutes
+        late = time.monotonic() + 3600
+        monkeypatch.setattr("medclipsam.server.dicomweb.time.monotonic", lambda: late)
+        assert asked() == {film, "1.9.1"}
+    else:
+        # of one that has changed, two instances at one position make no volume
+        pacs.instances.remove(bad)
+        more.NumberOfFrames, more.InstanceNumber = 1, 2
+        pacs.instances += [more, _beside(more)]
+        store.refresh()
+        assert viewer.get("/datastore/").json()["unreadable"]["images"] == {}
+        rounds.look()
+        assert "1.9.1" in rounds._here()[0]
+
+
+def _beside(data: pydicom.Dataset) -> pydicom.Dataset:
+    other = pydicom.dcmread(io.BytesIO(_bytes(data)))
+    other.SOPInstanceUID, other.InstanceNumber = f"{data.SOPInstanceUID}.2", 3
+    return other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -276,6 +277,76 @@ def test_a_label_that_is_refused_leaves_the_one_before_it(make: MakeStudies, roo
         studies.save_label("b", str(label), "final", {"bad": True})
     assert Path(studies.get_label_uri("b", "final")).read_bytes() == before
     assert studies.get_label_info("b", "final")["n"] == 1
+
+
+def _full(*arguments: Any, **more: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _no_room(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("medclipsam.server.label_files.json.dump", _full)
+
+
+def _no_rename_of_the_list(patch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        if Path(target).name == "datastore_v2.json":
+            raise OSError(errno.EROFS, "Read-only file system")
+        replace(source, target)
+
+    patch.setattr("os.replace", refuse)
+
+
+def _no_room_or_links(patch: pytest.MonkeyPatch) -> None:
+    _no_room(patch)
+    patch.setattr("os.link", _full)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("fault", [_no_room, _no_rename_of_the_list, _no_room_or_links])
+@pytest.mark.parametrize("act", ["replace", "replace with another format", "first", "remove", "note", "remove image"])
+def test_a_change_that_cannot_be_listed_leaves_everything_as_it_was(
+    make: MakeStudies,
+    root: Path,
+    label: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    act: str,
+) -> None:
+    studies = make()
+    studies.save_label("a", str(label), "final", {"n": 1})
+    other = tmp_path / f"other{'.nrrd' if 'format' in act else '.nii.gz'}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.uint8)), other)
+    if act == "remove image":
+        (root / "a.png").unlink()
+        shutil.copy(root / "sub/b.png", root / "a.png")
+    changes: dict[str, Callable[[], object]] = {
+        "first": lambda: studies.save_label("b", str(other), "final", {"n": 2}),
+        "remove": lambda: studies.remove_label("a", "final"),
+        "note": lambda: studies.update_label_info("a", "final", {"n": 2}),
+        "remove image": lambda: studies.remove_image("a"),
+    }
+    change = changes.get(act, lambda: studies.save_label("a", str(other), "final", {"n": 2}))
+    # images are too large to be kept aside: only what is written of them comes back
+    before, told = _files(root / "labels"), studies.json()["objects"]["b"]["labels"]
+    listed = (root / "datastore_v2.json").read_bytes()
+    with monkeypatch.context() as patch:
+        fault(patch)
+        with pytest.raises(OSError, match=r"No space|Read-only"):
+            change()
+    assert _files(root / "labels") == before
+    assert (root / "datastore_v2.json").read_bytes() == listed
+    for each in (studies, make()):
+        assert each.json()["objects"]["b"]["labels"] == told
+        if act != "remove image":
+            assert each.get_label_info("a", "final")["n"] == 1
+            assert Path(each.get_label_uri("a", "final")).read_bytes() == label.read_bytes()
+    assert [path.name for path in root.iterdir() if path.name.startswith(".") and path.name != ".lock"] == []
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])

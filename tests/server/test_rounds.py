@@ -403,6 +403,20 @@ def test_an_image_that_cannot_be_read_is_offered_again_only_when_its_file_change
     assert back not in client.get("/datastore/").json()["unreadable"]["images"]
 
 
+def test_an_image_whose_patient_cannot_be_read_is_no_part_of_the_rounds_until_it_can(
+    unlabelled: Serve, hide_patients: set[str]
+) -> None:
+    hide_patients.add("i03")
+    client = unlabelled()
+    client.app.state.keeper.stop()  # type: ignore[attr-defined]
+    rounds = rounds_of(client)
+    images, _ = rounds._here()
+    assert "i03" not in images
+    assert "i04" in images
+    hide_patients.clear()
+    assert "i03" in rounds._here()[0]
+
+
 def fail(error: Exception) -> Callable[..., Any]:
     def act(*arguments: Any, **more: Any) -> Any:
         raise error

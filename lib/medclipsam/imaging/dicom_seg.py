@@ -6,6 +6,7 @@ US, loops) each frame of it names the frame that it was drawn on, which PS3.3 A.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import warnings
@@ -199,7 +200,7 @@ def write_segmentation(
 
     def write(temporary: Path) -> None:
         made.save_as(temporary, enforce_file_format=True)
-        _check_reads_back(temporary, image, labels)
+        _check_reads_back(temporary, image, labels, segments)
 
     replace_file(Path(path), ".dcm", write)
     if noted is not None:
@@ -264,6 +265,35 @@ def read_segmentation(
         if label:
             native[_segment_pixels(segmentation, number, sources, frames)] = label
     return image.from_native(native), found
+
+
+def check_same_segments(
+    found: Sequence[tuple[int, SegmentInfo]], meant: Sequence[tuple[int, SegmentInfo]], what: str
+) -> None:
+    """Raise `InputError` if the segments that were read back do not mean what those that were written mean.
+
+    Parameters
+    ----------
+    found, meant : sequence of (int, SegmentInfo)
+        Label and description of each segment. Labels, names, codes and who drew them (`algorithm`) are compared.
+    what : str
+        The segmentation, for the sentence.
+    """
+    if len(found) != len(meant):
+        raise InputError(f"{what} has {len(found)} segments for {len(meant)} when it is read back; it is not kept.")
+    for (label, segment), (meant_label, meant_segment) in zip(found, meant, strict=True):
+        if (label, *_meaning(segment)) != (meant_label, *_meaning(meant_segment)):
+            raise InputError(
+                f"{what} names the segment {meant_segment.name!r} (label {meant_label}) as {segment.name!r} (label "
+                f"{label}), or describes it otherwise, when it is read back; it is not kept."
+            )
+
+
+def _meaning(segment: SegmentInfo) -> tuple[str | None, ...]:
+    """Return what a segment means, by codes and not by the words that go with them."""
+    code = segment.code
+    concepts = (code.category, code.type, code.modifier, code.region)
+    return (segment.name, segment.algorithm, *(concept.value if concept else None for concept in concepts))
 
 
 def is_ours(data: Dataset) -> bool:
@@ -355,7 +385,7 @@ def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
     code = segment.code
     described = SegmentDescription(
         segment_number=number,
-        segment_label=_short(segment.name),
+        segment_label=_segment_label(number, segment),
         segmented_property_category=concept(code.category),
         segmented_property_type=concept(code.type),
         algorithm_type=segment.algorithm,
@@ -462,21 +492,31 @@ def _superseded(earlier: Reference) -> Dataset:
     return item
 
 
-def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray) -> None:
-    """Raise `ImageError` where a segmentation that was just written does not give the label map back."""
+def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray, segments: Sequence[SegmentInfo]) -> None:
+    """Raise where a segmentation that was just written does not give the label map and its segments back."""
+    what = f"The DICOM SEG of {image.source.name}"
     try:
-        found, _ = read_segmentation(path, image, lambda segment: segment.label or 0)
+        found, described = read_segmentation(path, image, lambda segment: segment.label or 0)
     except InputError as error:
         reason = str(error).replace(path.name, "It")
-        raise ImageError(
-            f"The DICOM SEG of {image.source.name} cannot be read back, and is not kept. {reason}"
-        ) from error
-    check_same(found, labels, f"The DICOM SEG of {image.source.name}")
+        raise ImageError(f"{what} cannot be read back, and is not kept. {reason}") from error
+    check_same(found, labels, what)
+    meant = [
+        (segment.label or 0, dataclasses.replace(segment, name=_segment_label(number, segment)))
+        for number, segment in enumerate(segments, start=1)
+    ]
+    check_same_segments(described, meant, what)
+
+
+def _segment_label(number: int, segment: SegmentInfo) -> str:
+    """Return a segment's name as DICOM keeps it, where it must not be empty."""
+    return _short(segment.name) or f"segment {number}"
 
 
 def _short(text: str) -> str:
-    """Return a text as DICOM's LO: one line of 64 characters, without a backslash."""
-    return " ".join(text.replace("\\", "/").split())[:_LONGEST_LO].rstrip()
+    """Return a text as DICOM's LO: one line of 64 characters, without a backslash and control characters."""
+    line = " ".join(text.replace("\\", "/").split())
+    return "".join(character for character in line if character.isprintable())[:_LONGEST_LO].strip()
 
 
 def _person_name(text: str) -> str:

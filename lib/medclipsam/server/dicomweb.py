@@ -32,6 +32,7 @@ from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
     SegmentInfo,
+    check_same_segments,
     is_by_model,
     is_ours,
     read_segmentation,
@@ -39,9 +40,9 @@ from medclipsam.imaging.dicom_seg import (
     write_segmentation,
 )
 from medclipsam.imaging.dicom_series import SeriesVolume, Slice, volumes_of
-from medclipsam.imaging.write import replace_file
+from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.locks import process_start
-from medclipsam.server.http import BusyError, ConflictError, UnknownError, UpstreamError
+from medclipsam.server.http import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
 from medclipsam.server.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.kept_info import merged_image_info
 from medclipsam.server.label_files import CheckLabel, LabelFiles, label_suffix
@@ -62,12 +63,16 @@ LISTED_SECONDS = 24 * 3600.0
 # A small file that a process was killed in the middle of is nobody's after so many seconds.
 _LEFT_SECONDS = 3600.0
 _PARTIAL = ".partial"
+# An image that the server did not send is not offered for so many seconds, where the error may pass.
+_PASSED_OVER_SECONDS = 600.0
 # Folders of links to the files of one volume of a series that holds several.
 _PARTS = ".parts"
 # Which series hold several volumes; kept so that they are listed as such after a restart.
 _VOLUMES = ".volumes.json"
 # Segmentations that were sent and that the server does not list yet.
 _SENT = ".sent.json"
+# The segmentations that were sent and that the server has not returned yet.
+_SENT_COPIES = ".sent"
 
 _FIELDS = ("StudyDescription", "SeriesDescription", "NumberOfSeriesRelatedInstances", "BodyPartExamined", "PatientID")
 # Modalities whose series may be a heap of single pictures and loops.
@@ -134,6 +139,15 @@ class _Held:
 
 
 @dataclass(frozen=True)
+class _Failure:
+    """Why an image was not sent: how many instances it had then, the sentence, and until when that counts."""
+
+    count: int
+    sentence: str
+    until: float
+
+
+@dataclass(frozen=True)
 class StoredLabel:
     """A segmentation on the server: of an image, or, before that is known, of a series and the instances it names."""
 
@@ -150,6 +164,10 @@ class StoredLabel:
     def order(self) -> tuple[str, int, str]:
         """What grows from one to the next."""
         return self.when, self.reference.number, self.reference.instance
+
+
+class ChangedLabelError(UpstreamError):
+    """The DICOMweb server returns another label than was stored on it."""
 
 
 class DicomWebStudies(LabelFiles, DICOMWebDatastore):
@@ -218,10 +236,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         # the instances of series as the server has listed them last, and when that was
         self._instances_of: dict[str, tuple[float, frozenset[str]]] = {}
         self._held: dict[Path, _Held] = {}
+        # how many instances the server listed of what was fetched, and what it did not send
+        self._counts: dict[str, int] = {}
+        self._failures: dict[str, _Failure] = {}
         self._noted: dict[str, Signature] = {}
         # series that hold several volumes: the instances of each by the volume's id
         self._volumes: dict[str, dict[str, frozenset[str]]] = _read_volumes(cache / _VOLUMES)
-        self._sent = SentLabels(cache / _SENT)
+        self._sent = SentLabels(cache / _SENT, cache / _SENT_COPIES)
         self._read_config(strict=True)
         self._remove_left_behind()
 
@@ -268,10 +289,28 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return nothing: the server's list is made without looking into files."""
         return {}
 
+    def unfetched_images(self) -> dict[str, str]:
+        """Return the images that the server did not send when they were requested last, and why.
+
+        They count as such until the server lists another number of instances, and after an error that may pass for some
+        minutes.
+        """
+        now, listed = time.monotonic(), self._series()
+        failed = {
+            image: failure
+            for image, failure in self._failures.items()
+            if image in listed and failure.count == listed[image].count and now < failure.until
+        }
+        self._failures = failed
+        return {image: failure.sentence for image, failure in failed.items()}
+
     def image_at(self, path: Path) -> str | None:
-        """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
+        """Return the id of the image that `get_image_uri` returned a path for.
+
+        None where there is none now, or where the server lists another number of instances by now.
+        """
         listed = self._series().get(path.name)
-        if listed is None:
+        if listed is None or self._counts.get(listed.stored, listed.count) != listed.count:
             return None
         parts = self._root.resolve() / _PARTS / listed.series / path.name
         return path.name if path in (self._folder(path.name), parts) else None
@@ -329,7 +368,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             path = Path(self._label_path(label_id, FINAL, ".nii.gz"))
             if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
                 try:
-                    self._fetch_label(stored, path)
+                    self._fetch_label(stored)
+                except ChangedLabelError as error:
+                    logger.error("%s", error)
+                    return self.get_label_uri(label_id, tag)
                 except InputError:
                     if stored.ours:
                         raise
@@ -406,8 +448,11 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             If there is no such image.
         InputError
             If the label must not be saved.
+        ChangedLabelError
+            If the server, when the label is read back, returns another one; the label before it still counts.
         UpstreamError
-            If the server does not take it; then nothing is saved.
+            If the server does not take it; then nothing is saved. Or if it is stored, but cannot be read back: then a
+            copy is kept here, with which it is compared when it is read for the first time.
         """
         tag, info = _tag(label_tag), dict(label_info or {})
         folder = Path(self.get_image_uri(image_id))
@@ -431,8 +476,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         tag = _tag(label_tag)
         if tag == FINAL:
             raise InputError("A final label is a DICOM SEG on the DICOMweb server; remove it there.")
-        with self._changing():
-            self._take_label(label_id, tag)
+        with self._changing(label_id) as files:
+            self._take_label(label_id, tag, files)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known of an image here; when a strategy has proposed it last is kept in memory only.
@@ -448,7 +493,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             with self._access:
                 self._entry(image_id).image.info.update(info)
             return
-        with self._changing():
+        with self._changing(image_id):
             image = self._entry(image_id).image
             image.info = merged_image_info(image.info, info)
 
@@ -537,6 +582,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                     looked[key] = known if known is not None else self._look_at(study, series)
                     stored += looked[key]
                 stored += self._not_listed_yet({label.reference.instance for label in stored})
+                wrong = {sent.reference.instance for sent in self._sent.all() if sent.wrong}
+                stored = [label for label in stored if label.reference.instance not in wrong]
                 self._segmentations = looked
                 self._labelled = (time.monotonic(), self._that_count(stored))
             return self._labelled[1]
@@ -602,10 +649,23 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             if folder.is_dir() and not self._held_in(folder).is_all(now, listed.count):
                 self._remove(folder)
             if not self._keep_until(folder, seconds):
-                self._fetch(listed, listed.stored, folder)
+                self._note_failure(image_id, listed, lambda: self._fetch(listed, listed.stored, folder))
                 self._keep_until(folder, seconds)
                 self._bound_cache(folder)
             return folder if listed.instance else self._volume_folder(listed, image_id, folder)
+
+    def _note_failure(self, image_id: str, listed: _Listed, fetch: Callable[[], object]) -> None:
+        """Fetch an image, and note where the server does not send it."""
+        try:
+            fetch()
+        except UpstreamError as error:
+            if not isinstance(error.__cause__, OSError):
+                lasting = error.permanent or isinstance(error, UpstreamContentError)
+                until = float("inf") if lasting else time.monotonic() + _PASSED_OVER_SECONDS
+                self._failures[image_id] = _Failure(listed.count, str(error), until)
+            raise
+        self._failures.pop(image_id, None)
+        self._counts[listed.stored] = listed.count
 
     def _series_of(self, image_id: str) -> _Listed | None:
         """Return the series that an id names a volume of, which is not known before the series is fetched."""
@@ -765,8 +825,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         info: Mapping[str, Any],
         check: Callable[[Path], object] | None = None,
     ) -> None:
-        with self._changing():
-            self._put_label(self._entry(image_id), image_id, tag, file, suffix, info, check)
+        with self._changing(image_id) as files:
+            self._put_label(self._entry(image_id), image_id, tag, file, suffix, info, files, check)
 
     def _store_label(self, image_id: str, folder: Path, file: Path, info: dict[str, Any]) -> None:
         image = self._images.read(folder)
@@ -778,7 +838,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             self._check_complete(image_id)
             before = self._labels().get(image_id)
             earlier = [before.reference] if before is not None and before.ours else []
-            # those that were sent before, and may appear later
+            # those that were sent before and may appear later, and those that the server has changed
             waiting = [sent.reference for sent in self._sent.all() if sent.image == image_id]
             earlier += [reference for reference in waiting if reference not in earlier]
             made = write_segmentation(
@@ -792,8 +852,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 supersedes=earlier,
                 noted=corrections.append,
             )
-            self._send(image_id, path, earlier)
+            sent = self._send(image_id, path, earlier)
             self.refresh()
+        labels = self._read_back(sent, image)
         if corrections:
             logger.warning("A segmentation was written from headers with invalid values: %s", " ".join(corrections))
             info["corrections"] = corrections
@@ -826,36 +887,82 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 f"label was drawn on {len(held.instances)} of them. Load the image again, then save a label."
             )
 
-    def _send(self, image_id: str, path: Path, earlier: Sequence[Reference]) -> None:
-        """Store a segmentation on the server."""
+    def _send(self, image_id: str, path: Path, earlier: Sequence[Reference]) -> StoredLabel:
+        """Store a segmentation on the server, and return it."""
         header = dcmread(path, stop_before_pixels=True)
         study, series, instance = (
             str(header[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
         )
         reference = Reference(series, instance, int(header.InstanceNumber), str(header.SOPClassUID))
         superseded = tuple(each.instance for each in earlier)
-        self._sent.add(SentLabel(image_id, study, reference, _content_time(header), superseded))
+        sent = SentLabel(image_id, study, reference, _content_time(header), superseded)
+        self._sent.add(sent, path)
         try:
             self.pacs.store(path.read_bytes(), study, series, instance)
         except UpstreamError as error:
             if error.permanent:
-                self._sent.forget({instance})
+                self._sent.refused(instance)
             raise
         self._sent.confirm(instance)
+        return _as_stored(sent)
 
-    def _not_listed_yet(self, listed: Collection[str]) -> list[StoredLabel]:
-        """Return the segmentations that are stored and that the server does not list yet."""
-        self._sent.forget(listed)
-        return [
-            StoredLabel(
-                sent.image, frozenset(), sent.study, sent.reference, sent.when, True, frozenset(sent.supersedes)
-            )
-            for sent in self._sent.all()
-            if sent.confirmed
-        ]
+    def _read_back(self, stored: StoredLabel, image: MedicalImage) -> np.ndarray:
+        """Return the label map of a segmentation that was just stored, as the server returns it."""
+        for tried in range(self.pacs.options.retries + 1):
+            # a server may know of an instance later than it says so
+            time.sleep(0.5 * 2 ** (tried - 1) if tried else 0)
+            try:
+                return self._read_stored(stored, image)[0]
+            except ChangedLabelError:
+                raise
+            except UnknownError as error:
+                problem = UpstreamError(str(error))
+            except UpstreamError as error:
+                problem = error
+                break
+        raise type(problem)(
+            f"The label is stored on the DICOMweb server, but could not be read back to be checked. {problem} A copy "
+            "is kept on this server, and compared with the label when it is read for the first time; save the label "
+            "again to be sure."
+        )
 
-    def _fetch_label(self, stored: StoredLabel, path: Path) -> None:
-        folder = path.with_name(f".{stored.image}.{os.getpid()}{_PARTIAL}")
+    def _read_stored(
+        self, stored: StoredLabel, image: MedicalImage
+    ) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
+        """Return label map and segments of a segmentation as the server has it.
+
+        One of which a copy is kept here is compared with the copy.
+
+        Raises
+        ------
+        ChangedLabelError
+            If they differ; the segmentation is not a label from now on.
+        """
+        instance = stored.reference.instance
+        copy = self._sent.unread(instance)
+        meant = self._read_segmentation(copy, image) if copy is not None else None
+        folder = self._root / f".{stored.image}.label.{os.getpid()}{_PARTIAL}"
+        try:
+            self.pacs.retrieve(stored.study, stored.reference.series, folder, instance, 1, frozenset({instance}))
+            labels, segments = self._read_segmentation(folder / "0.dcm", image)
+            if meant is not None:
+                check_same(labels, meant[0], "The DICOM SEG")
+                check_same_segments(segments, meant[1], "The DICOM SEG")
+        except (InputError, UpstreamContentError) as error:
+            if meant is None or isinstance(error, UnknownError):
+                raise
+            self._sent.reject(_as_sent(stored))
+            self.refresh()
+            raise ChangedLabelError(
+                f"The DICOMweb server {self.pacs.url} stored something else than the label that was sent. {error} It "
+                "is not used as a label; the label before it, where there is one, still counts."
+            ).for_good() from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._sent.returned(instance, stored.supersedes)
+        return labels, segments
+
+    def _read_segmentation(self, path: Path, image: MedicalImage) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
         taken: set[int] = set()
 
         def label_of(segment: SegmentInfo) -> int:
@@ -863,18 +970,27 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             taken.add(label)
             return label
 
+        return read_segmentation(path, image, label_of)
+
+    def _not_listed_yet(self, listed: Collection[str]) -> list[StoredLabel]:
+        """Return the segmentations that are stored, were read back, and that the server does not list yet."""
+        self._sent.forget(listed)
+        return [
+            _as_stored(sent)
+            for sent in self._sent.all()
+            if sent.confirmed and not sent.wrong and self._sent.unread(sent.reference.instance) is None
+        ]
+
+    def _fetch_label(self, stored: StoredLabel) -> None:
+        """Keep a label here as the server has it."""
         image = self._images.read(Path(self.get_image_uri(stored.image)))
         planes = {str(header.SOPInstanceUID) for header in source_headers(image.source)}
-        if stored.ours and stored.drawn_on < planes:
+        if stored.ours and stored.drawn_on and stored.drawn_on < planes:
             raise InputError(
                 f"The label of {stored.image} was drawn on {len(stored.drawn_on)} of the {len(planes)} slices that the "
                 "series has now; correct it and save it again."
             )
-        try:
-            self.pacs.retrieve(stored.study, stored.reference.series, folder, stored.reference.instance)
-            labels, segments = read_segmentation(folder / "0.dcm", image, label_of)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        labels, segments = self._read_stored(stored, image)
         told = _label_info(stored.reference.instance, stored.reference.series, segments)
         self._keep_final(stored.image, labels, image, told)
 
@@ -882,6 +998,15 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         with _temporary(".nii.gz") as path:
             write_mask(labels, image, path, read_back=True)
             self._keep_label(image_id, FINAL, path, ".nii.gz", info)
+
+
+def _as_stored(sent: SentLabel) -> StoredLabel:
+    """Return a segmentation that was sent as one that is on the server."""
+    return StoredLabel(sent.image, frozenset(), sent.study, sent.reference, sent.when, True, frozenset(sent.supersedes))
+
+
+def _as_sent(stored: StoredLabel) -> SentLabel:
+    return SentLabel(stored.image, stored.study, stored.reference, stored.when, tuple(stored.supersedes), True)
 
 
 def _label_info(instance: str, series: str, segments: list[tuple[Any, SegmentInfo]]) -> dict[str, Any]:

@@ -118,6 +118,10 @@ class FolderStudies(LabelFiles):
         """Return the files and folders, from the studies' folder on, that cannot be read or listed, and why."""
         return dict(self._current().faults)
 
+    def unfetched_images(self) -> dict[str, str]:
+        """Return nothing: the images are files here."""
+        return {}
+
     def image_at(self, path: Path) -> str | None:
         """Return the id of the image that `get_image_uri` returned a path for; None where there is none now."""
         images = self._current().images
@@ -229,7 +233,7 @@ class FolderStudies(LabelFiles):
         path = self._root / f"{image_id}{suffix}"
         if path.parent != self._root or image_id.startswith("."):
             raise InputError(f"Image {image_id!r} cannot be named so; allowed: a name without separators.")
-        with self._changing():
+        with self._changing(image_id) as files:
             self.refresh()
             listing = self._listing
             taken = listing.shared.get(image_id) or (
@@ -239,6 +243,7 @@ class FolderStudies(LabelFiles):
                 raise ConflictError(
                     f"Image id {image_id!r} is that of {self._scan.names(taken) or 'a series'} already; name another."
                 )
+            files.keep(path)
             copy_file(Path(image_filename), path, self._root.stat().st_mode & 0o666)
             self._scan.arrived(path)
             self.refresh()
@@ -273,10 +278,12 @@ class FolderStudies(LabelFiles):
         found = self._current().images.get(image_id)
         if found is None:
             raise unknown_image(image_id, self._current().images.__contains__)
-        with self._changing():
+        with self._changing(image_id) as files:
             entry = self._datastore.objects.pop(image_id, None)
             for tag in entry.labels if entry else ():
-                Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else "")).unlink(missing_ok=True)
+                label = Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else ""))
+                files.keep(label)
+                label.unlink(missing_ok=True)
             self._versions.forget(image_id)
             for file in found.files:
                 file.unlink(missing_ok=True)
@@ -307,20 +314,20 @@ class FolderStudies(LabelFiles):
         info = dict(label_info or {})
         check = self._check_label(Path(uri), Path(label_filename), info) if self._check_label else None
         suffix = label_suffix(os.path.basename(label_filename))
-        with self._changing():
+        with self._changing(image_id) as files:
             found = self._listing.images.get(image_id)
             if found is None:
                 raise UnknownError(f"Image {image_id!r} is not among the studies any more.")
             entry = self._entry(image_id, found)
             entry.image.info["file"] = found.anchor.relative_to(self._root).as_posix()
-            self._put_label(entry, image_id, tag, Path(label_filename), suffix, info, check)
+            self._put_label(entry, image_id, tag, Path(label_filename), suffix, info, files, check)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label, of which a person's is kept, see `label_versions`; one that is not there is none."""
         self._current()
-        with self._changing():
-            self._take_label(label_id, str(getattr(label_tag, "value", label_tag)))
+        with self._changing(label_id) as files:
+            self._take_label(label_id, str(getattr(label_tag, "value", label_tag)), files)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known of an image.
@@ -340,7 +347,7 @@ class FolderStudies(LabelFiles):
             with self._access:
                 self._entry(image_id, found).image.info.update(info)
             return
-        with self._changing():
+        with self._changing(image_id):
             image = self._entry(image_id, found).image
             image.info = merged_image_info(image.info, info)
 

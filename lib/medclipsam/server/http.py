@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import re
 import shutil
 import sqlite3
@@ -79,6 +80,10 @@ class UpstreamBusyError(UpstreamError):
         self.retry_after = max(1, math.ceil(retry_after))
 
 
+class UpstreamContentError(UpstreamError):
+    """The DICOMweb server that holds the studies sent something else than what was requested."""
+
+
 class BusyError(MedClipSamError):
     """The server could do this later.
 
@@ -128,8 +133,30 @@ def status_of(error: MedClipSamError) -> int:
 
 
 def told(error: MedClipSamError) -> MedClipSamError:
-    """Return an error as clients are told it: one of the server's storage without the server's paths."""
-    return storage_error(error, _PLAIN) or error
+    """Return an error as clients are told it: without the server's paths, and one of its storage as such."""
+    storage = storage_error(error, _PLAIN)
+    if storage is not None:
+        return storage
+    sentence = _without_named_folders(str(error), error)
+    if sentence != str(error):
+        error.args = (sentence,)
+    return error
+
+
+def _without_named_folders(sentence: str, error: BaseException) -> str:
+    """Return an error's sentence with the files that the operating system named in it, without their folders."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            for name in (seen.filename, seen.filename2):
+                path = os.fspath(name) if isinstance(name, (str, os.PathLike)) else ""
+                if isinstance(path, str) and os.path.isabs(path):
+                    folder, file = os.path.split(path.rstrip(os.sep))
+                    sentence = sentence.replace(path, file)
+                    # the file may go by a temporary name until it is complete
+                    sentence = sentence.replace(folder + os.sep, "") if folder != os.sep else sentence
+        seen = seen.__cause__ or seen.__context__
+    return sentence
 
 
 def without_folders(value: Any) -> Any:

@@ -102,8 +102,9 @@ class ImageReader:
 
 
 def unreadable_images(datastore: Datastore, images: ImageReader) -> dict[str, str]:
-    """Return the images of a datastore that could not be read and have not changed since, and why."""
-    failed = {datastore.image_at(path): sentence for path, sentence in images.failures().items()}
+    """Return the images of a datastore that could not be fetched or read and have not changed since, and why."""
+    failed = datastore.unfetched_images()
+    failed |= {datastore.image_at(path): sentence for path, sentence in images.failures().items()}
     return {image: failed[image] for image in sorted(image for image in failed if image is not None)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -93,7 +94,7 @@ class LabelFiles(LocalDatastore):
         UnknownError
             If there is no such label.
         """
-        with self._changing():
+        with self._changing(label_id):
             label = self._datastore.label(label_id, label_tag)
             if label is None:
                 raise UnknownError(f"Image {label_id!r} has no label of the tag {label_tag!r}.")
@@ -136,6 +137,7 @@ class LabelFiles(LocalDatastore):
         file: Path,
         suffix: str,
         info: Mapping[str, Any],
+        files: FilesBefore,
         check: Callable[[Path], object] | None = None,
     ) -> None:
         """Put a label in the place of the one that an image has under a tag, which is kept if it was a person's.
@@ -147,20 +149,24 @@ class LabelFiles(LocalDatastore):
         def before_replacing(copy: Path) -> None:
             if check is not None:
                 check(copy)
-            self._keep_versions(entry, image_id, tag, copy, info)
+            self._keep_versions(entry, image_id, tag, copy, info, files)
 
+        files.keep(path)
         copy_file(file, path, self._mode, before_replacing)
         for other in self._files_of(entry, image_id, tag):
             if other != path:
+                files.keep(other)
                 other.unlink(missing_ok=True)
         entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
 
-    def _take_label(self, image_id: str, tag: str) -> None:
+    def _take_label(self, image_id: str, tag: str, files: FilesBefore) -> None:
         """Remove a label, which is kept as an earlier version if it was a person's. Call it inside `_changing`."""
         entry = self._datastore.objects.get(image_id)
         if entry is not None and tag in entry.labels:
-            self._keep_versions(entry, image_id, tag, None, {})
-            Path(self._label_path(image_id, tag, entry.labels.pop(tag).ext)).unlink(missing_ok=True)
+            self._keep_versions(entry, image_id, tag, None, {}, files)
+            path = Path(self._label_path(image_id, tag, entry.labels.pop(tag).ext))
+            files.keep(path)
+            path.unlink(missing_ok=True)
 
     def _files_of(self, entry: ImageLabelModel, image_id: str, tag: str) -> list[Path]:
         """Return the files of a label: one, or several where some were put there by hand."""
@@ -169,7 +175,13 @@ class LabelFiles(LocalDatastore):
         return [path for path in paths if path.is_file()]
 
     def _keep_versions(
-        self, entry: ImageLabelModel, image_id: str, tag: str, by: Path | None, info: Mapping[str, Any]
+        self,
+        entry: ImageLabelModel,
+        image_id: str,
+        tag: str,
+        by: Path | None,
+        info: Mapping[str, Any],
+        files: FilesBefore,
     ) -> None:
         known = entry.labels.get(tag)
         kept = dict(known.info) if known is not None else {}
@@ -178,7 +190,9 @@ class LabelFiles(LocalDatastore):
             return
         for path in self._files_of(entry, image_id, tag):
             suffix = label_suffix(path.name)
-            self._versions.keep(image_id, tag, path, suffix, kept if known and suffix == known.ext else {}, by)
+            about = kept if known and suffix == known.ext else {}
+            for made in self._versions.keep(image_id, tag, path, suffix, about, by):
+                files.made(made)
 
     def label_versions(self, image_id: str, tag: str) -> list[LabelVersion]:
         """Return the earlier versions of an image's label that are kept, the earliest first."""
@@ -198,8 +212,18 @@ class LabelFiles(LocalDatastore):
         return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self, image_id: str | None = None) -> Iterator[FilesBefore]:
         """Change what is known while no other thread or process does, and write it.
+
+        Parameters
+        ----------
+        image_id : str, optional
+            The image whose entry changes. Where the block or the writing fails, its entry becomes what it was before.
+
+        Yields
+        ------
+        FilesBefore
+            Files that `keep` was called with become what they were before, too.
 
         Raises
         ------
@@ -207,10 +231,20 @@ class LabelFiles(LocalDatastore):
             If another program holds the folder's lock.
         """
         # first the lock: who only reads does not wait for another process
-        with self._folder_lock.held(), self._access:
+        with self._folder_lock.held(), self._access, FilesBefore() as files:
             self._read_config()
-            yield
-            self._write_config()
+            objects = self._datastore.objects
+            before = copy.deepcopy(objects.get(image_id)) if image_id is not None else None
+            try:
+                yield files
+                self._write_config()
+            except BaseException:
+                objects = self._datastore.objects
+                if before is not None and image_id is not None:
+                    objects[image_id] = before
+                elif image_id is not None:
+                    objects.pop(image_id, None)
+                raise
 
     def _read_config(self, strict: bool = False) -> None:
         """Read `datastore_v2.json` if it is another than the one that was read or written last."""
@@ -268,6 +302,48 @@ class LabelFiles(LocalDatastore):
             return
         with self._folder_lock.held(), self._access:
             self._write_config()
+
+
+class FilesBefore:
+    """Files as they were before a change: where the block raises, they are put back."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Path, Path | None]] = []
+
+    def keep(self, path: Path) -> None:
+        """Keep a file that is about to be written, replaced or removed; one that is not there is removed again."""
+        kept = None
+        if path.is_file():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+            os.close(handle)
+            kept = Path(name)
+            try:
+                kept.unlink()
+                os.link(path, kept)
+            except OSError:  # the share has no hard links
+                try:
+                    shutil.copy2(path, kept)
+                except BaseException:
+                    kept.unlink(missing_ok=True)
+                    raise
+        self._kept.append((path, kept))
+
+    def made(self, path: Path) -> None:
+        """Have a file removed again that was not there before."""
+        self._kept.append((path, None))
+
+    def __enter__(self) -> FilesBefore:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        for path, kept in reversed(self._kept):
+            if kind is not None and kept is None:
+                path.unlink(missing_ok=True)
+            elif kind is not None and kept is not None:
+                os.replace(kept, path)
+            if kept is not None:
+                # still there where it is a link to the very file that it would replace
+                kept.unlink(missing_ok=True)
 
 
 def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], object] | None = None) -> None:

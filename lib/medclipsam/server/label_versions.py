@@ -85,7 +85,9 @@ class LabelVersions:
         kept = ", ".join(str(version.number) for version in versions) or "none"
         raise UnknownError(f"Version {number} of the label {image_id!r} is not here; versions that are kept: {kept}.")
 
-    def keep(self, image_id: str, tag: str, file: Path, suffix: str, info: Mapping[str, Any], by: Path | None) -> None:
+    def keep(
+        self, image_id: str, tag: str, file: Path, suffix: str, info: Mapping[str, Any], by: Path | None
+    ) -> list[Path]:
         """Keep a label that is about to be replaced or removed.
 
         Parameters
@@ -99,18 +101,25 @@ class LabelVersions:
             What is kept with it.
         by : Path or None
             What takes its place; the same content supersedes nothing.
+
+        Returns
+        -------
+        list of Path
+            The files that were made.
         """
         if by is not None and filecmp.cmp(file, by, shallow=False):
-            return
+            return []
         versions = self.of(image_id, tag)
         number = f"{versions[-1].number + 1 if versions else 1:06d}"
         folder = self._root / tag / image_id
         for each in (self._root, folder.parent, folder):
             self._make_folder(each)
         mode, note = file.stat().st_mode & 0o777, json.dumps(info, default=str)
-        _place(folder / f"{number}.json", mode, lambda path: path.write_text(note, encoding="utf-8"))
-        _place(folder / f"{number}{suffix}", mode, lambda path: shutil.copyfile(file, path))
+        made = [folder / f"{number}.json", folder / f"{number}{suffix}"]
+        _place(made[0], mode, lambda path: path.write_text(note, encoding="utf-8"))
+        _place(made[1], mode, lambda path: shutil.copyfile(file, path))
         self._drop_surplus(self.of(image_id, tag))
+        return made
 
     def parts(self) -> list[Path]:
         """Return the files that are not complete: those of a process that was killed, where none writes now."""

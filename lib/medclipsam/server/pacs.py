@@ -31,7 +31,13 @@ from medclipsam.errors import OptionError
 from medclipsam.imaging.dicom import read_elements
 from medclipsam.imaging.whole import is_whole
 from medclipsam.server.addresses import user_of, without_user
-from medclipsam.server.http import UnknownError, UpstreamBusyError, UpstreamError, UpstreamTimeoutError
+from medclipsam.server.http import (
+    UnknownError,
+    UpstreamBusyError,
+    UpstreamContentError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from medclipsam.server.multipart import IncompleteError, boundary_of, write_parts
 from medclipsam.server.pacs_options import PacsOptions
 from medclipsam.server.transport import LEAST_RATE, TimedAdapter, TooMuchError, TotalTimeout, timed_chunks
@@ -273,8 +279,10 @@ class Pacs:
         ------
         UnknownError
             If there is no such series any more.
+        UpstreamContentError
+            If what the server sends is damaged, of another series, or not what is expected.
         UpstreamError
-            If the server fails, or what it sends is not all there.
+            If the server fails, or breaks off.
         """
         path = f"studies/{study}/series/{series}" + (f"/instances/{instance}" if instance else "")
 
@@ -525,17 +533,20 @@ class Pacs:
             except Exception:
                 fits = False
             if not fits:
-                raise UpstreamError(f"The DICOMweb server {self.url} sent a damaged instance of the series {series}.")
+                raise UpstreamContentError(
+                    f"The DICOMweb server {self.url} sent a damaged instance of the series {series}."
+                )
             if instance and instance in found:
-                raise UpstreamError(f"The DICOMweb server {self.url} sent instance {instance} twice.")
+                raise UpstreamContentError(f"The DICOMweb server {self.url} sent instance {instance} twice.")
             found.add(instance)
         if len(files) < max(count, 1) or expected - found:
-            raise UpstreamError(
-                f"The DICOMweb server {self.url} sent {len(files)} of {max(count, len(expected))} instances of the "
+            n_sent = len(found & expected) if expected else len(files)
+            raise UpstreamContentError(
+                f"The DICOMweb server {self.url} sent {n_sent} of {max(count, len(expected))} instances of the "
                 f"series {series}."
             )
         if expected and found - expected:
-            raise UpstreamError(
+            raise UpstreamContentError(
                 f"The DICOMweb server {self.url} sent {len(found - expected)} instances that it does not list for the "
                 f"series {series}."
             )

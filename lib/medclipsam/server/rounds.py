@@ -27,7 +27,7 @@ from medclipsam.active.summary import summarise
 from medclipsam.errors import MedClipSamError
 from medclipsam.imaging import read_mask
 from medclipsam.server.audit import caller
-from medclipsam.server.http import BusyError, UpstreamError
+from medclipsam.server.http import BusyError, UpstreamContentError, UpstreamError
 from medclipsam.server.images import ImageReader, unreadable_images
 from medclipsam.server.networks import SharedNetworks
 from medclipsam.server.rounds_options import RoundsOptions
@@ -204,6 +204,11 @@ class Rounds:
             where every image is labelled, cannot be read or is kept for another. Where only images are left that the
             asker was offered and has not labelled, or as many are kept for them as may be, these come again, the first
             one first.
+
+        Raises
+        ------
+        UpstreamError
+            If the DICOMweb server of the studies fails in a way that may pass.
         """
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self.look()
@@ -216,11 +221,16 @@ class Rounds:
             if taken is None:
                 return None
             choice, lease = taken
-            if self._is_readable(choice.image):
+            readable = False
+            try:
+                readable = self._is_readable(choice.image)
+            finally:
+                if not readable:
+                    # it is not among the images from now on, until it changes
+                    self.ledger.release(choice.image, holder)
+                    self.look()
+            if readable:
                 break
-            # it is not among the images from now on, until its file changes
-            self.ledger.release(choice.image, holder)
-            self.look()
             if choice.image in refused:
                 return None
             refused.add(choice.image)
@@ -234,12 +244,20 @@ class Rounds:
         }
 
     def _is_readable(self, image: str) -> bool:
-        """Return whether an image of a folder can be read; a series of a DICOMweb server is not fetched for it."""
-        store = self._datastore()
-        if isinstance(store, DICOMWebDatastore):
-            return True
+        """Return whether an image can be read; a series of a DICOMweb server is fetched, as for whoever opens it.
+
+        Raises
+        ------
+        UpstreamError
+            If the DICOMweb server fails in a way that may pass.
+        """
         try:
-            self.images.check(Path(store.get_image_uri(image)))
+            self.images.check(Path(self._datastore().get_image_uri(image)))
+        except UpstreamError as error:
+            if not (error.permanent or isinstance(error, UpstreamContentError)):
+                raise
+            logger.warning("Image %s is not offered for labelling: %s", image, error)
+            return False
         except Exception as error:
             logger.warning("Image %s is not offered for labelling: %s", image, error)
             return False
