@@ -24,7 +24,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --cu
 
 demo: .venv/.ready .demo/studies/.ready
 	@echo "== Starting the demo server; stop it with Ctrl-C"
-	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --weights demo --port $(PORT) $(ARGS)
+	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --port $(PORT) $(ARGS)
 
 demo-pacs: .venv/.ready
 	@$(call debian,/usr/sbin/Orthanc,orthanc)

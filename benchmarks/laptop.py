@@ -35,7 +35,7 @@ STEPS = ("first prompt", "second text", "click")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="*", default=["demo", "demo+lite_medsam"], metavar="PAIR")
+    parser.add_argument("pairs", nargs="*", default=["demo", "default"], metavar="PAIR")
     parser.add_argument("--images", type=int, default=5, help="images that are timed; one more warms up")
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
     given = parser.parse_args(arguments)
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first: list[float] | None = None
         for pair in given.pairs:
             clip, sam = resolve_pair(pair)
-            encoder = load_encoder(clip)
-            chosen, eager = (measure(encoder, SamModel.from_weights(sam, engine=e), images) for e in ("auto", "torch"))
+            sams = [SamModel.from_weights(sam, engine=engine) for engine in ("auto", "torch")]
+            chosen, eager = (measure(load_encoder(clip, sam=model), model, images) for model in sams)
             show(pair, "auto", chosen)
             show(pair, "torch", eager)
             show("", "ratio", [a / b for a, b in zip(chosen, eager, strict=True)])

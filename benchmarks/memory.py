@@ -52,8 +52,10 @@ def measure(name: str, device: str) -> tuple[int, int]:
         box = np.array([[50.0, 50.0, 300.0, 300.0]])
         work = lambda: sam.decode(sam.embed(plane), box, voting="mrm")  # noqa: E731
         return _bytes_of(sam.network), _peak(work, device)
-    encoder = _encoder(name, device)
-    pipeline = ZeroShot(encoder, _sam("demo_sam", device), TargetSet.load(), batch_planes=PLANES)
+    # a CLIP on a SAM's image embedding has that SAM's encoder at work
+    sam = _sam("lite_medsam" if REGISTRY[name].arch == "embedding" else "demo_sam", device)
+    encoder = _encoder(name, device, sam)
+    pipeline = ZeroShot(encoder, sam, TargetSet.load(), batch_planes=PLANES)
     options = ZeroShotOptions.from_mapping({"presence": False, "steps": 1})
     image = _volume()
     # the stand-in of a missing set has a text tower of another size
@@ -61,9 +63,9 @@ def measure(name: str, device: str) -> tuple[int, int]:
     return weights, _peak(lambda: pipeline.segment(image, TEXT, options), device)
 
 
-def _encoder(name: str, device: str) -> Encoder:
+def _encoder(name: str, device: str, sam: SamModel) -> Encoder:
     if REGISTRY[name].in_package or not REGISTRY[name].missing():
-        return load_encoder(resolve(name), device=device)
+        return load_encoder(resolve(name), device=device, sam=sam)
     # BiomedCLIP's vision tower is a ViT-B/16 at 224 pixels, and its text tower a BERT-base; only the first works here.
     return load_open_clip("ViT-B-16", device=device)
 

@@ -22,6 +22,8 @@ from medclipsam.zeroshot import ZeroShot
 # The models are small, and a server or sub-process often works beside the tests: a second thread would wait for the
 # first, which costs several times what it saves.
 torch.set_num_threads(1)
+# The phantoms' pair is many times as fast as the default; tests of the default pair name it.
+os.environ.setdefault("MEDCLIPSAM_WEIGHTS_NAME", "demo")
 
 WORDS = (
     "a",

@@ -179,7 +179,7 @@ def test_two_missing_halves_are_named_at_once():
 
 @pytest.mark.parametrize("name", ["nothing", "", "..", "~nobody-of-this-name/x", "a/b", "http://x/y"])
 def test_unknown_weights_are_refused_with_what_is_known(name):
-    with pytest.raises(WeightsError, match=r"no weights .*known: .*demo_clip, demo_sam, biomedclip|not recognised"):
+    with pytest.raises(WeightsError, match=r"no weights .*known: .*demo_clip, demo_sam, lite_clip, biomedclip|not recognised"):
         resolve(name)
 
 
@@ -648,6 +648,7 @@ def test_the_list_holds_published_and_own_weights_with_their_state(monkeypatch, 
     assert states == {
         "demo_clip": ("clip", "demo", "in package"),
         "demo_sam": ("sam", "demo", "in package"),
+        "lite_clip": ("clip", "embedding", "missing"),
         "biomedclip": ("clip", "open_clip", "incomplete"),
         "sam_vit_h": ("sam", "vit_h", "missing"),
         "sam_vit_l": ("sam", "vit_l", "missing"),
@@ -763,6 +764,8 @@ def test_parameters_of_the_demo_models_are_stated_as_they_are():
     networks = {
         "demo_clip": load_encoder(resolve("demo_clip")).model,
         "demo_sam": SamModel.from_weights(resolve("demo_sam")).network,
+        "lite_clip": load_encoder(resolve("lite_clip")).model,
+        "lite_medsam": SamModel.from_weights(resolve("lite_medsam")).network,
     }
     for name, network in networks.items():
         counted = sum(parameter.nelement() for parameter in network.parameters()) * 4

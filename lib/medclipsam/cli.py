@@ -27,6 +27,7 @@ from medclipsam.server.backup import add_workspace
 from medclipsam.server.settings import add_flags, join_values, settings_of
 from medclipsam.server.workspace import default_workspace
 from medclipsam.training.command import add_train
+from medclipsam.weights import default_pair
 
 if TYPE_CHECKING:
     from medclipsam.zeroshot import ZeroShot
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what stands in the way of serving, and what to do")
     doctor.add_argument("--studies", help="folder of images, or a DICOMweb URL, to look at as well")
     doctor.add_argument("--workspace", type=Path, help="where the server would write")
-    doctor.add_argument("--weights", default="demo", help="pair of weights (default: %(default)s)")
+    doctor.add_argument("--weights", default=default_pair(), help="pair of weights (default: %(default)s)")
     doctor.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(run=_doctor)
@@ -273,7 +274,7 @@ def _pipeline_options(given: argparse.Namespace) -> ZeroShotOptions:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", default="demo", help="pair of weights (default: %(default)s); see `weights list`")
+    parser.add_argument("--weights", default=default_pair(), help="pair in `weights list` (default: %(default)s)")
     parser.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
 
@@ -543,7 +544,7 @@ def _serve(given: argparse.Namespace) -> int:
         host=settings.host,
         port=settings.port,
         workspace=settings.workspace,
-        weights=conf.pop("weights", "demo"),
+        weights=conf.pop("weights", None),
         warm_up=settings.warm_up,
         conf=conf,
         token_file=settings.token_file,

@@ -25,7 +25,7 @@ VISUAL_PROMPTS = ("auto", *PROMPT_KINDS)
 VOTINGS = ("single", "mrm", "staple", "average")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "saliency": SALIENCY_METHODS,
+    "saliency": ("auto", *SALIENCY_METHODS),
     "preset": PRESETS,
     "fit": FITS,
     "postprocess": POSTPROCESS,
@@ -57,8 +57,8 @@ class ZeroShotOptions:
 
     Parameters
     ----------
-    saliency : {"m2ib", "m2ib_token", "patch_text"}
-        Saliency method.
+    saliency : {"auto", "m2ib", "m2ib_token", "patch_text"}
+        Saliency method. "auto" takes what the weights name for the target, else "m2ib".
     preset : {"auto", "published", "paper", "demo"}
         Where beta, variance and layer come from when they are None. "auto" takes what the weights name as theirs,
         else "published" (variance 1, as the published scripts act); "paper" takes the printed variance.
@@ -97,7 +97,7 @@ class ZeroShotOptions:
         Planes to look at, 0-based and inclusive: "all", "7", "3-9", "0-4,8".
     """
 
-    saliency: str = "m2ib"
+    saliency: str = "auto"
     preset: str = "auto"
     beta: float | None = None
     variance: float | None = None

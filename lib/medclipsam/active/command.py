@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.errors import InputError
+from medclipsam.weights import default_pair
 
 if TYPE_CHECKING:
     from medclipsam.active.ledger import Ledger
@@ -67,7 +68,7 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
         action="store_true",
         help="start each training from the network of the round before, and not from nothing",
     )
-    simulate.add_argument("--weights", default="demo", help="bundle whose CLIP makes the embeddings (default: demo)")
+    simulate.add_argument("--weights", default=default_pair(), help="pair whose CLIP embeds the images (%(default)s)")
     simulate.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     simulate.add_argument(
         "--set",

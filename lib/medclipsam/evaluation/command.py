@@ -22,6 +22,7 @@ from medclipsam.options import SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
+from medclipsam.weights import default_pair
 from medclipsam.zeroshot import ZeroShot
 
 # Maps of one image: a few texts, a few saliency methods.
@@ -91,7 +92,7 @@ class Request:
     draws: int = DRAWS
     restart: bool = False
     network: Path | None = None
-    weights: str = "demo"
+    weights: str = field(default_factory=default_pair)
     device: str = "cpu"
     targets_files: tuple[Path, ...] = ()
     options: ZeroShotOptions = field(default_factory=ZeroShotOptions)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam.errors import InputError, OptionError
 from medclipsam.finetune.options import FinetuneOptions
-from medclipsam.weights import resolve_clip
+from medclipsam.weights import default_pair, resolve_clip
 
 if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
@@ -65,7 +65,7 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
         "--out", required=True, type=Path, metavar="DIR", help="the run's folder; the weights in DIR/model"
     )
     run.add_argument("--val", action="append", default=[], type=Path, metavar="DATA", help="held-out pairs")
-    run.add_argument("--weights", default="demo", help="pair whose CLIP to start from (default: %(default)s)")
+    run.add_argument("--weights", default=default_pair(), help="pair whose CLIP to start from (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
     for option in dataclasses.fields(FinetuneOptions):
         choices = option.metadata.get("choices")

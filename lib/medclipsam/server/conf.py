@@ -16,6 +16,7 @@ from medclipsam.server.rounds_options import RoundsOptions
 from medclipsam.server.settings import APP_SETTINGS, FINETUNE_PREFIX, TRAINING_PREFIX, UnknownSettingError, as_switch
 from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
+from medclipsam.weights import default_pair
 
 # What a server lets its clients have: key -> (least, greatest), all whole numbers.
 _LIMITS: dict[str, tuple[int, int]] = {
@@ -117,7 +118,7 @@ class AppConf:
     """
 
     targets: tuple[str, ...] = ()
-    weights: str = "demo"
+    weights: str = field(default_factory=default_pair)
     device: str | None = None
     targets_files: tuple[str, ...] = ()
     defaults: ZeroShotOptions = field(default_factory=ZeroShotOptions)
@@ -153,9 +154,9 @@ class AppConf:
         device = chosen.pop("device", "auto").strip()
         if device != "auto" and not _DEVICE.fullmatch(device):
             raise OptionError("device", device, "auto, cpu, cuda, cuda:0 ... or mps")
-        weights = chosen.pop("weights", "demo").strip()
+        weights = chosen.pop("weights", default_pair()).strip()
         if not weights:
-            raise OptionError("weights", weights, "the name of a weights bundle, such as demo")
+            raise OptionError("weights", weights, "the name of a pair of weights, such as default")
         label_access = chosen.pop("label_access", "folder").strip()
         if label_access not in LABEL_ACCESS:
             raise OptionError("label_access", label_access, " or ".join(LABEL_ACCESS))

@@ -32,7 +32,7 @@ from medclipsam.server.workspace import default_workspace, owner_of
 from medclipsam.studies.identity import nearby
 from medclipsam.training.lock import holder_of
 from medclipsam.training.store import NETWORK_FILES, NetworkStore
-from medclipsam.weights import memory_need, resolve_pair
+from medclipsam.weights import default_pair, memory_need, resolve_pair
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -71,7 +71,7 @@ def examine(
     *,
     studies: str | None = None,
     workspace: Path | None = None,
-    weights: str = "demo",
+    weights: str | None = None,
     device: str | None = None,
     machine: Machine | None = None,
 ) -> list[Check]:
@@ -83,8 +83,8 @@ def examine(
         Folder or DICOMweb URL; not looked at where not given.
     workspace : Path, optional
         By default that of the studies, else the folder of all workspaces.
-    weights : str
-        Pair of weights.
+    weights : str, optional
+        Pair of weights; by default the one that is taken where none is given.
     device : str, optional
         As `serve` takes it.
     machine : Machine, optional
@@ -100,6 +100,7 @@ def examine(
         If the device is none that the server takes.
     """
     device = AppConf.from_strings({"device": device or "auto"}).device
+    weights = weights or default_pair()
     machine = machine or Machine.look()
     place = workspace
     if place is None:

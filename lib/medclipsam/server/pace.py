@@ -93,7 +93,7 @@ class Pace:
 
 
 def _work(options: ZeroShotOptions) -> int:
-    if not options.saliency.startswith("m2ib"):
+    if options.saliency == "patch_text":
         return 1
     # What the weights take where the request says nothing does not change from request to request.
     return (options.steps or 10) * (options.samples or 10)

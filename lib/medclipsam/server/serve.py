@@ -58,7 +58,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     targets: Sequence[str] = (),
-    weights: str = "demo",
+    weights: str | None = None,
     workspace: Path | None = None,
     device: str | None = None,
     conf: Mapping[str, str] | None = None,
@@ -81,8 +81,8 @@ def serve(
         Port to listen at; 0 takes a free one.
     targets : sequence of str
         Known targets that get an infer task of their own.
-    weights : str
-        Name of the weights bundle.
+    weights : str, optional
+        Name of the pair of weights; by default as for `ZeroShot.load`.
     workspace : Path, optional
         Where the server writes; one for each studies folder or URL in the user's data folder by default.
     device : str, optional
@@ -109,7 +109,8 @@ def serve(
         the workspace is in use.
     """
     settings = dict(conf or {})
-    settings["weights"] = weights
+    if weights:
+        settings["weights"] = weights
     if targets:
         settings["targets"] = ",".join(targets)
     if device:

@@ -114,7 +114,7 @@ _PROCESS_SETTINGS = (
 _APP_SETTINGS = (
     Setting("targets", _MODELS, "targets that get a model each", "list"),
     Setting("targets_file", _MODELS, "further targets (YAML)", "list"),
-    Setting("weights", _MODELS, "pair of weights, see `medclipsam weights list` (default: demo)"),
+    Setting("weights", _MODELS, "pair of weights, see `medclipsam weights list` (default: default)"),
     Setting("device", _MODELS, "cpu, cuda, cuda:1 ... (default: cuda where there is one)"),
     Setting("release_models", _MODELS, "drop the models for a training or batch that needs their memory", "switch"),
     Setting("queue_length", _LIMITS, "requests that may wait for the models (default: 8)"),
