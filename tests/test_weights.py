@@ -179,9 +179,7 @@ def test_two_missing_halves_are_named_at_once():
 
 @pytest.mark.parametrize("name", ["nothing", "", "..", "~nobody-of-this-name/x", "a/b", "http://x/y"])
 def test_unknown_weights_are_refused_with_what_is_known(name):
-    with pytest.raises(
-        WeightsError, match=r"no weights .*demo_clip, demo_sam, lite_clip, biomedclip|not recognised"
-    ):
+    with pytest.raises(WeightsError, match=r"no weights .*demo_clip, demo_sam, lite_clip, biomedclip|not recognised"):
         resolve(name)
 
 

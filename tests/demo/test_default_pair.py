@@ -25,7 +25,9 @@ def pair() -> ZeroShot:
     return ZeroShot.load("default")
 
 
-def held_out(modality: str, folder: Path, count: int, first: int = HELD_OUT) -> list[tuple[dict[str, np.ndarray], MedicalImage]]:
+def held_out(
+    modality: str, folder: Path, count: int, first: int = HELD_OUT
+) -> list[tuple[dict[str, np.ndarray], MedicalImage]]:
     """Return phantoms with a finding: the masks of their structures, and the images."""
     found = []
     for seed in range(first, first + count):
