@@ -123,6 +123,7 @@ def test_a_long_time_is_told_and_not_waited(servant: Callable[..., Servant], sle
 @pytest.mark.parametrize(
     ("told", "passed"),
     [("9" * 9, "3600"), ("0", "1"), (in_seconds(-500), "1"), (in_seconds(10**6), "3600"), ("1e3", None), ("-5", None)],
+    ids=["long", "zero", "past", "far", "exponent", "negative"],
 )
 def test_only_sensible_times_are_passed_on(servant: Callable[..., Servant], told: str, passed: str | None) -> None:
     server = servant(whole("503 Busy", Retry_After=told))

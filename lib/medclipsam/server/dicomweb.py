@@ -920,10 +920,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             except UpstreamError as error:
                 problem = error
                 break
-        raise type(problem)(
-            f"The label is stored on the DICOMweb server, but could not be read back to be checked. {problem} A copy "
-            "is kept on this server, and compared with the label when it is read for the first time; save the label "
-            "again to be sure."
+        raise problem.adding(
+            "The label is stored on the DICOMweb server, but could not be read back to be checked. A copy is kept on "
+            "this server, and compared with the label when it is read for the first time; save the label again to be "
+            "sure."
         )
 
     def _read_stored(

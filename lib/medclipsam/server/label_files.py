@@ -314,7 +314,7 @@ class FilesBefore:
         """Keep a file that is about to be written, replaced or removed; one that is not there is removed again."""
         kept = None
         if path.is_file():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
             os.close(handle)
             kept = Path(name)
             try:
