@@ -31,6 +31,7 @@ def calibrate(
     rows: Sequence[tuple[int, int, Row]],
     *,
     sensitivity: float = 0.97,
+    sensitivity_of_findings: float = 0.93,
     scale: float = 20.0,
 ) -> dict[str, Any]:
     """Choose presence thresholds.
@@ -45,8 +46,9 @@ def calibrate(
         Where the planes are.
     rows : sequence
         The planes to calibrate on; none that were trained on.
-    sensitivity : float
-        Share of the planes with a target that have to be let through.
+    sensitivity, sensitivity_of_findings : float
+        Share of the planes with a target that have to be let through: of structures that every such image shows, and of
+        tumours and nodules, where a mask that should not be there costs more.
     scale : float
         The logit scale.
 
@@ -71,8 +73,17 @@ def calibrate(
         features.append(feature)
         amounts.append((there, weight))
         modalities.append(modality)
+    findings = {
+        target.name
+        for target, structure in zip(questions.targets, questions.structures, strict=True)
+        if structure in captions.FINDINGS
+    }
     own = {
-        name: calibrate_threshold(np.array(present), np.array(absent), sensitivity=sensitivity)
+        name: calibrate_threshold(
+            np.array(present),
+            np.array(absent),
+            sensitivity=sensitivity_of_findings if name in findings else sensitivity,
+        )
         for name, (present, absent) in scores.items()
         if present
     }
