@@ -23,8 +23,7 @@ from medclipsam import __version__
 from medclipsam.active.command import LEDGER_FILE
 from medclipsam.errors import InputError
 from medclipsam.locks import take_lock
-from medclipsam.server.label_versions import FOLDER as VERSIONS
-from medclipsam.server.workspace import LOCK_FILE, OWNER_FILE, owner_of
+from medclipsam.server.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, owner_of
 from medclipsam.training.lock import HOLDER_FILE, holder_of
 from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
 
@@ -216,7 +215,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files of a workspace that a backup keeps, in the order of their names."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if parts[0] in _LEFT_OUT or any(part.startswith(".") and part != VERSIONS for part in parts):
+        if parts[0] in _LEFT_OUT or any(part.startswith(".") and part != LABEL_VERSIONS for part in parts):
             continue
         if parts[0] == "networks" and parts[-1] in _LEFT_OUT_NETWORKS:
             continue

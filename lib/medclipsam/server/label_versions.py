@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.server.http import UnknownError
+from medclipsam.server.workspace import LABEL_VERSIONS
 from medclipsam.studies.final import SAVED_BY
 
-FOLDER = ".versions"
 # Versions of one label that are kept.
 MAX_VERSIONS = 20
 
@@ -57,7 +57,7 @@ class LabelVersions:
     """
 
     def __init__(self, labels: Path, make_folder: Callable[[Path], None]) -> None:
-        self._root = labels / FOLDER
+        self._root = labels / LABEL_VERSIONS
         self._make_folder = make_folder
 
     def of(self, image_id: str, tag: str) -> list[LabelVersion]:

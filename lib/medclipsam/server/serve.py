@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
+from medclipsam.imaging.limits import resource
 from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.addresses import is_url, keep_user
 from medclipsam.server.conf import AppConf
@@ -342,9 +343,7 @@ def _run(
 
 def _allow_connections() -> None:
     """Raise the limit of open files, where the system lets us, to what the connections and as many files need."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows has no such limit
+    if resource is None:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)

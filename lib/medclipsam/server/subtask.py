@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,6 +19,7 @@ NAME = "medclipsam.server.subtask"
 _ENDS_WITH_SERVER = ("batch_infer",)
 # prctl(2)
 _PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
 
 
 def install() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 
 def _end_with(parent: int) -> None:
     """End this process when its parent ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     # it may have ended before
     if os.getppid() != parent:
         sys.exit(1)
