@@ -4,6 +4,6 @@ MONAI Label takes the class that it finds here. It is imported rather than defin
 loaded as `main` cannot be pickled.
 """
 
-from medclipsam.server.app import MedClipSamApp
+from medclipsam.server.monai_label.app import MedClipSamApp
 
 __all__ = ["MedClipSamApp"]

@@ -22,10 +22,10 @@ from medclipsam.errors import InputError, MedClipSamError
 from medclipsam.extras import missing_extra
 from medclipsam.finetune import command as finetune_command
 from medclipsam.options import CHOICES, SALIENCY_METHODS, ZeroShotOptions
-from medclipsam.server.addresses import hide_passwords
 from medclipsam.server.backup import add_workspace
-from medclipsam.server.settings import add_flags, join_values, settings_of
-from medclipsam.server.workspace import default_workspace
+from medclipsam.server.base.addresses import hide_passwords
+from medclipsam.server.base.settings import add_flags, join_values, settings_of
+from medclipsam.server.base.workspace import default_workspace
 from medclipsam.training.command import add_train
 from medclipsam.weights import default_pair
 
@@ -285,7 +285,7 @@ def _segment(given: argparse.Namespace) -> int:
     for path in given.images:
         if not path.exists():
             raise InputError(f"There is no image {path}.")
-    from medclipsam.server.requests import checked_modality
+    from medclipsam.server.inference.request_schema import checked_modality
     from medclipsam.targets import joined_text, parse_prompt
 
     known = _target_set(given.targets_file)

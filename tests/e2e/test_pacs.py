@@ -24,9 +24,9 @@ from pydicom import uid
 
 from medclipsam.demo.dicom import DicomPhantom, ultrasound, volume, xray
 from medclipsam.demo.pacs import Orthanc
-from medclipsam.server.app import MedClipSamApp
-from medclipsam.server.pacs_options import MODALITIES
-from medclipsam.server.trainer import candidates
+from medclipsam.server.base.pacs_options import MODALITIES
+from medclipsam.server.learning.trainer import candidates
+from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.targets import TargetSet
 from medclipsam.training.run import train_network
 from medclipsam.training.selection import Criteria, select

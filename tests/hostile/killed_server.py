@@ -12,9 +12,9 @@ from pathlib import Path
 
 import uvicorn
 
-from medclipsam.server.app import MedClipSamApp
-from medclipsam.server.asgi import create_app
-from medclipsam.server.protocol import BoundedProtocol
+from medclipsam.server.api.asgi import create_app
+from medclipsam.server.api.protocol import BoundedProtocol
+from medclipsam.server.monai_label.app import MedClipSamApp
 
 
 def serve(place: Path, listener: socket.socket) -> None:

@@ -27,10 +27,10 @@ from pydicom.uid import generate_uid
 from medclipsam.errors import MedClipSamError
 from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.imaging.dicom_seg import SegmentInfo
-from medclipsam.server.dicomweb import DicomWebStudies, LabelText
-from medclipsam.server.images import ImageReader
-from medclipsam.server.pacs import Pacs
-from medclipsam.server.pacs_options import PacsOptions
+from medclipsam.server.base.pacs_options import PacsOptions
+from medclipsam.server.studies.dicomweb import DicomWebStudies, LabelText
+from medclipsam.server.studies.dicomweb_client import Pacs
+from medclipsam.server.studies.images import ImageReader
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.timeout(3600)]
 

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from medclipsam.errors import CancelledError, InputError
 from medclipsam.options import ZeroShotOptions
 from medclipsam.sam import MaskResult
-from medclipsam.server.access import Access
-from medclipsam.server.asgi import create_app
+from medclipsam.server.api.access import Access
+from medclipsam.server.api.asgi import create_app
 from medclipsam.targets import TargetSet, assign_labels, parse_prompt
 from medclipsam.training.collect import read_studies
 from medclipsam.training.run import train_network
@@ -173,7 +173,7 @@ def live() -> Iterator[Callable[..., str]]:
     """Serve an application over a socket of this machine, as `medclipsam serve` does; returns its URL."""
     import uvicorn
 
-    from medclipsam.server.protocol import BoundedProtocol
+    from medclipsam.server.api.protocol import BoundedProtocol
 
     running: list[tuple[Any, threading.Thread]] = []
 
@@ -202,7 +202,7 @@ MakeApp = Callable[..., Any]
 def make_app(tmp_path: Path, studies: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> MakeApp:
     from monailabel.config import settings
 
-    from medclipsam.server.app import MedClipSamApp
+    from medclipsam.server.monai_label.app import MedClipSamApp
 
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
     monkeypatch.setattr("medclipsam.studies.scan.SETTLE_SECONDS", 0.0)

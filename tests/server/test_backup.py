@@ -14,7 +14,7 @@ from medclipsam.active.ledger import SCHEMA, Ledger
 from medclipsam.cli import main
 from medclipsam.errors import InputError
 from medclipsam.server.backup import backup, info, restore
-from medclipsam.server.workspace import Workspace
+from medclipsam.server.base.workspace import Workspace
 from medclipsam.training.lock import TrainingLock
 
 KEPT = {

@@ -24,8 +24,8 @@ from medclipsam.active.ledger import SCHEMA, Ledger
 from medclipsam.cli import main
 from medclipsam.devices import Gpu, Machine
 from medclipsam.server import doctor
+from medclipsam.server.base.workspace import Workspace, default_workspace
 from medclipsam.server.doctor import Check
-from medclipsam.server.workspace import Workspace, default_workspace
 from medclipsam.studies.identity import ID_FILE, remember
 
 GIB = 2**30

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from medclipsam.errors import MedClipSamError
+from medclipsam.server.base.workspace import Workspace
 from medclipsam.server.serve import address, expire, serve, welcome
-from medclipsam.server.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""MONAI Label adapters: the app, its tasks and the `serve` command; the only room that imports `monailabel`."""
+"""The MONAI Label server app, in layers: each imports only the ones before it, see `pyproject.toml`."""

@@ -23,7 +23,7 @@ from medclipsam import __version__
 from medclipsam.active.command import LEDGER_FILE
 from medclipsam.errors import InputError
 from medclipsam.locks import take_lock
-from medclipsam.server.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, owner_of
+from medclipsam.server.base.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, owner_of
 from medclipsam.training.lock import HOLDER_FILE, holder_of
 from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
 

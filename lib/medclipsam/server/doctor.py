@@ -26,9 +26,10 @@ from medclipsam import __version__
 from medclipsam.devices import Machine, gpu_problem
 from medclipsam.engine import VARIABLE, chosen_engine, missing_packages
 from medclipsam.errors import InputError, MedClipSamError, OptionError
-from medclipsam.server.conf import AppConf
-from medclipsam.server.pacs_options import PacsOptions
-from medclipsam.server.workspace import default_workspace, owner_of
+from medclipsam.server.base.conf import AppConf
+from medclipsam.server.base.pacs_options import PacsOptions
+from medclipsam.server.base.workspace import default_workspace, owner_of
+from medclipsam.server.inference.memory import LIBRARIES
 from medclipsam.studies.identity import nearby
 from medclipsam.training.lock import holder_of
 from medclipsam.training.store import NETWORK_FILES, NetworkStore
@@ -38,8 +39,6 @@ Status = Literal["ok", "warning", "failed"]
 
 # Free disk below which a workspace is a worry, and below which it is useless: fetched series, sessions and caches.
 _LITTLE, _TOO_LITTLE = 5 << 30, 256 << 20
-# Measured: resident memory of the interpreter and the libraries of a server before any weights are loaded.
-LIBRARIES = 1200 << 20
 
 # Packages whose versions tell most about a failure, in the order of the list.
 _SHOWN = ("torch", "monai", "monailabel", "open_clip_torch", "segment-anything", "pydicom", "highdicom", "numpy")
@@ -309,8 +308,8 @@ def check_folder(folder: Path) -> Check:
 
 def check_pacs(url: str, options: PacsOptions | None = None) -> Check:
     """Ask a DICOMweb server for one study, in the way that the server would."""
-    from medclipsam.server.http import UpstreamError
-    from medclipsam.server.pacs import Credentials, Pacs
+    from medclipsam.server.base.errors import UpstreamError
+    from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
 
     options = options or PacsOptions()
     try:

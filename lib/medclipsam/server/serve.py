@@ -27,20 +27,20 @@ from typing import TYPE_CHECKING
 from medclipsam.devices import Machine, cpu_warning
 from medclipsam.errors import InputError, OptionError
 from medclipsam.imaging.limits import resource
-from medclipsam.server.access import Access, check_exposure, is_loopback, load_tokens
-from medclipsam.server.addresses import is_url, keep_user
-from medclipsam.server.conf import AppConf
+from medclipsam.server.api.access import Access, check_exposure, is_loopback, load_tokens
+from medclipsam.server.api.oidc import OidcProvider
+from medclipsam.server.base.addresses import is_url, keep_user
+from medclipsam.server.base.conf import AppConf
+from medclipsam.server.base.oidc_options import OidcOptions
+from medclipsam.server.base.workspace import Workspace, default_workspace
 from medclipsam.server.doctor import check_pacs
-from medclipsam.server.oidc import OidcProvider
-from medclipsam.server.oidc_options import OidcOptions
-from medclipsam.server.workspace import Workspace, default_workspace
 from medclipsam.studies.identity import nearby, remember
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from medclipsam.server.app import MedClipSamApp
-    from medclipsam.server.work import WorkQueue
+    from medclipsam.server.inference.work import WorkQueue
+    from medclipsam.server.monai_label.app import MedClipSamApp
 
 logger = logging.getLogger(__name__)
 
@@ -307,8 +307,8 @@ def _run(
     # uvicorn does so too, but only after the app has looked at the studies and has warned of files that it cannot read
     logging.config.dictConfig(json.loads(Path(log_config).read_text()))
     # before the server answers, so that what is wrong with the app is an error and not a failed start
-    from medclipsam.server.asgi import create_app
-    from medclipsam.server.protocol import BoundedProtocol
+    from medclipsam.server.api.asgi import create_app
+    from medclipsam.server.api.protocol import BoundedProtocol
 
     instance = app_instance()
     if warm_up:
@@ -364,7 +364,7 @@ def expire(space: Workspace, instance: MedClipSamApp) -> None:
     An error in one of the two, such as a file that another thread removes at the same moment, is logged and stops
     neither the other nor the next run.
     """
-    from medclipsam.server.dicomweb import DicomWebStudies
+    from medclipsam.server.studies.dicomweb import DicomWebStudies
 
     try:
         space.expire(_LEFT_BEHIND)

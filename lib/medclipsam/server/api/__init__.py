@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, log-in and middleware."""

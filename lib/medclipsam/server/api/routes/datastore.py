@@ -1,0 +1,351 @@
+"""Images and labels of the studies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.utils.others.generic import get_mime_type
+from starlette.background import BackgroundTask
+
+from medclipsam.errors import ImageError, InputError
+from medclipsam.imaging import read_mask
+from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser
+from medclipsam.server.api.routes.common import (
+    LARGEST,
+    App,
+    file_answer,
+    note_caller,
+    receive,
+    refuse_on_dicomweb,
+    turns,
+    with_client,
+)
+from medclipsam.server.base.errors import ConflictError, UnknownError
+from medclipsam.server.base.names import checked_name, checked_tag, file_suffix, id_from_file
+from medclipsam.server.inference.last_masks import client_of
+from medclipsam.server.inference.request_schema import SegmentRequest, parse_params
+from medclipsam.server.inference.results import write_result
+from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.studies.images import series_as_volume, unknown_image
+from medclipsam.server.studies.kept_info import image_info, label_info, new_label_info
+from medclipsam.server.studies.labels import named_entries
+
+router = APIRouter(prefix="/datastore", tags=["Datastore"])
+
+FINAL = DefaultLabelTag.FINAL.value
+
+
+class Listing(StrEnum):
+    """What the listing of the studies holds."""
+
+    stats = "stats"
+    all = "all"
+    train = "train"
+
+
+@router.get("/", summary="List images and labels")
+def listing(app: App, user: AsUser, output: Listing = Listing.stats) -> Any:
+    """Answer counts, all images and labels, or the pairs of images and final labels.
+
+    The first two also have `unreadable`: files that are not listed since they cannot be read, listed images that could
+    not be read when they were last asked for, and the reason for each.
+    """
+    store = app.datastore()
+    if output is Listing.train:
+        return [{kind: os.path.basename(path) for kind, path in pair.items()} for pair in store.datalist()]
+    answer = store.json() if output is Listing.all else store.status()
+    return {**answer, "unreadable": app.unreadable()}
+
+
+@router.put("/", include_in_schema=False)
+@router.put("/image", summary="Add an image")
+def add_image(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    file: Annotated[UploadFile, File(description="an image file")],
+    image: str | None = None,
+    params: Annotated[str, Form(description="JSON object that is kept with the image")] = "{}",
+) -> dict[str, str]:
+    """Add an image to a studies folder; its id is the file's name unless `image` names one."""
+    from medclipsam.imaging import read_image
+
+    refuse_on_dicomweb(app, "images are added")
+    image_id = checked_name(image, "Image") if image else id_from_file(file.filename)
+    info = image_info(parse_params(params))
+    suffix = file_suffix(file.filename)
+    if not suffix:
+        raise InputError(
+            f"The file {file.filename!r} is no image that is served; its name must end in .nii.gz, .png ..."
+        )
+    if image_id in app.datastore().list_images():
+        raise ConflictError(f"Image {image_id!r} is among the studies already; remove it first, or name another id.")
+    # DICOM files often have names without an end
+    path = receive(file, file_suffix(file.filename) or ".dcm")
+    try:
+        try:
+            with turns.of(user.username):
+                read_image(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), file.filename or "The file")) from None
+        added = app.datastore().add_image(image_id, str(path), {**info, "user": user.username})
+    finally:
+        path.unlink(missing_ok=True)
+    return {"image": str(added)}
+
+
+@router.delete("/", include_in_schema=False)
+@router.delete("/image", summary="Remove an image and its labels")
+def remove_image(request: Request, app: App, user: AsAdmin, id: str) -> dict[str, Any]:
+    """Remove an image of a studies folder."""
+    refuse_on_dicomweb(app, "images are removed")
+    app.image_path(id)
+    app.datastore().remove_image(id)
+    note_caller(request, user.username)
+    app.audit.label("image removed", id, "")
+    return {}
+
+
+@router.get("/image", summary="Download an image")
+def get_image(app: App, user: AsUser, image: str) -> FileResponse:
+    """Answer the image's file; a series of DICOM files as the NIfTI volume that masks are made on."""
+    path = app.image_path(image)
+    if not path.is_dir():
+        return file_answer(str(path), f"Image {image!r}")
+    with turns.of(user.username):
+        volume = series_as_volume(app.images.read(path))
+    name = f"{image}.nii.gz"
+    return FileResponse(volume, media_type="application/gzip", filename=name, background=BackgroundTask(volume.unlink))
+
+
+@router.head("/image", summary="Check whether an image is here")
+def check_image(app: App, user: AsUser, image: str, check_sum: str | None = None) -> Response:
+    """Answer 200 where the image is here and has the checksum, given as "SHA256:digest"."""
+    path = app.image_path(image)
+    if check_sum:
+        kind, _, digest = check_sum.rpartition(":")
+        if (kind or "SHA256") not in ("SHA256", "SHA512", "MD5"):
+            raise InputError(f"The checksum {check_sum[:40]!r} cannot be checked; allowed: SHA256, SHA512 or MD5.")
+        if not path.is_file() or _digest(path, kind or "SHA256") != digest.lower():
+            raise UnknownError(f"Image {image!r} has another checksum.")
+    return Response()
+
+
+@router.get("/image/info", summary="Tell of an image")
+def get_image_info(app: App, user: AsUser, image: str) -> dict[str, Any]:
+    """Answer what is kept with an image."""
+    _known_image(app, image)
+    return {key: value for key, value in app.datastore().get_image_info(image).items() if key != "path"}
+
+
+@router.put("/image/info", summary="Change what is told of an image")
+def put_image_info(app: App, user: AsAnnotator, image: str, info: Annotated[str, Form()] = "{}") -> dict[str, Any]:
+    """Add the JSON object `info` to what is kept with an image: at most 64 KiB, without keys that the server sets."""
+    _known_image(app, image)
+    added = image_info(parse_params(info, "info"))
+    app.datastore().update_image_info(image, {**added, "user": user.username})
+    return {}
+
+
+@router.get("/image/labels", summary="List the labels of an image")
+def get_image_labels(app: App, user: AsUser, image: str) -> dict[str, str]:
+    """Answer the label's id for each tag that the image has a label of; nothing is fetched for it."""
+    _known_image(app, image)
+    return dict(app.datastore().get_labels_by_image_id(image))
+
+
+@router.put("/label", summary="Save a label")
+def save_label(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    image: str,
+    label: Annotated[UploadFile, File(description="the mask, an image file")],
+    params: Annotated[str, Form(description="JSON object that is kept with the label")] = "{}",
+    tag: str = FINAL,
+) -> dict[str, Any]:
+    """Save a label of an image under a tag; `final` is one that a person has approved."""
+    _known_image(app, image)
+    tag = checked_tag(tag, FINAL)
+    # the masks that the client was given tell what a person has changed
+    info = with_client(request, new_label_info(parse_params(params)))
+    suffix = file_suffix(label.filename)
+    if not suffix:
+        raise InputError(
+            f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
+        )
+    note_caller(request, user.username, info)
+    path = receive(label, suffix)
+    try:
+        with turns.of(user.username):
+            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
+        answer = dict(app.on_save_label(image, label_id) or {})
+        corrections = app.datastore().corrections(label_id, tag)
+        if corrections:
+            answer["corrections"] = corrections
+    finally:
+        path.unlink(missing_ok=True)
+    return {**answer, "image": image, "label": label_id}
+
+
+@router.delete("/label", summary="Remove a label")
+def remove_label(request: Request, app: App, user: AsAdmin, id: str, tag: str) -> dict[str, Any]:
+    """Remove the label of a tag."""
+    _label_file(app, id, tag)
+    app.datastore().remove_label(id, tag)
+    note_caller(request, user.username)
+    app.audit.label("label removed", id, tag)
+    if tag == FINAL:
+        app.rounds.removed(id)
+    return {}
+
+
+@router.get("/label", summary="Download a label")
+def get_label(
+    request: Request,
+    app: App,
+    user: AsUser,
+    label: str,
+    tag: str,
+    result_extension: Annotated[str | None, Query(description="format, as of an infer request")] = None,
+    version: Annotated[int | None, Query(ge=1, le=LARGEST, description="an earlier version")] = None,
+) -> FileResponse:
+    """Answer the label's file as it is kept, or in another format; with `version` an earlier one.
+
+    With `result_extension` it lies on the image's grid as a mask of the infer route does. A label that a model has made
+    then counts as the mask that the client was given last: what is saved after it is told apart from it.
+    """
+    kept = _label_file(app, label, tag) if version is None else _version_file(app, label, tag, version)
+    if result_extension is None:
+        return file_answer(kept, f"Label {label!r}")
+    asked = SegmentRequest.from_answer({"result_extension": result_extension})
+    source = app.image_path(label)
+    with turns.of(user.username):
+        image = app.images.read(source)
+        mask = read_mask(kept, image)
+    made = Path(write_result(mask, image, asked))
+    named = with_client(request, {})
+    note_caller(request, user.username, named)
+    client = client_of(named)
+    info = app.datastore().get_label_info(label, tag)
+    if client and version is None and tag != FINAL and "model" in info:
+        names, _ = named_entries(info)
+        app.masks.keep(client, source, mask, names, info)
+    return FileResponse(
+        made,
+        media_type=get_mime_type(made),
+        filename=f"{label}{asked.extension}",
+        background=BackgroundTask(made.unlink),
+    )
+
+
+@router.get("/label/versions", summary="List earlier versions of a label")
+def list_versions(app: App, user: AsUser, label: str, tag: str = FINAL) -> list[dict[str, Any]]:
+    """Answer the versions that are kept of a label that was replaced or removed, the earliest first.
+
+    `GET /datastore/label` and `PUT /datastore/label/versions` take the number `version`. At most 20 are kept.
+    """
+    _known_image(app, label)
+    versions = app.datastore().label_versions(label, checked_tag(tag, FINAL))
+    return [{"version": each.number, "saved_by": each.saved_by, "info": each.info} for each in versions]
+
+
+@router.put("/label/versions", summary="Bring back an earlier version of a label")
+def restore_version(
+    request: Request,
+    app: App,
+    user: AsAnnotator,
+    label: str,
+    version: Annotated[int, Query(ge=1, le=LARGEST)],
+    tag: str = FINAL,
+) -> dict[str, Any]:
+    """Save an earlier version of a label again, as the user's; the one that it takes the place of is kept too."""
+    _known_image(app, label)
+    tag = checked_tag(tag, FINAL)
+    kept = app.datastore().label_version(label, tag, version)
+    note_caller(request, user.username, with_client(request, {}))
+    info = {**new_label_info(kept.info), "user": user.username}
+    with turns.of(user.username):
+        saved = app.save_label(label, str(kept.path), tag, info, by_person=True)
+    return {"image": label, "label": saved}
+
+
+@router.head("/label", summary="Check whether a label is here")
+def check_label(app: App, user: AsUser, tag: str, label: str | None = None, image: str | None = None) -> Response:
+    """Answer 200 where the label is here; MONAI Label's own route calls the label's id `image`."""
+    _label_file(app, label or image, tag)
+    return Response()
+
+
+@router.get("/label/info", summary="Tell of a label")
+def get_label_info(app: App, user: AsUser, label: str, tag: str) -> dict[str, Any]:
+    """Answer what is kept with a label."""
+    _label_file(app, label, tag)
+    return dict(app.datastore().get_label_info(label, tag))
+
+
+@router.put("/label/info", summary="Change what is told of a label")
+def put_label_info(
+    app: App, user: AsAnnotator, label: str, tag: str, info: Annotated[str, Form()] = "{}"
+) -> dict[str, Any]:
+    """Add the JSON object `info` to what is kept with a label: at most 512 KiB, without keys that the server sets."""
+    _label_file(app, label, tag)
+    added = label_info(parse_params(info, "info"))
+    app.datastore().update_label_info(label, tag, {**added, "user": user.username})
+    return {}
+
+
+@router.put("/updatelabelinfo", include_in_schema=False)
+def put_label_info_by_params(
+    app: App, user: AsAnnotator, label: str, tag: str, params: Annotated[str, Form()] = "{}"
+) -> dict[str, Any]:
+    """Do as `PUT /datastore/label/info` does."""
+    return put_label_info(app, user, label, tag, params)
+
+
+@router.get("/dataset", summary="Download images and final labels as a ZIP archive")
+def get_dataset(
+    app: App, user: AsAnnotator, limit_cases: Annotated[int | None, Query(ge=0, le=LARGEST)] = None
+) -> FileResponse:
+    """Answer an archive of the images that have a final label, at most `limit_cases` of them."""
+    store = app.datastore()
+    if not store.get_labeled_images():
+        raise UnknownError("No image has a final label yet, so that there is no dataset.")
+    path = Path(store.get_dataset_archive(limit_cases))
+    return FileResponse(
+        path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
+    )
+
+
+def _known_image(app: MedClipSamApp, image: str) -> None:
+    """Raise `UnknownError` where there is no such image; fetches nothing."""
+    known = set(app.datastore().list_images())
+    if checked_name(image, "Image") not in known:
+        raise unknown_image(image, known.__contains__)
+
+
+def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:
+    """Return the file of a label."""
+    label, tag = checked_name(label, "Label"), checked_tag(tag, FINAL)
+    path = app.datastore().get_label_uri(label, tag)
+    if not path or not os.path.exists(path):
+        raise UnknownError(f"Label {label!r} with the tag {tag!r} is not here.")
+    return str(path)
+
+
+def _version_file(app: MedClipSamApp, label: str, tag: str, version: int) -> str:
+    """Return the file of an earlier version of a label."""
+    _known_image(app, label)
+    return str(app.datastore().label_version(label, checked_tag(tag, FINAL), version).path)
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, kind.lower()).hexdigest()

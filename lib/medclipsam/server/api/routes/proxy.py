@@ -1,0 +1,157 @@
+"""The DICOMweb server of the studies, for viewers: searches, retrievals and stores, and nothing else of it.
+
+The viewer's credentials stay here, and the server's own go to the DICOMweb server alone.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import IO, TypeVar
+
+import anyio
+import anyio.to_thread
+import requests
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from monailabel.config import settings
+
+from medclipsam.server.api.access import AsAnnotator, AsUser
+from medclipsam.server.api.routes.common import App, note_caller
+from medclipsam.server.base.audit import AuditFile
+from medclipsam.server.base.errors import BusyError, ForbiddenError, UnknownError, UpstreamBusyError, UpstreamError
+from medclipsam.server.studies.dicomweb import DicomWebStudies
+from medclipsam.server.studies.dicomweb_client import Pacs, says_stored
+from medclipsam.server.studies.multipart import instances_of
+from medclipsam.server.studies.waiting import PROXY_THREADS, WAITING_SECONDS
+
+router = APIRouter(prefix="/proxy/dicom", tags=["Others"], include_in_schema=False)
+
+_UID = r"[0-9]+(\.[0-9]+)*"
+_STUDY, _SERIES, _INSTANCE = (
+    f"studies/{_UID}",
+    f"(studies/{_UID}/)?series/{_UID}",
+    f"studies/{_UID}/series/{_UID}/instances/{_UID}",
+)
+# DICOM PS3.18, the services Search (10.6), Retrieve (10.4) and Store (10.5) of studies
+_SEARCH = re.compile(f"studies|series|instances|{_STUDY}/(series|instances)|{_SERIES}/instances")
+_BULK = r"bulkdata(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*"
+_RETRIEVE = re.compile(
+    f"({_STUDY}|studies/{_UID}/series/{_UID}|{_INSTANCE}|{_INSTANCE}/frames/[0-9]+(,[0-9]+)*)"
+    f"(/(metadata|rendered|thumbnail|{_BULK}))?"
+)
+_STORE = re.compile(f"studies(/{_UID})?")
+# Headers of the answer that are its own and not of the connection.
+_PASSED = ("content-type", "content-length", "content-encoding", "content-location", "etag", "last-modified", "warning")
+_OF_CONTENT = ("content-length", "content-encoding")
+_THREADS = anyio.CapacityLimiter(PROXY_THREADS)
+
+T = TypeVar("T")
+
+
+@router.get("/{operation}/{path:path}")
+async def retrieve(request: Request, app: App, user: AsUser, operation: str, path: str) -> StreamingResponse:
+    """Pass on a search or a retrieval, with its query."""
+    operation, path = _split(operation, path)
+    if not (_SEARCH.fullmatch(path) or _RETRIEVE.fullmatch(path)):
+        raise ForbiddenError(f"{path[:80]!r} is no DICOMweb search or retrieval; only these and stores are passed on.")
+    pacs = _pacs(app)
+    # some OHIF versions ask for metadata by the search service
+    address = pacs.address("wado" if path.endswith("metadata") else operation, path)
+    # what is wanted of several forms, such as a transfer syntax; nothing else that the viewer says leaves this server
+    wanted = {"Accept": request.headers["accept"]} if "accept" in request.headers else {}
+    params = list(request.query_params.multi_items())
+    answer = await _in_thread(partial(pacs.send, "GET", address, params=params, headers=wanted, timeout=_timeout()))
+    return StreamingResponse(_blocks(pacs, answer), answer.status_code, _passed(answer))
+
+
+@router.post("/{operation}/{path:path}")
+async def store(request: Request, app: App, user: AsAnnotator, operation: str, path: str) -> Response:
+    """Pass on DICOM instances to be stored, and note in the audit file which they are and what came of it."""
+    operation, path = _split(operation, path)
+    if not _STORE.fullmatch(path):
+        raise ForbiddenError(f"{path[:80]!r} is no DICOMweb store; only searches, retrievals and stores are passed on.")
+    pacs = _pacs(app)
+    note_caller(request, user.username)
+    with tempfile.TemporaryFile() as body:
+        async for chunk in request.stream():
+            await _in_thread(partial(body.write, chunk))
+        kind = request.headers.get("content-type", "")
+        return await _in_thread(partial(_store, pacs, app.audit, pacs.address("stow", path), body, kind))
+
+
+def _store(pacs: Pacs, audit: AuditFile, address: str, body: IO[bytes], kind: str) -> Response:
+    instances = instances_of(body, kind)
+    body.seek(0)
+    headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+    try:
+        with pacs.send("POST", address, data=body, headers=headers, timeout=_timeout()) as answer:
+            content = pacs.body(answer)
+    except UpstreamError as error:
+        outcome = "not stored" if error.permanent or isinstance(error, UpstreamBusyError) else "unknown"
+        audit.stored(dict.fromkeys(instances, outcome), None)
+        raise
+    audit.stored({each: _outcome(answer, content, each) for each in instances}, answer.status_code)
+    # its length is that of what was decoded
+    passed = {key: value for key, value in _passed(answer).items() if key.lower() not in _OF_CONTENT}
+    return Response(content, answer.status_code, passed)
+
+
+def _outcome(answer: requests.Response, content: bytes, instance: str) -> str:
+    """Return what an answer to a store says of an instance."""
+    if not answer.ok:
+        return "not stored"
+    return {True: "stored", False: "not stored", None: "unknown"}[says_stored(content, instance)]
+
+
+def _split(operation: str, path: str) -> tuple[str, str]:
+    """Return the service and the path below it; MONAI Label's route without a service has the path alone."""
+    if operation in ("wado", "qido", "stow"):
+        return operation, path
+    return "", f"{operation}/{path}".rstrip("/")
+
+
+def _pacs(app: App) -> Pacs:
+    store = app.datastore()
+    if not isinstance(store, DicomWebStudies):
+        raise UnknownError("The studies lie in a folder; there is no DICOMweb server behind this one.")
+    return store.pacs
+
+
+def _timeout() -> float:
+    return float(settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT)
+
+
+def _passed(answer: requests.Response) -> dict[str, str]:
+    return {key: value for key, value in answer.headers.items() if key.lower() in _PASSED}
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run what waits for the DICOMweb server in one of the threads for that.
+
+    Raises
+    ------
+    BusyError
+        If none is free in time.
+    """
+    try:
+        with anyio.fail_after(WAITING_SECONDS):
+            await _THREADS.acquire_on_behalf_of(token := object())
+    except TimeoutError:
+        raise BusyError("Too many requests wait for the DICOMweb server; ask again later.", 5) from None
+    try:
+        return await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
+    finally:
+        _THREADS.release_on_behalf_of(token)
+
+
+async def _blocks(pacs: Pacs, answer: requests.Response) -> AsyncIterator[bytes]:
+    chunks = pacs.chunks(answer, decode=False)
+    try:
+        while block := await _in_thread(partial(next, chunks, b"")):
+            yield block
+    finally:
+        chunks.close()
+        answer.close()

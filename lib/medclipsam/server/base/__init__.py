@@ -1,0 +1,1 @@
+"""Errors, settings and the workspace: what the rest of the server is built on."""

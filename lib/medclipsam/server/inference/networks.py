@@ -1,0 +1,400 @@
+"""The infer task of trained networks: served as soon as one is published, also by another process."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from medclipsam import __version__
+from medclipsam.errors import InputError, TrainingError
+from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
+from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
+from medclipsam.server.base.metrics import METRICS
+from medclipsam.server.inference.evidence import EvidenceStore
+from medclipsam.server.inference.last_masks import LastMasks, client_of
+from medclipsam.server.inference.pipeline import out_of_memory
+from medclipsam.server.inference.request_schema import MODALITIES, SegmentRequest, flag
+from medclipsam.server.inference.results import jsonable, write_result
+from medclipsam.server.inference.work import current_job
+from medclipsam.server.studies.images import ImageReader
+from medclipsam.targets import Target, TargetSet
+from medclipsam.training.ensemble import Ensemble, NetworkResult
+from medclipsam.training.options import CheckedOptions, choice, whole
+from medclipsam.training.selection import image_kind
+from medclipsam.training.store import Network, NetworkStore
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("class_entropy", "total_entropy", "welch", "none")
+
+
+@dataclass(frozen=True)
+class NetworkOptions(CheckedOptions):
+    """Options of one request.
+
+    Parameters
+    ----------
+    mirror : bool
+        Whether mirrored inputs are averaged over too.
+    small_parts : bool
+        Whether parts of a mask stay that are smaller than nearly all in training; see `Ensemble.predict`.
+    uncertainty : {"class_entropy", "total_entropy", "welch", "none"}
+        Which uncertainty map is made.
+    members : int or None
+        Only the last so many checkpoints; None takes all.
+    memory : int or None
+        Bytes that the prediction may take beside the network, "500 MB"; None takes 1 GiB.
+    unvalidated : bool
+        Whether the newest network that could not be validated is used in place of the published one.
+    """
+
+    mirror: bool = False
+    small_parts: bool = False
+    uncertainty: str = choice("class_entropy", *METHODS)
+    members: int | None = whole(None, 1, 10_000)
+    memory: int | None = whole(None, 50 * 10**6, 10**13)
+    unvalidated: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """One checked request: how to predict, and how to answer."""
+
+    options: NetworkOptions
+    answer: SegmentRequest
+
+    @classmethod
+    def from_mapping(cls, request: Mapping[str, Any]) -> NetworkRequest:
+        """Check a request as MONAI Label hands it to an infer task.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown, or a value is of the wrong type or not allowed.
+        """
+        own = {field.name for field in dataclasses.fields(NetworkOptions)}
+        options = NetworkOptions.from_mapping({key: value for key, value in request.items() if key in own})
+        rest = {key: value for key, value in request.items() if key not in own}
+        return cls(options, SegmentRequest.from_answer(rest, allowed=sorted(own)))
+
+
+def form_of(options: type[CheckedOptions], **defaults: Any) -> dict[str, Any]:
+    """Return options as the flat table that clients draw their forms from.
+
+    A list is a drop-down whose first entry is the default, a boolean a check box, all else a text field; "auto" stands
+    for None.
+    """
+    table: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        default = defaults.get(field.name, field.default)
+        if "choices" in field.metadata:
+            choices = field.metadata["choices"]
+            first = "auto" if default is None else default
+            table[field.name] = [first, *(each for each in choices if each != first)]
+        else:
+            table[field.name] = "auto" if default is None else default
+    return table
+
+
+class SharedNetworks:
+    """The networks of a workspace, of which the one that was used last stays loaded.
+
+    Parameters
+    ----------
+    store : NetworkStore
+        Where they are published.
+    device : str or None
+        As for the other models.
+    """
+
+    def __init__(self, store: NetworkStore, device: str | None) -> None:
+        self.store = store
+        self._device = device
+        self._lock = threading.Lock()
+        self._loaded: tuple[tuple[Path, int | None], Ensemble] | None = None
+
+    def served(self, name: str) -> Network | None:
+        """Return the network whose labels clients are told: the published one, else the newest unvalidated one."""
+        return self.store.current(name) or self.store.newest(name)
+
+    def chosen(self, name: str, *, unvalidated: bool = False) -> Network:
+        """Return the network that a request means.
+
+        Raises
+        ------
+        UnknownError
+            If there is none of that name.
+        ConflictError
+            If there is none of the kind that is asked for.
+        """
+        current = None if unvalidated else self.store.current(name)
+        if current is not None:
+            return current
+        newest = self.store.newest(name)
+        if newest is None and unvalidated and self.store.current(name) is not None:
+            raise ConflictError(f"No network {name!r} is unvalidated; leave the option unvalidated out.")
+        if newest is None:
+            raise UnknownError(f"No network {name!r} has been published yet.")
+        if unvalidated:
+            return newest
+        raise ConflictError(
+            f"Network {name!r} has not been validated ({newest.reason.rstrip('.')}); set the option unvalidated to use "
+            f"version {newest.version} all the same."
+        )
+
+    def predict(self, network: Network, image: MedicalImage, options: NetworkOptions) -> NetworkResult:
+        """Predict; a job of the queue gets its progress and may be cancelled.
+
+        Raises
+        ------
+        BusyError
+            If memory ran out.
+        """
+        job = current_job.get()
+        with self._lock:
+            try:
+                return self._ensemble(network, options.memory).predict(
+                    image,
+                    mirror=options.mirror,
+                    small_parts=options.small_parts,
+                    uncertainty=options.uncertainty,
+                    members=options.members,
+                    progress=job.progress if job else None,
+                    cancelled=job.stopped if job else None,
+                )
+            except TrainingError as error:
+                if error.__cause__ is None or not out_of_memory(error.__cause__):
+                    raise
+                self._loaded = None
+        raise BusyError(
+            "The network ran out of memory on this request; ask with a smaller memory (such as 200 MB) or fewer "
+            "members, or ask again later.",
+            30,
+        )
+
+    def release(self) -> None:
+        """Drop what is loaded, in favour of another process."""
+        with self._lock:
+            self._loaded = None
+
+    def _ensemble(self, network: Network, memory: int | None) -> Ensemble:
+        key = (network.folder, memory)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None
+            self._loaded = key, Ensemble.load(network.folder, device=self._device, memory=memory)
+        return self._loaded[1]
+
+
+class NetworkTask(InferTask):
+    """Segment with a trained network.
+
+    Parameters
+    ----------
+    name : str
+        Name of the network, which is the model's.
+    networks : SharedNetworks
+        The workspace's networks.
+    targets : TargetSet
+        Known targets: which of them are findings, and how large they can be.
+    images : ImageReader
+        Reads the images.
+    masks : LastMasks
+        Where the masks that clients are given are kept for `refine`.
+    evidence : EvidenceStore
+        Where uncertainty maps are kept for a while.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        networks: SharedNetworks,
+        targets: TargetSet,
+        *,
+        images: ImageReader,
+        masks: LastMasks,
+        evidence: EvidenceStore,
+    ) -> None:
+        super().__init__(
+            type=InferType.SEGMENTATION.value,
+            labels={},
+            dimension=3,
+            description="",
+            config={"modality": ["auto", *MODALITIES], **form_of(NetworkOptions)},
+        )
+        self._name = name
+        self._networks = networks
+        self._targets = {target.name: target for target in targets}
+        self._images = images
+        self._masks = masks
+        self._evidence = evidence
+
+    def is_valid(self) -> bool:
+        """Whether a network has been published, be it as unvalidated."""
+        return self._networks.served(self._name) is not None
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients are told: the labels of the network that is served now."""
+        network = self._networks.served(self._name)
+        if network is not None:
+            self.labels = dict(network.labels)
+            state = "" if network.status != "unvalidated" else ", not validated"
+            self.description = f"Segments: {', '.join(network.labels)} (network version {network.version}{state})"
+        return dict(super().info())
+
+    def check(self, request: dict[str, Any]) -> NetworkRequest:
+        """Return the typed request.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown or a value is not allowed.
+        UnknownError, ConflictError
+            If there is no such network.
+        """
+        checked = NetworkRequest.from_mapping(request)
+        self._networks.chosen(self._name, unvalidated=checked.options.unvalidated)
+        return checked
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Segment the image file or series folder `request["image"]`.
+
+        Returns
+        -------
+        file : str
+            Path of the mask, which the caller removes.
+        params : dict
+            `label_names`, `sentence`, what was found, the uncertainty's scores and the addresses of its map,
+            `latencies`.
+
+        Raises
+        ------
+        MedClipSamError
+            If the request or the image cannot be used.
+        """
+        checked = NetworkRequest.from_mapping(request)
+        options = checked.options
+        network = self._networks.chosen(self._name, unvalidated=options.unvalidated)
+        marks = [time.perf_counter()]
+        path = Path(request["image"])
+        image, modality = self._read(path, checked.answer.modality, network)
+        marks.append(time.perf_counter())
+        result = self._networks.predict(network, image, options)
+        labels = _as_labels(result.labels, network)
+        evidence = self._keep(result, labels, network, image, path, modality, options)
+        marks.append(time.perf_counter())
+        weights = {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}}
+        made = {"model": self._name, "weights": weights}
+        self._masks.keep(client_of(request), path, labels, network.labels, made)
+        save = flag(request, "save_label", default=False)
+        file = write_result(labels, image, checked.answer, read_back=save)
+        marks.append(time.perf_counter())
+
+        read, predict, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
+        total = round(marks[-1] - marks[0], 3)
+        METRICS.observe_stages({"read": read, "network": predict, "write": write})
+        logger.info("Segmented in %.2f s (read %.2f, network %.2f, write %.2f)", total, read, predict, write)
+        targets = [
+            _target(name, label, labels, image, result, self._targets.get(name))
+            for name, label in network.labels.items()
+        ]
+        params = {
+            "label_names": dict(network.labels),
+            "sentence": " ".join(target.pop("reason") for target in targets),
+            "targets": targets,
+            "uncertainty": {
+                "method": options.uncertainty,
+                "score": result.scores.get("image"),
+                "planes": result.plane_scores,
+                "evidence": evidence,
+            },
+            "network": {
+                "name": network.name,
+                "version": network.version,
+                "status": network.status,
+                "dice": network.metrics.get("dice"),
+            },
+            "weights": weights,
+            "options": options.to_dict(),
+            "image": image.describe(),
+            "version": __version__,
+            "latencies": {"pre": read, "infer": predict, "write": write, "total": total},
+        }
+        return file, jsonable(params)
+
+    def _read(self, path: Path, modality: str | None, network: Network) -> tuple[MedicalImage, str | None]:
+        """Return the image, and the modality that it was read with: the network's own where nothing else says one."""
+        image = self._images.read(path, modality)
+        if image.modality is None and network.modality is not None:
+            modality = network.modality
+            image = self._images.read(path, modality)
+        if network.modality is not None and image_kind(image.modality) != network.modality:
+            raise InputError(
+                f"The network {network.name!r} was trained on {network.modality}, and the image is {image.modality}."
+            )
+        return image, modality
+
+    def _keep(
+        self,
+        result: NetworkResult,
+        labels: np.ndarray,
+        network: Network,
+        image: MedicalImage,
+        path: Path,
+        modality: str | None,
+        options: NetworkOptions,
+    ) -> dict[str, Any] | None:
+        if result.uncertainty is None:
+            return None
+        # what the method can come to at the most, in nats
+        greatest = {"class_entropy": math.log(2), "total_entropy": math.log(len(network.classes) + 1)}
+        return self._evidence.keep_uncertainty(
+            image,
+            result.uncertainty,
+            labels > 0,
+            ", ".join(network.labels),
+            path,
+            modality,
+            brightest=greatest.get(options.uncertainty, 1.0),
+        )
+
+
+def _as_labels(classes: np.ndarray, network: Network) -> np.ndarray:
+    table = np.zeros(256, np.uint8)
+    for name, index in network.classes.items():
+        table[index] = network.labels[name]
+    return table[classes]
+
+
+def _target(
+    name: str, label: int, labels: np.ndarray, image: MedicalImage, result: NetworkResult, known: Target | None
+) -> dict[str, Any]:
+    mask = labels == label
+    pixels = int(np.count_nonzero(mask))
+    planes = int(mask.any(axis=(1, 2)).sum())
+    diameter = largest_diameter_mm(mask, image) if known is not None and known.is_finding else None
+    doubt = doubt_of_size(known, pixels, image) if known is not None else ""
+    size = size_in_words(pixels, image, diameter)
+    where = f" on {planes} of {image.n_planes} planes" if image.is_volume else ""
+    return {
+        "name": name,
+        "label": label,
+        "found": pixels > 0,
+        "area_pixels": pixels,
+        "area_mm2": area_mm2(pixels, image),
+        "volume_mm3": volume_mm3(pixels, image),
+        "diameter_mm": diameter,
+        "uncertainty_score": result.scores.get(name),
+        "reason": " ".join(filter(None, [f"{name}: {size}{where}." if pixels else f"{name}: not found.", doubt])),
+    }

@@ -1,0 +1,107 @@
+"""A request's answer: the mask as a file of the asked format, and parameters that JSON can hold."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medclipsam.server.inference.request_schema import SegmentRequest
+
+if TYPE_CHECKING:
+    from medclipsam.imaging import MedicalImage
+
+
+def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentRequest, *, read_back: bool = False) -> str:
+    """Write a label map to a new temporary file, which the caller removes.
+
+    Parameters
+    ----------
+    labels : np.ndarray
+        uint8 [n_planes, H, W] in display orientation.
+    image : MedicalImage
+        The image whose geometry the file takes.
+    request : SegmentRequest
+        Names the format, number type and compression.
+    read_back : bool
+        Whether the finished file is read again and compared with the label map voxel by voxel, as for a file that is
+        then saved as a label.
+
+    Returns
+    -------
+    str
+        Path of the file.
+
+    Raises
+    ------
+    InputError
+        If the label map cannot be written in that format, or what is read back differs.
+    """
+    from medclipsam.imaging import read_mask, write_mask
+    from medclipsam.imaging.write import check_same
+
+    handle, name = tempfile.mkstemp(suffix=request.extension)
+    os.close(handle)
+    try:
+        write_mask(labels, image, Path(name))
+        if request.extension in (".nii", ".nii.gz") and request.dtype != "uint8":
+            _recast_nifti(name, request.dtype)
+        elif request.extension == ".nrrd":
+            _rewrite_nrrd(name, request.dtype, request.compress)
+        if read_back:
+            check_same(read_mask(Path(name), image), labels, "The mask")
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return name
+
+
+def _recast_nifti(name: str, dtype: str) -> None:
+    import nibabel
+
+    mask: Any = nibabel.load(name)  # NIfTI-1 or NIfTI-2, as the source was
+    voxels = np.asarray(mask.dataobj).astype(dtype)
+    header = mask.header.copy()
+    header.set_data_dtype(voxels.dtype)
+    nibabel.save(type(mask)(voxels, mask.affine, header), name)
+
+
+def _rewrite_nrrd(name: str, dtype: str, compress: bool) -> None:
+    """Write again with the asked type and compression: OHIF asks for uncompressed files."""
+    import SimpleITK
+
+    pixel_types = {
+        "uint8": SimpleITK.sitkUInt8,
+        "int16": SimpleITK.sitkInt16,
+        "uint16": SimpleITK.sitkUInt16,
+        "int32": SimpleITK.sitkInt32,
+        "uint32": SimpleITK.sitkUInt32,
+        "float32": SimpleITK.sitkFloat32,
+        "float64": SimpleITK.sitkFloat64,
+    }
+    mask = SimpleITK.Cast(SimpleITK.ReadImage(name), pixel_types[dtype])
+    SimpleITK.WriteImage(mask, name, useCompression=compress)
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` with NumPy numbers, tuples and paths as JSON knows them, and NaN and infinities as None.
+
+    The server's JSON answers refuse NaN, where the same dictionary in a multipart answer would pass.
+    """
+    if isinstance(value, dict):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,1 @@
+"""MONAI Label adapters: the only package that imports `monailabel`."""

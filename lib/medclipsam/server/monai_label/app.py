@@ -1,0 +1,665 @@
+"""The MONAI Label app: names the tasks and checks what requests ask for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import Settings, settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+
+import medclipsam
+from medclipsam.active.command import LEDGER_FILE
+from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
+from medclipsam.active.strategies import STRATEGIES
+from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
+from medclipsam.finetune.store import ClipStore
+from medclipsam.imaging import MedicalImage
+from medclipsam.server.base.audit import AuditFile, Caller, caller
+from medclipsam.server.base.conf import AppConf
+from medclipsam.server.base.errors import UnknownError, as_http, told
+from medclipsam.server.base.names import checked_name, checked_tag
+from medclipsam.server.base.pacs_options import PacsOptions, checked_filters, checked_modalities
+from medclipsam.server.base.workspace import default_workspace
+from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
+from medclipsam.server.inference.describe import SegmentDescriber
+from medclipsam.server.inference.evidence import EvidenceStore
+from medclipsam.server.inference.last_masks import LastMasks, client_of
+from medclipsam.server.inference.networks import NetworkTask, SharedNetworks
+from medclipsam.server.inference.pipeline import SharedPipeline
+from medclipsam.server.inference.request_schema import check_monai_label_keys, flag
+from medclipsam.server.inference.tasks import ZeroShotBatch, ZeroShotTask, task_name
+from medclipsam.server.learning.finetuner import NAME as FINETUNE
+from medclipsam.server.learning.finetuner import FinetuneTrainer
+from medclipsam.server.learning.rounds import FINAL, Rounds, RoundStrategy, who
+from medclipsam.server.learning.scorer import METHODS, ORIGINAL
+from medclipsam.server.learning.scoring import RoundScoring
+from medclipsam.server.learning.trainer import NetworkTrainer
+from medclipsam.server.monai_label import subtask
+from medclipsam.server.monai_label.sessions import expire_sessions
+from medclipsam.server.studies.dicomweb import (
+    FRESH_SECONDS,
+    IN_USE_SECONDS,
+    LISTED_SECONDS,
+    LONG_FRESH_SECONDS,
+    DicomWebStudies,
+)
+from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
+from medclipsam.server.studies.folder import FolderStudies
+from medclipsam.server.studies.images import ImageReader, is_upload, unknown_image, unreadable_images
+from medclipsam.server.studies.label_files import LabelFiles
+from medclipsam.server.studies.labels import LabelCheck
+from medclipsam.server.studies.segments import settled
+from medclipsam.studies.final import SAVED_BY
+from medclipsam.targets import TargetSet, label_table
+from medclipsam.training.names import DEFAULT_NAME
+from medclipsam.training.store import NetworkStore
+from medclipsam.weights import MemoryNeed
+
+logger = logging.getLogger(__name__)
+
+TEXT_TASK = "text_prompt"
+CLICK_TASK = "refine"
+
+# Keys of MONAI Label that any request may hold, and those that say how a sub-process is run.
+_COMMON_KEYS = frozenset({"client_id", "user", "model", "description"})
+_RUN_KEYS = frozenset({"device", "multi_gpu", "gpus", "logging", "local_rank", "max_workers"})
+
+
+def _machine_tag(request: dict[str, Any]) -> str:
+    """Return the tag under which a request saves what a model has drawn.
+
+    Raises
+    ------
+    OptionError
+        If it is the tag of final labels, which are what a person has saved.
+    """
+    tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
+    if tag == FINAL and flag(request, "save_label", default=False):
+        raise _not_final(tag)
+    return tag
+
+
+def _not_final(tag: str) -> OptionError:
+    return OptionError("label_tag", tag, "any other tag, since a final label is one that a person has saved")
+
+
+class MedClipSamApp(MONAILabelApp):
+    """Zero-shot segmentation of the studies by text.
+
+    MONAI Label finds the class by the name of its direct base, and makes one object for the server and one in each
+    sub-process.
+
+    Parameters
+    ----------
+    app_dir : str
+        Folder of the app's `main.py`; MONAI Label keeps logs there.
+    studies : str
+        Folder or DICOMweb URL.
+    conf : dict of str to str
+        Settings as `--conf` gives them, see `AppConf`.
+
+    Raises
+    ------
+    MedClipSamError
+        If a setting or target is unknown or not allowed.
+    """
+
+    studies: str
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None) -> None:
+        _quieten_subprocess()
+        self.app_conf = AppConf.from_strings(conf or {})
+        self.audit = AuditFile(self.app_conf.audit_file, with_text=self.app_conf.audit_text)
+        self.targets = TargetSet.load(*map(Path, self.app_conf.targets_files))
+        self.label_table = table = label_table(self.targets)
+        self.images = ImageReader()
+        self.masks = LastMasks()
+        self.check_label = LabelCheck(self.images, table.values())
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf or {},
+            name="medclipsam",
+            description="Text-driven segmentation (MedCLIP-SAMv2). For research use only.",
+            version=medclipsam.__version__,
+            # OHIF needs a list here and takes the ids from the models' own tables
+            # and 3D Slicer a segment by this name for points that lie in no label
+            labels=[*sorted(table, key=table.__getitem__), BACKGROUND],
+        )
+        # the rounds score while nobody waits; MONAI Label would start a process for each method after each request
+        self._auto_update_scoring = False
+
+    def server_mode(self, mode: bool) -> None:
+        """Say whether this process serves; a server's sub-processes get their requests unseen."""
+        super().server_mode(mode)
+        if mode:
+            subtask.install()
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names of the infer tasks that are served."""
+        return [name for name, task in self._served().items() if task.is_valid()]
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients are told."""
+        self._served()
+        told, rounds = dict(super().info()), self.rounds.brief()
+        # 3D Slicer shows what stands with the trainer
+        told["train_stats"].setdefault(DEFAULT_NAME, {})["rounds"] = rounds
+        return {**told, "rounds": rounds}
+
+    def _served(self) -> dict[str, InferTask]:
+        """Return the infer tasks, with those of networks that were published since."""
+        for name in self.networks.store.names():
+            if name not in self._infers:
+                self._infers[name] = NetworkTask(name, self.networks, self.targets, **self._shared)
+        return dict(self._infers)
+
+    def _networks_folder(self) -> Path:
+        if self.app_conf.networks:
+            return Path(self.app_conf.networks).expanduser().absolute()
+        studies = self.studies
+        if not studies.startswith(("http://", "https://")):
+            studies = str(Path(studies).expanduser().resolve())
+        return default_workspace(studies) / "networks"
+
+    @property
+    def workspace(self) -> Path:
+        """Folder of what the server writes for these studies."""
+        return self._networks_folder().parent
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
+        table = label_table(self.targets)
+        self.clips = ClipStore(self.workspace / "finetuned")
+        self.pipeline = pipeline = SharedPipeline(self.app_conf, self.targets, self.clips)
+        images, masks = self.images, self.masks
+        self.evidence = EvidenceStore(images)
+        shared: dict[str, Any] = {"images": images, "masks": masks, "evidence": self.evidence}
+        self._shared = shared
+        self.networks = SharedNetworks(NetworkStore(self._networks_folder()), self.app_conf.device)
+        # drawn before there is any label
+        self.networks.store.split(self.app_conf.split)
+        ledger = Path(self.app_conf.ledger) if self.app_conf.ledger else self.networks.store.folder.parent / LEDGER_FILE
+        chosen = list(dict.fromkeys(map(self.targets.get, self.app_conf.targets)))
+        self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images, chosen)
+        tasks: dict[str, InferTask] = {
+            TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
+            CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
+        }
+        for target in chosen:
+            model = task_name(target.name)
+            if model in tasks:
+                raise TargetError(f"Target {target.name!r} cannot be served as {model!r}: that model is there already.")
+            label = {target.name: target.label}
+            tasks[model] = ZeroShotTask(pipeline, label, self.app_conf.defaults, target, **shared)
+        # there before it is trained, so that it is listed as soon as it is published
+        tasks[DEFAULT_NAME] = NetworkTask(DEFAULT_NAME, self.networks, self.targets, **shared)
+        return tasks
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Return the trainer of networks and that of the CLIP."""
+        network = NetworkTrainer(
+            self.targets,
+            self.networks.store,
+            self.app_conf.device,
+            self.rounds.rejected,
+            self.app_conf.training,
+        )
+        own = self.app_conf.rounds.training
+        check_keys(own, network.config(), "trainer network")
+        network.check(own)
+        local = not self.studies.startswith(("http://", "https://"))
+        return {
+            DEFAULT_NAME: network,
+            FINETUNE: FinetuneTrainer(
+                self.targets,
+                self.clips,
+                self.app_conf.weights,
+                lock=self.networks.store.folder,
+                pairs=self.workspace / "pairs",
+                studies=Path(self.studies) if local else None,
+                device=self.app_conf.device,
+                defaults=self.app_conf.finetuning,
+            ),
+        }
+
+    def cleanup_sessions(self) -> None:
+        """Remove the sessions that have ended; MONAI Label calls this at the start and every few minutes."""
+        sessions = self.sessions()
+        if sessions is not None:
+            expire_sessions(sessions)
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Return the strategies that say what to label next."""
+        return {name: RoundStrategy(name, self.rounds) for name in STRATEGIES}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Return the methods that say of images what the strategies choose by."""
+        return {name: RoundScoring(name, self.rounds) for name in METHODS}
+
+    def init_batch_infer(self) -> BatchInferTask:
+        """Return the batch task."""
+        return ZeroShotBatch()
+
+    def init_datastore(self) -> Datastore:
+        """Return the datastore of the studies; its list of file types is ours unless the settings name one."""
+        if self.studies.startswith(("http://", "https://")):
+            return self._init_dicomweb_datastore()
+        return FolderStudies(
+            Path(self.studies),
+            _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT"),
+            check_label=self.check_label,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            private=self.app_conf.label_access == "owner",
+        )
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        """Return our datastore in place of the stock one, which at start would download a program to write SEG with."""
+        options = self.app_conf.pacs
+        asked = _set_by_user("MONAI_LABEL_DICOMWEB_SEARCH_FILTER")
+        if asked:
+            options = _with_search(options, asked)
+        prefixes = {
+            "qido": settings.MONAI_LABEL_QIDO_PREFIX,
+            "wado": settings.MONAI_LABEL_WADO_PREFIX,
+            "stow": settings.MONAI_LABEL_STOW_PREFIX,
+        }
+        # MONAI Label reads its settings from a file too
+        names = [
+            f"MONAI_LABEL_{kind}_{name}" for kind in ("DICOMWEB", "DATASTORE") for name in ("USERNAME", "PASSWORD")
+        ]
+        environment = {**os.environ, **{name: getattr(settings, name) for name in names}}
+        pacs = Pacs(self.studies, options, Credentials.from_environment(options.token_file, environment), prefixes)
+        # without a user and password that may stand in it
+        self.studies = pacs.url
+        cache = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+        place = Path(cache) if cache else Path.home() / ".cache" / "monailabel" / "dicom"
+        describe = SegmentDescriber(self.targets, self.masks)
+        return DicomWebStudies(
+            pacs,
+            place / hashlib.sha256(pacs.url.encode()).hexdigest()[:16],
+            images=self.images,
+            describe=describe,
+            label_of=describe.label_of,
+            check_label=self.check_label,
+            # a training looks at its images for as long as it takes
+            in_use=LISTED_SECONDS if _is_subprocess() else IN_USE_SECONDS,
+            fresh=LONG_FRESH_SECONDS if _is_subprocess() else FRESH_SECONDS,
+        )
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Answer one infer request.
+
+        Parameters
+        ----------
+        request : dict
+            `model`, `image` (an id of the datastore, or a file that the infer or session route has received), MONAI
+            Label's keys and the task's options.
+        datastore : Datastore, optional
+            Where the image is looked up and the label saved; the app's own by default.
+
+        Returns
+        -------
+        dict
+            `file` and `label`: the mask's file, or the saved label's id; `tag`; `params`: names, evidence, latencies.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 for an unknown model or image, 400 for a request or an image that cannot be used.
+        """
+        with as_http():
+            return self.run_infer(request, datastore)
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Infer and save the images that `request["images"]` names: all, labeled, unlabeled, or a list of ids.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 for an unknown model, 400 for unusable options; in a sub-process SystemExit, since its last lines of
+            output are what the client is shown.
+        """
+        with self._told():
+            task = self.task(request.get("model"))
+            if isinstance(task, RefineTask):
+                raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
+            task.check(request)
+            _machine_tag(request)
+            who = Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), "batch inference")
+            caller.set(who)
+
+            def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
+                caller.set(who)  # batches with several workers run in threads, which inherit no context
+                return self.run_infer(one, store)
+
+            return self._batch_infer(request, datastore or self.datastore(), infer_one)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the image to look at next.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 if the strategy is unknown, 400 if the request holds anything but what the strategy takes.
+        """
+        with as_http():
+            strategy = request.get("strategy") or DEFAULT_STRATEGY
+            known = self._strategies.get(strategy) if isinstance(strategy, str) else None
+            if known is None:
+                raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {_list(self._strategies)}.")
+            check_keys(request, {"strategy", *(known.info().get("config") or {})}, f"strategy {strategy}")
+            return super().next_sample({**request, "strategy": strategy})
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train one of the trainers that `/info/` lists.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes; in a
+            sub-process SystemExit, since its last lines of output are what the client is shown.
+        """
+        with self._told():
+            self.check_trainer(request)
+            return dict(super().train(request))
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run one of the scoring methods that `/info/` lists.
+
+        Raises
+        ------
+        fastapi.HTTPException
+            404 if the method is unknown, 400 if the request holds anything but what the method takes, 409 where there
+            is nothing yet to score by; in a sub-process SystemExit, as from `train`.
+        """
+        with self._told():
+            self.scoring_method(request)
+            return dict(super().scoring(request, datastore))
+
+    def check_trainer(self, request: dict[str, Any]) -> None:
+        """Raise `InputError` where `train` would refuse a request."""
+        model = request.get("model")
+        trainer = self._trainers.get(model) if isinstance(model, str) else None
+        if trainer is None:
+            raise UnknownError(f"Trainer {model!r} is not served; allowed: {_list(self._trainers)}.")
+        check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
+        if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)):
+            trainer.check(request)
+        if isinstance(trainer, NetworkTrainer):
+            trainer.check_labels(request, self.datastore())
+
+    def training_need(self, request: dict[str, Any]) -> MemoryNeed | None:
+        """Return what the training of a checked request takes; None where it is not known."""
+        trainer = self._trainers[request["model"]]
+        return trainer.need(request) if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)) else None
+
+    def scoring_method(self, request: dict[str, Any]) -> RoundScoring:
+        """Return the method of a checked request, or raise `InputError` where `scoring` would refuse it."""
+        method = request.get("method")
+        task = self._scoring_methods.get(method) if isinstance(method, str) else None
+        if not isinstance(task, RoundScoring):
+            raise UnknownError(f"Scoring method {method!r} is not served; allowed: {_list(self._scoring_methods)}.")
+        check_keys(request, {"method", *_RUN_KEYS}, f"scoring method {method}")
+        return task
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn errors into an HTTP answer, or in a sub-process into its last line, which the client is shown."""
+        try:
+            yield
+        except MedClipSamError as error:
+            if self._server_mode:
+                with as_http():
+                    raise
+            logger.error("%s", told(error))
+            raise SystemExit(2) from None
+
+    def task(self, model: Any) -> ZeroShotTask | RefineTask | NetworkTask:
+        """Return an infer task.
+
+        Raises
+        ------
+        UnknownError
+            If there is none of that name.
+        """
+        task = self._served().get(model) if isinstance(model, str) else None
+        if not isinstance(task, (ZeroShotTask, RefineTask, NetworkTask)) or not task.is_valid():
+            raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self.model_names)}.")
+        return task
+
+    def image_path(self, image: Any, datastore: Datastore | None = None) -> Path:
+        """Return the file or series folder of an image of the studies.
+
+        Raises
+        ------
+        InputError
+            If `image` is no image id.
+        UnknownError
+            If there is no such image.
+        """
+        image = checked_name(image, "Image")
+        store = datastore or self.datastore()
+        uri = store.get_image_uri(image)
+        if not uri or not os.path.exists(uri):
+            raise unknown_image(image, lambda name: bool(store.get_image_uri(name)))
+        return Path(uri)
+
+    def save_label(
+        self,
+        image: str,
+        file: str,
+        tag: str,
+        info: dict[str, Any],
+        store: Datastore | None = None,
+        *,
+        by_person: bool = False,
+    ) -> str:
+        """Save a label file and note it in the audit file.
+
+        Parameters
+        ----------
+        image : str
+            Id of the image.
+        file : str
+            The label; it is copied.
+        tag : str
+            The label's tag.
+        info : dict
+            What is kept with the label.
+        store : Datastore, optional
+            The app's own by default.
+        by_person : bool
+            Whether a person has saved it, which is noted with the label; a final one then counts in the rounds.
+
+        Returns
+        -------
+        str
+            The label's id.
+
+        Raises
+        ------
+        InputError
+            If there is no such image, the label does not fit it, or it is to be final and nobody has saved it.
+        """
+        store = store or self.datastore()
+        info = {key: value for key, value in info.items() if key != SAVED_BY}
+        if by_person:
+            info[SAVED_BY] = who()
+        elif tag == FINAL:
+            raise _not_final(tag)
+
+        def read() -> MedicalImage:
+            return self.images.read(self.image_path(image, store))
+
+        with settled(Path(file), info, self.label_table, read) as (kept, told):
+            label = str(store.save_label(image, str(kept), tag, told))
+            if by_person and tag == FINAL:
+                self._note_label(image, kept)
+        params = info.get("params")
+        weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
+        model = info.get("model")
+        self.audit.label("label saved", image, tag, model if isinstance(model, str) else None, weights)
+        return label
+
+    def studies_not_ready(self) -> str | None:
+        """Return why labels cannot be saved with the studies at the moment; None where they can."""
+        store = self.datastore()
+        return store.not_ready() if isinstance(store, LabelFiles) else None
+
+    def unreadable(self) -> dict[str, dict[str, str]]:
+        """Return what cannot be read: `files` that are not listed for that, and listed `images`, and why."""
+        store = self.datastore()
+        return {"files": store.unreadable_files(), "images": unreadable_images(store, self.images)}
+
+    def run_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Do what `infer` does, and raise `MedClipSamError` where it raises `HTTPException`."""
+        task = self.task(request.get("model"))
+        task.check(request)
+        store = datastore or self.datastore()
+        path, stored = self._source(request.get("image"), store)
+        save = flag(request, "save_label", default=False) and stored
+        tag = _machine_tag(request)
+        asked = {**copy.deepcopy(request), "image": str(path)}
+        file, params = self.pipeline.within_memory(lambda: task(asked))
+        self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)
+
+        if stored:
+            self._note_mask(request, path, params, offered=save and tag != FINAL)
+
+        label = file
+        if save:
+            label = self.save_label(request["image"], file, tag, {"model": request["model"], "params": params}, store)
+        return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def _note_mask(self, request: dict[str, Any], path: Path, params: dict[str, Any], *, offered: bool) -> None:
+        """Note a mask that was made, against which a correction is measured; one by clicks is a correction itself."""
+        model = request["model"]
+        made = self.masks.find(client_of(request), path)
+        if model == CLICK_TASK or made is None:
+            return
+        network = params.get("network")
+        source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
+        # one that lies with the studies waits for whoever opens the image
+        self.rounds.shown(request["image"], "" if offered else who(), source, made[0])
+        if not isinstance(network, dict):
+            self.rounds.presence(request["image"], params)
+
+    def prelabel(self, image: str) -> None:
+        """Make a mask for an image by the best model there is, and let it wait with the studies.
+
+        One by the network has the network's name as its tag: in the place of a zero-shot mask, under `original`, it
+        would be a pseudo-label without evidence. Without a published network, and without targets that the
+        configuration names, there is nothing to ask for.
+        """
+        request: dict[str, Any] = {"model": DEFAULT_NAME, "image": image, "save_label": True, "label_tag": DEFAULT_NAME}
+        if self.networks.store.current(DEFAULT_NAME) is None:
+            if not self.app_conf.targets:
+                return
+            request |= {"model": TEXT_TASK, "text": "; ".join(self.app_conf.targets), "label_tag": ORIGINAL}
+        file = self.run_infer(request)["file"]
+        if file:
+            Path(file).unlink(missing_ok=True)
+
+    def _note_label(self, image: str, label: Path) -> None:
+        """Take a final label that a person has saved into the rounds."""
+        try:
+            self.rounds.saved(image, who(), label)
+        except MedClipSamError as error:
+            # the label lies with the studies all the same, and counts as one from the next look at them on
+            logger.warning("A saved label could not be taken into the rounds: %s", error)
+
+    def _source(self, image: Any, datastore: Datastore) -> tuple[Path, bool]:
+        """Return the file or folder of an image and whether the datastore holds it.
+
+        A path is taken only where the server's own routes put what they receive: a request must not open other files.
+        """
+        if isinstance(image, str) and os.sep in image:
+            path = Path(image).resolve()
+            if path.exists() and (is_upload(path) or self._is_session(path)):
+                return path, False
+            raise UnknownError(f"Image {image!r} is not among the studies.")
+        return self.image_path(image, datastore), True
+
+    def _is_session(self, path: Path) -> bool:
+        sessions = self.sessions()
+        return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
+
+
+def check_keys(request: dict[str, Any], known: Iterable[str], what: str) -> None:
+    """Raise `InputError` where a request holds a key that is neither known nor one of MONAI Label's.
+
+    Parameters
+    ----------
+    request : dict
+        As the route hands it on.
+    known : iterable of str
+        Keys that `what` takes.
+    what : str
+        What is asked, for the sentence: "strategy random".
+    """
+    names = set(known)
+    check_monai_label_keys(request)
+    for key, value in request.items():
+        if key not in names and key not in _COMMON_KEYS:
+            own = names - _RUN_KEYS - {"strategy", "method"}
+            raise UnknownOptionError(key, value, own or names - {"strategy", "method"}, also=names, what=f"the {what}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none, since this server has none"
+
+
+def _is_subprocess() -> bool:
+    """Whether this is a process that MONAI Label has started for a training or a batch."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name in ("monailabel.interfaces.utils.app", subtask.NAME)
+
+
+def _quieten_subprocess() -> None:
+    """Keep requests, with their texts and image ids, out of what MONAI Label's sub-processes print into the log."""
+    if _is_subprocess():
+        logging.getLogger("__main__").setLevel(logging.WARNING)
+        logging.getLogger("monailabel").setLevel(logging.WARNING)
+
+
+def _with_search(options: PacsOptions, asked: dict[str, Any]) -> PacsOptions:
+    """Return the options with MONAI Label's own search filter: DICOM keywords to values, the modality among them.
+
+    Raises
+    ------
+    OptionError
+        If it holds something else.
+    """
+    conditions = {str(name): str(value) for name, value in asked.items()}
+    modalities = conditions.pop("Modality", "")
+    return dataclasses.replace(
+        options,
+        modalities=checked_modalities(modalities.split(",")) if modalities else options.modalities,
+        filters=checked_filters([*options.filters, *conditions.items()]),
+    )
+
+
+def _set_by_user(name: str) -> Any:
+    """Return a setting of MONAI Label that differs from its default, else None.
+
+    The stock start command writes all settings into the environment, so that their presence there says nothing.
+    """
+    value = getattr(settings, name)
+    return None if value == Settings.model_fields[name].default else value

@@ -1,0 +1,376 @@
+"""Labels in files, and what is known of them in one more: written so that none is ever half there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
+
+from medclipsam.errors import InputError
+from medclipsam.server.base.errors import BusyError, UnknownError
+from medclipsam.server.studies.folder_lock import FolderLock
+from medclipsam.server.studies.kept_info import merged_label_info
+from medclipsam.server.studies.label_versions import LabelVersion, LabelVersions
+from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.find import LABELS
+from medclipsam.studies.scan import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# Raises `InputError` for a label that must not be saved: the image's file or folder, the label's file, and what comes
+# with it. Returns what a copy of the file is held against before it takes its place: it raises where they differ.
+CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | None]
+
+CONFIG = "datastore_v2.json"
+FINAL = DefaultLabelTag.FINAL.value
+# How names begin that files have until they are complete; all such are written under the lock.
+_PART = ".medclipsam-part-"
+# Seconds to wait for the lock before what a killed process has left is removed.
+_PATIENCE = 1.0
+
+
+class LabelFiles(LocalDatastore):
+    """What the datastores share: `labels/<tag>/<image id><extension>` and `datastore_v2.json` as MONAI Label has them.
+
+    The stock constructor lists, watches and writes in its own way; `_begin` takes its place.
+    """
+
+    def _begin(self, folder: Path, *, private: bool = False) -> None:
+        """Set the stock class's fields for a folder, and make the folders of labels in it.
+
+        `private` keeps labels, and what is known of them, from all accounts but the server's own.
+        """
+        self._private = private
+        self._datastore_path = str(folder)
+        self._datastore_config_path = str(folder / CONFIG)
+        self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
+        self._folder_lock = FolderLock(folder / ".lock")
+        self._versions = LabelVersions(folder / LABELS, self._make_folder)
+        self._datastore = self._empty()
+        self._root = folder
+        self._access = threading.RLock()
+        self._stamp: tuple[int, int, int] | None = None
+        logging.getLogger("filelock").setLevel(logging.ERROR)
+        for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
+            self._label_folder(tag)
+        config = folder / CONFIG
+        if private and config.is_file() and config.stat().st_mode & 0o077:
+            config.chmod(self._mode)
+
+    def not_ready(self) -> str | None:
+        """Return why labels cannot be saved at the moment; None where they can."""
+        return "the studies folder is locked by another program" if self._folder_lock.is_foreign() else None
+
+    def _remove_parts(self) -> None:
+        """Remove files that a process was killed in the middle of; nothing where another process writes just now."""
+        labels = self._root / self._datastore.labels_dir
+        with suppress(OSError, BusyError), FolderLock(self._root / ".lock", _PATIENCE).held():
+            for left in (*self._root.glob(f"{_PART}*"), *labels.glob(f"*/{_PART}*"), *self._versions.parts()):
+                left.unlink(missing_ok=True)
+
+    def corrections(self, label_id: str, label_tag: str) -> list[str]:
+        """Return what was corrected or assumed when a label was saved, a sentence each."""
+        label = self._datastore.label(label_id, label_tag)
+        return list(label.info.get("corrections", [])) if label else []
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is known of a label.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such label.
+        """
+        with self._changing(label_id):
+            label = self._datastore.label(label_id, label_tag)
+            if label is None:
+                raise UnknownError(f"Image {label_id!r} has no label of the tag {label_tag!r}.")
+            label.info = merged_label_info(label.info, info)
+
+    def _configuration_changed(self) -> None:
+        """Called after `datastore_v2.json` was read because another process had written it."""
+
+    def _empty(self) -> LocalDatastoreModel:
+        model = LocalDatastoreModel(name="new-dataset", description="New Dataset", images_dir=".")
+        model.base_path = self._datastore_path
+        return model
+
+    @property
+    def _mode(self) -> int:
+        """Rights of files that are kept in the studies, whatever the umask is."""
+        return 0o600 if self._private else self._root.stat().st_mode & 0o666
+
+    def _label_folder(self, tag: str) -> Path:
+        """Return the folder of a tag's labels, made where it is not there."""
+        folder = self._root / self._datastore.labels_dir / tag
+        for each in (folder.parent, folder):
+            self._make_folder(each)
+        return folder
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of labels where it is not there, with the rights of the studies or private."""
+        made = not folder.is_dir()
+        if made:
+            folder.mkdir(0o700, exist_ok=True)
+        # a folder that others could read before hides the labels in it too
+        if made or (self._private and folder.stat().st_mode & 0o077):
+            folder.chmod(0o700 if self._private else self._root.stat().st_mode & 0o777)
+
+    def _put_label(
+        self,
+        entry: ImageLabelModel,
+        image_id: str,
+        tag: str,
+        file: Path,
+        suffix: str,
+        info: Mapping[str, Any],
+        files: FilesBefore,
+        check: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Put a label in the place of the one that an image has under a tag, which is kept if it was a person's.
+
+        Call it inside `_changing`.
+        """
+        path = self._label_folder(tag) / f"{image_id}{suffix}"
+
+        def before_replacing(copy: Path) -> None:
+            if check is not None:
+                check(copy)
+            self._keep_versions(entry, image_id, tag, copy, info, files)
+
+        files.keep(path)
+        copy_file(file, path, self._mode, before_replacing)
+        for other in self._files_of(entry, image_id, tag):
+            if other != path:
+                files.keep(other)
+                other.unlink(missing_ok=True)
+        entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
+
+    def _take_label(self, image_id: str, tag: str, files: FilesBefore) -> None:
+        """Remove a label, which is kept as an earlier version if it was a person's. Call it inside `_changing`."""
+        entry = self._datastore.objects.get(image_id)
+        if entry is not None and tag in entry.labels:
+            self._keep_versions(entry, image_id, tag, None, {}, files)
+            path = Path(self._label_path(image_id, tag, entry.labels.pop(tag).ext))
+            files.keep(path)
+            path.unlink(missing_ok=True)
+
+    def _files_of(self, entry: ImageLabelModel, image_id: str, tag: str) -> list[Path]:
+        """Return the files of a label: one, or several where some were put there by hand."""
+        suffixes = [*SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
+        paths = [Path(self._label_path(image_id, tag, suffix)) for suffix in dict.fromkeys(suffixes)]
+        return [path for path in paths if path.is_file()]
+
+    def _keep_versions(
+        self,
+        entry: ImageLabelModel,
+        image_id: str,
+        tag: str,
+        by: Path | None,
+        info: Mapping[str, Any],
+        files: FilesBefore,
+    ) -> None:
+        known = entry.labels.get(tag)
+        kept = dict(known.info) if known is not None else {}
+        instance = kept.get("SOPInstanceUID")
+        if (tag != FINAL and SAVED_BY not in kept) or (instance and instance == info.get("SOPInstanceUID")):
+            return
+        for path in self._files_of(entry, image_id, tag):
+            suffix = label_suffix(path.name)
+            about = kept if known and suffix == known.ext else {}
+            for made in self._versions.keep(image_id, tag, path, suffix, about, by):
+                files.made(made)
+
+    def label_versions(self, image_id: str, tag: str) -> list[LabelVersion]:
+        """Return the earlier versions of an image's label that are kept, the earliest first."""
+        return self._versions.of(image_id, tag)
+
+    def label_version(self, image_id: str, tag: str, number: int) -> LabelVersion:
+        """Return an earlier version of an image's label.
+
+        Raises
+        ------
+        UnknownError
+            If it is not kept.
+        """
+        return self._versions.get(image_id, tag, number)
+
+    def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
+        return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
+
+    @contextmanager
+    def _changing(self, image_id: str | None = None) -> Iterator[FilesBefore]:
+        """Change what is known while no other thread or process does, and write it.
+
+        Parameters
+        ----------
+        image_id : str, optional
+            The image whose entry changes. Where the block or the writing fails, its entry becomes what it was before.
+
+        Yields
+        ------
+        FilesBefore
+            Files that `keep` was called with become what they were before, too.
+
+        Raises
+        ------
+        BusyError
+            If another program holds the folder's lock.
+        """
+        # first the lock: who only reads does not wait for another process
+        with self._folder_lock.held(), self._access, FilesBefore() as files:
+            self._read_config()
+            objects = self._datastore.objects
+            before = copy.deepcopy(objects.get(image_id)) if image_id is not None else None
+            try:
+                yield files
+                self._write_config()
+            except BaseException:
+                objects = self._datastore.objects
+                if before is not None and image_id is not None:
+                    objects[image_id] = before
+                elif image_id is not None:
+                    objects.pop(image_id, None)
+                raise
+
+    def _read_config(self, strict: bool = False) -> None:
+        """Read `datastore_v2.json` if it is another than the one that was read or written last."""
+        path = Path(self._datastore_config_path)
+        try:
+            state = path.stat()
+            stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if stamp == self._stamp:
+                return
+            model = LocalDatastoreModel.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            if strict:
+                raise InputError(f"{path} cannot be read; mend it, or move it away to begin a new one.") from error
+            logger.error("%s cannot be read; what was known before stands.", path.name)
+            return
+        model.base_path = self._datastore_path
+        # ids are written with composed characters, which earlier versions took from the disk as they were
+        model.objects = {unicodedata.normalize("NFC", name): entry for name, entry in model.objects.items()}
+        for image_id, entry in self._datastore.objects.items():
+            # what is in memory only
+            model.objects.setdefault(image_id, entry)
+            if "strategy" in entry.image.info:
+                model.objects[image_id].image.info.setdefault("strategy", entry.image.info["strategy"])
+        self._datastore, self._stamp = model, stamp
+        self._configuration_changed()
+
+    def _write_config(self) -> None:
+        path = Path(self._datastore_config_path)
+        content = self._datastore.model_dump(exclude={"base_path", "objects"})
+        # of the other images nothing is known but what the folder says itself
+        content["objects"] = {
+            image_id: entry.model_dump()
+            for image_id, entry in self._datastore.objects.items()
+            if entry.labels or entry.image.info.keys() - {"ts", "name", "file"}
+        }
+        handle, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file, indent=2, default=str)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, self._mode)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        state = path.stat()
+        self._stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write what is known: the stock `set_name` and `set_description` call it."""
+        if not lock:
+            self._write_config()
+            return
+        with self._folder_lock.held(), self._access:
+            self._write_config()
+
+
+class FilesBefore:
+    """Files as they were before a change: where the block raises, they are put back."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Path, Path | None]] = []
+
+    def keep(self, path: Path) -> None:
+        """Keep a file that is about to be written, replaced or removed; one that is not there is removed again."""
+        kept = None
+        if path.is_file():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
+            os.close(handle)
+            kept = Path(name)
+            try:
+                kept.unlink()
+                os.link(path, kept)
+            except OSError:  # the share has no hard links
+                try:
+                    shutil.copy2(path, kept)
+                except BaseException:
+                    kept.unlink(missing_ok=True)
+                    raise
+        self._kept.append((path, kept))
+
+    def made(self, path: Path) -> None:
+        """Have a file removed again that was not there before."""
+        self._kept.append((path, None))
+
+    def __enter__(self) -> FilesBefore:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        for path, kept in reversed(self._kept):
+            if kind is not None and kept is None:
+                path.unlink(missing_ok=True)
+            elif kind is not None and kept is not None:
+                os.replace(kept, path)
+            if kept is not None:
+                # still there where it is a link to the very file that it would replace
+                kept.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], object] | None = None) -> None:
+    """Copy a file so that it appears under its name only when complete.
+
+    Parameters
+    ----------
+    source, target : Path
+    mode : int
+        Rights of the copy.
+    check : callable, optional
+        Called with the copy under its temporary name, which ends as the target's does. Where it raises, the file that
+        was there before stays.
+    """
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_PART, suffix=label_suffix(target.name))
+    os.close(handle)
+    try:
+        shutil.copyfile(source, name)
+        os.chmod(name, mode)
+        if check is not None:
+            check(Path(name))
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def label_suffix(name: str) -> str:
+    """Return the end of a file's name that tells a format that is read; empty where it tells none."""
+    end = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[len(name) - len(end) :]
