@@ -24,7 +24,7 @@ from medclipsam.demo.phantoms import make_phantom
 from medclipsam.encoders import Encoder
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.refine import Clicks, refine
+from medclipsam.pipeline.refine import Clicks, refine
 from medclipsam.sam import SamModel
 from medclipsam.targets import TargetSet
 from medclipsam.weights import resolve_pair

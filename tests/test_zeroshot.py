@@ -16,7 +16,7 @@ from PIL import Image
 from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.options import ZeroShotOptions
-from medclipsam.refine import RefineResult
+from medclipsam.pipeline.refine import RefineResult
 from medclipsam.targets import SnomedCode, StructureCode, Target, TargetSet
 from medclipsam.training.ensemble import NetworkResult
 from medclipsam.zeroshot import ZeroShot

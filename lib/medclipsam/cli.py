@@ -427,7 +427,7 @@ def _segment_one(
     *,
     show: bool,
 ) -> str:
-    from medclipsam.imaging import Window, read_image, write_mask, write_overlay
+    from medclipsam.imaging import read_image, write_mask, write_overlay
     from medclipsam.progress import ProgressBar
 
     image = read_image(source, modality=given.modality)
@@ -450,10 +450,7 @@ def _segment_one(
             if kind == "out":
                 write_mask(result.labels, image, partial)
             elif kind == "overlay":
-                # One picture has one window: that of the first target that names one.
-                seen_through = next((target.window for target in result.targets if target.window), None)
-                window = Window(*seen_through) if seen_through else None
-                write_overlay(result.labels, image, result.label_names, partial, window=window)
+                write_overlay(result.labels, image, result.label_names, partial, window=result.window)
             else:
                 partial.write_text(json.dumps(result.to_dict(), indent=2), encoding="utf-8")
             made.append((partial, path))

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from medclipsam import __version__
 from medclipsam.encoders import Encoder, Fit, PlaneInput
-from medclipsam.errors import CancelledError, OptionError, WeightsError
-from medclipsam.imaging import MedicalImage, Window
+from medclipsam.errors import CancelledError, InputError, OptionError, WeightsError
+from medclipsam.imaging import MedicalImage, Window, draw_overlay
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.options import ZeroShotOptions, parse_planes
 from medclipsam.presence import (
@@ -139,6 +140,16 @@ class ZeroShotResult:
         {name: id}, ids as in `labels`.
     targets : list of TargetEvidence
         One for each target asked for.
+    text : str
+        The text as it was given.
+    options, weights, image : dict
+        The options, the names and hashes of the weights, and the image's size, spacing and modality.
+    seconds : dict
+        Seconds of each stage, and in "total".
+    version : str
+        Version of this package.
+    source : MedicalImage or None
+        The image that was segmented, for `plot`.
     """
 
     labels: np.ndarray
@@ -150,6 +161,7 @@ class ZeroShotResult:
     image: dict[str, Any]
     seconds: dict[str, float]
     version: str = __version__
+    source: MedicalImage | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         found = ", ".join(
@@ -163,8 +175,43 @@ class ZeroShotResult:
         """What was found and what was not, in one line for people."""
         return " ".join(part for target in self.targets for part in (target.note, target.reason, target.doubt) if part)
 
+    @property
+    def window(self) -> Window | None:
+        """Grey window of the first target that has one; a picture of all targets has only one window."""
+        return next((Window(*target.window) for target in self.targets if target.window), None)
+
+    def plot(self, *, plane: int | None = None) -> Image.Image:
+        """Draw the image with the masks, their outlines and a legend; a notebook shows the picture.
+
+        Parameters
+        ----------
+        plane : int, optional
+            Plane of a volume, from 0; by default up to six planes that hold a mask.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGB; `plot().save("overlay.png")` keeps it.
+
+        Raises
+        ------
+        InputError
+            If there is no such plane, or the result was made without its image.
+
+        Examples
+        --------
+        >>> from medclipsam import MedicalImage, ZeroShot
+        >>> from medclipsam.demo.phantoms import make_phantom
+        >>> image = MedicalImage.from_array(make_phantom("US", 1, pathology=True).image, modality="US")
+        >>> result = ZeroShot.load().segment(image, "breast tumour")
+        >>> result.plot().save("overlay.png")
+        """
+        if self.source is None:
+            raise InputError("The result was made without its image; draw it with medclipsam.draw_overlay.")
+        return draw_overlay(self.labels, self.source, self.label_names, plane=plane, window=self.window)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the label map, JSON-able."""
+        """Return everything but the label map and the image, JSON-able."""
         return {
             "sentence": self.sentence,
             "text": self.text,
@@ -272,7 +319,14 @@ class ZeroShot:
         Raises
         ------
         WeightsError
-            If weights are unknown, missing or damaged; the sentence tells how to bring them.
+            If weights are unknown, missing or damaged; the message says how to get them.
+
+        Examples
+        --------
+        >>> from medclipsam import ZeroShot
+        >>> model = ZeroShot.load()
+        >>> "breast tumour" in model.targets.names()
+        True
         """
         weights = weights or default_pair()
         clip, sam = resolve_pair(weights)
@@ -373,6 +427,25 @@ class ZeroShot:
             If the text is empty or too long, or an option does not fit the image or the weights.
         CancelledError
             If the caller asked to stop.
+
+        Examples
+        --------
+        >>> from medclipsam import MedicalImage, ZeroShot, ZeroShotOptions
+        >>> from medclipsam.demo.phantoms import make_phantom
+        >>> image = MedicalImage.from_array(make_phantom("XR", 1).image, modality="CR")
+        >>> model = ZeroShot.load()
+        >>> result = model.segment(image, "left lung; heart")
+        >>> result.label_names
+        {'left lung': 11, 'heart': 13}
+        >>> left_lung = result.labels == 11
+        >>> [target.found for target in result.targets]
+        [True, True]
+
+        A target that is not in the image gets an empty mask, and `sentence` says why. Options change single steps:
+
+        >>> options = ZeroShotOptions(num_components=2, presence=False)
+        >>> model.segment(image, "both lungs", options).labels.any()
+        True
         """
         options = options or ZeroShotOptions()
         clock = _Clock(progress, cancelled)
@@ -400,6 +473,7 @@ class ZeroShot:
             weights=self.weights,
             image=image.describe(),
             seconds={**{k: round(v, 4) for k, v in clock.seconds.items()}, "total": round(clock.total(), 4)},
+            source=image,
         )
 
     def presence(

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from medclipsam.engine import missing_packages
 from medclipsam.errors import InputError
 from medclipsam.imaging import read_image
-from medclipsam.refine import Clicks, refine
+from medclipsam.pipeline.refine import Clicks, refine
 from medclipsam.sam import Embedding, SamModel, vote
 from medclipsam.weights import resolve
 

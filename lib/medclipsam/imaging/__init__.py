@@ -4,7 +4,7 @@ from medclipsam.imaging.dicom import read_origin
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import has_place, read_mask, whole_labels
-from medclipsam.imaging.overlay import write_evidence, write_overlay
+from medclipsam.imaging.overlay import draw_overlay, write_evidence, write_overlay
 from medclipsam.imaging.read import read_image
 from medclipsam.imaging.windows import Window
 from medclipsam.imaging.write import write_map, write_mask
@@ -13,6 +13,7 @@ __all__ = [
     "Grid",
     "MedicalImage",
     "Window",
+    "draw_overlay",
     "has_place",
     "read_image",
     "read_mask",

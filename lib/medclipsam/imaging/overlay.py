@@ -42,17 +42,16 @@ _HEAT_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEAT_SHARE = 0.75
 
 
-def write_overlay(
+def draw_overlay(
     labels: np.ndarray,
     image: MedicalImage,
     names: Mapping[str, int],
-    path: str | os.PathLike[str],
+    *,
     plane: int | None = None,
     window: Window | None = None,
-    *,
     list_absent: bool = True,
-) -> Path:
-    """Write a PNG of the image with its masks: translucent fill, outline and a legend.
+) -> Image.Image:
+    """Draw an image with its masks: translucent fill, outline and a legend.
 
     Small images are enlarged, large ones reduced, and pixels that are not square are shown with their true aspect.
     Of a volume, up to six planes that hold a mask are shown side by side, the one with most of it among them; without
@@ -66,8 +65,6 @@ def write_overlay(
         The image the labels belong to.
     names : mapping of str to int
         Name of each target and its label; a name without a pixel is listed as not found.
-    path : str or path-like
-        PNG file to write; it appears only when complete.
     plane : int, optional
         Show this plane alone.
     window : Window, optional
@@ -75,14 +72,26 @@ def write_overlay(
     list_absent : bool
         Whether the legend lists names without a pixel; their colours are kept for them either way.
 
+    Returns
+    -------
+    PIL.Image.Image
+        RGB; a notebook shows it.
+
     Raises
     ------
     InputError
-        If the labels do not fit the image, there is no such plane, or the file cannot be written.
+        If the labels do not fit the image, or there is no such plane.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from medclipsam import MedicalImage, draw_overlay
+    >>> image = MedicalImage.from_array(np.zeros((60, 80), np.uint8))
+    >>> mask = np.zeros((60, 80), np.uint8)
+    >>> mask[20:40, 30:60] = 1
+    >>> draw_overlay(mask, image, {"cyst": 1}).mode
+    'RGB'
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"An overlay cannot be written to {path.name}; allowed is .png.")
     labels = np.asarray(labels, dtype=np.uint8)
     labels = labels[None] if labels.ndim == 2 else labels
     if labels.shape != (image.n_planes, *image.plane_shape):
@@ -100,7 +109,42 @@ def write_overlay(
     sheet = _sheet(tiles)
     present = {int(v) for v in np.unique(labels)}
     listed = {name: label for name, label in names.items() if list_absent or label in present}
-    picture = _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in listed.items()])
+    return _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in listed.items()])
+
+
+def write_overlay(
+    labels: np.ndarray,
+    image: MedicalImage,
+    names: Mapping[str, int],
+    path: str | os.PathLike[str],
+    plane: int | None = None,
+    window: Window | None = None,
+    *,
+    list_absent: bool = True,
+) -> Path:
+    """Write the picture of `draw_overlay` as a PNG file.
+
+    Parameters
+    ----------
+    labels, image, names, plane, window, list_absent
+        As for `draw_overlay`.
+    path : str or path-like
+        PNG file to write; it appears only when complete.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        If the labels do not fit the image, there is no such plane, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"An overlay cannot be written to {path.name}; allowed is .png.")
+    picture = draw_overlay(labels, image, names, plane=plane, window=window, list_absent=list_absent)
     replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
     return path
 

@@ -49,6 +49,16 @@ def read_image(path: str | os.PathLike[str], *, modality: str | None = None) -> 
     ImageError
         If there is no such file, it is no image, is damaged, or holds what this package does not handle (several
         series, time points, complex, NaN or infinite values).
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from medclipsam import read_image
+    >>> from medclipsam.demo.phantoms import make_phantom
+    >>> Image.fromarray(make_phantom("US", 1).image).save("breast.png")
+    >>> image = read_image("breast.png", modality="US")
+    >>> image.n_planes, image.plane_shape
+    (1, (213, 256))
     """
     path = Path(path)
     try:

@@ -54,6 +54,17 @@ def write_mask(
     InputError
         If the suffix, shape or type is not allowed, the grid cannot be written in that format, or what is read back
         differs; a file that was there before stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from medclipsam import MedicalImage, read_mask, write_mask
+    >>> image = MedicalImage.from_array(np.zeros((60, 80), np.uint8))
+    >>> labels = np.zeros((1, 60, 80), np.uint8)
+    >>> labels[0, 20:40, 30:60] = 1
+    >>> path = write_mask(labels, image, "labels.nii.gz")
+    >>> bool((read_mask(path, image) == labels).all())
+    True
     """
     path = Path(path)
     suffix = next((s for s in MASK_SUFFIXES if path.name.lower().endswith(s)), None)

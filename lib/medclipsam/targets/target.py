@@ -168,6 +168,15 @@ class TargetSet:
     ------
     TargetError
         If two targets share a name, a label, or a text in a modality that both are known in.
+
+    Examples
+    --------
+    >>> from medclipsam import Target, TargetSet, ZeroShot
+    >>> cyst = Target(name="cyst", label=200, captions=("a cyst in the breast on ultrasound",), modality=("US",))
+    >>> targets = TargetSet([*TargetSet.load(), cyst])
+    >>> targets.get("cyst").label
+    200
+    >>> model = ZeroShot.load(targets=targets)
     """
 
     def __init__(self, targets: Iterable[Target]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from medclipsam.errors import CancelledError, WeightsError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
-from medclipsam.refine import Clicks
+from medclipsam.pipeline.refine import Clicks
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.work import Job, current_job

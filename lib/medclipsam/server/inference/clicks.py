@@ -18,7 +18,7 @@ from medclipsam import __version__
 from medclipsam.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
-from medclipsam.refine import Clicks, RefineResult
+from medclipsam.pipeline.refine import Clicks, RefineResult
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.request_schema import MODALITIES, SegmentRequest, flag

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medclipsam.finetune.store import ClipStore
     from medclipsam.imaging import MedicalImage, Window
-    from medclipsam.refine import Clicks, RefineResult
+    from medclipsam.pipeline.refine import Clicks, RefineResult
     from medclipsam.targets import TargetSet
     from medclipsam.zeroshot import KeepMap, ZeroShot, ZeroShotResult
 
@@ -126,11 +126,11 @@ class SharedPipeline:
         clicks: Mapping[int, Clicks],
         windows: Mapping[int, Window | None],
     ) -> tuple[RefineResult, dict[str, Any]]:
-        """Mend a mask as `medclipsam.refine.refine` does, as a job of the queue where it is one.
+        """Mend a mask as `medclipsam.pipeline.refine` does, as a job of the queue where it is one.
 
         Returns the result and what identifies SAM's weights.
         """
-        from medclipsam.refine import refine
+        from medclipsam.pipeline.refine import refine
 
         job = current_job.get()
         with self._lock:

@@ -167,6 +167,21 @@ def refine(
         as inside and outside.
     CancelledError
         If the caller asked to stop.
+
+    Examples
+    --------
+    >>> from medclipsam import Clicks, MedicalImage, ZeroShot, refine
+    >>> from medclipsam.demo.phantoms import make_phantom
+    >>> image = MedicalImage.from_array(make_phantom("US", 1, pathology=True).image, modality="US")
+    >>> model = ZeroShot.load()
+    >>> result = model.segment(image, "breast tumour")
+
+    A click at column 20 and row 200 says that the tumour reaches there:
+
+    >>> clicks = {1: Clicks.from_ijk(image, foreground=[(20, 200)])}
+    >>> refined = refine(image, model.sam, result.labels, clicks)
+    >>> int(refined.labels[0, 200, 20])
+    1
     """
     start = time.perf_counter()
     shape = (image.n_planes, *image.plane_shape)

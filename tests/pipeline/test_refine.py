@@ -19,7 +19,7 @@ from scipy import ndimage
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage, Window, read_image, write_mask
-from medclipsam.refine import Clicks, RefineResult, refine
+from medclipsam.pipeline.refine import Clicks, RefineResult, refine
 from medclipsam.sam import MaskResult, SamModel
 from medclipsam.weights import resolve_pair
 

@@ -1,0 +1,1 @@
+"""Pipelines: the steps of the method put together."""
