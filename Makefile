@@ -1,13 +1,16 @@
 # make demo   the server with the embedded demo at http://127.0.0.1:8000
 # make demo-pacs   the same on a PACS: Orthanc on this machine, with phantoms in it
 # make test   the whole test suite
+# make test-unit   the tests that start no servers
 # make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS; a table of what came of them
 # make lint   style, types, order of the rooms
 # make bench  ratios, measured side by side
 # make lock   the lock files anew from pyproject.toml: what runs, and what tests need beside it
-.PHONY: demo demo-pacs test drill lint bench lock clean
+.PHONY: demo demo-pacs test test-unit drill lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
+# Where compiled modules may not be written, each start of a server compiles some 8000 of them, for half a minute.
+export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -36,6 +39,9 @@ demo-pacs: .venv/.ready
 test: .venv/.ready-test
 	@echo "== Running the tests"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-unit: ARGS += -m "not e2e"
+test-unit: test
 
 FILES ?= 2000
 REQUESTS ?= 10000

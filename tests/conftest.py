@@ -1,10 +1,12 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several packages share, and the isolation of each test from the others."""
 
+import contextvars
 import errno
+import functools
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Run each test in a copy of the context, so that no context variable that it sets reaches the next."""
+    if isinstance(item, pytest.Function):
+        test = item.obj
+
+        @functools.wraps(test)
+        def apart(**fixtures: Any) -> Any:
+            return contextvars.copy_context().run(test, **fixtures)
+
+        item.obj = apart
+    return (yield)
 
 
 @pytest.fixture(scope="session")

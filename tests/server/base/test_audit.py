@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.server.base.audit import AuditFile, Caller, caller
+from medclipsam.server.base.audit import AuditFile, Caller, called_by, caller
 from medclipsam.server.monai_label.app import MedClipSamApp
 
 PARAMS: dict[str, Any] = {
@@ -34,8 +34,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_mask_is_one_line_that_says_who_what_and_with_which_weights(path: Path) -> None:
-    caller.set(Caller("ann", "slicer-1", "POST /infer/text_prompt"))
-    AuditFile(str(path)).mask("chest", "text_prompt", PARAMS)
+    with called_by(Caller("ann", "slicer-1", "POST /infer/text_prompt")):
+        AuditFile(str(path)).mask("chest", "text_prompt", PARAMS)
     (line,) = lines(path)
     assert line.pop("time").endswith("+00:00")
     assert line == {
@@ -97,4 +97,5 @@ def test_the_app_notes_masks_labels_and_batches(make_app: Callable[..., MedClipS
     mask, label = lines(path)[-2:]
     assert (mask["event"], label["event"]) == ("mask", "label saved")
     assert {mask["user"], label["user"]} == {"ann"}
+    assert caller.get() is None
     assert "heart" not in path.read_text()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextvars import copy_context
+from contextvars import Context
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.server.base.audit import Caller, caller
+from medclipsam.server.base.audit import Caller, called_by
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 
 
@@ -43,14 +43,16 @@ def test_another_users_client_finds_nothing(image: Path) -> None:
     masks = LastMasks()
 
     def as_user(user: str, client: str) -> str:
-        # a request of its own
-        return copy_context().run(lambda: (caller.set(Caller(user, client)), client_of({"client_id": client}))[1])
+        with called_by(Caller(user, client)):
+            return client_of({"client_id": client})
 
     masks.keep(as_user("ada", "slicer"), image, noise(1), {"heart": 3})
     assert masks.find(as_user("ada", "slicer"), image) is not None
     for user, client in (("bob", "slicer"), ("anonymous", "slicer"), ("bob", as_user("ada", "slicer"))):
         assert masks.find(as_user(user, client), image) is None
-    assert as_user("", "slicer") == as_user("anonymous", "slicer") == client_of({"client_id": "slicer"}) == "slicer"
+    # as outside of any request
+    nobody = Context().run(client_of, {"client_id": "slicer"})
+    assert as_user("", "slicer") == as_user("anonymous", "slicer") == nobody == "slicer"
 
 
 def test_masks_are_dropped_by_age_and_by_size(image: Path) -> None:

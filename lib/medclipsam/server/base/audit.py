@@ -6,7 +6,8 @@ import contextvars
 import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ class Caller:
 
 
 caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
+
+
+@contextmanager
+def called_by(who: Caller) -> Iterator[None]:
+    """Note `who` as the caller of what is done inside the block."""
+    token = caller.set(who)
+    try:
+        yield
+    finally:
+        caller.reset(token)
 
 
 class AuditFile:

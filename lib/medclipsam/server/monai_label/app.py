@@ -29,7 +29,7 @@ from medclipsam.active.strategies import STRATEGIES
 from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
-from medclipsam.server.base.audit import AuditFile, Caller, caller
+from medclipsam.server.base.audit import AuditFile, Caller, called_by
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
 from medclipsam.server.base.names import checked_name, checked_tag
@@ -343,11 +343,10 @@ class MedClipSamApp(MONAILabelApp):
             task.check(request)
             _machine_tag(request)
             who = Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), "batch inference")
-            caller.set(who)
 
             def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
-                caller.set(who)  # batches with several workers run in threads, which inherit no context
-                return self.run_infer(one, store)
+                with called_by(who):  # batches with several workers run in threads, which inherit no context
+                    return self.run_infer(one, store)
 
             return self._batch_infer(request, datastore or self.datastore(), infer_one)
 

@@ -29,6 +29,8 @@ from medclipsam.studies.find import LABELS
 from medclipsam.studies.scan import SUFFIXES
 
 logger = logging.getLogger(__name__)
+# it writes a line each time that a lock is taken or released
+logging.getLogger("filelock").setLevel(logging.ERROR)
 
 # Raises `InputError` for a label that must not be saved: the image's file or folder, the label's file, and what comes
 # with it. Returns what a copy of the file is held against before it takes its place: it raises where they differ.
@@ -63,7 +65,6 @@ class LabelFiles(LocalDatastore):
         self._root = folder
         self._access = threading.RLock()
         self._stamp: tuple[int, int, int] | None = None
-        logging.getLogger("filelock").setLevel(logging.ERROR)
         for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
             self._label_folder(tag)
         config = folder / CONFIG
