@@ -351,6 +351,78 @@ def write_series() -> Callable[..., Path]:
     return _write_series
 
 
+def _write_phases(pixels: np.ndarray, path: Path, *, told_by: str = "time", uid: str = "phases") -> Path:
+    """Write an enhanced MR whose frames are several volumes, position by position.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint16, shape (phases, positions, rows, columns)
+        The first position of each phase is the one at the foot, 2.5 mm below the next.
+    path : Path
+        The file.
+    told_by : {"time", "b", "echo", "dimension"}
+        What differs between the phases.
+    uid : str
+        What the file's UIDs are made of.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    def item(**elements: Any) -> Dataset:
+        made = Dataset()
+        for keyword, value in elements.items():
+            setattr(made, keyword, value)
+        return made
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = EnhancedMRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=[uid, "instance"])
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        setattr(data, keyword, generate_uid(entropy_srcs=[uid, keyword]))
+    data.PatientID, data.PatientName, data.Modality, data.InstanceNumber = uid, "Phantom^Phases", "MR", 1
+    data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    phases, positions, data.Rows, data.Columns = pixels.shape
+    data.NumberOfFrames, data.SamplesPerPixel, data.PhotometricInterpretation = phases * positions, 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    pointers = (0x00209057, 0x00189087 if told_by == "dimension" else 0x00209128)
+    data.DimensionIndexSequence = [item(DimensionIndexPointer=pointer) for pointer in pointers]
+    data.SharedFunctionalGroupsSequence = [
+        item(
+            PixelMeasuresSequence=[item(PixelSpacing=[0.8, 0.7], SliceThickness=2.5)],
+            PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 0.8, -0.6])],
+            PixelValueTransformationSequence=[item(RescaleIntercept=0, RescaleSlope=1, RescaleType="US")],
+        )
+    ]
+    frames = []
+    for position in range(positions):
+        for phase in range(phases):
+            content = item(
+                StackID="1", InStackPositionNumber=position + 1, DimensionIndexValues=[position + 1, phase + 1]
+            )
+            if told_by == "time":
+                content.TemporalPositionIndex = phase + 1
+            # along the normal of the orientation
+            place = [-10.0, 20.0 + 2.5 * position * 0.6, 5.0 + 2.5 * position * 0.8]
+            frame = item(FrameContentSequence=[content], PlanePositionSequence=[item(ImagePositionPatient=place)])
+            if told_by == "b":
+                frame.MRDiffusionSequence = [item(DiffusionBValue=500.0 * phase)]
+            if told_by == "echo":
+                frame.MREchoSequence = [item(EffectiveEchoTime=5.0 * (phase + 1))]
+            frames.append(frame)
+    data.PerFrameFunctionalGroupsSequence = frames
+    data.PixelData = np.ascontiguousarray(pixels.swapaxes(0, 1)).astype(np.uint16).tobytes()
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_phases() -> Callable[..., Path]:
+    """Return the function that writes an enhanced MR file of several volumes."""
+    return _write_phases
+
+
 def _damaged(content: bytes, chance: random.Random) -> bytes:
     """Flip bits, overwrite bytes and numbers of the header, cut off, cut out or blank a piece.
 

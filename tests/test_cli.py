@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,20 @@ def test_a_folder_becomes_a_folder_of_masks(tmp_path: Path) -> None:
     out = tmp_path / "masks"
     assert main(["segment", str(tmp_path / "images"), "--text", "bright", "--out", str(out), *FAST]) == 0
     assert left_in(out) == ["a.nii.gz", "sub/b.nii.gz", "sub/c.nii.gz"]
+
+
+def test_each_volume_of_a_multi_frame_file_gets_a_mask(tmp_path: Path, write_phases: Callable[..., Path]) -> None:
+    pixels = np.zeros((2, 2, 50, 70), np.uint16)
+    pixels[0, :, 20:32, 40:56] = pixels[1, :, 10:22, 5:21] = 1000
+    file = write_phases(pixels, tmp_path / "mr.dcm")
+    out = tmp_path / "masks"
+    run = ["segment", str(file), "--text", "bright", "--out", str(out), *FAST]
+    assert main(run) == 0
+    assert left_in(out) == ["mr-time1.nii.gz", "mr-time2.nii.gz"]
+    for number, phase in enumerate(pixels, start=1):
+        mask = sitk.ReadImage(str(out / f"mr-time{number}.nii.gz"))
+        assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, phase > 0)
+        assert mask.GetSpacing() == pytest.approx((0.7, 0.8, 2.5))
 
 
 def test_a_bad_image_among_good_ones_is_named_and_the_others_are_done(

@@ -379,12 +379,14 @@ def _is_done(source: Path, files: dict[str, Path], settings: str, made: dict[str
 
 def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
     """Pair each image with the files to write for it, and check these before any work is done."""
-    from medclipsam.studies.find import find_images
+    from medclipsam.studies.find import find_images, find_volumes
 
     found: list[tuple[Path, Path]] = []  # image, and what its files are called below the output folder
     for path in given.images:
         if path.is_file():
-            found.append((path, Path(_stem(path.name))))
+            volumes = find_volumes(path)
+            found += [(folder, Path(f"{_stem(path.name)}-{key}")) for key, folder in volumes.items()]
+            found += [] if volumes else [(path, Path(_stem(path.name)))]
             continue
         inside = find_images(path)
         if not inside:

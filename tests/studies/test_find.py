@@ -111,3 +111,14 @@ def test_damaged_files_are_found_unless_only_whole_ones_are_wanted(tmp_path: Pat
     (tmp_path / "b.png").write_bytes(content[: len(content) // 2])
     assert [image.image_id for image in find_images(tmp_path)] == ["a", "b"]
     assert [image.image_id for image in find_images(tmp_path, only_whole=True)] == ["a"]
+
+
+def test_volumes_of_one_file_have_names_of_their_own(write_phases: Any, tmp_path: Path) -> None:
+    pixels = np.arange(2 * 4 * 6 * 8).reshape(2, 4, 6, 8)
+    (tmp_path / "sub").mkdir()
+    write_phases(pixels, tmp_path / "sub/a.dcm", told_by="echo")
+    write_phases(pixels, tmp_path / "IM.0001", uid="other")
+    images = {image.stem: image for image in find_images(tmp_path)}
+    assert set(images) == {"sub/a-te5", "sub/a-te10", "IM.0001-time1", "IM.0001-time2"}
+    for stem, phase in (("sub/a-te5", 0), ("IM.0001-time2", 1)):
+        assert np.array_equal(read_image(images[stem].path).stored_values(), pixels[phase])

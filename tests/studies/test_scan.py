@@ -424,3 +424,32 @@ def test_patterns_choose_files(root: Path, clock: Clock) -> None:
     for name in ("a.png", "b.jpg"):
         picture(root / name)
     assert list(FolderScan(root, ["*.png"], clock=clock).look().images) == ["a"]
+
+
+def test_the_volumes_of_a_multi_frame_file_are_images_of_their_own(
+    root: Path, look: Any, write_phases: Callable[..., Path]
+) -> None:
+    pixels = np.arange(2 * 4 * 6 * 8).reshape(2, 4, 6, 8)
+    for folder in ("one", "two"):
+        (root / folder).mkdir()
+        old(write_phases(pixels, root / folder / "1-1.dcm", uid=folder))
+    old(write_phases(pixels, root / "b.dcm", told_by="b", uid="b"))
+    old(write_phases(pixels[:1], root / "whole.dcm", uid="whole"))
+    found = look()
+    uids = [str(pydicom.dcmread(root / folder / "1-1.dcm").SOPInstanceUID) for folder in ("one", "two")]
+    assert found == {
+        **{
+            f"{uid}-time{n}": f"{folder}/1-1.dcm"
+            for uid, folder in zip(uids, ("one", "two"), strict=True)
+            for n in (1, 2)
+        },
+        **{"b-b0": "b.dcm", "b-b500": "b.dcm", "whole": "whole.dcm"},
+    }
+    links = LinkedFolders()
+    for name, image in look.listing.images.items():
+        path = links.path_of(image)
+        assert links.known_path_of(image) == path
+        read = read_image(path).stored_values()
+        assert np.array_equal(read, pixels[1] if name.endswith(("time2", "b500")) else pixels[0])
+        assert source_headers(path)[0].SOPInstanceUID == image.instance
+    assert look.listing.split["b"] == ["b-b0", "b-b500"]

@@ -24,6 +24,7 @@ from pydicom.tag import Tag
 from medclipsam.errors import ImageError, OptionError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.decoding import decode
+from medclipsam.imaging.dicom_frames import FRAME_TAGS, FrameVolume, read_choice, volumes_of_frames
 from medclipsam.imaging.dicom_geometry import (
     file_geometry,
     functional_geometry,
@@ -216,13 +217,55 @@ def _origin(file: Path) -> tuple[str | None, str | None, str | None] | None:
     return patient, study, modality
 
 
-def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:
-    """Read one DICOM file, single-frame or multi-frame; see `read_image`."""
+def read_frame_volumes(path: Path) -> list[FrameVolume]:
+    """Return the volumes of a multi-frame file that holds several.
+
+    Returns
+    -------
+    list of FrameVolume
+        Two or more; empty for any other file, and where the header does not tell.
+    """
+    try:
+        volumes = _frame_volumes(read_tags(path, FRAME_TAGS))
+    except Exception:  # who reads the file gets a sentence
+        return []
+    return volumes if len(volumes) > 1 else []
+
+
+def _frame_volumes(data: Dataset) -> list[FrameVolume]:
+    """Return the volumes of a file's frames, see `volumes_of_frames`; none where its header is too broken to tell."""
+    try:
+        return volumes_of_frames(data)
+    except Exception:  # its geometry is checked by itself
+        return []
+
+
+def read_dicom(path: Path, modality: str | None = None, volume: str | None = None) -> MedicalImage:
+    """Read one DICOM file, single-frame or multi-frame; see `read_image`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    modality : str, optional
+        Where the file does not say it.
+    volume : str, optional
+        Key of one of several volumes that the frames form, see `read_frame_volumes`.
+
+    Raises
+    ------
+    ImageError
+        If the frames form several volumes and none of them is named, or one that is not there.
+    """
     data = _read(path)
     stored = _pixels(path, data)
     frames = stored.shape[0]
     modality = _modality(path, data, modality)
     groups = functional_groups(data, frames)
+    chosen = _chosen_volume(path, _frame_volumes(data), volume)
+    if chosen is not None:
+        stored = stored[list(chosen.frames)]
+        groups = [groups[frame] for frame in chosen.frames]
     geometry = functional_geometry(path, data, groups) or file_geometry(data, frames, modality)
     return MedicalImage(
         source=path,
@@ -233,7 +276,23 @@ def read_dicom(path: Path, modality: str | None = None) -> MedicalImage:
         known_spacing=geometry.spacing,
         luts=[_lut_elements(data, group) for group in groups] or [_lut_elements(data)],
         region=ultrasound_region(data),
+        notes=chosen.notes if chosen is not None else (),
+        frames=chosen.frames if chosen is not None else None,
     )
+
+
+def _chosen_volume(path: Path, volumes: Sequence[FrameVolume], key: str | None) -> FrameVolume | None:
+    """Return the volume of a file that is read; None where all frames are."""
+    if key is None and len(volumes) < 2:
+        return volumes[0] if volumes else None
+    found = next((each for each in volumes if each.key == key), None)
+    if found is None:
+        names = ", ".join(f"{each.key} ({len(each.frames)} frames)" for each in volumes)
+        raise ImageError(
+            f"{path} holds {len(volumes)} volumes in its frames: {names}; which of them is meant is not known. In a "
+            "studies folder each of them is an image."
+        )
+    return found
 
 
 def read_series(folder: Path, files: Sequence[Path], modality: str | None = None) -> MedicalImage:
@@ -253,8 +312,12 @@ def read_series(folder: Path, files: Sequence[Path], modality: str | None = None
     for copy, kept in volume.copies:
         _check_copy(copy, kept)
     if len(ordered) == 1:
-        image = read_dicom(ordered[0], modality)
-        image.notes = volume.notes
+        choice = read_choice(folder)
+        image = read_dicom(ordered[0], modality, choice)
+        image.notes += volume.notes
+        if choice is not None:
+            # by which the volume is found again
+            image.source = folder
         return image
     first = _read(ordered[0])
     stored = np.empty(0)

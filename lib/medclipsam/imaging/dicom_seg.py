@@ -186,7 +186,7 @@ def write_segmentation(
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ImageError(f"No DICOM SEG can be made of {image.source.name}: {reason}.") from error
-    sources.set_classes(made)
+    sources.complete(made)
     if not sources.placed:
         _take_places_away(made)
         # DICOM wants it where there is no orientation in space
@@ -254,10 +254,12 @@ def read_segmentation(
             f"The segmentation has {segmentation.Columns} x {segmentation.Rows} pixels, the image "
             f"{size[1]} x {size[0]}; one that was drawn on the image's own pixels is allowed."
         )
-    _check_drawn_on(segmentation, sources)
+    _check_drawn_on(segmentation, sources, image.frames)
     found: list[tuple[int, SegmentInfo]] = []
-    frames = int(sources[0].get("NumberOfFrames") or 1)
-    native = np.zeros((max(len(sources), frames), *size), dtype=np.uint8)
+    count = int(sources[0].get("NumberOfFrames") or 1)
+    # of one file, or none where each frame is a file
+    frames = list(image.frames or range(count)) if count > 1 else []
+    native = np.zeros((max(len(sources), len(frames)), *size), dtype=np.uint8)
     for number in segmentation.segment_numbers:
         info = _info(segmentation.get_segment_description(number))
         label = label_of(info)
@@ -326,22 +328,29 @@ def _segmentation(path: Path) -> Segmentation:
     return Segmentation.from_dataset(data, copy=False)
 
 
-def _check_drawn_on(segmentation: Dataset, sources: Sequence[Dataset]) -> None:
+def _check_drawn_on(segmentation: Dataset, sources: Sequence[Dataset], frames: Sequence[int] | None) -> None:
     """Raise `InputError` if a frame of a segmentation was drawn on something else than the image, or does not say."""
     ours = {str(source.SOPInstanceUID) for source in sources}
     shared = (segmentation.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for frame in segmentation.get("PerFrameFunctionalGroupsSequence") or []:
         derivations = frame.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or []
-        drawn_on = {
-            str(reference.ReferencedSOPInstanceUID)
-            for derivation in derivations
-            for reference in derivation.get("SourceImageSequence") or []
-        }
-        if not drawn_on or not drawn_on <= ours:
+        references = [each for derivation in derivations for each in derivation.get("SourceImageSequence") or []]
+        drawn_on = {str(reference.ReferencedSOPInstanceUID) for reference in references}
+        numbers = {number for reference in references for number in referenced_frames(reference)}
+        others = frames is not None and (not numbers or not numbers <= {frame + 1 for frame in frames})
+        if not drawn_on or not drawn_on <= ours or others:
             raise InputError("The segmentation was not drawn on the frames of this image, or does not say on which.")
 
 
-def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[Dataset], frames: int) -> np.ndarray:
+def referenced_frames(reference: Dataset) -> list[int]:
+    """Return the numbers of the frames, counted from 1, that a reference names; empty where it names none."""
+    value = reference.get("ReferencedFrameNumber")
+    return [] if value is None else [int(number) for number in np.atleast_1d(value)]
+
+
+def _segment_pixels(
+    segmentation: Segmentation, number: int, sources: Sequence[Dataset], frames: Sequence[int]
+) -> np.ndarray:
     """Return where a segment is (bool [k, j, i]), frame by frame of the image it was drawn on."""
     options: dict[str, Any] = {
         "segment_numbers": [number],
@@ -351,8 +360,8 @@ def _segment_pixels(segmentation: Segmentation, number: int, sources: Sequence[D
         "ignore_spatial_locations": True,
     }
     try:
-        if frames > 1:
-            places = list(range(1, frames + 1))
+        if frames:
+            places = [frame + 1 for frame in frames]
             pixels = segmentation.get_pixels_by_source_frame(str(sources[0].SOPInstanceUID), places, **options)
         else:
             names = [str(source.SOPInstanceUID) for source in sources]

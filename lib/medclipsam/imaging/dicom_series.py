@@ -51,6 +51,7 @@ _CLASSES = (
     ("phase", "NominalPercentageOfCardiacPhase"),
     ("", "ConvolutionKernel"),
     ("direction", "DiffusionGradientOrientation"),
+    ("dim", "DimensionIndexValues"),
 )
 # Elements that tell when a slice was taken, by which the slices of a position can be put in order.
 _TIMES = ("TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
@@ -79,7 +80,10 @@ _MOST_NAMES = 5
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What is known of one slice from its header; see `from_header`."""
+    """What is known of one slice from its header; see `from_header`.
+
+    `path` identifies it: its file, or any name that no other slice of the series has.
+    """
 
     path: Path
     instance: str

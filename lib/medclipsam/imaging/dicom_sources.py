@@ -75,23 +75,36 @@ class Sources:
         The true SOP Class UID of each SOP Instance UID.
     notes : list of str
         What was corrected, left empty or assumed, a sentence each; values are not named.
+    frames : tuple of int, optional
+        The frames of the file, counted from 0, that the frames of its header stand for; by default all of them.
     """
 
     headers: list[Dataset]
     placed: bool
     classes: dict[str, str]
     notes: list[str]
+    frames: tuple[int, ...] | None = None
 
-    def set_classes(self, made: Dataset) -> None:
-        """Set the true SOP classes in all references of a segmentation that was made from the headers."""
+    def complete(self, made: Dataset) -> None:
+        """Set the true SOP classes and frames in all references of a segmentation that was made from the headers."""
         references = [*(made.get("SourceImageSequence") or [])]
         for series in made.get("ReferencedSeriesSequence") or []:
             references += series.get("ReferencedInstanceSequence") or []
         for frame in made.get("PerFrameFunctionalGroupsSequence") or []:
             for derivation in frame.get("DerivationImageSequence") or []:
-                references += derivation.get("SourceImageSequence") or []
+                drawn_on = derivation.get("SourceImageSequence") or []
+                references += drawn_on
+                if self.frames is not None:
+                    _renumber(drawn_on, self.frames)
         for reference in references:
             reference.ReferencedSOPClassUID = self.classes[str(reference.ReferencedSOPInstanceUID)]
+
+
+def _renumber(references: Sequence[Dataset], frames: Sequence[int]) -> None:
+    """Let references to the frames of a header name the frames of the file that these stand for."""
+    for reference in references:
+        numbers = np.atleast_1d(reference.get("ReferencedFrameNumber") or 1).tolist()
+        reference.ReferencedFrameNumber = [frames[int(number) - 1] + 1 for number in numbers]
 
 
 def sources_for(originals: Sequence[Dataset], image: MedicalImage) -> Sources:
@@ -130,8 +143,8 @@ def sources_for(originals: Sequence[Dataset], image: MedicalImage) -> Sources:
     letters = _value(first, "PatientOrientation", [], codecs)
     common.PatientOrientation = letters if isinstance(letters, list) else []
     common.Rows, common.Columns = int(first.Rows), int(first.Columns)
-    frames = int(first.get("NumberOfFrames") or 1)
-    if frames > 1:
+    frames = int(first.get("NumberOfFrames") or 1) if image.frames is None else len(image.frames)
+    if frames > 1 or image.frames is not None:
         geometry = _frames_geometry(first, image, notes)
         header = _copy(common, instances[0], _SEVERAL_FRAMES)
         header.NumberOfFrames = frames
@@ -139,7 +152,7 @@ def sources_for(originals: Sequence[Dataset], image: MedicalImage) -> Sources:
         _add_frames(header, geometry or _made_up_geometry(frames))
         header.FrameOfReferenceUID = _frame_of_reference(first, series, notes if geometry else [])
         header.PositionReferenceIndicator = indicator
-        return Sources([header], geometry is not None, classes, notes)
+        return Sources([header], geometry is not None, classes, notes, image.frames)
     headers = [_copy(common, name, _ONE_FRAME) for name in instances]
     placed = all(is_slice(original) for original in originals)
     if placed:
@@ -316,6 +329,8 @@ def _frames_geometry(header: Dataset, image: MedicalImage, notes: list[str]) -> 
     """Return the places of a file's frames; None where they have none, or several of them share one."""
     frames = int(header.NumberOfFrames)
     groups = functional_groups(header, frames)
+    if image.frames is not None:
+        groups = [groups[frame] for frame in image.frames]
     positions = [group.get("PlanePositionSequence") for group in groups]
     turned = groups[0].get("PlaneOrientationSequence") if groups else None
     if not groups or not turned or not all(positions):

@@ -64,6 +64,8 @@ class MedicalImage:
         Header of a NIfTI source, kept so that a mask gets the same one.
     notes : sequence of str
         Sentences about what was not read as it is stored: files of a series that are not part of its volume.
+    frames : sequence of int, optional
+        The frames of a multi-frame file, counted from 0, that are the stored planes; None where all of them are.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class MedicalImage:
         region: np.ndarray | None = None,
         nifti: Any = None,
         notes: Sequence[str] = (),
+        frames: Sequence[int] | None = None,
     ) -> None:
         self.source = source
         self.modality = modality
@@ -86,6 +89,7 @@ class MedicalImage:
         self.layout = layout
         self.nifti = nifti
         self.notes = tuple(notes)
+        self.frames = None if frames is None else tuple(frames)
         self._stored = stored
         self._luts = tuple(luts)
         self._region = region

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medclipsam.errors import ImageError, InputError
+from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
 from medclipsam.studies.links import LinkedFolders
-from medclipsam.studies.scan import SUFFIXES, FolderScan, Pin
+from medclipsam.studies.scan import SUFFIXES, FolderScan, Found, Pin
 
 LABELS, DATASTORE = "labels", "datastore_v2.json"
 
@@ -32,22 +33,22 @@ class StudyImage:
         Where it is in the folder: its file, or the folder of its slices.
     name : str
         Its path from the folder on, without what other images have too: the file, the folder of the only series in it,
-        or that folder and the id; empty where the folder itself is the series.
+        or that folder and the id; empty where the folder itself is the series. That of one of several volumes in a file
+        ends in the volume's key, before the extension.
+    suffix : str
+        The file's extension (".nii.gz" counts as one); empty for a series.
     """
 
     image_id: str
     path: Path
     location: Path
     name: str
+    suffix: str = ""
 
     @property
     def stem(self) -> str:
-        """The name without a file's extension (".nii.gz" counts as one); that of a series is not shortened."""
-        if self.location.is_dir():
-            return self.name
-        if self.name.lower().endswith(".nii.gz"):
-            return self.name[: -len(".nii.gz")]
-        return str(Path(self.name).with_suffix(""))
+        """The name without the extension."""
+        return self.name.removesuffix(self.suffix)
 
 
 def find_images(folder: str | os.PathLike[str], *, only_whole: bool = False) -> list[StudyImage]:
@@ -85,9 +86,30 @@ def find_images(folder: str | os.PathLike[str], *, only_whole: bool = False) -> 
         name = found.path.relative_to(root)
         if found.path.is_dir() and not found.alone:
             name = name / found.image_id
+        if found.volume:
+            name = name.with_name(f"{name.name.removesuffix(found.suffix)}-{found.volume}{found.suffix}")
         told = "" if name == Path() else str(name)
-        images.append(StudyImage(found.image_id, _links.path_of(found), found.path, told))
+        images.append(StudyImage(found.image_id, _links.path_of(found), found.path, told, found.suffix))
     return sorted(images, key=lambda image: (image.location, image.image_id))
+
+
+def find_volumes(file: Path) -> dict[str, Path]:
+    """Return the volumes of a multi-frame DICOM file that holds several; none for any other file.
+
+    Parameters
+    ----------
+    file : Path
+
+    Returns
+    -------
+    dict of str to Path
+        For each volume its key, and the folder that `read_image` reads it from.
+    """
+    if not looks_like_dicom(file):
+        return {}
+    whole = Found(stem(file.name), file, (file.absolute(),), "", alone=False)
+    keys = [volume.key for volume in read_frame_volumes(file)]
+    return {key: _links.path_of(replace(whole, image_id=f"{whole.image_id}-{key}", volume=key)) for key in keys}
 
 
 def read_pins(folder: Path) -> dict[str, Pin]:

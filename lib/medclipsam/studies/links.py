@@ -6,8 +6,10 @@ import atexit
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+from medclipsam.imaging.dicom_frames import write_choice
 from medclipsam.studies.scan import Found
 
 
@@ -37,9 +39,25 @@ class LinkedFolders:
                 atexit.register(shutil.rmtree, place, ignore_errors=True)
                 folder = self._folders[key] = place / found.image_id
                 folder.mkdir()
-                for number, file in enumerate(found.files):
-                    _link(file, folder / f"{number:05d}_{file.name}")
+                link_files(found.files, folder, found.volume)
             return folder
+
+
+def link_files(files: Sequence[Path], folder: Path, volume: str = "") -> None:
+    """Put links to files into a folder.
+
+    Parameters
+    ----------
+    files : sequence of Path
+    folder : Path
+        Must be there.
+    volume : str
+        Key of the volume of the only file that the folder stands for, where the file holds several.
+    """
+    for number, file in enumerate(files):
+        _link(file, folder / f"{number:05d}_{file.name}")
+    if volume:
+        write_choice(folder, volume, like=files[0])
 
 
 def _link(file: Path, link: Path) -> None:

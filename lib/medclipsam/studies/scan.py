@@ -22,7 +22,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from medclipsam.imaging.dicom import looks_like_dicom, read_header, stored_pixels
+from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes, read_header, stored_pixels
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_series import SeriesVolume, Slice, kind_of, volumes_of
 from medclipsam.imaging.whole import fault_of
@@ -47,8 +47,8 @@ class Found:
     ----------
     image_id : str
         File name without extension, its characters composed (NFC), or the SeriesInstanceUID of a series of slices, with
-        what tells its volume from the other ones of the series, such as "-acq2"; where several images have that id, a
-        longer one.
+        what tells its volume from the other ones of the series or file, such as "-acq2"; where several images have that
+        id, a longer one.
     path : Path
         Its file, or the folder that holds its first slice.
     files : tuple of Path
@@ -62,6 +62,8 @@ class Found:
         SOP Instance UID of a DICOM file.
     anchor : Path
         A file of the image by which it is found again when its id comes to stand for several images.
+    volume : str
+        Key of the volume, where the file is a multi-frame one that holds several; its files are theirs too.
     """
 
     image_id: str
@@ -71,6 +73,7 @@ class Found:
     alone: bool = True
     instance: str = ""
     anchor: Path = Path()
+    volume: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Listing:
     faults : dict of str to str
         Files and folders, from the root on, that cannot be read, and why.
     split : dict of str to list of str
-        Ids of series that hold several volumes, with the ids of these.
+        Ids of series and files that hold several volumes, with the ids of these.
     """
 
     images: dict[str, Found] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class _File:
     suffix: str = ""
     series: tuple[str, str] | None = None  # of DICOM files: the series' id and what it is grouped by
     slice: Slice | None = None  # of slices of a volume
+    volumes: tuple[str, ...] = ()  # of multi-frame files that hold several: their keys
     instance: str = ""
     kind: str = ""
     is_image: bool = False
@@ -380,6 +384,8 @@ class FolderScan:
         told["instance"] = str(header.get("SOPInstanceUID") or "")
         if is_slice(header):
             told["slice"] = Slice.from_header(path, header)
+        elif int(header.get("NumberOfFrames") or 1) > 1:
+            told["volumes"] = tuple(volume.key for volume in read_frame_volumes(path))
         return told
 
     def _single_images(self, path: Path, files: dict[str, _File], before: dict[str, Found]) -> dict[str, Found]:
@@ -402,6 +408,7 @@ class FolderScan:
         series: dict[str, list[tuple[Path, _File]]] = defaultdict(list)
         apart: dict[str, list[Path]] = defaultdict(list)
         spare: dict[Path, Found] = {}
+        split: dict[str, list[str]] = {}
         for path, folder in self._known.items():
             for name, image in folder.images.items():
                 file = folder.files[name]
@@ -411,9 +418,16 @@ class FolderScan:
                 elif file.series is not None and file.kind != "slice":
                     apart[file.series[1]].append(image.path)
                     spare[image.path] = image
+                elif file.volumes:
+                    volumes = [
+                        replace(image, image_id=f"{image.image_id}-{key}", volume=key, alone=False)
+                        for key in file.volumes
+                    ]
+                    split[image.image_id] = [each.image_id for each in volumes]
+                    for each in volumes:
+                        claims[each.image_id].append(each)
                 else:
                     claims[image.image_id].append(image)
-        split: dict[str, list[str]] = {}
         found: dict[str, _Series] = {}
         for group, members in series.items():
             # a damaged slice stays in its series: a volume without it would be another, and who reads it is told of it
@@ -541,9 +555,10 @@ class FolderScan:
         if image.suffix == "" and len(image.files) > 1:
             parts = [f"{image.image_id}_{'_'.join(path.parts)}"]
         uid = re.sub(r"[^\w.-]", "_", image.instance)
+        end = f"-{image.volume}" if image.volume else ""
         for name in (*([uid] if uid else []), *parts):
-            if name not in taken and len(name.encode()) <= _LONGEST_ID:
-                return name
+            if name + end not in taken and len((name + end).encode()) <= _LONGEST_ID:
+                return name + end
         return f"{image.image_id[:100]}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
     def _tell_once(self, key: tuple[str, ...], sentence: str) -> None:

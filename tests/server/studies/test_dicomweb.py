@@ -31,6 +31,7 @@ from fastapi.testclient import TestClient
 
 from medclipsam.active.ledger import Score
 from medclipsam.errors import OptionError
+from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
 from medclipsam.server.api.routes import proxy
@@ -1424,3 +1425,31 @@ def _beside(data: pydicom.Dataset) -> pydicom.Dataset:
     other = pydicom.dcmread(io.BytesIO(_bytes(data)))
     other.SOPInstanceUID, other.InstanceNumber = f"{data.SOPInstanceUID}.2", 3
     return other
+
+
+def test_labels_of_the_phases_of_one_instance_are_kept_apart(
+    pacs: Pacs, conf: dict[str, str], write_phases: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pixels = np.arange(2 * 4 * 6 * 8).reshape(2, 4, 6, 8)
+    pacs.instances = [pydicom.dcmread(write_phases(pixels, tmp_path / "phases.dcm"))]
+    series = str(pacs.instances[0].SeriesInstanceUID)
+    app = request.getfixturevalue("app")
+    store = app.datastore()
+    with pytest.raises(UnknownError):
+        store.get_image_uri(series)
+    drawn = {}
+    for number, image_id in enumerate([f"{series}-time1", f"{series}-time2"]):
+        image = read_image(store.get_image_uri(image_id))
+        drawn[image_id] = np.zeros((4, 6, 8), np.uint8)
+        drawn[image_id][number : number + 2, 2:4] = 13
+        mask = write_mask(drawn[image_id], image, tmp_path / "label.nii.gz")
+        store.save_label(image_id, str(mask), "final", {"label_info": [{"name": "heart", "idx": 13}]})
+    # as another server finds them
+    shutil.rmtree(store._root / "labels")
+    again = DicomWebStudies(
+        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
+    )
+    assert again.get_labeled_images() == list(drawn)
+    for image_id, labels in drawn.items():
+        mask = read_mask(Path(again.get_label_uri(image_id, "final")), read_image(again.get_image_uri(image_id)))
+        assert np.array_equal(mask, labels)

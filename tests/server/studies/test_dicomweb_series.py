@@ -187,3 +187,46 @@ def test_a_volume_can_be_asked_for_before_it_is_listed(make: Any, pacs: FakePacs
         position = pydicom.dcmread(file).ImagePositionPatient
         add(pacs, f"second{number}.dcm", ImagePositionPatient=position, AcquisitionNumber=2)
     assert read_image(make().get_image_uri(f"{UID}-acq2")).n_planes == 4
+
+
+def test_phases_of_a_multi_frame_file_are_images_of_their_own(
+    make: Any, pacs: FakePacs, write_phases: Callable[..., Path]
+) -> None:
+    pixels = np.arange(2 * 4 * 6 * 8).reshape(2, 4, 6, 8)
+    for file in pacs.files:
+        file.unlink()
+    data = pydicom.dcmread(write_phases(pixels, pacs.folder / "phases.dcm"))
+    data.SeriesInstanceUID = UID
+    data.save_as(pacs.folder / "phases.dcm")
+    ids = [f"{UID}-time1", f"{UID}-time2"]
+    studies = make()
+    with pytest.raises(UnknownError) as refused:
+        studies.get_image_uri(UID)
+    assert all(image in str(refused.value) for image in ids)
+    for store in (studies, make()):
+        assert sorted(store.list_images()) == ids
+        for image, phase in zip(ids, pixels, strict=True):
+            folder = Path(store.get_image_uri(image))
+            assert np.array_equal(read_image(folder).stored_values(), phase)
+            assert store.image_at(folder) == image
+    assert pacs.retrievals == 1
+
+
+def test_multi_frame_files_of_one_series_are_images_of_their_own(
+    make: Any, pacs: FakePacs, write_phases: Callable[..., Path]
+) -> None:
+    pixels = np.arange(3 * 4 * 6 * 8).reshape(3, 4, 6, 8)
+    for file in pacs.files:
+        file.unlink()
+    for number, stored in enumerate((pixels[:1], pixels[1:])):
+        path = write_phases(stored, pacs.folder / f"{number}.dcm", uid=f"{number}")
+        data = pydicom.dcmread(path)
+        data.SeriesInstanceUID, data.StudyInstanceUID, data.InstanceNumber = UID, "1.2.3", number + 1
+        data.save_as(path)
+    ids = [f"{UID}-instance1", f"{UID}-instance2-time1", f"{UID}-instance2-time2"]
+    studies = make()
+    with pytest.raises(UnknownError):
+        studies.get_image_uri(UID)
+    assert sorted(studies.list_images()) == ids
+    for image, phase in zip(ids, pixels, strict=True):
+        assert np.array_equal(read_image(studies.get_image_uri(image)).stored_values(), phase)

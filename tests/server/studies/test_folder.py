@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medclipsam.errors import InputError
-from medclipsam.imaging import read_image
+from medclipsam.imaging import read_image, write_mask
 from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies import folder as folder_module
 from medclipsam.server.studies.folder import FolderStudies
@@ -611,3 +611,42 @@ def test_changes_to_what_is_not_there_are_refused(studies: FolderStudies, label:
         studies.update_image_info("nobody", {"x": 1})
     with pytest.raises(UnknownError, match="no label of the tag 'final'"):
         studies.update_label_info("a", "final", {"x": 1})
+
+
+@pytest.fixture
+def phases(root: Path, write_phases: Callable[..., Path]) -> np.ndarray:
+    """Two volumes in one file of the studies, `mr.dcm`."""
+    pixels = np.arange(2 * 4 * 6 * 8).reshape(2, 4, 6, 8)
+    write_phases(pixels, root / "mr.dcm")
+    return pixels
+
+
+def test_labels_of_the_volumes_of_one_file_are_kept_apart(
+    make: MakeStudies, phases: np.ndarray, tmp_path: Path
+) -> None:
+    studies = make()
+    ids = ["mr-time1", "mr-time2"]
+    assert set(ids) < set(studies.list_images())
+    for number, image_id in enumerate(ids):
+        image = read_image(studies.get_image_uri(image_id))
+        assert studies.image_at(Path(studies.get_image_uri(image_id))) == image_id
+        labels = np.full((4, 6, 8), number + 1, np.uint8)
+        studies.save_label(image_id, str(write_mask(labels, image, tmp_path / "label.nii.gz")), "final", {})
+    for store in (studies, make()):
+        for number, image_id in enumerate(ids):
+            image = read_image(store.get_image_uri(image_id))
+            assert np.array_equal(image.stored_values(), phases[number])
+            mask = sitk.ReadImage(store.get_label_uri(image_id, "final"))
+            assert (sitk.GetArrayFromImage(mask) == number + 1).all()
+    with pytest.raises(UnknownError) as refused:
+        studies.get_image_uri("mr")
+    assert all(image_id in str(refused.value) for image_id in ids)
+
+
+def test_one_of_the_volumes_of_a_file_is_not_removed_alone(
+    make: MakeStudies, phases: np.ndarray, root: Path, label: Path
+) -> None:
+    studies = make()
+    with pytest.raises(ConflictError, match="mr-time2"):
+        studies.remove_image("mr-time1")
+    assert (root / "mr.dcm").is_file()

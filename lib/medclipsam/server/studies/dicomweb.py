@@ -27,7 +27,8 @@ from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage, read_mask, write_mask
-from medclipsam.imaging.dicom import read_elements, read_header, source_headers, stored_pixels
+from medclipsam.imaging.dicom import read_elements, read_frame_volumes, read_header, source_headers, stored_pixels
+from medclipsam.imaging.dicom_frames import VOLUME_FILE, read_choice, write_choice
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
@@ -36,10 +37,11 @@ from medclipsam.imaging.dicom_seg import (
     is_by_model,
     is_ours,
     read_segmentation,
+    referenced_frames,
     superseded_instances,
     write_segmentation,
 )
-from medclipsam.imaging.dicom_series import SeriesVolume, Slice, volumes_of
+from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.locks import process_start
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
@@ -126,12 +128,26 @@ class _Listed:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """One of several volumes of a series.
+
+    `members` are the instances of its slices, or the frames of a multi-frame instance, see `_frame`. `choice` is the
+    key of the volume in a multi-frame file that holds several.
+    """
+
+    key: str
+    files: tuple[Path, ...]
+    members: frozenset[str]
+    choice: str = ""
+
+
+@dataclass(frozen=True)
 class _Held:
     """What a folder of a fetched series holds: its instances, and its volumes where there are several."""
 
     signature: Signature
     instances: frozenset[str]
-    volumes: tuple[SeriesVolume, ...]
+    volumes: tuple[_Part, ...]
 
     def is_all(self, instances: frozenset[str], count: int) -> bool:
         """Whether these are the instances that the server lists, by their number where it lists none."""
@@ -149,7 +165,10 @@ class _Failure:
 
 @dataclass(frozen=True)
 class StoredLabel:
-    """A segmentation on the server: of an image, or, before that is known, of a series and the instances it names."""
+    """A segmentation on the server: of an image, or, before that is known, of a series and what it was drawn on.
+
+    `drawn_on` are the instances that it names, `frames` the frames of multi-frame instances, see `_frame`.
+    """
 
     image: str
     drawn_on: frozenset[str]
@@ -159,6 +178,11 @@ class StoredLabel:
     ours: bool
     supersedes: frozenset[str]
     by_model: bool = False
+    frames: frozenset[str] = frozenset()
+
+    def is_on(self, members: frozenset[str]) -> bool:
+        """Whether it was drawn on a volume, given the volume's instances or frames."""
+        return any(drawn and drawn <= members for drawn in (self.drawn_on, self.frames))
 
     @property
     def order(self) -> tuple[str, int, str]:
@@ -240,7 +264,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         self._counts: dict[str, int] = {}
         self._failures: dict[str, _Failure] = {}
         self._noted: dict[str, Signature] = {}
-        # series that hold several volumes: the instances of each by the volume's id
+        # series that hold several volumes: the instances or frames of each by the volume's id
         self._volumes: dict[str, dict[str, frozenset[str]]] = _read_volumes(cache / _VOLUMES)
         self._sent = SentLabels(cache / _SENT, cache / _SENT_COPIES)
         self._read_config(strict=True)
@@ -319,7 +343,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the series as one file: the DICOM file of a series of one, else a NIfTI volume."""
         folder = Path(self.get_image_uri(image_id))
         files = _dicom_files(folder)
-        if len(files) == 1:
+        if len(files) == 1 and read_choice(folder) is None:
             return self._to_bytes(files[0])
         volume = series_as_volume(self._images.read(folder))
         try:
@@ -404,7 +428,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for pair in pairs:
                 series = Path(pair["image"])
-                for part in _dicom_files(series):
+                choice = [series / VOLUME_FILE] if read_choice(series) is not None else []
+                for part in (*_dicom_files(series), *choice):
                     archive.write(part, f"image/{series.name}/{part.name}")
                 archive.write(pair["label"], f"label/{Path(pair['label']).name}")
             archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
@@ -610,8 +635,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         for each in stored:
             one = next(iter(each.drawn_on)) if len(each.drawn_on) == 1 else None
             label = replace(each, image=one) if one in pictures else each
-            for image, instances in self._volumes.get(each.image, {}).items():
-                if each.drawn_on and each.drawn_on <= instances:
+            for image, members in self._volumes.get(each.image, {}).items():
+                if each.is_on(members):
                     label = replace(each, image=image)
             if label.reference.instance in replaced or not (label.ours or self.pacs.options.foreign_labels):
                 continue
@@ -687,18 +712,21 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             raise self._unknown(image_id)
         part = self._root.resolve() / _PARTS / listed.series / image_id
         part.mkdir(parents=True, exist_ok=True)
-        for file in volumes[image_id].all_files:
+        for file in volumes[image_id].files:
             with suppress(FileExistsError):
                 (part / file.name).symlink_to(file)
+        choice = volumes[image_id].choice
+        if choice and read_choice(part) != choice:
+            write_choice(part, choice, like=volumes[image_id].files[0])
         return part
 
-    def _note_volumes(self, series: str, folder: Path, volumes: Mapping[str, SeriesVolume]) -> None:
+    def _note_volumes(self, series: str, folder: Path, volumes: Mapping[str, _Part]) -> None:
         """Take in which volumes a series holds, and list them from now on."""
         held = self._held_in(folder).signature
         if self._noted.get(series) == held:
             return
         self._noted[series] = held
-        found = {image: frozenset(map(_instance_uid, each.files)) for image, each in volumes.items()}
+        found = {image: each.members for image, each in volumes.items()}
         if found == self._volumes.get(series, {}):
             return
         with self._listing:
@@ -1049,6 +1077,15 @@ def _stored_label(data: Dataset, study: str, series: str) -> StoredLabel | None:
     if len(referred) != 1 or not UID.fullmatch(instance):
         return None
     number = int(data.get("InstanceNumber") or 1)
+    references = [
+        item
+        for frame in data.get("PerFrameFunctionalGroupsSequence") or []
+        for derivation in frame.get("DerivationImageSequence") or []
+        for item in derivation.get("SourceImageSequence") or []
+    ]
+    frames = frozenset(
+        _frame(str(item.get("ReferencedSOPInstanceUID", "")), n) for item in references for n in referenced_frames(item)
+    )
     return StoredLabel(
         image=referred.pop(),
         drawn_on=drawn_on,
@@ -1058,7 +1095,13 @@ def _stored_label(data: Dataset, study: str, series: str) -> StoredLabel | None:
         ours=is_ours(data),
         supersedes=frozenset(superseded_instances(data)),
         by_model=is_by_model(data),
+        frames=frames,
     )
+
+
+def _frame(instance: str, number: int) -> str:
+    """Return what stands for a frame, counted from 1, of a multi-frame instance."""
+    return f"{instance}#{number}"
 
 
 def _text(header: Dataset, keyword: str) -> str:
@@ -1087,7 +1130,9 @@ def _held_in(folder: Path, known: _Held | None) -> _Held:
     now = signature(folder)
     if known is not None and known.signature == now:
         return known
-    instances, slices = set(), []
+    instances: set[str] = set()
+    slices: list[Slice] = []
+    several_frames: list[tuple[Path, Dataset]] = []
     for file in _dicom_files(folder):
         header = read_header(file)
         if header is None:  # not an image, but an instance of the series
@@ -1095,13 +1140,37 @@ def _held_in(folder: Path, known: _Held | None) -> _Held:
         elif is_slice(header):
             with suppress(Exception):  # who reads the series says what is wrong with it
                 slices.append(Slice.from_header(file, header))
+        elif kind_of(header) == "slice":
+            several_frames.append((file, header))
         instances.add(str(header.get("SOPInstanceUID", "")))
-    volumes = volumes_of(slices, stored_pixels) if slices else []
-    return _Held(now, frozenset(instances), tuple(volumes) if len(volumes) > 1 else ())
+    parts = _parts_of_slices(slices) if slices else _parts_of_frames(several_frames)
+    return _Held(now, frozenset(instances), tuple(parts) if len(parts) > 1 else ())
 
 
-def _instance_uid(file: Path) -> str:
-    return str(read_elements(file, ["SOPInstanceUID"]).get("SOPInstanceUID", ""))
+def _parts_of_slices(slices: Sequence[Slice]) -> list[_Part]:
+    instances = {each.path: each.instance for each in slices}
+    return [
+        _Part(volume.key, volume.all_files, frozenset(instances[file] for file in volume.files))
+        for volume in volumes_of(slices, stored_pixels)
+    ]
+
+
+def _parts_of_frames(files: Sequence[tuple[Path, Dataset]]) -> list[_Part]:
+    """Return the volumes of multi-frame files: each file is one, or the volumes that its frames form are."""
+    numbers = [str(header.get("InstanceNumber") or "") for _, header in files]
+    if "" in numbers or len(set(numbers)) < len(numbers):
+        numbers = [str(number) for number in range(1, len(files) + 1)]
+    parts = []
+    for (file, header), number in zip(files, numbers, strict=True):
+        instance, name = str(header.get("SOPInstanceUID", "")), f"instance{number}"
+        volumes = read_frame_volumes(file)
+        for volume in volumes:
+            members = frozenset(_frame(instance, frame + 1) for frame in volume.frames)
+            key = volume.key if len(files) == 1 else f"{name}-{volume.key}"
+            parts.append(_Part(key, (file,), members, volume.key))
+        if not volumes:
+            parts.append(_Part(name, (file,), frozenset({instance})))
+    return parts
 
 
 def _read_volumes(file: Path) -> dict[str, dict[str, frozenset[str]]]:

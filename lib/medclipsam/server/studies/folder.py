@@ -273,11 +273,21 @@ class FolderStudies(LabelFiles):
         ------
         UnknownError
             If there is no such image, or several.
+        ConflictError
+            If other images are in its file too.
         """
         self.get_image_uri(image_id)
-        found = self._current().images.get(image_id)
+        listed = self._current().images
+        found = listed.get(image_id)
         if found is None:
-            raise unknown_image(image_id, self._current().images.__contains__)
+            raise unknown_image(image_id, listed.__contains__)
+        with_it = {name: image for name, image in listed.items() if name != image_id and image.files == found.files}
+        if with_it:
+            raise ConflictError(
+                f"Image {image_id!r} is in one file with {', '.join(sorted(with_it))}; remove the file itself from the "
+                "studies folder."
+            )
+        shared = {file for name, image in listed.items() if name != image_id for file in image.files}
         with self._changing(image_id) as files:
             entry = self._datastore.objects.pop(image_id, None)
             for tag in entry.labels if entry else ():
@@ -285,7 +295,7 @@ class FolderStudies(LabelFiles):
                 files.keep(label)
                 label.unlink(missing_ok=True)
             self._versions.forget(image_id)
-            for file in found.files:
+            for file in set(found.files) - shared:
                 file.unlink(missing_ok=True)
             for folder in {file.parent for file in found.files} - {self._root} if found.path.is_dir() else ():
                 with suppress(OSError):  # something else is left in it
