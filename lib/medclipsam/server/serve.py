@@ -286,31 +286,19 @@ def _run(
     warm_up: bool,
 ) -> None:
     import uvicorn
-    from monailabel.config import settings
-    from monailabel.interfaces.utils.app import app_instance
-    from monailabel.main import Main
-    from monailabel.utils.async_tasks.utils import processes, stop_background_task
-    from monailabel.utils.others.generic import init_log_config
+
+    from medclipsam.server.monai_label import upstream
 
     port = listener.getsockname()[1]
-    command = ["start_server", "--app", str(space.app), "--studies", studies]
-    command += ["--host", reached.host, "--port", str(port)]
-    main = Main(loglevel=logging.WARNING)
-    arguments = main.args_parser().parse_args(command)
-    # its parser would take a value such as -600/1500 for a flag
-    arguments.conf = [list(pair) for pair in conf.items()]
-    # MONAI Label cannot export origins: it fails to write them, and its sub-processes fail to read them.
-    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-    settings.MONAI_LABEL_CORS_ORIGINS = []
-    main.start_server_init_settings(arguments)
-    log_config = _quiet(init_log_config(None, arguments.app, "app.log", arguments.verbose))
+    origins = upstream.take_origins(space.app, studies, reached.host, port, conf)
+    log_config = _quiet(upstream.write_log_config(space.app))
     # uvicorn does so too, but only after the app has looked at the studies and has warned of files that it cannot read
-    logging.config.dictConfig(json.loads(Path(log_config).read_text()))
+    logging.config.dictConfig(json.loads(log_config.read_text()))
     # before the server answers, so that what is wrong with the app is an error and not a failed start
     from medclipsam.server.api.asgi import create_app
     from medclipsam.server.api.protocol import BoundedProtocol
 
-    instance = app_instance()
+    instance = upstream.make_app()
     if warm_up:
         _say("medclipsam: loading the models ...\n")
         instance.pipeline.warm_up()
@@ -321,7 +309,7 @@ def _run(
         app,
         http=BoundedProtocol,
         ws="none",
-        log_config=log_config,
+        log_config=str(log_config),
         access_log=False,
         ssl_certfile=chain,
         ssl_keyfile=private,
@@ -336,9 +324,7 @@ def _run(
     try:
         _announcing_server(config, base, app.state.queue).run(sockets=[listener])
     finally:
-        for method in ("train", "batch_infer"):
-            while processes(method):
-                stop_background_task(method)
+        upstream.stop_sub_processes()
 
 
 def _allow_connections() -> None:
@@ -378,18 +364,17 @@ def expire(space: Workspace, instance: MedClipSamApp) -> None:
         logger.exception("Fetched series could not be removed; the next run tries again")
 
 
-def _quiet(config: str) -> str:
+def _quiet(file: Path) -> Path:
     """Keep requests, with their texts and image ids, out of the log: MONAI Label writes them at level INFO.
 
     pydicom's warnings quote what stands in a file, patients' names among them.
     """
-    file = Path(config)
     settings = json.loads(file.read_text())
     settings["loggers"]["monailabel"] = {"level": "WARNING"}
     settings["loggers"]["pydicom"] = {"level": "CRITICAL"}
     file.write_text(json.dumps(settings))
     warnings.filterwarnings("ignore", module="pydicom")
-    return config
+    return file
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

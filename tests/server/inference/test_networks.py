@@ -255,7 +255,7 @@ def test_the_datastore_gives_what_the_folder_holds(place: Path, serve: Callable[
     client = serve()
     store = client.app.state.label_app.datastore()  # type: ignore[attr-defined]
     from_store = {each.image_id: each for each in candidates(store)}
-    from_folder = {each.image_id: each for each in read_studies(Path(store._datastore_path))}
+    from_folder = {each.image_id: each for each in read_studies(Path(store._root))}
     assert from_store.keys() == from_folder.keys() == {f"i{number:02d}" for number in range(32)}
     for name, each in from_store.items():
         other = from_folder[name]

@@ -191,7 +191,7 @@ def test_a_label_that_was_put_there_by_hand_is_not_asked_for(unlabelled: Serve) 
     store = client.app.state.label_app.datastore()  # type: ignore[attr-defined]
     for name in store.list_images():
         if name != "i07":
-            Image.fromarray(square()).save(Path(store._datastore_path) / "labels" / "final" / f"{name}.png")
+            Image.fromarray(square()).save(Path(store._root) / "labels" / "final" / f"{name}.png")
     store.refresh()
     assert next_sample(client, client_id="ada")["id"] == "i07"
     assert next_sample(client, client_id="bob") == {}

@@ -18,7 +18,6 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from monailabel.config import settings
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -56,6 +55,7 @@ from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.learning.rounds import RoundsKeeper
 from medclipsam.server.learning.scoring import Scorings
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.waiting import THREADS
 
 

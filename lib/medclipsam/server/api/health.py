@@ -56,11 +56,9 @@ def metrics_router(metrics: Metrics = METRICS) -> APIRouter:
 
 def not_ready() -> str | None:
     """Return why MONAI Label's app cannot work yet, or None."""
-    from monailabel.interfaces.utils.app import apps
+    from medclipsam.server.monai_label.upstream import loaded_app
 
-    from medclipsam.server.monai_label.app import MedClipSamApp
-
-    app = next((app for app in apps.values() if isinstance(app, MedClipSamApp)), None)
+    app = loaded_app()
     if app is None:
         return "the app is not loaded"
     if not app.pipeline.can_load():

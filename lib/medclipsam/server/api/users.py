@@ -33,6 +33,6 @@ class User:
 
 def role_name(role: Role) -> str:
     """Return the name that MONAI Label's settings give a role."""
-    from monailabel.config import settings
+    from medclipsam.server.monai_label.upstream import settings
 
     return str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}"))

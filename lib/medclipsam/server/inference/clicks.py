@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from medclipsam import __version__
 from medclipsam.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
 from medclipsam.pipeline.refine import Clicks, RefineResult
+from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.request_schema import MODALITIES, SegmentRequest, flag
@@ -128,21 +128,16 @@ class RefineTask(InferTask):
     def __init__(self, pipeline: SharedPipeline, targets: TargetSet, images: ImageReader, masks: LastMasks) -> None:
         self._table = label_table(targets)
         super().__init__(
+            "Mends the present mask by clicks in it, outside of it, or a box (SAM)",
             # 3D Slicer and OHIF offer points for this type, and send those of each label under its name
-            type=InferType.DEEPEDIT.value,
+            type="deepedit",
             labels=self._table,
-            dimension=3,
-            description="Mends the present mask by clicks in it, outside of it, or a box (SAM)",
             config={"modality": ["auto", *MODALITIES], "use_last_mask": True},
         )
         self._pipeline = pipeline
         self._windows = {target.label: Window(*target.window) for target in targets if target.window}
         self._images = images
         self._masks = masks
-
-    def is_valid(self) -> bool:
-        """Always: weights are looked for at the first request, whose answer says what is missing."""
-        return True
 
     def check(self, request: dict[str, Any]) -> RefineRequest:
         """Return the typed request.

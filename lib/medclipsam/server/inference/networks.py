@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from medclipsam import __version__
 from medclipsam.errors import InputError, TrainingError
@@ -22,6 +21,7 @@ from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.base.metrics import METRICS
+from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.pipeline import out_of_memory
@@ -227,10 +227,9 @@ class NetworkTask(InferTask):
         evidence: EvidenceStore,
     ) -> None:
         super().__init__(
-            type=InferType.SEGMENTATION.value,
+            "",
+            type="segmentation",
             labels={},
-            dimension=3,
-            description="",
             config={"modality": ["auto", *MODALITIES], **form_of(NetworkOptions)},
         )
         self._name = name

@@ -13,14 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.tasks.batch_infer import BatchInferTask
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.options import ZeroShotOptions
-from medclipsam.server.base.errors import told
 from medclipsam.server.base.metrics import METRICS
+from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.pipeline import SharedPipeline
@@ -69,11 +66,10 @@ class ZeroShotTask(InferTask):
         if target is None:
             config = {"text": "", **config}
         super().__init__(
-            # OHIF lists a model by this type, as plain text
-            type=InferType.SEGMENTATION.value,
+            f"Segments: {target.name}" if target else "Segments what a text names (MedCLIP-SAMv2)",
+            # OHIF lists a model by this type
+            type="segmentation",
             labels=labels,
-            dimension=3,
-            description=f"Segments: {target.name}" if target else "Segments what a text names (MedCLIP-SAMv2)",
             config=config,
         )
         self._pipeline = pipeline
@@ -82,10 +78,6 @@ class ZeroShotTask(InferTask):
         self._images = images
         self._masks = masks
         self._evidence = evidence
-
-    def is_valid(self) -> bool:
-        """Always: weights are looked for at the first request, whose answer says what is missing."""
-        return True
 
     def check(self, request: dict[str, Any]) -> SegmentRequest:
         """Return the typed request.
@@ -169,35 +161,6 @@ class ZeroShotTask(InferTask):
                 f"{image.modality}, for which the model text_prompt takes any text."
             )
         return self._target.name
-
-
-class ZeroShotBatch(BatchInferTask):
-    """MONAI Label's batch inference, on a machine without a GPU too, and past images that cannot be segmented.
-
-    The stock task divides by the number of GPUs, which is its default request on every machine, and one unreadable
-    image ends the whole batch.
-    """
-
-    def __call__(self, request: dict[str, Any], datastore: Any, infer: Any) -> dict[str, Any]:
-        """Infer all images that the request names; an image that fails is an entry with its error sentence."""
-        import torch
-
-        if not torch.cuda.is_available():
-            request = {**request, "multi_gpu": False, "device": "cpu"}
-
-        done = itertools.count(1)
-
-        def infer_one(one: dict[str, Any], store: Any) -> dict[str, Any]:
-            # the log counts the images and does not name them: a file may be named after its patient
-            try:
-                answer = infer(one, store)
-            except MedClipSamError as error:
-                logger.warning("Image %d could not be segmented (%s)", next(done), type(error).__name__)
-                return {"error": str(told(error))}
-            logger.info("Image %d is done", next(done))
-            return answer
-
-        return super().__call__(request, datastore, infer_one)
 
 
 def task_name(target: str) -> str:

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.tasks.train import TrainTask
-
 from medclipsam.errors import CancelledError, ImageError, InputError, OptionError
 from medclipsam.evaluation.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
@@ -21,8 +18,10 @@ from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, s
 from medclipsam.finetune.options import LOSS_CONSTANTS, SERVED_OPTIONS, FinetuneOptions
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import read_origin
+from medclipsam.server.base.task import TrainTask
 from medclipsam.server.inference.networks import form_of
 from medclipsam.server.inference.work import current_job
+from medclipsam.server.studies.datastore import Datastore
 from medclipsam.targets import TargetSet
 from medclipsam.training.lock import TrainingLock
 from medclipsam.training.split import patient_key

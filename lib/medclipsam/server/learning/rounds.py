@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.tasks.strategy import Strategy
 
 from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved, TooManyLeasesError
 from medclipsam.active.pool import Pool
@@ -29,11 +26,13 @@ from medclipsam.imaging import read_mask
 from medclipsam.server.base.audit import caller
 from medclipsam.server.base.errors import BusyError, UpstreamContentError, UpstreamError
 from medclipsam.server.base.rounds_options import RoundsOptions
+from medclipsam.server.base.task import Task
 from medclipsam.server.inference.networks import SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.learning.scorer import Method, Scorer
 from medclipsam.server.learning.trainer import patient_of
+from medclipsam.server.studies.datastore import Datastore
 from medclipsam.server.studies.images import ImageReader, unreadable_images
 from medclipsam.targets import Target
 from medclipsam.training.lock import holder_of, training_state
@@ -42,7 +41,6 @@ from medclipsam.training.store import Network
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
 
 # Seconds between two looks at the training, and at the studies beside the requests.
 _TICK, _PREPARE_SECONDS = 2.0, 10.0
@@ -122,7 +120,7 @@ class Rounds:
         Where nobody has asked for an image yet it finds out whose the images of a folder are, and leaves no trace; a
         DICOMweb server tells that with its list.
         """
-        if not self.is_used and isinstance(self._datastore(), DICOMWebDatastore):
+        if not self.is_used and self._datastore().is_remote:
             return
         with self._looking:
             found = self._here()
@@ -539,7 +537,7 @@ class RoundsKeeper:
         return 0
 
 
-class RoundStrategy(Strategy):
+class RoundStrategy(Task):
     """A strategy as MONAI Label's clients see it.
 
     Parameters

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.score import score_of
@@ -24,6 +23,7 @@ from medclipsam.options import ZeroShotOptions
 from medclipsam.server.base.errors import ConflictError, UpstreamError
 from medclipsam.server.inference.networks import NetworkOptions, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
+from medclipsam.server.studies.datastore import ORIGINAL, Datastore
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target
 from medclipsam.training.names import DEFAULT_NAME
@@ -31,7 +31,6 @@ from medclipsam.training.store import Network
 
 logger = logging.getLogger(__name__)
 
-ORIGINAL = DefaultLabelTag.ORIGINAL.value
 
 Method = Literal["embedding", "presence", "uncertainty", "disagreement"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.tasks.scoring import ScoringMethod
-
 from medclipsam.errors import CancelledError, MedClipSamError
 from medclipsam.server.base.errors import AlreadyRunningError, BusyError, UnknownError
+from medclipsam.server.base.task import Task
 from medclipsam.server.inference.work import Job, WorkQueue
 from medclipsam.server.learning.rounds import Rounds
 from medclipsam.server.learning.scorer import Method
+from medclipsam.server.studies.datastore import Datastore
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ DESCRIPTIONS: Mapping[Method, str] = {
 }
 
 
-class RoundScoring(ScoringMethod):
+class RoundScoring(Task):
     """One scoring method; scores only what has no score yet.
 
     Parameters

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.tasks.train import TrainTask
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.server.base.errors import UnknownError, without_folders
+from medclipsam.server.base.task import TrainTask
 from medclipsam.server.inference.networks import form_of
 from medclipsam.server.inference.work import current_job
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
+from medclipsam.server.studies.datastore import FINAL, Datastore
 from medclipsam.studies.final import is_by_person
 from medclipsam.targets import TargetSet, normalise, suggest
 from medclipsam.training.lock import Holder, holder_of, training_state
@@ -33,7 +32,6 @@ from medclipsam.weights import MemoryNeed
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
 
 # What a network of nnU-Net's size takes in memory beside its work, with gradients and momentum.
 _PARAMETERS = 400 << 20
@@ -209,7 +207,7 @@ def patient_of(datastore: Datastore, image: str) -> str:
     ImageError
         If its header cannot be read.
     """
-    if isinstance(datastore, DICOMWebDatastore):
+    if datastore.is_remote:
         info = datastore.get_image_info(image)
         patient, study = (str(info.get(key) or "").strip() or None for key in ("PatientID", "StudyInstanceUID"))
         return patient_key(image, patient=patient, study=study)

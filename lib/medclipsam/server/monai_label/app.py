@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.config import Settings, settings
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore as MonaiDatastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
-from monailabel.interfaces.tasks.infer_v2 import InferTask
-from monailabel.interfaces.tasks.scoring import ScoringMethod
-from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.interfaces.tasks.train import TrainTask
 
 import medclipsam
 from medclipsam.active.command import LEDGER_FILE
@@ -34,6 +31,7 @@ from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
 from medclipsam.server.base.names import checked_name, checked_tag
 from medclipsam.server.base.pacs_options import PacsOptions, checked_filters, checked_modalities
+from medclipsam.server.base.task import InferTask, TrainTask
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
 from medclipsam.server.inference.describe import SegmentDescriber
@@ -42,15 +40,17 @@ from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.networks import NetworkTask, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.request_schema import check_monai_label_keys, flag
-from medclipsam.server.inference.tasks import ZeroShotBatch, ZeroShotTask, task_name
+from medclipsam.server.inference.tasks import ZeroShotTask, task_name
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.learning.finetuner import FinetuneTrainer
-from medclipsam.server.learning.rounds import FINAL, Rounds, RoundStrategy, who
-from medclipsam.server.learning.scorer import METHODS, ORIGINAL
+from medclipsam.server.learning.rounds import Rounds, RoundStrategy, who
+from medclipsam.server.learning.scorer import METHODS
 from medclipsam.server.learning.scoring import RoundScoring
 from medclipsam.server.learning.trainer import NetworkTrainer
 from medclipsam.server.monai_label import subtask
+from medclipsam.server.monai_label.batch import ZeroShotBatch
 from medclipsam.server.monai_label.sessions import expire_sessions
+from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore
 from medclipsam.server.studies.dicomweb import (
     FRESH_SECONDS,
     IN_USE_SECONDS,
@@ -72,6 +72,10 @@ from medclipsam.weights import MemoryNeed
 
 logger = logging.getLogger(__name__)
 
+# MONAI Label tells a datastore by its class.
+MonaiDatastore.register(Datastore)
+DICOMWebDatastore.register(DicomWebStudies)
+
 TEXT_TASK = "text_prompt"
 CLICK_TASK = "refine"
 
@@ -88,7 +92,7 @@ def _machine_tag(request: dict[str, Any]) -> str:
     OptionError
         If it is the tag of final labels, which are what a person has saved.
     """
-    tag = checked_tag(request.get("label_tag"), DefaultLabelTag.ORIGINAL.value)
+    tag = checked_tag(request.get("label_tag"), ORIGINAL)
     if tag == FINAL and flag(request, "save_label", default=False):
         raise _not_final(tag)
     return tag
@@ -245,11 +249,11 @@ class MedClipSamApp(MONAILabelApp):
         if sessions is not None:
             expire_sessions(sessions)
 
-    def init_strategies(self) -> dict[str, Strategy]:
+    def init_strategies(self) -> dict[str, RoundStrategy]:
         """Return the strategies that say what to label next."""
         return {name: RoundStrategy(name, self.rounds) for name in STRATEGIES}
 
-    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+    def init_scoring_methods(self) -> dict[str, RoundScoring]:
         """Return the methods that say of images what the strategies choose by."""
         return {name: RoundScoring(name, self.rounds) for name in METHODS}
 

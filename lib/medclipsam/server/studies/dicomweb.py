@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,16 +18,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import DataModel, ImageLabelModel
-from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage, read_mask, write_mask
 from medclipsam.imaging.dicom import read_elements, read_frame_volumes, read_header, source_headers, stored_pixels
-from medclipsam.imaging.dicom_frames import VOLUME_FILE, read_choice, write_choice
+from medclipsam.imaging.dicom_frames import read_choice, write_choice
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_seg import (
     Reference,
@@ -45,16 +41,16 @@ from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.locks import process_start
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
+from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.dicomweb_client import UID, Pacs
 from medclipsam.server.studies.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.studies.kept_info import merged_image_info
-from medclipsam.server.studies.label_files import CheckLabel, LabelFiles, label_suffix
+from medclipsam.server.studies.label_files import CheckLabel, LabelFiles, content_of, label_suffix
 from medclipsam.server.studies.stores import SentLabel, SentLabels
 from medclipsam.server.studies.waiting import WAITING_SECONDS, WAITING_THREADS, Places, Turn
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
 
 # Seconds for which one answer of the server holds, and for a training, which asks for each image by itself.
 FRESH_SECONDS = 1.0
@@ -194,7 +190,7 @@ class ChangedLabelError(UpstreamError):
     """The DICOMweb server returns another label than was stored on it."""
 
 
-class DicomWebStudies(LabelFiles, DICOMWebDatastore):
+class DicomWebStudies(LabelFiles):
     """Series of a DICOMweb server as images, and their labels.
 
     An image's id is its SeriesInstanceUID, and so is that of its labels. A series of radiographs or ultrasound may hold
@@ -227,6 +223,8 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
     counts; where there is none, the last one of another program, if the options say so.
     """
 
+    is_remote = True
+
     def __init__(
         self,
         pacs: Pacs,
@@ -239,10 +237,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         in_use: float = IN_USE_SECONDS,
         fresh: float = FRESH_SECONDS,
     ) -> None:
-        # The stock constructor watches the cache with a thread and lists files as images.
-        self.pacs = pacs
         cache.mkdir(parents=True, exist_ok=True)
-        self._begin(cache)
+        super().__init__(cache)
+        self.pacs = pacs
         self._images = images
         self._describe = describe
         self._label_of = label_of
@@ -344,10 +341,10 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         folder = Path(self.get_image_uri(image_id))
         files = _dicom_files(folder)
         if len(files) == 1 and read_choice(folder) is None:
-            return self._to_bytes(files[0])
+            return content_of(files[0])
         volume = series_as_volume(self._images.read(folder))
         try:
-            return self._to_bytes(volume)
+            return content_of(volume)
         finally:
             volume.unlink()
 
@@ -370,7 +367,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         """Return the image's id for each tag that it has a label of."""
         return dict.fromkeys(self._tags(image_id, self._labels()), image_id)
 
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Return a label's file, a final one as the server has it now; empty where there is none.
 
         Raises
@@ -383,13 +380,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
         tag = _tag(label_tag)
         self._look_again()
         if tag != FINAL:
-            return str(super(DICOMWebDatastore, self).get_label_uri(label_id, tag))
+            return super().get_label_uri(label_id, tag)
         stored = self._labels().get(label_id)
         if stored is None:
             return ""
         with self._places.one(), self._fetching[label_id]:
             known = self._datastore.label(label_id, FINAL)
-            path = Path(self._label_path(label_id, FINAL, ".nii.gz"))
+            path = self._label_path(label_id, FINAL, ".nii.gz")
             if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
                 try:
                     self._fetch_label(stored)
@@ -421,19 +418,13 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
             return pairs
         return [{key: os.path.relpath(path, self._root) for key, path in pair.items()} for pair in pairs]
 
-    def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """Return a ZIP archive, which the caller removes, of finished series and their labels."""
-        pairs = self.datalist()[: limit_cases or None]
-        handle, name = tempfile.mkstemp(suffix=".zip")
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for pair in pairs:
-                series = Path(pair["image"])
-                choice = [series / VOLUME_FILE] if read_choice(series) is not None else []
-                for part in (*_dicom_files(series), *choice):
-                    archive.write(part, f"image/{series.name}/{part.name}")
-                archive.write(pair["label"], f"label/{Path(pair['label']).name}")
-            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
-        return name
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Raise `InputError`: images are sent to the server itself."""
+        raise InputError(f"The studies lie on a DICOMweb server; send image {image_id!r} there.")
+
+    def remove_image(self, image_id: str) -> None:
+        """Raise `InputError`: images are removed from the server itself."""
+        raise InputError(f"The studies lie on a DICOMweb server; remove image {image_id!r} there.")
 
     def status(self) -> dict[str, Any]:
         """Return how many images there are, how many are finished, and how many labels each tag has."""
@@ -444,7 +435,7 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
 
     def json(self) -> dict[str, Any]:
         """Return images and labels with what is known of them."""
-        content = self._datastore.model_dump(exclude={"base_path", "objects"})
+        content = self._datastore.model_dump(exclude={"objects"})
         series, stored = self._series(), self._labels()
         objects = {}
         for image, listed in series.items():
@@ -840,9 +831,9 @@ class DicomWebStudies(LabelFiles, DICOMWebDatastore):
                 if file.name != f"{_SENT}.lock" and file.stat().st_mtime < oldest:
                     file.unlink()
 
-    def _entry(self, image_id: str) -> ImageLabelModel:
+    def _entry(self, image_id: str) -> ImageRecord:
         # with an empty extension the folder itself is the image's file
-        return self._datastore.objects.setdefault(image_id, ImageLabelModel(image=DataModel(ext="")))
+        return self._datastore.objects.setdefault(image_id, ImageRecord(image=FileRecord(ext="")))
 
     def _keep_label(
         self,

@@ -13,13 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import DataModel, ImageLabelModel
-
 from medclipsam.errors import InputError
 from medclipsam.server.base.errors import ConflictError, UnknownError
+from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import unknown_image
 from medclipsam.server.studies.kept_info import merged_image_info
-from medclipsam.server.studies.label_files import CONFIG, FINAL, CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.studies.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
 from medclipsam.studies import scan
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import pin_of
@@ -71,8 +70,7 @@ class FolderStudies(LabelFiles):
         settle: float | None = None,
         private: bool = False,
     ) -> None:
-        # The stock constructor lists, watches and writes in its own way; only its fields are taken over.
-        self._begin(folder, private=private)
+        super().__init__(folder, private=private)
         self._auto_reload = auto_reload
         self._check_label = check_label
         self._labels_stamp: dict[str, int] = {}
@@ -163,20 +161,20 @@ class FolderStudies(LabelFiles):
             return {}
         return {**copy.deepcopy(self._entry(image_id, found).image.info), "path": self.get_image_uri(image_id)}
 
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Return a label's file, also one that another process has just saved; empty where there is none."""
         self._current()
-        return str(super().get_label_uri(label_id, label_tag))
+        return super().get_label_uri(label_id, label_tag)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return what is known of a label; empty where there is none."""
         self._current()
-        return dict(super().get_label_info(label_id, label_tag))
+        return super().get_label_info(label_id, label_tag)
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the image's id for each tag that it has a label of."""
         self._current()
-        return dict(super().get_labels_by_image_id(image_id))
+        return super().get_labels_by_image_id(image_id)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the ids of the images that have a label of a tag, by default `final`; see `is_by_person`."""
@@ -209,7 +207,7 @@ class FolderStudies(LabelFiles):
         """Return images and labels with what is known of them."""
         with self._access:
             here = self._current().images
-            content = self._datastore.model_dump(exclude={"base_path"})
+            content = self._datastore.model_dump()
         return {**content, "objects": {image: content["objects"][image] for image in here}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -263,7 +261,7 @@ class FolderStudies(LabelFiles):
                     )
                 raise InputError(f"The file cannot be listed as image {image_id!r}: its format or name is not served.")
             info = {**(image_info or {}), "ts": int(time.time()), "name": path.name, "file": path.name}
-            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
+            self._datastore.objects[image_id] = ImageRecord(image=FileRecord(info=info, ext=suffix))
         return image_id
 
     def remove_image(self, image_id: str) -> None:
@@ -291,7 +289,7 @@ class FolderStudies(LabelFiles):
         with self._changing(image_id) as files:
             entry = self._datastore.objects.pop(image_id, None)
             for tag in entry.labels if entry else ():
-                label = Path(self._label_path(image_id, tag, entry.labels[tag].ext if entry else ""))
+                label = self._label_path(image_id, tag, entry.labels[tag].ext if entry else "")
                 files.keep(label)
                 label.unlink(missing_ok=True)
             self._versions.forget(image_id)
@@ -395,11 +393,11 @@ class FolderStudies(LabelFiles):
         label = entry.labels.get(tag) if entry is not None else None
         return label is not None and (tag != FINAL or is_by_person(label.info))
 
-    def _entry(self, image_id: str, found: Found) -> ImageLabelModel:
+    def _entry(self, image_id: str, found: Found) -> ImageRecord:
         """Return what is known of an image, made now where nothing was."""
         entry = self._datastore.objects.get(image_id)
         if entry is None:
-            entry = ImageLabelModel(image=DataModel(info={"ts": int(time.time()), "name": found.path.name}))
+            entry = ImageRecord(image=FileRecord(info={"ts": int(time.time()), "name": found.path.name}))
             self._datastore.objects[image_id] = entry
         entry.image.ext = found.suffix
         return entry
@@ -423,10 +421,10 @@ class FolderStudies(LabelFiles):
                 if label is not None and f"{image_id}{label.ext}" not in there:
                     del entry.labels[place.name]
             for name, suffix in there.items():
-                entry = self._datastore.objects.get(name[: len(name) - len(suffix)])
-                if entry is not None and place.name not in entry.labels:
+                known = self._datastore.objects.get(name[: len(name) - len(suffix)])
+                if known is not None and place.name not in known.labels:
                     info = {"ts": int(time.time()), "name": name}
-                    entry.labels[place.name] = DataModel(info=info, ext=suffix)
+                    known.labels[place.name] = FileRecord(info=info, ext=suffix)
             self._labels_stamp[place.name] = changed
 
 

@@ -17,9 +17,8 @@ from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.names import file_suffix
 
 if TYPE_CHECKING:
-    from monailabel.interfaces.datastore import Datastore
-
     from medclipsam.imaging import MedicalImage
+    from medclipsam.server.studies.datastore import Datastore
 
 # What tells whether a file, or any file of a folder, is another than it was: name, time of change and size.
 Signature = tuple[tuple[str, int, int], ...]
@@ -104,8 +103,11 @@ class ImageReader:
 def unreadable_images(datastore: Datastore, images: ImageReader) -> dict[str, str]:
     """Return the images of a datastore that could not be fetched or read and have not changed since, and why."""
     failed = datastore.unfetched_images()
-    failed |= {datastore.image_at(path): sentence for path, sentence in images.failures().items()}
-    return {image: failed[image] for image in sorted(image for image in failed if image is not None)}
+    for path, sentence in images.failures().items():
+        image = datastore.image_at(path)
+        if image is not None:
+            failed[image] = sentence
+    return dict(sorted(failed.items()))
 
 
 def series_as_volume(image: MedicalImage) -> Path:

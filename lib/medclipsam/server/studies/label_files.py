@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import os
@@ -11,16 +12,16 @@ import tempfile
 import threading
 import time
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
-from monailabel.interfaces.datastore import DefaultLabelTag
+from typing import Any, BinaryIO
 
 from medclipsam.errors import InputError
+from medclipsam.imaging.dicom_frames import VOLUME_FILE
 from medclipsam.server.base.errors import BusyError, UnknownError
+from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, FileRecord, ImageRecord, StudiesRecord
 from medclipsam.server.studies.folder_lock import FolderLock
 from medclipsam.server.studies.kept_info import merged_label_info
 from medclipsam.server.studies.label_versions import LabelVersion, LabelVersions
@@ -37,39 +38,97 @@ logging.getLogger("filelock").setLevel(logging.ERROR)
 CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | None]
 
 CONFIG = "datastore_v2.json"
-FINAL = DefaultLabelTag.FINAL.value
 # How names begin that files have until they are complete; all such are written under the lock.
 _PART = ".medclipsam-part-"
 # Seconds to wait for the lock before what a killed process has left is removed.
 _PATIENCE = 1.0
 
 
-class LabelFiles(LocalDatastore):
+class LabelFiles(Datastore):
     """What the datastores share: `labels/<tag>/<image id><extension>` and `datastore_v2.json` as MONAI Label has them.
 
-    The stock constructor lists, watches and writes in its own way; `_begin` takes its place.
+    Parameters
+    ----------
+    folder : Path
+        Where they are kept; the folders of labels are made in it.
+    private : bool
+        Whether labels, and what is known of them, are kept from all accounts but the server's own.
     """
 
-    def _begin(self, folder: Path, *, private: bool = False) -> None:
-        """Set the stock class's fields for a folder, and make the folders of labels in it.
-
-        `private` keeps labels, and what is known of them, from all accounts but the server's own.
-        """
+    def __init__(self, folder: Path, *, private: bool = False) -> None:
         self._private = private
-        self._datastore_path = str(folder)
-        self._datastore_config_path = str(folder / CONFIG)
-        self._extensions = [f"*{suffix}" for suffix in SUFFIXES]
+        self._config = folder / CONFIG
         self._folder_lock = FolderLock(folder / ".lock")
         self._versions = LabelVersions(folder / LABELS, self._make_folder)
-        self._datastore = self._empty()
+        self._datastore = StudiesRecord(name="new-dataset", description="New Dataset", images_dir=".")
         self._root = folder
         self._access = threading.RLock()
         self._stamp: tuple[int, int, int] | None = None
-        for tag in (DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value):
+        for tag in (FINAL, ORIGINAL):
             self._label_folder(tag)
-        config = folder / CONFIG
-        if private and config.is_file() and config.stat().st_mode & 0o077:
-            config.chmod(self._mode)
+        if private and self._config.is_file() and self._config.stat().st_mode & 0o077:
+            self._config.chmod(self._mode)
+
+    def name(self) -> str:
+        """Return the datastore's name."""
+        return self._datastore.name
+
+    def get_image(self, image_id: str, params: Any = None) -> BinaryIO | None:
+        """Return an image as one file; None where there is none."""
+        return content_of(self.get_image_uri(image_id))
+
+    def get_label(self, label_id: str, label_tag: str, params: Any = None) -> BinaryIO | None:
+        """Return a label's file; None where there is none."""
+        return content_of(self.get_label_uri(label_id, label_tag))
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Return the path of a label's file; empty where there is none."""
+        label = self._datastore.label(label_id, label_tag)
+        return os.path.realpath(self._label_path(label_id, label_tag, label.ext)) if label else ""
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what is known of a label; empty where there is none."""
+        label = self._datastore.label(label_id, label_tag)
+        return label.info if label else {}
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Return the image's id for each tag that it has a label of."""
+        record = self._datastore.objects.get(image_id)
+        return dict.fromkeys(record.labels, image_id) if record else {}
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """Return a ZIP archive, which the caller removes, of finished images and their labels.
+
+        Parameters
+        ----------
+        limit_cases : int or None
+            Images at the most; None or 0 for all of them.
+
+        Returns
+        -------
+        str
+            Its path. It holds `image/<file>`, or `image/<folder>/<file>` for slices, `label/<file>` and
+            `metadata.json`.
+        """
+        pairs = self.datalist()[: limit_cases or None]
+        handle, name = tempfile.mkstemp(suffix=".zip")
+        try:
+            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for pair in pairs:
+                    image = Path(pair["image"])
+                    if image.is_dir():
+                        for part in sorted(image.iterdir()):
+                            if part.name.startswith(".") and part.name != VOLUME_FILE:
+                                continue
+                            archive.write(part, f"image/{image.name}/{part.name}")
+                    else:
+                        archive.write(image, f"image/{image.name}")
+                    archive.write(pair["label"], f"label/{Path(pair['label']).name}")
+                archive.writestr("metadata.json", self._datastore.model_dump_json())
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return name
 
     def not_ready(self) -> str | None:
         """Return why labels cannot be saved at the moment; None where they can."""
@@ -104,11 +163,6 @@ class LabelFiles(LocalDatastore):
     def _configuration_changed(self) -> None:
         """Called after `datastore_v2.json` was read because another process had written it."""
 
-    def _empty(self) -> LocalDatastoreModel:
-        model = LocalDatastoreModel(name="new-dataset", description="New Dataset", images_dir=".")
-        model.base_path = self._datastore_path
-        return model
-
     @property
     def _mode(self) -> int:
         """Rights of files that are kept in the studies, whatever the umask is."""
@@ -132,7 +186,7 @@ class LabelFiles(LocalDatastore):
 
     def _put_label(
         self,
-        entry: ImageLabelModel,
+        entry: ImageRecord,
         image_id: str,
         tag: str,
         file: Path,
@@ -158,26 +212,26 @@ class LabelFiles(LocalDatastore):
             if other != path:
                 files.keep(other)
                 other.unlink(missing_ok=True)
-        entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
+        entry.labels[tag] = FileRecord(info={**info, "ts": int(time.time()), "name": path.name}, ext=suffix)
 
     def _take_label(self, image_id: str, tag: str, files: FilesBefore) -> None:
         """Remove a label, which is kept as an earlier version if it was a person's. Call it inside `_changing`."""
         entry = self._datastore.objects.get(image_id)
         if entry is not None and tag in entry.labels:
             self._keep_versions(entry, image_id, tag, None, {}, files)
-            path = Path(self._label_path(image_id, tag, entry.labels.pop(tag).ext))
+            path = self._label_path(image_id, tag, entry.labels.pop(tag).ext)
             files.keep(path)
             path.unlink(missing_ok=True)
 
-    def _files_of(self, entry: ImageLabelModel, image_id: str, tag: str) -> list[Path]:
+    def _files_of(self, entry: ImageRecord, image_id: str, tag: str) -> list[Path]:
         """Return the files of a label: one, or several where some were put there by hand."""
         suffixes = [*SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
-        paths = [Path(self._label_path(image_id, tag, suffix)) for suffix in dict.fromkeys(suffixes)]
+        paths = [self._label_path(image_id, tag, suffix) for suffix in dict.fromkeys(suffixes)]
         return [path for path in paths if path.is_file()]
 
     def _keep_versions(
         self,
-        entry: ImageLabelModel,
+        entry: ImageRecord,
         image_id: str,
         tag: str,
         by: Path | None,
@@ -209,8 +263,8 @@ class LabelFiles(LocalDatastore):
         """
         return self._versions.get(image_id, tag, number)
 
-    def _label_path(self, image_id: str, tag: str, suffix: str) -> str:
-        return os.path.join(self._datastore.label_path(tag), f"{image_id}{suffix}")
+    def _label_path(self, image_id: str, tag: str, suffix: str) -> Path:
+        return self._root / self._datastore.labels_dir / tag / f"{image_id}{suffix}"
 
     @contextmanager
     def _changing(self, image_id: str | None = None) -> Iterator[FilesBefore]:
@@ -249,13 +303,13 @@ class LabelFiles(LocalDatastore):
 
     def _read_config(self, strict: bool = False) -> None:
         """Read `datastore_v2.json` if it is another than the one that was read or written last."""
-        path = Path(self._datastore_config_path)
+        path = self._config
         try:
             state = path.stat()
             stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
             if stamp == self._stamp:
                 return
-            model = LocalDatastoreModel.model_validate_json(path.read_text())
+            model = StudiesRecord.model_validate_json(path.read_text())
         except FileNotFoundError:
             return
         except ValueError as error:
@@ -263,7 +317,6 @@ class LabelFiles(LocalDatastore):
                 raise InputError(f"{path} cannot be read; mend it, or move it away to begin a new one.") from error
             logger.error("%s cannot be read; what was known before stands.", path.name)
             return
-        model.base_path = self._datastore_path
         # ids are written with composed characters, which earlier versions took from the disk as they were
         model.objects = {unicodedata.normalize("NFC", name): entry for name, entry in model.objects.items()}
         for image_id, entry in self._datastore.objects.items():
@@ -275,8 +328,7 @@ class LabelFiles(LocalDatastore):
         self._configuration_changed()
 
     def _write_config(self) -> None:
-        path = Path(self._datastore_config_path)
-        content = self._datastore.model_dump(exclude={"base_path", "objects"})
+        content = self._datastore.model_dump(exclude={"objects"})
         # of the other images nothing is known but what the folder says itself
         content["objects"] = {
             image_id: entry.model_dump()
@@ -290,19 +342,11 @@ class LabelFiles(LocalDatastore):
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, self._mode)
-            os.replace(name, path)
+            os.replace(name, self._config)
         finally:
             Path(name).unlink(missing_ok=True)
-        state = path.stat()
+        state = self._config.stat()
         self._stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        """Write what is known: the stock `set_name` and `set_description` call it."""
-        if not lock:
-            self._write_config()
-            return
-        with self._folder_lock.held(), self._access:
-            self._write_config()
 
 
 class FilesBefore:
@@ -369,6 +413,11 @@ def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], obj
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def content_of(path: str | Path) -> BinaryIO | None:
+    """Return a file's content; None for an empty path."""
+    return io.BytesIO(Path(path).read_bytes()) if str(path) else None
 
 
 def label_suffix(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import re
 import secrets
@@ -15,8 +16,6 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.utils.others.generic import get_mime_type
 
 from medclipsam.errors import InputError
 from medclipsam.server.base.audit import Caller, caller
@@ -69,15 +68,15 @@ def note_caller(request: Request, user: str, params: dict[str, Any] | None = Non
     caller.set(Caller(user, client[:100], f"{request.method} {request.url.path}"))
 
 
-def on_dicomweb(app: MedClipSamApp) -> bool:
-    """Return whether the studies lie on a DICOMweb server."""
-    return isinstance(app.datastore(), DICOMWebDatastore)
-
-
 def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:
     """Raise `InputError` where the studies lie on a DICOMweb server: there `what` is that server's business."""
-    if on_dicomweb(app):
+    if app.datastore().is_remote:
         raise InputError(f"The studies lie on a DICOMweb server; {what} there.")
+
+
+def mime_type(file: str | Path) -> str:
+    """Return the media type that a file's name tells."""
+    return mimetypes.guess_type(file, strict=False)[0] or "application/octet-stream"
 
 
 class Turns:
@@ -150,4 +149,4 @@ def file_answer(path: str, what: str) -> FileResponse:
     """
     if not path or not os.path.isfile(path):
         raise UnknownError(f"{what} is not here as a file.")
-    return FileResponse(path, media_type=get_mime_type(path), filename=os.path.basename(path))
+    return FileResponse(path, media_type=mime_type(path), filename=os.path.basename(path))

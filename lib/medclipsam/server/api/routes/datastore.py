@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
-from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.utils.others.generic import get_mime_type
 from starlette.background import BackgroundTask
 
 from medclipsam.errors import ImageError, InputError
@@ -21,6 +19,7 @@ from medclipsam.server.api.routes.common import (
     LARGEST,
     App,
     file_answer,
+    mime_type,
     note_caller,
     receive,
     refuse_on_dicomweb,
@@ -33,13 +32,12 @@ from medclipsam.server.inference.last_masks import client_of
 from medclipsam.server.inference.request_schema import SegmentRequest, parse_params
 from medclipsam.server.inference.results import write_result
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.images import series_as_volume, unknown_image
 from medclipsam.server.studies.kept_info import image_info, label_info, new_label_info
 from medclipsam.server.studies.labels import named_entries
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
-
-FINAL = DefaultLabelTag.FINAL.value
 
 
 class Listing(StrEnum):
@@ -240,7 +238,7 @@ def get_label(
         app.masks.keep(client, source, mask, names, info)
     return FileResponse(
         made,
-        media_type=get_mime_type(made),
+        media_type=mime_type(made),
         filename=f"{label}{asked.extension}",
         background=BackgroundTask(made.unlink),
     )

@@ -14,13 +14,12 @@ from urllib.parse import quote
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
-from monailabel.utils.others.generic import get_mime_type
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
 from medclipsam.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.api.access import AsUser, User
-from medclipsam.server.api.routes.common import App, Queue, note_caller, receive, with_client
+from medclipsam.server.api.routes.common import App, Queue, mime_type, note_caller, receive, with_client
 from medclipsam.server.api.routes.sessions import session_image
 from medclipsam.server.base.errors import ForbiddenError, UnknownError, headers_of, status_of, told
 from medclipsam.server.base.names import checked_request_id, file_suffix
@@ -191,7 +190,7 @@ def _answer(result: dict[str, Any], output: Output) -> Response:
     if output is Output.image:
         return FileResponse(
             file,
-            media_type=get_mime_type(file),
+            media_type=mime_type(file),
             filename=os.path.basename(file),
             headers=_sentence(result),
             background=BackgroundTask(_remove, [Path(file)]),
@@ -202,7 +201,7 @@ def _answer(result: dict[str, Any], output: Output) -> Response:
         with open(file, "rb") as mask:
             fields = {
                 "params": (None, json.dumps(result["params"]), "application/json"),
-                "image": (os.path.basename(file), mask, get_mime_type(file)),
+                "image": (os.path.basename(file), mask, mime_type(file)),
             }
             message = MultipartEncoder(fields=fields)
             return Response(message.to_string(), media_type=message.content_type)

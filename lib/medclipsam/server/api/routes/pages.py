@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi_offline
-import monailabel.endpoints
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse
-from monailabel.config import settings
-from monailabel.utils.others.generic import get_mime_type
 
 from medclipsam.server.api.access import Access, AsAdmin, AsUser
-from medclipsam.server.api.routes.common import App, file_answer, give_client
+from medclipsam.server.api.routes.common import App, file_answer, give_client, mime_type
 from medclipsam.server.base.errors import ForbiddenError, UnknownError
+from medclipsam.server.monai_label.upstream import STATIC, settings
 
-STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 _OHIF = STATIC / "ohif"
 # Takes the place of the bundle's own: what OHIF reads first, and may extend it by.
 _OHIF_CONFIGURATION = Path(__file__).parents[2] / "viewer" / "app-config.js"
@@ -73,7 +70,7 @@ def part(name: str) -> FileResponse:
     folder = _PARTS.get(name)
     if folder is None:
         raise UnknownError(f"{name[:80]!r} is no part of a page.")
-    return FileResponse(folder / name, media_type=get_mime_type(name), headers={"Cache-Control": "no-cache"})
+    return FileResponse(folder / name, media_type=mime_type(name), headers={"Cache-Control": "no-cache"})
 
 
 def _page(name: str) -> FileResponse:
@@ -101,7 +98,7 @@ def ohif(request: Request, user: AsUser, path: str) -> FileResponse:
     # those whose names tell their versions stay as they are
     kept = {} if ".bundle." in file.name else {"Cache-Control": "no-cache"}
     headers = {"Content-Security-Policy": _OHIF_POLICY, **kept}
-    response = FileResponse(file, media_type=get_mime_type(str(file)), headers=headers)
+    response = FileResponse(file, media_type=mime_type(str(file)), headers=headers)
     give_client(request, response)
     return response
 

@@ -16,12 +16,12 @@ import anyio.to_thread
 import requests
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from monailabel.config import settings
 
 from medclipsam.server.api.access import AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import App, note_caller
 from medclipsam.server.base.audit import AuditFile
 from medclipsam.server.base.errors import BusyError, ForbiddenError, UnknownError, UpstreamBusyError, UpstreamError
+from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.dicomweb import DicomWebStudies
 from medclipsam.server.studies.dicomweb_client import Pacs, says_stored
 from medclipsam.server.studies.multipart import instances_of

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, UploadFile
-from monailabel.utils.sessions import SessionInfo, Sessions
 
 from medclipsam.errors import InputError
 from medclipsam.imaging.archives import unpack
@@ -19,6 +18,7 @@ from medclipsam.server.api.routes.common import LARGEST, App, file_answer, turns
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.names import checked_name
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.upstream import SessionInfo, Sessions
 
 router = APIRouter(prefix="/session", tags=["Session"])
 

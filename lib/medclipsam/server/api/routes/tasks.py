@@ -9,9 +9,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
-from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
-from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import processes, tasks
 
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.api.routes.common import App, Queue, note_caller, with_client
@@ -22,6 +19,7 @@ from medclipsam.server.inference.request_schema import check_monai_label_keys, c
 from medclipsam.server.learning.scoring import Scorings
 from medclipsam.server.learning.trainer import adopted, describe, end
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.upstream import AsyncTask, BatchInferImageType, processes, tasks
 from medclipsam.server.studies.images import unknown_image
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
