@@ -3,16 +3,16 @@
 # make test   the whole test suite
 # make test-unit   the tests that start no servers
 # make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS; a table of what came of them
-# make lint   style, types, order of the rooms
+# make lint   style, types, order of the packages
 # make bench  ratios, measured side by side
-# make lock   the lock files anew from pyproject.toml: what runs, and what tests need beside it
+# make lock   the lock files again from pyproject.toml: what runs, and what tests and docs need beside it
 .PHONY: demo demo-pacs test test-unit drill lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 # Where compiled modules may not be written, each start of a server compiles some 8000 of them, for half a minute.
 export PYTHONDONTWRITEBYTECODE :=
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 PORT ?= 8000
 # Processes that share the tests' files, in their order, so that the browser's few and long ones do not come last and
 # alone; each needs up to 4 GB.
@@ -21,8 +21,10 @@ UV_VERSION := 0.13.9
 PACS_PORT ?= 8042
 BIN := .venv/bin
 UV := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv
-# A program of Debian's: $(call debian,FILE,PACKAGES) installs what is not there, or says what to install.
-debian = [ -e $(1) ] || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== Installing $(2)"; apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $(2) >/dev/null; else echo "$(1) is needed; install it with: apt-get install $(2)" >&2; exit 1; fi
+# Programs of the system that tests and demo-pacs use: $(call system,FILE,PACKAGES) installs what is missing with apt-get,
+# after saying so, as root and where SYSTEM_PACKAGES is yes; otherwise it says what to install.
+SYSTEM_PACKAGES ?= yes
+system = [ -e $(1) ] || if [ "$(SYSTEM_PACKAGES)" = yes ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== Installing system packages with apt-get (SYSTEM_PACKAGES=no prevents it): $(2)"; apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $(2) >/dev/null; else echo "$(1) is needed; install it with: apt-get install $(2)" >&2; exit 1; fi
 COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --custom-compile-command "make lock"
 
 demo: .venv/.ready .demo/studies/.ready
@@ -30,9 +32,9 @@ demo: .venv/.ready .demo/studies/.ready
 	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --port $(PORT) $(ARGS)
 
 demo-pacs: .venv/.ready
-	@$(call debian,/usr/sbin/Orthanc,orthanc)
-	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
-	@$(call debian,/usr/bin/cc,gcc libc6-dev)
+	@$(call system,/usr/sbin/Orthanc,orthanc)
+	@$(call system,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
+	@$(call system,/usr/bin/cc,gcc libc6-dev)
 	@echo "== Starting Orthanc and the server; stop them with Ctrl-C"
 	@exec $(BIN)/python -m medclipsam.demo.pacs .demo/pacs --port $(PORT) --pacs-port $(PACS_PORT) -- $(ARGS)
 
@@ -62,14 +64,14 @@ bench: .venv/.ready
 
 lock: .venv/.uv
 	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine -o requirements.txt
-	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra test -c requirements.txt -o requirements-test.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra test --extra docs -c requirements.txt -o requirements-test.txt
 	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
 
 clean:
-	rm -rf .venv .demo
+	rm -rf .venv .demo site
 
 .venv/.uv:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v[:2] != (3, 11) and f"Python 3.11 is needed; {sys.executable} is {v[0]}.{v[1]}. Say make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v[:2] not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed; {sys.executable} is {v[0]}.{v[1]}. Give another with make PYTHON=/path/to/python3.11")'
 	@echo "== Making the virtual environment .venv"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
@@ -85,11 +87,11 @@ clean:
 .venv/.ready-test: .venv/.ready requirements-test.txt requirements-crf.txt
 	@echo "== Installing the packages of the tests"
 	@$(UV) pip install --quiet --require-hashes -r requirements-test.txt
-	@command -v g++ >/dev/null || { echo "== Installing g++ for the optional CRF"; apt-get update -qq && apt-get install -y -qq g++; }
-	@$(call debian,/usr/sbin/Orthanc,orthanc)
-	@$(call debian,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
-	@$(call debian,/usr/bin/dciodvfy,dicom3tools)
-	@$(call debian,/usr/bin/chromium,chromium)
+	@$(call system,$$(command -v g++ || echo g++),g++ libc6-dev)
+	@$(call system,/usr/sbin/Orthanc,orthanc)
+	@$(call system,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
+	@$(call system,/usr/bin/dciodvfy,dicom3tools)
+	@$(call system,/usr/bin/chromium,chromium)
 	@echo "== Installing the optional CRF (compiled from source)"
 	@$(UV) pip install --quiet --require-hashes --no-deps -r requirements-crf.txt
 	@touch $@

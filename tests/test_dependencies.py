@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from medclipsam.extras import EXTRA_OF
@@ -21,7 +22,7 @@ EXTRAS = {
     extra: {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
     for extra, texts in PROJECT["optional-dependencies"].items()
 }
-RUNTIME_EXTRAS = {extra: found for extra, found in EXTRAS.items() if extra != "test"}
+RUNTIME_EXTRAS = {extra: found for extra, found in EXTRAS.items() if extra not in ("test", "docs")}
 OWN = {"medclipsam", "medclipsam_compat"}
 
 
@@ -86,7 +87,7 @@ def test_the_runtime_lock_holds_what_is_declared_and_no_test_package() -> None:
     for name, requirement in wanted.items():
         assert name in locked, name
         assert requirement.specifier.contains(locked[name]), (name, locked[name])
-    for name in ("pytest", "playwright", "mypy", "ruff", "hypothesis", "import-linter"):
+    for name in ("pytest", "playwright", "mypy", "ruff", "hypothesis", "import-linter", "mkdocs", "ipykernel"):
         assert name not in locked
 
 
@@ -95,9 +96,24 @@ def test_the_test_lock_agrees_with_the_runtime_lock() -> None:
     assert {name: tests[name] for name in tests.keys() & runtime.keys()} == {
         name: runtime[name] for name in tests.keys() & runtime.keys()
     }
-    for name, requirement in EXTRAS["test"].items():
+    for name, requirement in {**EXTRAS["test"], **EXTRAS["docs"]}.items():
         assert name in tests
         assert requirement.specifier.contains(tests[name])
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-test.txt"])
+def test_every_locked_package_has_hashes(file: str) -> None:
+    entries = re.split(r"^(?=[A-Za-z0-9])", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert len(entries) == len(pins(file))
+    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+def test_the_supported_pythons_are_classified_and_accepted_by_make() -> None:
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    said = {text.rpartition(" ")[2] for text in PROJECT["classifiers"] if text.startswith("Programming Language")}
+    assert said == {f"3.{minor}" for minor in range(30) if f"3.{minor}" in allowed}
+    (check,) = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "v[:2] not in" in line]
+    assert {f"{a}.{b}" for a, b in re.findall(r"\((3), (\d+)\)", check)} == said
 
 
 def test_no_lock_names_where_packages_come_from() -> None:

@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="measure masks against the truth (docs/evaluation.md)")
+    evaluate = commands.add_parser("evaluate", help="measure masks against the truth")
     actions = evaluate.add_subparsers(dest="action", required=True, parser_class=_Parser)
     run = actions.add_parser("run", help="measure a data folder; an interrupted run goes on where it was")
     run.add_argument(
@@ -257,7 +257,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("options of the pipeline (docs/options.md)")
+    group = parser.add_argument_group("options of the pipeline")
     for field in dataclasses.fields(ZeroShotOptions):
         default = "auto" if field.default is None else field.default
         group.add_argument(

@@ -301,7 +301,7 @@ REGISTRY: dict[str, PublishedWeights] = {
             "embedding",
             (),
             "Apache-2.0",
-            "the CLIP of this package on LiteMedSAM's image embedding, see docs/model-card.md",
+            "the CLIP of this package on LiteMedSAM's image embedding",
             _memory(5, 1008),
             own_file="lite_clip.safetensors",
         ),

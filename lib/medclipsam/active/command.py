@@ -31,7 +31,7 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     workspace : callable
         Returns the default workspace of a studies folder or URL.
     """
-    rounds = commands.add_parser("rounds", help="what was labelled and trained, round by round (docs/rounds.md)")
+    rounds = commands.add_parser("rounds", help="what was labelled and trained, round by round")
     actions = rounds.add_subparsers(dest="action", required=True, parser_class=type(rounds))
 
     show = actions.add_parser("show", help="a line for each round")
@@ -75,7 +75,7 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the training or of the choice, as in --set epochs=12 (docs/rounds.md)",
+        help="option of the training or of the choice, as in --set epochs=12",
     )
     simulate.set_defaults(run=_simulate)
 

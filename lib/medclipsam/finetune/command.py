@@ -57,7 +57,7 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
     workspace : callable
         Returns the default workspace of a studies folder.
     """
-    parser = commands.add_parser("finetune", help="fine-tune a CLIP on images with captions (docs/finetuning.md)")
+    parser = commands.add_parser("finetune", help="fine-tune a CLIP on images with captions")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
     run = actions.add_parser("run", help="fine-tune; an interrupted run goes on where it was")
     _add_data(run)

@@ -392,7 +392,7 @@ def add_workspace(commands: Any, find: FindWorkspace) -> None:
     find : callable
         Returns the default workspace of a studies folder or URL.
     """
-    workspace = commands.add_parser("workspace", help="back up, restore and describe a workspace (docs/workspace.md)")
+    workspace = commands.add_parser("workspace", help="back up, restore and describe a workspace")
     actions = workspace.add_subparsers(dest="action", required=True, parser_class=type(workspace))
     save = actions.add_parser("backup", help="write a workspace to an archive, while its server runs or not")
     save.add_argument("archive", type=Path, metavar="ARCHIVE", help="new file: .tar, .tar.gz or .tgz")

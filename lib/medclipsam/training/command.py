@@ -81,7 +81,7 @@ def add_train(commands: Any, workspace: FindWorkspace) -> None:
     from medclipsam.training.options import TrainingOptions
     from medclipsam.training.settings import RunOptions
 
-    train = commands.add_parser("train", help="train a network on the labels of a studies folder (docs/training.md)")
+    train = commands.add_parser("train", help="train a network on the labels of a studies folder")
     kind = type(train)
     actions = train.add_subparsers(dest="action", required=True, parser_class=kind)
 

@@ -85,11 +85,11 @@ class Setting:
         return _PREFIX + ("WEIGHTS_NAME" if self.name == "weights" else self.name.upper())
 
 
-_PROCESS, _MODELS, _ACCESS = "server", "models and targets", "access (docs/server.md)"
-_LIMITS, _AUDIT, _NETWORKS = "limits", "audit", "trained networks (docs/training.md)"
-_ROUNDS, _PACS, _PIPELINE = "rounds (docs/rounds.md)", "DICOMweb server (docs/pacs.md)", "pipeline (docs/options.md)"
-_OIDC, _TRAINING = "OpenID Connect (docs/server.md)", "--train-OPTION for each option of docs/training.md"
-_FINETUNE = "--finetune-OPTION for each option of docs/finetuning.md"
+_PROCESS, _MODELS, _ACCESS = "server", "models and targets", "access"
+_LIMITS, _AUDIT, _NETWORKS = "limits", "audit", "trained networks"
+_ROUNDS, _PACS, _PIPELINE = "rounds", "DICOMweb server", "pipeline"
+_OIDC, _TRAINING = "OpenID Connect", "--train-OPTION for each option of `medclipsam train run`"
+_FINETUNE = "--finetune-OPTION for each option of `medclipsam finetune run`"
 
 _PROCESS_SETTINGS = (
     Setting("studies", _PROCESS, "folder of images, or URL of a DICOMweb server"),
@@ -129,7 +129,7 @@ _APP_SETTINGS = (
     Setting("validation_seed", _NETWORKS, "seed of the choice of these patients (default: 0)"),
     Setting("rounds", _ROUNDS, "file of the rounds (default: in the workspace)"),
     Setting("retrain_after", _ROUNDS, "new final labels after which a training starts, 0 for never (default: 20)"),
-    Setting("retrain_options", _ROUNDS, "options of such a training, a JSON object (docs/training.md)", "object"),
+    Setting("retrain_options", _ROUNDS, "options of such a training, a JSON object", "object"),
     Setting("lease_minutes", _ROUNDS, "time that an image is kept for whom it was offered to (default: 30)"),
     Setting("max_leases", _ROUNDS, "images that are kept for one person at a time (default: 50)"),
     Setting("prelabels", _ROUNDS, "images for which masks are made ahead (default: 4)"),
@@ -175,7 +175,7 @@ class UnknownSettingError(OptionError):
     def __init__(self, key: str, value: object, names: Iterable[str], where: str = "") -> None:
         similar = difflib.get_close_matches(key, list(names), 1)
         self.suggestion = similar[0] if similar else None
-        hint = f"Did you mean {self.suggestion!r}?" if similar else "docs/server.md lists all settings."
+        hint = f"Did you mean {self.suggestion!r}?" if similar else "`medclipsam serve --help` lists all settings."
         InputError.__init__(self, f"Setting {key!r}{f' {where}' if where else ''} is not known. {hint}")
         self.key, self.value, self.allowed = key, value, ", ".join(similar)
 
@@ -288,7 +288,7 @@ def join_values(arguments: Sequence[str]) -> list[str]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each setting, `--conf` and `--config` to the parser of `serve`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in a YAML file (docs/server.md)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in a YAML file")
     parser.add_argument(
         "--conf",
         nargs=2,

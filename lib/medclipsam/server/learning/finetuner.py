@@ -99,7 +99,7 @@ class FinetuneTrainer(TrainTask):
         device: str | None,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__("Fine-tunes the CLIP on images with captions; better weights are used (docs/finetuning.md)")
+        super().__init__("Fine-tunes the CLIP on images with captions; better weights are used")
         self._targets = targets
         self._store = store
         self._weights = weights

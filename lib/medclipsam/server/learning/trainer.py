@@ -63,7 +63,7 @@ class NetworkTrainer(TrainTask):
         rejected: Callable[[], Collection[str]] = tuple,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__("Trains a network on the saved labels, and publishes it if it is not worse (docs/training.md)")
+        super().__init__("Trains a network on the saved labels, and publishes it if it is not worse")
         self._targets = targets
         self._store = store
         self._rejected = rejected
