@@ -17,10 +17,12 @@ import psutil
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.encaps import encapsulate
 
 from medclipsam.errors import MedClipSamError
 from medclipsam.imaging import isolation, read_image
 from medclipsam.imaging.archives import unpack
+from medclipsam.imaging.dicom_seg import SegmentInfo, read_segmentation, write_segmentation
 from medclipsam.imaging.whole import is_whole
 
 MB = 2**20
@@ -89,7 +91,7 @@ def elements(folder: Path, write_radiograph: Callable[[np.ndarray, Path], None])
 def peak(work: Callable[[], object]) -> tuple[int, bool]:
     """Return by how many bytes work makes this process and its readers grow at the most, and whether it is refused."""
     isolation.start()
-    isolation.call(len, "", preload=("SimpleITK",))
+    isolation.call(len, "", preload=("SimpleITK", "highdicom.seg"))
     processes = [psutil.Process(), *map(psutil.Process, isolation._pool.pids())]
     for process in processes:
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
@@ -131,6 +133,38 @@ def test_memory_is_bounded_by_the_stated_voxels(
         # two million empty elements are valid: read or refused, but never with more memory
         if work is read_image and case != "elements":
             assert refused == (case not in ("rgba", "tiff", "nifti"))
+
+
+@pytest.mark.parametrize("case", ["deflated", "larger picture", "more frames"])
+def test_segmentations_that_unpack_to_much_are_refused(
+    tmp_path: Path,
+    write_radiograph: Callable[[np.ndarray, Path], None],
+    note: Callable[[str, str, object], None],
+    case: str,
+) -> None:
+    write_radiograph(np.zeros((64, 64), np.uint8), tmp_path / "film.dcm")
+    image = read_image(tmp_path / "film.dcm")
+    write_segmentation(np.ones((1, 64, 64), np.uint8), image, [SegmentInfo("heart", 1)], tmp_path / "a.dcm")
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    if case == "deflated":
+        data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        data.add_new(0x00090010, "LO", "much")
+        data.add_new(0x00091010, "OB", bytes(320 * MB))
+    else:
+        data.SegmentationType, data.MaximumFractionalValue = "FRACTIONAL", 1
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit = 7
+        content = io.BytesIO()
+        Image.new("L", (9000, 9000) if case == "larger picture" else (64, 64)).save(content, "JPEG2000")
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+        data.PixelData = encapsulate([content.getvalue()])
+        if case == "more frames":
+            data.NumberOfFrames = 2**31 - 1
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    grown, refused = peak(lambda: read_segmentation(tmp_path / "a.dcm", image, lambda segment: 1))
+    note(f"memory, segmentation, {case}", "MiB grown", grown // MB)
+    assert refused
+    assert grown < EXTRA
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])

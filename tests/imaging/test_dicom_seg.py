@@ -1,5 +1,7 @@
 """Label maps as DICOM SEG and back: every kind of image, held against highdicom's own reading and a validator."""
 
+import io
+import random
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,11 +12,15 @@ import numpy as np
 import pydicom
 import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
+from highdicom.seg import SegmentDescription
+from PIL import Image
 from pydicom import uid
+from pydicom.encaps import encapsulate
+from pydicom.sr.coding import Code
 
 from medclipsam.demo.dicom import DicomPhantom, phantom_series, projection, ultrasound, volume, xray
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.errors import ImageError, InputError
+from medclipsam.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.dicom_seg import (
     Reference,
@@ -144,6 +150,82 @@ def test_frames_lie_where_the_image_lies_or_name_what_they_were_drawn_on(image: 
             if "NumberOfFrames" in source:
                 number = frame.FrameContentSequence[0].TemporalPositionIndex
                 assert number == int(reference.ReferencedFrameNumber)
+
+
+def _jpeg_2000(frame: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(frame).save(content, "JPEG2000")
+    return content.getvalue()
+
+
+@pytest.fixture
+def write_encoded(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a label, as another program does, as a SEG of fractions in a transfer syntax."""
+
+    def write(image: MedicalImage, labels: np.ndarray, syntax: str) -> Path:
+        sources = [pydicom.dcmread(file) for file in _files(image)]
+        sources.sort(key=lambda data: data.ImagePositionPatient[2])
+        code = Code("123", "99TEST", "anything")
+        described = SegmentDescription(1, "heart", code, code, "MANUAL")
+        made = highdicom.seg.Segmentation(
+            sources,
+            image.to_native(labels).astype(np.float32),
+            "FRACTIONAL",
+            [described],
+            *(uid.generate_uid(), 1, uid.generate_uid(), 1, "maker", "model", "1", "1"),
+            transfer_syntax_uid=syntax
+            if syntax in (uid.RLELossless, uid.JPEGLSLossless)
+            else uid.ExplicitVRLittleEndian,
+        )
+        if syntax == uid.JPEG2000Lossless:
+            made.PixelData = encapsulate(
+                [_jpeg_2000(frame) for frame in made.pixel_array.reshape(-1, *image.plane_shape)]
+            )
+        made.file_meta.TransferSyntaxUID = syntax
+        made.save_as(tmp_path / "encoded.dcm")
+        return tmp_path / "encoded.dcm"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.DeflatedExplicitVRLittleEndian]
+)
+def test_compressed_segmentations_are_read_in_another_process(
+    tmp_path: Path, write_encoded: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, syntax: str
+) -> None:
+    image = _image(MADE["MR"](), tmp_path / "image")
+    labels = (_labels(image) > 0).astype(np.uint8)
+    path = write_encoded(image, labels, syntax)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("parsed in this process")
+
+    monkeypatch.setattr(highdicom.seg.Segmentation, "from_dataset", opened)
+    found, segments = read_segmentation(path, image, lambda segment: 7)
+    assert np.array_equal(found, 7 * labels)
+    assert [segment.name for _, segment in segments] == ["heart"]
+
+
+def test_damaged_compressed_segmentations_are_errors(
+    tmp_path: Path, write_encoded: Callable[..., Path], damaged: Callable[[bytes, random.Random], bytes]
+) -> None:
+    image = _image(MADE["MR"](), tmp_path / "image")
+    labels = (_labels(image) > 0).astype(np.uint8)
+    data = pydicom.dcmread(write_encoded(image, labels, uid.JPEG2000Lossless))
+    chance, content = random.Random(0), data.PixelData
+    refused = 0
+    for _ in range(10):
+        data.PixelData = damaged(content, chance)
+        data.save_as(tmp_path / "damaged.dcm")
+        try:
+            read_segmentation(tmp_path / "damaged.dcm", image, lambda segment: 7)
+        except MedClipSamError:
+            refused += 1
+    assert refused > 2
+    path = write_encoded(image, labels, uid.JPEG2000Lossless)
+    assert np.array_equal(read_segmentation(path, image, lambda segment: 7)[0], 7 * labels)
 
 
 def test_highdicom_reads_the_same_from_a_loop(tmp_path: Path) -> None:

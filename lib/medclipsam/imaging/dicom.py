@@ -574,22 +574,20 @@ def _parse(path: Path, file: _Bounded, tags: Sequence[str | int] | None) -> File
         return pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=kept)
 
 
-def read_data(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
-    """Return a DICOM data set; a deflated one only if it unpacks to no more than its stated size needs.
+def read_data(path: Path) -> Dataset:
+    """Return a DICOM data set with its pixels; a deflated one only if it unpacks to no more than its size needs.
 
     Parameters
     ----------
     path : Path
         The file.
-    stop_before_pixels : bool
-        Whether the elements before the pixels are enough.
 
     Raises
     ------
     Exception
         Whatever the parser says is wrong.
     """
-    return _or_repaired(path, None, pixels=not stop_before_pixels)
+    return _or_repaired(path, None, pixels=True)
 
 
 def _or_repaired(path: Path, tags: Sequence[str | int] | None, *, pixels: bool) -> FileDataset:
@@ -746,7 +744,7 @@ def repaired_file(path: Path) -> bytes | None:
 
 def _read(path: Path, pixels: bool = True) -> Dataset:
     try:
-        data = read_data(path, stop_before_pixels=not pixels)
+        data = read_data(path) if pixels else read_tags(path, None)
     except ImageError:
         raise
     except Exception as error:

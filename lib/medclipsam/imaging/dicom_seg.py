@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,9 +23,11 @@ from pydicom.sequence import Sequence as DicomSequence
 
 import medclipsam
 from medclipsam.errors import ImageError, InputError
-from medclipsam.imaging.dicom import read_data, source_headers
+from medclipsam.imaging import isolation
+from medclipsam.imaging.dicom import has_short_header, read_data, source_headers
 from medclipsam.imaging.dicom_sources import sources_for
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.limits import allow_voxels
 from medclipsam.imaging.overlay import COLOURS
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.targets import SnomedCode, StructureCode
@@ -184,8 +187,7 @@ def write_segmentation(
                 **given,
             )
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ImageError(f"No DICOM SEG can be made of {image.source.name}: {reason}.") from error
+        raise ImageError(f"No DICOM SEG can be made of {image.source.name}: {_reason(error)}.") from error
     sources.complete(made)
     if not sources.placed:
         _take_places_away(made)
@@ -238,35 +240,85 @@ def read_segmentation(
         If it was not drawn on this image.
     """
     path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            segmentation = _segmentation(path)
-    except ImageError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ImageError(f"{path.name} cannot be read as a DICOM SEG: {reason}.") from error
     sources = source_headers(image.source)
-    size = (int(sources[0].Rows), int(sources[0].Columns))
-    if (int(segmentation.Rows), int(segmentation.Columns)) != size:
+    drawn_on = _DrawnOn.of(sources, image)
+    # what is uncompressed and short is parsed by Python code alone, in memory that the file's own size bounds
+    call = _call_here if has_short_header(path) else _call_isolated
+    described = call(_read_infos, path, drawn_on)
+    found = [(label_of(info), info) for _, info in described]
+    labels = [(number, label) for (number, _), (label, _) in zip(described, found, strict=True) if label]
+    return image.from_native(call(_read_labels, path, drawn_on, labels)), found
+
+
+@dataclass(frozen=True)
+class _DrawnOn:
+    """What a segmentation must have been drawn on: files of one plane each, or frames of one file.
+
+    Parameters
+    ----------
+    instances : list of str
+        The SOP Instance UIDs.
+    size : tuple of int
+        Rows and columns.
+    frames : list of int
+        Numbers of the frames, counted from 1; empty where each plane is a file.
+    others : bool
+        Whether the file holds further frames.
+    """
+
+    instances: list[str]
+    size: tuple[int, int]
+    frames: list[int]
+    others: bool
+
+    @classmethod
+    def of(cls, sources: Sequence[Dataset], image: MedicalImage) -> _DrawnOn:
+        """Return what the labels of an image are drawn on, given its headers."""
+        count = int(sources[0].get("NumberOfFrames") or 1)
+        frames = [frame + 1 for frame in image.frames or range(count)] if count > 1 else []
+        names = [str(source.SOPInstanceUID) for source in sources]
+        return cls(names, (int(sources[0].Rows), int(sources[0].Columns)), frames, image.frames is not None)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape [k, j, i] of a label map in stored order."""
+        return (len(self.frames) or len(self.instances), *self.size)
+
+
+def _call_here(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _call_isolated(function: Callable[..., Any], path: Path, *args: Any) -> Any:
+    try:
+        return isolation.call(function, path, *args, preload=("highdicom.seg", "PIL.Image", "gdcm", "jpeg_ls"))
+    except isolation.IsolationError as error:
+        raise ImageError(f"{path.name} cannot be read as a DICOM SEG: {error}") from error
+
+
+def _read_infos(path: Path, drawn_on: _DrawnOn) -> list[tuple[int, SegmentInfo]]:
+    """Return number and description of each segment, having checked that the segmentation is one of the image."""
+    segmentation = _segmentation(path)
+    size = (int(segmentation.Rows), int(segmentation.Columns))
+    if size != drawn_on.size:
         raise InputError(
-            f"The segmentation has {segmentation.Columns} x {segmentation.Rows} pixels, the image "
-            f"{size[1]} x {size[0]}; one that was drawn on the image's own pixels is allowed."
+            f"The segmentation has {size[1]} x {size[0]} pixels, the image {drawn_on.size[1]} x {drawn_on.size[0]}; "
+            "one that was drawn on the image's own pixels is allowed."
         )
-    _check_drawn_on(segmentation, sources, image.frames)
-    found: list[tuple[int, SegmentInfo]] = []
-    count = int(sources[0].get("NumberOfFrames") or 1)
-    # of one file, or none where each frame is a file
-    frames = list(image.frames or range(count)) if count > 1 else []
-    native = np.zeros((max(len(sources), len(frames)), *size), dtype=np.uint8)
-    for number in segmentation.segment_numbers:
-        info = _info(segmentation.get_segment_description(number))
-        label = label_of(info)
-        found.append((label, info))
-        if label:
-            native[_segment_pixels(segmentation, number, sources, frames)] = label
-    return image.from_native(native), found
+    _check_drawn_on(segmentation, drawn_on)
+    numbers = segmentation.segment_numbers
+    return [(number, _info(segmentation.get_segment_description(number))) for number in numbers]
+
+
+def _read_labels(path: Path, drawn_on: _DrawnOn, labels: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the label map [k, j, i] of segments, given number and label of each; later ones count."""
+    # highdicom may make floats of the voxels of one segment
+    allow_voxels(4 * math.prod(drawn_on.shape))
+    segmentation = _segmentation(path)
+    native = np.zeros(drawn_on.shape, dtype=np.uint8)
+    for number, label in labels:
+        native[_segment_pixels(segmentation, number, drawn_on)] = label
+    return native
 
 
 def check_same_segments(
@@ -322,23 +374,33 @@ def superseded_instances(data: Dataset) -> set[str]:
 def _segmentation(path: Path) -> Segmentation:
     from highdicom.seg import Segmentation
 
-    data = read_data(path)
-    if data.get("Modality") != "SEG":
-        raise ImageError(f"{path.name} is a DICOM {data.get('Modality', 'object')}, not a segmentation.")
-    return Segmentation.from_dataset(data, copy=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = read_data(path)
+            if data.get("Modality") != "SEG":
+                raise ImageError(f"{path.name} is a DICOM {data.get('Modality', 'object')}, not a segmentation.")
+            return Segmentation.from_dataset(data, copy=False)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{path.name} cannot be read as a DICOM SEG: {_reason(error)}.") from error
 
 
-def _check_drawn_on(segmentation: Dataset, sources: Sequence[Dataset], frames: Sequence[int] | None) -> None:
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".").strip("'\"")
+
+
+def _check_drawn_on(segmentation: Dataset, drawn_on: _DrawnOn) -> None:
     """Raise `InputError` if a frame of a segmentation was drawn on something else than the image, or does not say."""
-    ours = {str(source.SOPInstanceUID) for source in sources}
     shared = (segmentation.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for frame in segmentation.get("PerFrameFunctionalGroupsSequence") or []:
         derivations = frame.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or []
         references = [each for derivation in derivations for each in derivation.get("SourceImageSequence") or []]
-        drawn_on = {str(reference.ReferencedSOPInstanceUID) for reference in references}
+        instances = {str(reference.ReferencedSOPInstanceUID) for reference in references}
         numbers = {number for reference in references for number in referenced_frames(reference)}
-        others = frames is not None and (not numbers or not numbers <= {frame + 1 for frame in frames})
-        if not drawn_on or not drawn_on <= ours or others:
+        others = drawn_on.others and not (numbers and numbers.issubset(drawn_on.frames))
+        if not instances or not instances.issubset(drawn_on.instances) or others:
             raise InputError("The segmentation was not drawn on the frames of this image, or does not say on which.")
 
 
@@ -348,9 +410,7 @@ def referenced_frames(reference: Dataset) -> list[int]:
     return [] if value is None else [int(number) for number in np.atleast_1d(value)]
 
 
-def _segment_pixels(
-    segmentation: Segmentation, number: int, sources: Sequence[Dataset], frames: Sequence[int]
-) -> np.ndarray:
+def _segment_pixels(segmentation: Segmentation, number: int, drawn_on: _DrawnOn) -> np.ndarray:
     """Return where a segment is (bool [k, j, i]), frame by frame of the image it was drawn on."""
     options: dict[str, Any] = {
         "segment_numbers": [number],
@@ -360,15 +420,12 @@ def _segment_pixels(
         "ignore_spatial_locations": True,
     }
     try:
-        if frames:
-            places = [frame + 1 for frame in frames]
-            pixels = segmentation.get_pixels_by_source_frame(str(sources[0].SOPInstanceUID), places, **options)
+        if drawn_on.frames:
+            pixels = segmentation.get_pixels_by_source_frame(drawn_on.instances[0], drawn_on.frames, **options)
         else:
-            names = [str(source.SOPInstanceUID) for source in sources]
-            pixels = segmentation.get_pixels_by_source_instance(names, **options)
+            pixels = segmentation.get_pixels_by_source_instance(drawn_on.instances, **options)
     except (KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".").strip("'\"")
-        raise InputError(f"The segmentation was not drawn on the frames of this image: {reason}.") from error
+        raise InputError(f"The segmentation was not drawn on the frames of this image: {_reason(error)}.") from error
     return np.asarray(pixels[..., 0] >= 0.5)
 
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.pictures import read_indices
 from medclipsam.imaging.read import read_image
 from medclipsam.imaging.volumes import nrrd_fields
 
@@ -106,9 +106,9 @@ def whole_labels(values: np.ndarray, what: str) -> np.ndarray:
 def _values(path: Path, mask: MedicalImage) -> np.ndarray:
     """Return the voxels of a mask in stored order, [k, j, i]; [k, j, i, 3] only where they are real colours."""
     if path.suffix.lower() in _PICTURES:
-        with Image.open(path) as picture:
-            if picture.mode == "P":
-                return np.asarray(picture)[None]
+        indices = read_indices(path)
+        if indices is not None:
+            return indices[None]
     values = mask.voxels()
     return values[..., 0] if values.ndim == 4 and (values == values[..., :1]).all() else values
 

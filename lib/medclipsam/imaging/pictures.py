@@ -12,11 +12,13 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medclipsam.errors import ImageError
+from medclipsam.imaging import isolation
 from medclipsam.imaging.colour import as_colours
 from medclipsam.imaging.geometry import plain_grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.limits import MAX_PLANE
 from medclipsam.imaging.orientation import Layout
+from medclipsam.imaging.plain import is_plain
 from medclipsam.imaging.volumes import check_size, check_voxels
 
 _ORIENTATION = 274
@@ -75,6 +77,28 @@ def read_picture(path: Path, modality: str | None = None) -> MedicalImage:
         layout=_LAYOUTS[orientation],
         modality=modality,
     )
+
+
+def read_indices(path: Path) -> np.ndarray | None:
+    """Return the indices of a picture's palette as they are stored; None where it has no palette.
+
+    Parameters
+    ----------
+    path : Path
+        A picture that `read_picture` has read.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W), or None
+    """
+    found: np.ndarray | None = _indices(path) if is_plain(path) else isolation.call(_indices, path)
+    return found
+
+
+def _indices(path: Path) -> np.ndarray | None:
+    with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        check_size(path, picture.size)
+        return np.array(picture) if picture.mode == "P" else None
 
 
 def _open(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, int]:
