@@ -159,6 +159,24 @@ def test_many_half_requests_keep_nobody_from_an_answer(serve: Serve, monkeypatch
             halves[-1].recv(1)
 
 
+def test_half_requests_are_closed_before_connections_whose_bytes_are_unread(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_WAITING", 3)
+    where = serve(Patient)
+    with contextlib.ExitStack() as stack:
+        silent, *halves = (stack.enter_context(socket.create_connection(where, timeout=10)) for _ in range(3))
+        for half in halves:
+            half.sendall(HALF_HEAD)
+        deadline = time.monotonic() + 10
+        while sum(bool(each._received) for each in list(Patient.waiting)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stack.enter_context(socket.create_connection(where))
+        assert until_closed(halves[0]).startswith(b"HTTP/1.1 408")
+        silent.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert until_closed(silent).startswith(b"HTTP/1.1 200")
+
+
 def test_connections_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 20)
     where = serve(Patient)

@@ -33,8 +33,8 @@ _ANSWER = (
 class BoundedProtocol(H11Protocol):
     """A connection that is closed when its client takes too long to send a request, or to read the answer.
 
-    Of the connections that wait for headers, the one that waits longest is closed when there are too many: a client
-    that sends its request at once is always served.
+    Of the connections that wait for headers, the one that waits longest is closed when there are too many, one that has
+    sent a part of them first: a client that sends its request at once is served, even if its bytes are still unread.
     """
 
     header_seconds: ClassVar[float] = HEADER_SECONDS
@@ -46,7 +46,6 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        self._received = 0
         self._unread_since: float | None = None
         self._wait_for_headers()
         self._watch = self.loop.call_later(_LOOK_EVERY, self._look)
@@ -54,7 +53,7 @@ class BoundedProtocol(H11Protocol):
             self._refuse(b"503 Service Unavailable", "The server has too many connections.", b"Retry-After: 5\r\n")
             return
         if len(self.waiting) > MAX_WAITING:
-            next(iter(self.waiting)).close_late()
+            next((each for each in self.waiting if each._received), next(iter(self.waiting))).close_late()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -115,7 +114,7 @@ class BoundedProtocol(H11Protocol):
     def _wait_for_headers(self) -> None:
         self.waiting.pop(self, None)
         self.waiting[self] = None
-        self._headers_since = time.monotonic()
+        self._headers_since, self._received = time.monotonic(), 0
 
     def _look(self) -> None:
         now = time.monotonic()
