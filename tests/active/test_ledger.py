@@ -62,6 +62,33 @@ def test_one_person_holds_no_more_than_is_allowed(ledger: Ledger, clock: Any) ->
     assert ledger.lease("i3", "ada", 60, most=1) is not None
 
 
+def test_who_finds_no_image_takes_over_one_of_many(ledger: Ledger, clock: Any, mask: Mask) -> None:
+    assert ledger.take_over("bob", 60) is None
+    for image in ("i2", "i1", "i3"):
+        ledger.lease(image, "ada", 600)
+        clock.now += 1
+    taken = ledger.take_over("bob", 60)
+    assert taken is not None
+    assert (taken.image, taken.holder, taken.since, taken.until) == ("i2", "bob", clock.now, clock.now + 60)
+    # one is enough, and the last one stays
+    assert ledger.take_over("bob", 60) is None
+    taken = ledger.take_over("cyd", 60)
+    assert taken is not None
+    assert taken.image == "i1"
+    assert ledger.take_over("dan", 60) is None
+    assert {lease.image: lease.holder for lease in ledger.leases()} == {"i1": "cyd", "i2": "bob", "i3": "ada"}
+
+
+def test_images_with_a_label_and_leases_that_ended_are_not_taken_over(ledger: Ledger, clock: Any, mask: Mask) -> None:
+    for image in ("i1", "i2"):
+        ledger.lease(image, "ada", 600)
+    ledger.record("i1", "eve", mask())
+    assert ledger.take_over("bob", 60) is None
+    ledger.lease("i3", "ada", 600)
+    clock.now += 601
+    assert ledger.take_over("bob", 60) is None
+
+
 def test_a_file_that_another_program_locks_is_waited_for_in_vain(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -578,6 +579,40 @@ class Ledger:
                 return None
             row = db.execute(sa.select(_leases).where(_leases.c.image == image)).one()
         return Lease(row.image, row.holder, row.since, row.until)
+
+    def take_over(self, holder: str, seconds: float = LEASE_SECONDS) -> Lease | None:
+        """Give a holder the oldest lease of the person who holds most images, who keeps one at least.
+
+        So nobody can keep all images for themselves, however few there are.
+
+        Parameters
+        ----------
+        holder : str
+            Who asks, for whom no other image is left.
+        seconds : float
+            From now.
+
+        Returns
+        -------
+        Lease or None
+            None where the holder holds an image already, or nobody holds two that have no label yet.
+        """
+        now = self._clock()
+        labelled = sa.exists().where((_labels.c.image == _leases.c.image) & _labels.c.current)
+        with self._write.begin() as db:
+            rows = db.execute(
+                sa.select(_leases, labelled.label("labelled"))
+                .where(_leases.c.until > now)
+                .order_by(_leases.c.since, _leases.c.image)
+            ).all()
+            counts = Counter(row.holder for row in rows if not row.labelled)
+            if any(row.holder == holder for row in rows) or not counts or max(counts.values()) < 2:
+                return None
+            most, _ = counts.most_common(1)[0]
+            image = next(row.image for row in rows if row.holder == most and not row.labelled)
+            taken = {"holder": holder, "since": now, "until": now + seconds}
+            db.execute(_leases.update().where(_leases.c.image == image).values(**taken))
+        return Lease(image, holder, now, now + seconds)
 
     def release(self, image: str | None = None, holder: str | None = None) -> list[Lease]:
         """Give images back.

@@ -163,7 +163,7 @@ class Choice:
     Attributes
     ----------
     image : str
-    why : {"strategy", "validation", "negative", "offered before"}
+    why : {"strategy", "validation", "negative", "offered before", "taken over"}
         "validation": of the validation set, drawn at random; "negative": presence finds no target there; "offered
         before": the asker was offered it and has not labelled it, and nothing else is left.
     value : float or None

@@ -112,6 +112,18 @@ def test_one_person_cannot_keep_all_images_from_the_others(unlabelled: Serve) ->
     assert next_sample(client, client_id="bob")["id"] in free
 
 
+def test_one_person_cannot_keep_all_images_of_a_small_folder(unlabelled: Serve) -> None:
+    client = unlabelled()
+    images = set(client.get("/datastore/?output=all").json()["objects"])
+    offered = [next_sample(client, client_id="ada")["id"] for _ in images]
+    assert set(offered) == images
+    taken = next_sample(client, client_id="bob")
+    assert (taken["id"], taken["why"], taken["lease"]["holder"]) == (offered[0], "taken over", "bob")
+    # each goes on with their own
+    assert next_sample(client, client_id="bob")["id"] == offered[0]
+    assert next_sample(client, client_id="ada")["id"] == offered[1]
+
+
 def test_an_admin_ends_the_leases_of_others(unlabelled: Serve, tmp_path: Path) -> None:
     client = unlabelled()
     file = tmp_path / "tokens"

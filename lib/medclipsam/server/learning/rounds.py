@@ -199,9 +199,10 @@ class Rounds:
         -------
         dict or None
             `id`, `weight` (what the strategy gave it), `why`, `validation`, `planes` to look at, and the `lease`; None
-            where every image is labelled, cannot be read or is kept for another. Where only images are left that the
-            asker was offered and has not labelled, or as many are kept for them as may be, these come again, the first
-            one first.
+            where every image is labelled, cannot be read or is the only one that is kept for another. Where only images
+            are left that the asker was offered and has not labelled, or as many are kept for them as may be, these come
+            again, the first one first. An asker for whom none is left takes over the oldest one of the person who holds
+            most.
 
         Raises
         ------
@@ -373,9 +374,12 @@ class Rounds:
                     return choice, lease
                 # somebody has asked for this very image meanwhile
                 pool.refresh(reload=False)
-            held = self.ledger.leases(holder) if again else []
-            if not held:
+            if not again:
                 return None
+            held = self.ledger.leases(holder)
+            if not held:
+                lease = self.ledger.take_over(holder, seconds)
+                return None if lease is None else (Choice(lease.image, "taken over", None), lease)
             # the first one, and for it the time begins anew
             self.ledger.release(held[0].image, holder)
             lease = self.ledger.lease(held[0].image, holder, seconds)
