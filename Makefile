@@ -2,7 +2,7 @@
 # make demo-pacs   the same on a PACS: Orthanc on this machine, with phantoms in it
 # make test   the whole test suite
 # make test-unit   the tests that start no servers
-# make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS; a table of what came of them
+# make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS, load; a table of what came of them
 # make lint   style, types, order of the packages
 # make bench  ratios, measured side by side
 # make lock   the lock files again from pyproject.toml: what runs, and what tests and docs need beside it
@@ -49,9 +49,10 @@ FILES ?= 2000
 REQUESTS ?= 10000
 KILLS ?= 100
 PACS ?= 400
+LOAD ?= 3600
 drill: .venv/.ready-test
-	@echo "== $(FILES) damaged files, $(REQUESTS) made-up requests, $(KILLS) kills, $(PACS) faults of a PACS"
-	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) DRILL_KILLS=$(KILLS) DRILL_PACS=$(PACS) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
+	@echo "== $(FILES) damaged files, $(REQUESTS) made-up requests, $(KILLS) kills, $(PACS) faults of a PACS, $(LOAD) s of load"
+	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) DRILL_KILLS=$(KILLS) DRILL_PACS=$(PACS) DRILL_LOAD=$(LOAD) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check

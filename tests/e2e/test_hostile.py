@@ -13,9 +13,10 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,6 +36,9 @@ from medclipsam.options import CHOICES, ZeroShotOptions
 FAST = {"steps": 1, "samples": 1, "presence": False}
 # Of requests, 2,000 in all by default; `make drill` sends more.
 REQUESTS = int(os.environ.get("DRILL_REQUESTS", "2000"))
+# Seconds of load by eight clients.
+LOAD = float(os.environ.get("DRILL_LOAD", "5"))
+pytestmark = pytest.mark.timeout(3600 + LOAD)
 ROUTE_CASES, PARAM_CASES, UPLOADS = REQUESTS * 4 // 7, REQUESTS * 3 // 7, max(60, REQUESTS // 35)
 
 
@@ -373,6 +377,109 @@ def test_eight_clients_at_once_get_the_masks_of_one_after_the_other(server: Any)
     with ThreadPoolExecutor(8) as clients:
         together = list(clients.map(lambda pair: mask_of(server, *pair), pairs * 2))
     assert together == alone * 2
+
+
+@dataclass
+class Load:
+    """What clients have seen that each do one thing after the other until the time is over."""
+
+    server: Any
+    masks: dict[tuple[str, str], bytes]
+    volume: bytes
+    end: float
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def client(self, number: int) -> None:
+        chance = random.Random(number)
+        deeds = [self.infer, self.image, self.list, self.ready, self.save, self.hostile]
+        while time.monotonic() < self.end:
+            chance.choice(deeds)(number, chance)
+
+    def ask(self, what: str, method: str, path: str, **more: Any) -> requests.Response | None:
+        """Return an answer; None where the server is busy, which it may say."""
+        begun = time.monotonic()
+        answer = requests.request(method, f"{self.server.url}{path}", timeout=120, **more)
+        self.counts[what] += 1
+        if what == "ready":
+            self.seconds.append(time.monotonic() - begun)
+        if answer.status_code in (429, 503):
+            self.counts["busy"] += 1
+            time.sleep(0.2)
+            return None
+        if answer.status_code >= 500:
+            self.wrong.append(f"{what}: {answer.status_code} {answer.text[:200]}")
+        return answer
+
+    def expect(self, what: str, answer: requests.Response | None, content: bytes | None = None) -> None:
+        if answer is not None and (not answer.ok or (content is not None and answer.content != content)):
+            self.wrong.append(f"{what}: {answer.status_code} {answer.text[:200] if not answer.ok else 'other content'}")
+
+    def infer(self, number: int, chance: random.Random) -> None:
+        (image, text), mask = chance.choice(list(self.masks.items()))
+        params = json.dumps({"text": text, "result_extension": ".nii", **FAST})
+        path = f"/infer/text_prompt?image={image}&output=image"
+        self.expect("infer", self.ask("infer", "POST", path, data={"params": params}), mask)
+
+    def image(self, number: int, chance: random.Random) -> None:
+        self.expect("image", self.ask("image", "GET", "/datastore/image?image=chest_ct"), self.volume)
+
+    def list(self, number: int, chance: random.Random) -> None:
+        self.expect("list", self.ask("list", "GET", "/datastore/?output=all"))
+
+    def ready(self, number: int, chance: random.Random) -> None:
+        self.expect("ready", self.ask("ready", "GET", "/readyz"))
+
+    def save(self, number: int, chance: random.Random) -> None:
+        """Save a label under a tag that no other client uses, and ask for it."""
+        (image, _), mask = chance.choice(list(self.masks.items()))
+        where = f"image={image}&tag=load{number}"
+        saved = self.ask("save", "PUT", f"/datastore/label?{where}", files={"label": ("label.nii", mask)})
+        self.expect("save", saved)
+        if saved is not None and saved.ok:
+            path = f"/datastore/label?label={image}&tag=load{number}"
+            self.expect("label", self.ask("label", "GET", path), mask)
+
+    def hostile(self, number: int, chance: random.Random) -> None:
+        content = b"\x89PNG\r\n\x1a\n" + chance.randbytes(500)
+        params = json.dumps({"text": "heart", "planes": "7"})
+        answer = self.ask(
+            "hostile", "POST", "/infer/text_prompt", data={"params": params}, files={"file": ("a.png", content)}
+        )
+        if answer is not None and answer.ok:
+            self.wrong.append("hostile: accepted")
+
+
+def test_under_load_masks_labels_and_memory_stay_as_they_are(
+    server: Any, note: Callable[[str, str, object], None]
+) -> None:
+    pairs = [("film", "heart"), ("breast", "breast tumour"), ("radiograph", "lungs"), ("film", "left lung")]
+    masks = {pair: mask_of(server, *pair) for pair in pairs}
+    volume = requests.get(f"{server.url}/datastore/image", params={"image": "chest_ct"}, timeout=60)
+    assert volume.ok
+    # memory is measured once everything has been done once
+    parts = []
+    for seconds in (min(LOAD, 60) / 2, LOAD - min(LOAD, 60) / 2):
+        load = Load(server, masks, volume.content, time.monotonic() + seconds)
+        with ThreadPoolExecutor(8) as clients:
+            list(clients.map(load.client, range(8)))
+        assert load.wrong == []
+        parts.append(
+            (load, sum(each.memory_info().rss for each in [psutil.Process(server.process.pid), *server.children()]))
+        )
+    (first, before), (second, after) = parts
+    assert after < before + 512 * 2**20
+    counts = first.counts + second.counts
+    asked = sum(counts.values()) - counts["busy"]
+    note("load", "seconds, requests, of these answered as busy", f"{LOAD:g}, {asked}, {counts['busy']}")
+    note("load", "labels saved and compared", counts["label"])
+    note("load", "MiB at the beginning / end", f"{before // 2**20} / {after // 2**20}")
+    note(
+        "load",
+        "ms until /readyz answers, median / 99 %",
+        " / ".join(f"{1000 * np.quantile(first.seconds + second.seconds, share):.0f}" for share in (0.5, 0.99)),
+    )
 
 
 def test_the_log_has_no_traceback_and_the_metrics_no_failure(server: Any, reference: bytes) -> None:

@@ -140,15 +140,23 @@ def test_a_slow_but_steady_body_is_taken(serve: Serve) -> None:
     assert answer.json() == {"bytes": 30 * 1024}
 
 
+def send_to_each(
+    stack: contextlib.ExitStack, where: tuple[str, int], count: int, content: bytes
+) -> list[socket.socket]:
+    """Open connections that the stack closes, then send something through each."""
+    opened = [stack.enter_context(socket.create_connection(where, timeout=10)) for _ in range(count)]
+    for each in opened:
+        each.sendall(content)
+    return opened
+
+
 def test_many_half_requests_keep_nobody_from_an_answer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_WAITING", 100)
     # of which those that are being closed are none
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 120)
     where = serve(Patient)
     with contextlib.ExitStack() as stack:
-        halves = [stack.enter_context(socket.create_connection(where)) for _ in range(300)]
-        for half in halves:
-            half.sendall(HALF_HEAD)
+        halves = send_to_each(stack, where, 300, HALF_HEAD)
         for _ in range(5):
             assert httpx.get(f"http://127.0.0.1:{where[1]}/readyz", timeout=10).status_code == 200
         assert len(Patient.waiting) <= 100
@@ -165,9 +173,8 @@ def test_half_requests_are_closed_before_connections_whose_bytes_are_unread(
     monkeypatch.setattr(protocol, "MAX_WAITING", 3)
     where = serve(Patient)
     with contextlib.ExitStack() as stack:
-        silent, *halves = (stack.enter_context(socket.create_connection(where, timeout=10)) for _ in range(3))
-        for half in halves:
-            half.sendall(HALF_HEAD)
+        silent = stack.enter_context(socket.create_connection(where, timeout=10))
+        halves = send_to_each(stack, where, 2, HALF_HEAD)
         deadline = time.monotonic() + 10
         while sum(bool(each._received) for each in list(Patient.waiting)) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -181,9 +188,7 @@ def test_connections_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 20)
     where = serve(Patient)
     with contextlib.ExitStack() as stack:
-        halves = [stack.enter_context(socket.create_connection(where)) for _ in range(20)]
-        for half in halves:
-            half.sendall(HALF_BODY)
+        send_to_each(stack, where, 20, HALF_BODY)
         deadline = time.monotonic() + 10
         answer = b""
         while not answer.startswith(b"HTTP/1.1 503") and time.monotonic() < deadline:

@@ -792,9 +792,7 @@ def test_a_label_that_is_listed_late_counts_at_once_and_is_superseded(
     answer = viewer.get("/datastore/label", params={"label": film, "tag": "final"})
     assert answer.status_code == 200
     # as after a restart, with the first one still not listed
-    again = DicomWebStudies(
-        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
-    )
+    again = _started_again(store)
     assert again.get_labeled_images() == [film]
     assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
     first, second = pacs.arrived
@@ -891,6 +889,13 @@ def _lose_the_series(data: pydicom.Dataset) -> None:
 _CHANGES = (_clear, _flip_one_bit, _cut_off, _lose_the_series, _rename, _recode, _renumber)
 
 
+def _started_again(store: DicomWebStudies) -> DicomWebStudies:
+    """Return the studies as a server finds them that is started later with the same cache."""
+    return DicomWebStudies(
+        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
+    )
+
+
 def _label_now(store: Any, film: str, picture: np.ndarray) -> np.ndarray:
     mask = SimpleITK.ReadImage(store.get_label_uri(film, "final"))
     return SimpleITK.GetArrayFromImage(mask).reshape(picture.shape)
@@ -913,9 +918,7 @@ def test_a_label_that_the_server_changes_is_an_error_and_the_label_before_it_sta
     pacs.change = change
     # new to the server of the same cache and one that was started later alike
     assert _put(viewer, film, _label(tmp_path, picture.T.reshape(picture.shape), 11)).status_code == 502
-    again = DicomWebStudies(
-        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
-    )
+    again = _started_again(store)
     _forget_file(store, film)
     for each in (store, again):
         assert np.array_equal(_label_now(each, film, picture), np.where(picture > 128, 13, 0))
@@ -931,13 +934,7 @@ def test_a_label_that_the_server_changes_is_an_error_and_the_label_before_it_sta
 
 @pytest.mark.parametrize("change", [_give_new_uid, _move_to_another_series], ids=lambda change: change.__name__)
 def test_a_label_that_the_server_stores_under_another_uid_is_an_error(
-    viewer: TestClient,
-    app: MedClipSamApp,
-    pacs: Pacs,
-    film: str,
-    picture: np.ndarray,
-    tmp_path: Path,
-    change: Callable[[pydicom.Dataset], object],
+    viewer: TestClient, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path, change: Callable[..., object]
 ) -> None:
     pacs.change = change
     assert _put(viewer, film, _label(tmp_path, picture)).status_code == 502
@@ -1446,9 +1443,7 @@ def test_labels_of_the_phases_of_one_instance_are_kept_apart(
         store.save_label(image_id, str(mask), "final", {"label_info": [{"name": "heart", "idx": 13}]})
     # as another server finds them
     shutil.rmtree(store._root / "labels")
-    again = DicomWebStudies(
-        store.pacs, store._root, images=store._images, describe=store._describe, label_of=store._label_of
-    )
+    again = _started_again(store)
     assert again.get_labeled_images() == list(drawn)
     for image_id, labels in drawn.items():
         mask = read_mask(Path(again.get_label_uri(image_id, "final")), read_image(again.get_image_uri(image_id)))
