@@ -4,9 +4,13 @@ import contextvars
 import errno
 import functools
 import json
+import logging
 import os
 import random
-from collections.abc import Callable, Generator, Sequence
+import resource
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from medclipsam.zeroshot import ZeroShot
 # The models are small, and a server or sub-process often works beside the tests: a second thread would wait for the
 # first, which costs several times what it saves.
 torch.set_num_threads(1)
+# The first server that is started keeps its compiled modules, and the others start in a third of the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The phantoms' pair is many times as fast as the default; tests of the default pair name it.
 os.environ.setdefault("MEDCLIPSAM_WEIGHTS_NAME", "demo")
 
@@ -104,6 +110,42 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
         item.obj = apart
     return (yield)
+
+
+def _process_state() -> dict[str, Any]:
+    """Return the state of this process that code can change for all that runs after it."""
+    os.umask(umask := os.umask(0o077))
+    loggers = [logging.getLogger(name) for name in (None, "medclipsam", "monailabel", "uvicorn")]
+    return {
+        "environment": {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"},
+        "working folder": os.getcwd(),
+        "umask": umask,
+        "import path": list(sys.path),
+        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "limits": {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE)},
+        "torch": (
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+            torch.get_float32_matmul_precision(),
+        ),
+        "logging": {one.name: (one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers},
+    }
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Give each test the same random numbers, and fail one that leaves the state of the process changed."""
+    torch.manual_seed(0)
+    random.seed(0)
+    before = _process_state()
+    yield
+    after = _process_state()
+    for part, value in before.items():
+        assert after[part] == value, f"the {part} of the process was left changed"
 
 
 @pytest.fixture(scope="session")

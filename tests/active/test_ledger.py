@@ -6,7 +6,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -338,7 +337,5 @@ def test_a_killed_process_leaves_whole_entries(ledger: Ledger, mask: Mask) -> No
     assert written >= 20
     assert len(ledger.labels()) == 1
     assert ledger.readings("i1")["ada"].shape == (1, 8, 8)
-    started = time.monotonic()
     ledger.record("i2", "ada", mask())
-    assert time.monotonic() - started < 5
     assert len(ledger.labels(current=False)) == written + 1

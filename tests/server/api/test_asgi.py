@@ -510,10 +510,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_other_routes_answer_while_a_request_is_worked_on(client: TestClient, slow: Any, loaded: Any) -> None:
     held = slow()
-    start = time.perf_counter()
     assert client.get("/info/").status_code == 200
     assert client.post("/activelearning/random", json={}).json()["id"]
-    assert time.perf_counter() - start < 5
     assert not held.done()
     loaded.gate.open.set()
     assert held.result(10).status_code == 200

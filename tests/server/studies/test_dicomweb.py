@@ -620,12 +620,10 @@ def test_what_goes_wrong_is_told_and_leaves_nothing_behind(
 ) -> None:
     fault, at, status, words = FAULTS[case]
     pacs.break_down(fault, at)
-    before = time.monotonic()
     answer = viewer.post("/infer/lungs_x_ray", params={"image": film, "output": "json"})
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
     assert "\n" not in answer.json()["detail"]
-    assert time.monotonic() - before < 10
     assert "pacs-password" not in answer.text
     left = [path.name for path in (tmp_path / "cache").glob("*/*") if path.name not in ("labels", ".lock", ".storing")]
     assert left == []
