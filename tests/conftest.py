@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import resource
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -51,6 +50,11 @@ WORDS = (
 )
 
 
+# Files that take longest, the longest first.
+LONG = (
+    *("test_training", "test_ohif", "test_finetuning", "test_hostile", "test_pacs", "test_rounds"),
+    *("test_quality", "test_default_pair", "test_simulate", "test_kills", "test_runner", "test_run"),
+)
 # What the drill has done: subject, what is counted, and the figure.
 _TABLE = pytest.StashKey[list[tuple[str, str, str]]]()
 
@@ -89,8 +93,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what starts servers, which takes longest; skip what needs a CUDA device where there is none."""
-    items.sort(key=lambda item: item.path.parent.name != "e2e")
+    """Begin with what takes longest, so that no process works on it alone at the end; skip what needs a CUDA device."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (item.path.parent.name != "e2e", places.get(item.path.stem, len(LONG))))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -112,40 +117,32 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     return (yield)
 
 
-def _process_state() -> dict[str, Any]:
-    """Return the state of this process that code can change for all that runs after it."""
-    os.umask(umask := os.umask(0o077))
-    loggers = [logging.getLogger(name) for name in (None, "medclipsam", "monailabel", "uvicorn")]
-    return {
-        "environment": {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"},
-        "working folder": os.getcwd(),
-        "umask": umask,
-        "import path": list(sys.path),
-        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        "limits": {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE)},
-        "torch": (
-            torch.get_num_threads(),
-            torch.get_default_dtype(),
-            torch.is_grad_enabled(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.benchmark,
-            torch.get_float32_matmul_precision(),
-        ),
-        "logging": {one.name: (one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers},
-    }
-
-
 @pytest.fixture(autouse=True)
-def isolated() -> Iterator[None]:
-    """Give each test the same random numbers, and fail one that leaves the state of the process changed."""
+def restored() -> Iterator[None]:
+    """Begin each test with the same random numbers, and put back what it leaves changed in the process."""
     torch.manual_seed(0)
     random.seed(0)
-    before = _process_state()
+    environment, folder, path = dict(os.environ), os.getcwd(), list(sys.path)
+    os.umask(umask := os.umask(0o077))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    loggers = [logging.getLogger(name) for name in (None, "medclipsam", "monailabel", "uvicorn")]
+    logged = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
-    after = _process_state()
-    for part, value in before.items():
-        assert after[part] == value, f"the {part} of the process was left changed"
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:] = path
+    os.umask(umask)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for logger, (level, propagate, kept) in zip(loggers, logged, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = kept
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_discs: Any) -> Path:
 @pytest.fixture(scope="module")
 def options(tiny: dict[str, Any]) -> SimulationOptions:
     known = {field.name for field in dataclasses.fields(TrainingOptions)}
-    training = TrainingOptions.from_mapping({key: value for key, value in tiny.items() if key in known})
+    # how good the networks are is not looked at
+    short = {**tiny, "epochs": 2, "cycles": 1, "keep": 1, "iterations": 3}
+    training = TrainingOptions.from_mapping({key: value for key, value in short.items() if key in known})
     return SimulationOptions(
         strategies=("coverage", "random"), seeds=(3,), initial=3, batch=2, rounds=1, control=2, training=training
     )
