@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.demo.data import write_data
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
 from medclipsam.encoders import Encoder
@@ -38,10 +39,9 @@ from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import retrieval
 from medclipsam.finetune.trainer import features_of
 from medclipsam.finetune.trainer import train as learn
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot, load_encoder
 from medclipsam.targets import TargetSet
 from medclipsam.weights import resolve
-from medclipsam.zeroshot import ZeroShot, load_encoder
 
 # First phantoms of each modality: development, and those of `medclipsam demo data`'s splits.
 DEVELOPMENT = {"train": 600_000, "val": 610_000, "test": 620_000}

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.encoders import load_open_clip
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.saliency.m2ib import m2ib_maps, noise_generator
 from medclipsam.sam import SamModel, build_sam
 from medclipsam.sam.build import speed_up
 from medclipsam.targets import TargetSet
 from medclipsam.training.network import Network, SegmentationLoss
 from medclipsam.training.plan import topology
-from medclipsam.zeroshot import ZeroShot
 
 TINY_SAM: dict[str, Any] = {
     **{"image_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0},

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.encoders import Encoder
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.options import ZeroShotOptions
 from medclipsam.pipeline.refine import Clicks, refine
+from medclipsam.pipeline.zero_shot import ZeroShot, load_encoder
 from medclipsam.sam import SamModel
 from medclipsam.targets import TargetSet
 from medclipsam.weights import resolve_pair
-from medclipsam.zeroshot import ZeroShot, load_encoder
 
 STEPS = ("first prompt", "second text", "click")
 

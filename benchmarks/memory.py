@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.encoders import Encoder, load_open_clip
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot, load_encoder
 from medclipsam.sam import SamModel
 from medclipsam.sam.build import PREPROCESSINGS, build_sam, speed_up
 from medclipsam.targets import TargetSet
 from medclipsam.weights import REGISTRY, resolve
-from medclipsam.zeroshot import ZeroShot, load_encoder
 
 # A batch of planes and two targets: what one request has in memory at the same time.
 PLANES, TEXT = 8, "left lung; right lung"

@@ -28,10 +28,10 @@ import requests
 from PIL import Image
 from tqdm import tqdm
 
-from medclipsam.active.command import LEDGER_FILE
 from medclipsam.active.ledger import Ledger, Score
+from medclipsam.cli.rounds import LEDGER_FILE
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.training.split import Split
-from medclipsam.zeroshot import ZeroShot
 
 STRATEGIES = ("combined", "random", "coverage", "uncertainty")
 # A file has no more than 65,000 names on ext4.
@@ -97,7 +97,7 @@ def measure(place: Path, names: Sequence[str], clients: int, count: int) -> None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "medclipsam.cli", "serve", "--studies", str(place / "studies")]
+    command = [sys.executable, "-m", "medclipsam", "serve", "--studies", str(place / "studies")]
     command += ["--workspace", str(place / "workspace"), "--port", str(port), "--retrain-after", "0"]
     begun = time.perf_counter()
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)

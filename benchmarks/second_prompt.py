@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.imaging import read_image
-from medclipsam.options import ZeroShotOptions
-from medclipsam.zeroshot import ZeroShot
+from medclipsam.pipeline.zero_shot import ZeroShot
 
 PAIRS = 8
 

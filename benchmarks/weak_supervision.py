@@ -30,20 +30,20 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import spearmanr
 
+from medclipsam.base.metrics import expected_calibration_error
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.demo.data import FIRST_SEEDS, write_data
 from medclipsam.evaluation.data import Case, find_cases
 from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor
 from medclipsam.evaluation.runner import Methods, Plan, Row, prediction_path, read_results, run, slug
 from medclipsam.evaluation.statistics import compare_pairs
-from medclipsam.metrics import expected_calibration_error
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
 from medclipsam.training.examples import Example
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import make_plan
 from medclipsam.training.trainer import train
-from medclipsam.zeroshot import ZeroShot
 
 TASKS = ("breast tumour, ultrasound", "brain tumour, MRI", "lungs, x-ray", "lungs, CT")
 SHARES = (0, 5, 10, 25, 100)

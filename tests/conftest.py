@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from medclipsam.encoders import Fit, PlaneInput, fit_plane
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet
-from medclipsam.zeroshot import ZeroShot
 
 # The models are small, and a server or sub-process often works beside the tests: a second thread would wait for the
 # first, which costs several times what it saves.

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from medclipsam.imports import import_part
+from medclipsam.base.imports import import_part
 
 PART_FIRST = """
 import json, sys
-from medclipsam.imports import import_part
+from medclipsam.base.imports import import_part
 part = import_part("segment_anything", "build_sam")
 before = ["torchvision" in sys.modules, "segment_anything" in sys.modules]
 import segment_anything
@@ -19,7 +19,7 @@ print(json.dumps([*before, whole, segment_anything.SamPredictor is not None]))
 """
 LOADED = """
 import json, sys
-from medclipsam.zeroshot import ZeroShot
+from medclipsam.pipeline.zero_shot import ZeroShot
 ZeroShot.load("default")
 print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))
 """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.extras import EXTRA_OF, MissingExtraError, missing_extra
+from medclipsam.base.extras import EXTRA_OF, MissingExtraError, missing_extra
 
 LIBRARY = Path(__file__).parents[1] / "lib" / "medclipsam"
 UNIX = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -43,7 +43,7 @@ class Without:
 
 sys.meta_path[:] = map(Without, sys.meta_path)
 warnings.simplefilter("ignore")
-from medclipsam.cli import main
+from medclipsam.cli.main import main
 answers = []
 for arguments in json.loads(sys.argv[2]):
     errors = io.StringIO()

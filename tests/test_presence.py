@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import InputError
 from medclipsam.encoders import Encoder, load_open_clip
-from medclipsam.errors import InputError
 from medclipsam.presence import (
     GENERIC_CAPTIONS,
     NORMAL_CAPTIONS,

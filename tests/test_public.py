@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import medclipsam
+from medclipsam.base.errors import InputError
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.errors import InputError
 from medclipsam.imaging import MedicalImage
-from medclipsam.zeroshot import TargetEvidence, ZeroShot, ZeroShotResult
+from medclipsam.pipeline.zero_shot import TargetEvidence, ZeroShot, ZeroShotResult
 
 SOURCE = Path(medclipsam.__file__)
 
@@ -35,7 +35,7 @@ def test_reading_and_writing_need_no_torch() -> None:
 
 
 def test_a_name_stays_what_it_is_after_its_module_was_imported() -> None:
-    code = "import json, medclipsam.pipeline.refine, medclipsam.imaging.read, medclipsam.zeroshot"
+    code = "import json, medclipsam.pipeline.refine, medclipsam.imaging.read, medclipsam.pipeline.zero_shot"
     assert run(f"{code}; from medclipsam import refine; print(json.dumps(refine.__module__))") == (
         "medclipsam.pipeline.refine"
     )

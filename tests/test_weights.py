@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medclipsam import weights
-from medclipsam.errors import WeightsError
+from medclipsam.base.errors import WeightsError
 from medclipsam.weights import (
     REGISTRY,
     Carrier,
@@ -758,8 +758,8 @@ def test_every_published_set_states_its_memory_and_its_parameters_are_those_of_t
 
 
 def test_parameters_of_the_demo_models_are_stated_as_they_are():
+    from medclipsam.pipeline.zero_shot import load_encoder
     from medclipsam.sam import SamModel
-    from medclipsam.zeroshot import load_encoder
 
     networks = {
         "demo_clip": load_encoder(resolve("demo_clip")).model,

@@ -25,16 +25,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medclipsam.errors import MedClipSamError
+    from medclipsam.base.errors import MedClipSamError
+    from medclipsam.base.options import ZeroShotOptions
     from medclipsam.imaging.image import MedicalImage
     from medclipsam.imaging.masks import read_mask
     from medclipsam.imaging.overlay import draw_overlay
     from medclipsam.imaging.read import read_image
     from medclipsam.imaging.write import write_mask
-    from medclipsam.options import ZeroShotOptions
     from medclipsam.pipeline.refine import Clicks, RefineResult, refine
+    from medclipsam.pipeline.zero_shot import ZeroShot, ZeroShotResult
     from medclipsam.targets.target import Target, TargetSet
-    from medclipsam.zeroshot import ZeroShot, ZeroShotResult
 
 __all__ = [
     "Clicks",
@@ -63,9 +63,9 @@ _MODULES = {
     **dict.fromkeys(("Clicks", "RefineResult", "refine"), "medclipsam.pipeline.refine"),
     **dict.fromkeys(("MedicalImage", "draw_overlay", "read_image", "read_mask", "write_mask"), "medclipsam.imaging"),
     **dict.fromkeys(("Target", "TargetSet"), "medclipsam.targets"),
-    **dict.fromkeys(("ZeroShot", "ZeroShotResult"), "medclipsam.zeroshot"),
-    "MedClipSamError": "medclipsam.errors",
-    "ZeroShotOptions": "medclipsam.options",
+    **dict.fromkeys(("ZeroShot", "ZeroShotResult"), "medclipsam.pipeline.zero_shot"),
+    "MedClipSamError": "medclipsam.base.errors",
+    "ZeroShotOptions": "medclipsam.base.options",
 }
 
 

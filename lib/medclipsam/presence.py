@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from medclipsam.base.errors import InputError
 from medclipsam.encoders import Encoder
-from medclipsam.errors import InputError
 from medclipsam.targets import Target, TargetSet
 
 DEFAULT_THRESHOLD = 0.5

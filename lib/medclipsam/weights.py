@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam import __version__
-from medclipsam.errors import WeightsError
-from medclipsam.progress import ProgressBar
+from medclipsam.base.errors import WeightsError
+from medclipsam.base.progress import ProgressBar
 
 # Pairs that have a name of their own.
 PAIRS = {"default": ("lite_clip", "lite_medsam"), "demo": ("demo_clip", "demo_sam")}

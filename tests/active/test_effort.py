@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medclipsam.active.effort import added_path_length, agreement, effort
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 
 
 def square(size: int, top: int, left: int, edge: int) -> np.ndarray:

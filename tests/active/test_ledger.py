@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from medclipsam.active.ledger import Ledger, Score, TooManyLeasesError
-from medclipsam.errors import InputError, LockedError
+from medclipsam.base.errors import InputError, LockedError
 
 Mask = Callable[..., np.ndarray]
 

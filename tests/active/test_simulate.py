@@ -17,7 +17,7 @@ from medclipsam.active.embedding import embed
 from medclipsam.active.score import score_of
 from medclipsam.active.simulate import SimulationOptions, find_subjects, simulate
 from medclipsam.active.strategies import SamplingOptions
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.evaluation.data import draw_cases, find_cases
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet

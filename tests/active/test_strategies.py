@@ -10,7 +10,7 @@ import pytest
 from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.pool import DIMENSIONS, Pool
 from medclipsam.active.strategies import STRATEGIES, SamplingOptions, choose
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 
 Mask = Callable[..., np.ndarray]
 PLAIN = SamplingOptions(validation=0, negatives=0)

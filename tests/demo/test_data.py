@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 import medclipsam.demo.polygons
+from medclipsam.base.errors import InputError
 from medclipsam.demo import captions
 from medclipsam.demo.data import FIRST_SEEDS, RENDERERS, tasks, write_data
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
-from medclipsam.demo.train_clip import FIRST_SEED
-from medclipsam.errors import InputError
 from medclipsam.evaluation.data import find_cases, read_case
 from medclipsam.evaluation.tasks import NONSENSE
 from medclipsam.targets import TargetSet
+from tools.demo_training.train_clip import FIRST_SEED
 
 TARGETS = TargetSet.load()
 

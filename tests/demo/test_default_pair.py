@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.demo.calibrate import DICOM_MODALITY
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.weights import REGISTRY, default_pair, resolve_pair
-from medclipsam.zeroshot import ZeroShot
+from tools.demo_training.calibrate import DICOM_MODALITY
 
 # Far from the seeds that training and the choice of settings look at.
 HELD_OUT = 700_000

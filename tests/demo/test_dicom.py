@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.dicom import DicomPhantom, phantom_series, projection, ultrasound, volume, xray
 from medclipsam.demo.phantoms import make_phantom, make_volume
-from medclipsam.errors import InputError
 from medclipsam.imaging import read_image
 
 MADE: dict[str, Callable[[], DicomPhantom]] = {

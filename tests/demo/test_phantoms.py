@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.phantoms import MODALITIES, make_phantom, make_volume
-from medclipsam.errors import InputError
 
 STRUCTURES = {
     "US": {"breast tumour", "skin", "breast fat", "breast gland", "chest muscle"},

@@ -4,9 +4,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.phantoms import make_phantom, make_volume
 from medclipsam.demo.studies import main, write_studies
-from medclipsam.errors import InputError
 from medclipsam.imaging import read_image
 
 

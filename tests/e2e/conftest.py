@@ -134,7 +134,7 @@ class Tumours:
         """Return the command that serves them."""
         split = ["--validation-share", str(self.split.share), "--validation-seed", str(self.split.seed)]
         options = ["--studies", str(studies), "--port", str(port), "--targets", "breast tumour", *split, *more]
-        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+        return [sys.executable, "-m", "medclipsam", "serve", *options]
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def pacs_server(start: Callable[..., Server], orthanc: Orthanc) -> Server:
 
     def command(studies: Path, port: int) -> Sequence[str]:
         options = ["--studies", orthanc.url, "--port", str(port), "--targets", "lungs x-ray,breast tumour"]
-        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+        return [sys.executable, "-m", "medclipsam", "serve", *options]
 
     credentials = {"MONAI_LABEL_DICOMWEB_USERNAME": orthanc.user, "MONAI_LABEL_DICOMWEB_PASSWORD": orthanc.password}
     return start(command, **credentials)
@@ -302,7 +302,7 @@ def server(start: Callable[..., Server]) -> Server:
 
     def command(studies: Path, port: int) -> Sequence[str]:
         options = ["--studies", str(studies), "--port", str(port), "--targets", "lungs x-ray,breast tumour"]
-        return [sys.executable, "-m", "medclipsam.cli", "serve", *options]
+        return [sys.executable, "-m", "medclipsam", "serve", *options]
 
     return start(command)
 

@@ -37,7 +37,7 @@ def tuning_server(start: Callable[..., Any], tiny_pair: Path, tmp_path_factory: 
 
     def command(_: Path, port: int) -> Sequence[str]:
         options = ["--studies", str(studies), "--port", str(port), "--workspace", str(place / "workspace")]
-        return [sys.executable, "-m", "medclipsam.cli", "serve", *options, "--weights", str(tiny_pair)]
+        return [sys.executable, "-m", "medclipsam", "serve", *options, "--weights", str(tiny_pair)]
 
     server = start(command)
     server.studies = studies

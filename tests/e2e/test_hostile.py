@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medclipsam.options import CHOICES, ZeroShotOptions
+from medclipsam.base.options import CHOICES, ZeroShotOptions
 
 FAST = {"steps": 1, "samples": 1, "presence": False}
 # Of requests, 2,000 in all by default; `make drill` sends more.
@@ -44,7 +44,7 @@ ROUTE_CASES, PARAM_CASES, UPLOADS = REQUESTS * 4 // 7, REQUESTS * 3 // 7, max(60
 
 def command(studies: Path, port: int) -> Sequence[str]:
     options = ["--studies", str(studies), "--port", str(port), "--targets", "lungs x-ray", "--queue-length", "16"]
-    return [sys.executable, "-m", "medclipsam.cli", "serve", *options, "--max-seconds", "600000"]
+    return [sys.executable, "-m", "medclipsam", "serve", *options, "--max-seconds", "600000"]
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,15 @@ import pytest
 import requests
 from PIL import Image
 
+from medclipsam.base.metrics import dice
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.metrics import dice
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 # Prints the help of every command, by command.
 HELPS = """
 import argparse, json
-from medclipsam.cli import _parser
+from medclipsam.cli.main import _parser
 def helps(parser):
     yield parser.prog, parser.format_help()
     for action in parser._actions:

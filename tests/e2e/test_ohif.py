@@ -80,7 +80,7 @@ def ohif_server(start: Callable[..., Any], orthanc: Any) -> Any:
     """`medclipsam serve` on the PACS; it asks its users for a token."""
 
     def command(studies: Path, port: int) -> Sequence[str]:
-        return [sys.executable, "-m", "medclipsam.cli", "serve", "--studies", orthanc.url, "--port", str(port)]
+        return [sys.executable, "-m", "medclipsam", "serve", "--studies", orthanc.url, "--port", str(port)]
 
     return start(
         command,

@@ -19,7 +19,7 @@ import requests
 import SimpleITK
 from PIL import Image
 
-from medclipsam.metrics import dice
+from medclipsam.base.metrics import dice
 
 AFTER, SECONDS = 8, 400
 # M2IB as short as it gets

@@ -399,7 +399,7 @@ def test_start_is_announced_and_nothing_was_logged_as_a_traceback(server: Any) -
 def test_workspace_is_kept_from_a_second_server(server: Any) -> None:
     data = server.log.parent / "data"
     done = subprocess.run(
-        [sys.executable, "-m", "medclipsam.cli", "serve", "--studies", str(server.studies), "--port", "0"],
+        [sys.executable, "-m", "medclipsam", "serve", "--studies", str(server.studies), "--port", "0"],
         env={**os.environ, "XDG_DATA_HOME": str(data)},
         capture_output=True,
         text=True,

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import InputError, OptionError, WeightsError
 from medclipsam.encoders import Encoder, PlaneInput, load_folder, load_open_clip
-from medclipsam.errors import InputError, OptionError, WeightsError
 
 
 @pytest.fixture(scope="module")

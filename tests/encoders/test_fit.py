@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from medclipsam.base.errors import InputError
 from medclipsam.encoders import fit_plane
-from medclipsam.errors import InputError
 
 
 def blob(height: int, width: int, row: int, col: int) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from medclipsam.base.errors import OptionError, WeightsError
 from medclipsam.encoders import Encoder, PlaneInput, load_embedding_clip
 from medclipsam.encoders.sam_clip import EmbeddingVision
 from medclipsam.encoders.small_clip import build_embedding_clip
-from medclipsam.errors import OptionError, WeightsError
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
 
 SIZE, CHANNELS = 64, 6

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import InputError, WeightsError
 from medclipsam.encoders import load_folder
 from medclipsam.encoders.transformers_layout import convert, from_transformers, to_transformers
-from medclipsam.errors import InputError, WeightsError
 
 
 def attention(x, state, start, heads=12):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.cli import main
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import ZeroShotOptions
+from medclipsam.cli.main import main
 from medclipsam.evaluation.data import find_cases
 from medclipsam.evaluation.search import search_settings
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.sam import MaskResult
 from medclipsam.targets import TargetSet
-from medclipsam.zeroshot import ZeroShot
 
 from .conftest import disc, save
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.evaluation.convert import convert
 from medclipsam.evaluation.data import check_cases, find_cases, read_case
 from medclipsam.targets import TargetSet

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.evaluation.data import check_cases, draw_cases, find_cases, read_case
 from medclipsam.evaluation.tasks import NONSENSE, read_prompts, task_of_folder
 from medclipsam.imaging import read_image, write_mask

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from medclipsam.cli import main
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.cli.main import main
 from medclipsam.evaluation.predictors import NetworkPredictor
 from medclipsam.evaluation.summary import certainty
 from medclipsam.imaging import MedicalImage

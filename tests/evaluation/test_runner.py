@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.demo.data import write_data
-from medclipsam.errors import InputError
 from medclipsam.evaluation.command import Request, evaluate
 from medclipsam.evaluation.data import find_cases
 from medclipsam.evaluation.predictors import Prediction, ZeroShotPredictor, ladder
 from medclipsam.evaluation.runner import Methods, Plan, read_results, run
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet
-from medclipsam.zeroshot import ZeroShot
 
 TARGETS = TargetSet.load()
 OPTIONS = ZeroShotOptions(saliency="patch_text")
@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     data, out, whole = tmp_path / "data", tmp_path / "run", tmp_path / "whole"
     write_data(data, 4, absent=0)
     asked = ("heart, x-ray", "lungs, x-ray")
-    command = [sys.executable, "-m", "medclipsam.cli", "evaluate", "run", str(data), "--out", str(out)]
+    command = [sys.executable, "-m", "medclipsam", "evaluate", "run", str(data), "--out", str(out)]
     command += ["--saliency", "patch_text"]
     process = subprocess.Popen(
         [*command, *(part for task in asked for part in ("--tasks", task))],

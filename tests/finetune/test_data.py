@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, generate_uid
 
-from medclipsam.errors import CancelledError, InputError
+from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.finetune.captions import cut_caption, report_text
 from medclipsam.finetune.data import (
     Listing,

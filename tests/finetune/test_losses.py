@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.finetune.losses import ContrastiveLoss
 from medclipsam.finetune.options import LOSSES, LossOptions
 

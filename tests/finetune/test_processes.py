@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from medclipsam import cli
+from medclipsam.cli import main as cli
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss, gather

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.finetune.retrieval import retrieval, top_hits
 
 

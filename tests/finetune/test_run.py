@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from medclipsam import cli
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.cli import main as cli
 from medclipsam.finetune.calibrate import calibrate
 from medclipsam.finetune.data import Listing, Pair, prepare
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.run import finetune, measure
+from medclipsam.pipeline.zero_shot import load_encoder
 from medclipsam.targets import TargetSet
 from medclipsam.weights import resolve
-from medclipsam.zeroshot import load_encoder
 
 FAST = FinetuneOptions(epochs=3, batch_size=12, learning_rate=3e-3, gallery=12, validation=0.3)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam import cli
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.cli import main as cli
 from medclipsam.finetune.store import ClipStore
 
 

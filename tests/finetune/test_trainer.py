@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from medclipsam.base.errors import CancelledError, InputError, OptionError
 from medclipsam.encoders import load_folder
-from medclipsam.errors import CancelledError, InputError, OptionError
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss
 from medclipsam.finetune.model import Tuned

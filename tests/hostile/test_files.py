@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image
 from medclipsam.imaging.whole import is_whole
 from medclipsam.studies.find import find_images

@@ -13,7 +13,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import isolation, read_image
 from medclipsam.imaging.dicom import read_origin
 from medclipsam.studies.find import find_images

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
 
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import isolation, read_image
 from medclipsam.imaging.archives import unpack
 from medclipsam.imaging.dicom_seg import SegmentInfo, read_segmentation, write_segmentation

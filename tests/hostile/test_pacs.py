@@ -24,7 +24,7 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.imaging.dicom_seg import SegmentInfo
 from medclipsam.server.base.pacs_options import PacsOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.errors import InputError, TooLargeError
+from medclipsam.base.errors import InputError, TooLargeError
 from medclipsam.imaging.archives import unpack
 
 MB = 2**20

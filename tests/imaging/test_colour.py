@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image, ImageOps
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image, read_mask, write_mask
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import dicom, read_image
 from medclipsam.imaging.limits import MAX_EXTENSIONS, MAX_EXTRA, MAX_PLANE, MAX_VOXELS
 from medclipsam.imaging.whole import is_whole

@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, pixel_array
 
-from medclipsam.errors import ImageError, OptionError
+from medclipsam.base.errors import ImageError, OptionError
 from medclipsam.imaging import Window, read_image, write_mask
 
 RNG = np.random.default_rng(0)

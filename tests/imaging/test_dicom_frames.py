@@ -14,8 +14,8 @@ from highdicom.seg import segread
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.demo.dicom import volume
-from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, read_image, write_mask
 from medclipsam.imaging.dicom import read_frame_volumes
 from medclipsam.imaging.dicom_seg import SegmentInfo, read_segmentation, write_segmentation

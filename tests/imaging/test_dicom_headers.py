@@ -15,8 +15,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import Tag
 
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.demo.dicom import ct_slice
-from medclipsam.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.dicom_seg import SegmentInfo, read_segmentation, write_segmentation
 from medclipsam.imaging.dicom_sources import sources_for

@@ -15,7 +15,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image, read_origin
 from medclipsam.imaging.dicom import read_header
 from medclipsam.imaging.dicom_repair import repaired

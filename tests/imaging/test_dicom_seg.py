@@ -18,9 +18,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.sr.coding import Code
 
+from medclipsam.base.errors import ImageError, InputError, MedClipSamError
 from medclipsam.demo.dicom import DicomPhantom, phantom_series, projection, ultrasound, volume, xray
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.dicom_seg import (
     Reference,

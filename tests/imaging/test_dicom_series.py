@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image
 from medclipsam.imaging.dicom import read_header, source_headers, stored_pixels
 from medclipsam.imaging.dicom_series import Slice, volumes_of

@@ -18,7 +18,7 @@ import pytest
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from medclipsam.errors import CancelledError, ImageError, InputError, OptionError, TooLargeError
+from medclipsam.base.errors import CancelledError, ImageError, InputError, OptionError, TooLargeError
 from medclipsam.imaging import isolation, limits, read_image
 from medclipsam.imaging.isolation import IsolationError, call
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, read_image, read_mask, write_mask
 from medclipsam.imaging.geometry import Grid
 

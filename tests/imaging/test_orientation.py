@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image, write_mask
 from medclipsam.imaging.orientation import directions_from_letters, layout_for
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image, write_overlay
 from medclipsam.imaging.overlay import COLOURS
 

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, Window, read_image, write_mask
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)

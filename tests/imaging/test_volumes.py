@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import Window, read_image, write_mask
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import Window
 from medclipsam.imaging.windows import apply_file_window, apply_window, foreground_range, stretch
 

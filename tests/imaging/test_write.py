@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
-from medclipsam.errors import InputError, StorageError
+from medclipsam.base.errors import InputError, StorageError
 from medclipsam.imaging import read_image, write_mask
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage, Window, read_image, write_mask
 from medclipsam.pipeline.refine import Clicks, RefineResult, refine
 from medclipsam.sam import MaskResult, SamModel

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from medclipsam.errors import MedClipSamError, OptionError
+from medclipsam.base.errors import MedClipSamError, OptionError
 from medclipsam.prompting import coarse_mask, kmeans_split, largest_components
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.sam import Embedding, EmbeddingCache, SamModel
 
 

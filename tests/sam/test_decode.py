@@ -11,7 +11,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 import medclipsam
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.sam import SamModel, build_sam, load_sam, vote
 
 DEMO = Path(medclipsam.__file__).parent / "demo" / "weights"

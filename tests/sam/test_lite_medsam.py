@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydicom.data import get_testdata_file
 
-from medclipsam.engine import missing_packages
-from medclipsam.errors import InputError
+from medclipsam.base.engine import missing_packages
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.pipeline.refine import Clicks, refine
 from medclipsam.sam import Embedding, SamModel, vote

@@ -12,7 +12,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Attention
 
-from medclipsam.errors import WeightsError
+from medclipsam.base.errors import WeightsError
 from medclipsam.sam import SamModel, build_sam, load_sam
 from medclipsam.sam.attention import FusedAttention
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.sam import vote
 from medclipsam.sam.voting import staple
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from medclipsam.errors import CancelledError, InputError
-from medclipsam.options import ZeroShotOptions
+from medclipsam.base.errors import CancelledError, InputError
+from medclipsam.base.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot, ZeroShotResult
 from medclipsam.sam import MaskResult
 from medclipsam.server.api.access import Access
 from medclipsam.server.api.asgi import create_app
@@ -22,7 +23,6 @@ from medclipsam.training.run import train_network
 from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
 from medclipsam.training.store import NetworkStore
-from medclipsam.zeroshot import ZeroShot, ZeroShotResult
 
 
 class Gate:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from medclipsam.active.ledger import SCHEMA, Ledger
-from medclipsam.cli import main
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.cli.main import main
 from medclipsam.server.backup import backup, info, restore
 from medclipsam.server.base.workspace import Workspace
 from medclipsam.training.lock import TrainingLock

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.options import CHOICES, RANGES, ZeroShotOptions
+from medclipsam.base.options import CHOICES, RANGES, ZeroShotOptions
 from medclipsam.server.inference.request_schema import DTYPES, EXTENSIONS, MONAI_LABEL_KEYS, SERVER_KEYS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam import engine
-from medclipsam.active.command import LEDGER_FILE
+from medclipsam.active import LEDGER_FILE
 from medclipsam.active.ledger import SCHEMA, Ledger
-from medclipsam.cli import main
-from medclipsam.devices import Gpu, Machine
+from medclipsam.base import engine
+from medclipsam.base.devices import Gpu, Machine
+from medclipsam.cli.main import main
 from medclipsam.server import doctor
 from medclipsam.server.base.workspace import Workspace, default_workspace
 from medclipsam.server.doctor import Check
@@ -348,8 +348,8 @@ def test_the_engine_is_told_and_an_impossible_one_fails(monkeypatch: pytest.Monk
 def test_the_doctor_loads_no_torch_where_no_gpu_can_be(tmp_path: Path) -> None:
     code = """
 import sys
-from medclipsam import devices
-from medclipsam.cli import main
+from medclipsam.base import devices
+from medclipsam.cli.main import main
 devices.may_have_gpu = lambda: False
 devices.pci_gpus = lambda folder: 0
 devices._run_smi = lambda: ("", "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.server.base.workspace import Workspace
 from medclipsam.server.serve import address, expire, serve, welcome
 

@@ -1,6 +1,6 @@
 import pytest
 
-from medclipsam.errors import InputError, NegationError, SeparatorError, TargetError
+from medclipsam.base.errors import InputError, NegationError, SeparatorError, TargetError
 from medclipsam.targets import (
     FINDING_LABELS,
     MAX_TEXT,

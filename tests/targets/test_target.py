@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.errors import TargetError
+from medclipsam.base.errors import TargetError
 from medclipsam.targets import MAX_LABEL, Target, TargetSet, normalise
 from medclipsam.targets.target import read_targets
 

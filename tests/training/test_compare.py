@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.collect import read_studies
 from medclipsam.training.compare import LEAST_IMAGES, judge, means, score

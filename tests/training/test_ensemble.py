@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from medclipsam.errors import CancelledError, InputError, OptionError, TrainingError
+from medclipsam.base.errors import CancelledError, InputError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
 from medclipsam.training.examples import PreparedImage

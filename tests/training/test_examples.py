@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import PreparedImage, check_examples, identity_of
 from medclipsam.training.plan import Normalisation, make_plan

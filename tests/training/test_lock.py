@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.locks import process_start
+from medclipsam.base.locks import process_start
 from medclipsam.training.lock import TrainingLock, TrainingRunsError, holder_of, training_state, write_json
 
 HOLD = """

@@ -1,6 +1,6 @@
 import pytest
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.training.options import PRESETS, TrainingOptions
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage.measure import label, regionprops
 
-from medclipsam.errors import InputError, OptionError, TrainingError
+from medclipsam.base.errors import InputError, OptionError, TrainingError
 from medclipsam.training.examples import Example, PreparedImage
 from medclipsam.training.network import Network
 from medclipsam.training.options import TrainingOptions

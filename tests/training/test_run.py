@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medclipsam.errors import CancelledError, InputError, OptionError
+from medclipsam.base.errors import CancelledError, InputError, OptionError
+from medclipsam.base.metrics import dice
 from medclipsam.imaging import read_image
-from medclipsam.metrics import dice
 from medclipsam.targets import TargetSet
 from medclipsam.training.collect import read_studies
 from medclipsam.training.ensemble import Ensemble
@@ -265,7 +265,7 @@ def test_mlflow_notes_the_curve(tmp_path: Path) -> None:
 
 
 def test_the_command_line(discs: Any, tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    from medclipsam.cli import main
+    from medclipsam.cli.main import main
 
     place = ["--studies", str(discs.folder), "--workspace", str(tmp_path / "ws")]
     chosen = {**tiny, "epochs": 2, "keep": 1}.items()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.schedule import Schedule
 

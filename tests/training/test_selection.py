@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.targets import TargetSet
 from medclipsam.training.collect import read_label_map, read_studies

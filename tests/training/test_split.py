@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.training.split import Split, is_validation, patient_key
 
 KEYS = [f"patient:{number}" for number in range(4000)]

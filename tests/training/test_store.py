@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.training.split import Split
 from medclipsam.training.store import Network, NetworkStore, UnknownNetworkError
 

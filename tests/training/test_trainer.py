@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medclipsam.errors import CancelledError, InputError, TrainingError
+from medclipsam.base.errors import CancelledError, InputError, TrainingError
 from medclipsam.training import trainer
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
 from medclipsam.training.plan import make_plan

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.training.uncertainty import (
     Moments,
     boundary_length,

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medclipsam.pipeline.zero_shot import load_encoder
 from medclipsam.sam import SamModel
 from medclipsam.weights import resolve
-from medclipsam.zeroshot import load_encoder
 from tools.demo_training.embeddings import Embedded, embed_queue
 from tools.demo_training.lite_clip import Recipe, Trainer
 from tools.demo_training.sources import counts, queue

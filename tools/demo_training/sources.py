@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.demo.scribbles import draw_nonsense
-from medclipsam.demo.train_clip import image_states
 from tools.demo_training.augment import Rng, smooth_field
+from tools.demo_training.scribbles import draw_nonsense
+from tools.demo_training.train_clip import image_states
 
 MODALITIES = ("US", "MR", "XR", "CT")
 # The directions of the text space that have a place in an image; "lungs" is left and right.

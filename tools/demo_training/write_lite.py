@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from medclipsam import __version__
-from medclipsam.demo.files import write_weights
 from medclipsam.encoders import Encoder
 from medclipsam.encoders.sam_clip import EmbeddingVision
 from medclipsam.encoders.small_clip import build_embedding_clip
 from medclipsam.weights import resolve
 from tools.demo_training.calibrate_lite import calibrate
 from tools.demo_training.embeddings import Embedded
+from tools.demo_training.files import write_weights
 from tools.demo_training.lite_clip import Recipe, vision_config
 
 # Chosen on the validation planes. A beta that suits one size of structure leaves nothing of another: where no size is

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from medclipsam.errors import InputError
-from medclipsam.metrics import dice
+from medclipsam.base.errors import InputError
+from medclipsam.base.metrics import dice
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from medclipsam.active.effort import agreement, effort
-from medclipsam.errors import InputError, LockedError
+from medclipsam.base.errors import InputError, LockedError
 
 # Raised by one with each change of the tables.
 SCHEMA = 1

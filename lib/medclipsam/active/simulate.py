@@ -25,12 +25,12 @@ from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.pool import Pool
 from medclipsam.active.score import score_of
 from medclipsam.active.strategies import DEFAULT, SCORED, STRATEGIES, SamplingOptions, choose
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.metrics import dice
+from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
-from medclipsam.errors import InputError, OptionError
 from medclipsam.evaluation.data import Case, find_cases, read_case
 from medclipsam.imaging import MedicalImage, write_mask
-from medclipsam.metrics import dice
-from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.training.examples import Example

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from medclipsam.active.pool import Pool
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.training.options import CheckedOptions, number, whole
 
 # Streams of random numbers, so that no two uses see the same ones.

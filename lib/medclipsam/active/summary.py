@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.active.ledger import Label, Ledger, Round
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging.write import replace_file
 
 PLOTS = (".png", ".html")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import integrate, stats
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.evaluation.statistics import DRAWS
 from medclipsam.evaluation.text import markdown_table
 from medclipsam.imaging.write import replace_file

@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from medclipsam.base.errors import InputError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
 from medclipsam.demo.polygons import make_polygon_phantom
-from medclipsam.errors import InputError
-from medclipsam.progress import ProgressBar
 
 # Seeds of the first phantom of each split: far apart, and below all that training takes (train_clip.FIRST_SEED).
 FIRST_SEEDS = {"test": 700_000, "val": 720_000, "train": 740_000}

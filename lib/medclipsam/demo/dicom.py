@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.phantoms import make_phantom, make_volume
-from medclipsam.errors import InputError
 
 _UID_SEED = "medclipsam demo phantom"
 _PROJECTIONS = {

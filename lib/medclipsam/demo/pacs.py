@@ -23,8 +23,8 @@ import psutil
 import requests
 from pydicom.data import get_testdata_file
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.dicom import DicomPhantom, phantom_series
-from medclipsam.errors import InputError
 
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 PACKAGES = "apt-get install orthanc orthanc-dicomweb gcc libc6-dev"
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(pacs: Orthanc, workspace: Path, port: int, options: list[str]) -> int:
-    command = [sys.executable, "-m", "medclipsam.cli", "serve", "--studies", pacs.url, "--workspace", str(workspace)]
+    command = [sys.executable, "-m", "medclipsam", "serve", "--studies", pacs.url, "--workspace", str(workspace)]
     credentials = {"MONAI_LABEL_DICOMWEB_USERNAME": pacs.user, "MONAI_LABEL_DICOMWEB_PASSWORD": pacs.password}
     server = subprocess.Popen([*command, "--port", str(port), *options], env={**os.environ, **credentials})
     try:

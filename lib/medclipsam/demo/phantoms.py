@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo import brain, chest_ct, chest_xray, ultrasound
 from medclipsam.demo.drawing import Rng, chance, image_shape, posed_grid, rescale, to_uint8
-from medclipsam.errors import InputError
 
 MODALITIES = ("US", "MR", "XR", "CT")
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.phantoms import MODALITIES, Phantom
-from medclipsam.errors import InputError
 
 Rng = np.random.Generator
 Points = np.ndarray

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from medclipsam.base.errors import InputError
 from medclipsam.demo.dicom import ct_slice, dicom_bytes, xray
 from medclipsam.demo.phantoms import make_phantom, make_volume
-from medclipsam.errors import InputError
 
 # Files inside the installed pydicom, published with it for its documentation and tests.
 _PYDICOM_FILES = {

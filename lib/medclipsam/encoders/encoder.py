@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import InputError
 from medclipsam.encoders.fit import Fit, fit_plane
 from medclipsam.encoders.sam_clip import EmbeddingInput, check_fit
 from medclipsam.encoders.towers import EmbeddingTower, split_tower
-from medclipsam.errors import InputError
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 

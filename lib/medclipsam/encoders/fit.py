@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from medclipsam.errors import InputError
-from medclipsam.options import FITS
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import FITS
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from medclipsam.base.errors import WeightsError
 from medclipsam.encoders.encoder import Encoder
 from medclipsam.encoders.sam_clip import Embedder
-from medclipsam.errors import WeightsError
 
 _CONFIG = "open_clip_config.json"
 # What weights may recommend, see `Encoder`.

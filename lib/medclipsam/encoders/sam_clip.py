@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from medclipsam.base.errors import OptionError
 from medclipsam.encoders.fit import Fit
-from medclipsam.errors import OptionError
 
 # Plane -> input of SAM's image encoder, float32 [3, size, size], and the (H, W) of the plane at its top left.
 Prepare = Callable[[np.ndarray], tuple[torch.Tensor, tuple[int, int]]]

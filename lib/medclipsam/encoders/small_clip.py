@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from medclipsam.imports import import_part
+from medclipsam.base.imports import import_part
 
 if TYPE_CHECKING:
     from open_clip import CLIP

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from medclipsam.base.errors import OptionError, WeightsError
 from medclipsam.encoders.sam_clip import Embedder, EmbeddingVision
-from medclipsam.errors import OptionError, WeightsError
 
 
 class Tower(Protocol):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from medclipsam.base.errors import InputError, WeightsError
 from medclipsam.encoders.folder import write_open_clip
-from medclipsam.errors import InputError, WeightsError
 
 # open_clip -> transformers, each with a weight and mostly a bias.
 _MODULES = {

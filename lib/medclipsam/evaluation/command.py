@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.options import SALIENCY_METHODS, ZeroShotOptions
+from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import Case, check_cases, draw_cases, find_cases
 from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor, ladder
 from medclipsam.evaluation.report import sample_sentence, write_report
@@ -18,12 +20,10 @@ from medclipsam.evaluation.summary import Summary, summarise
 from medclipsam.evaluation.tables import write_tables
 from medclipsam.evaluation.tasks import read_prompts
 from medclipsam.evaluation.text import NONE, markdown_table, with_interval
-from medclipsam.options import SALIENCY_METHODS, ZeroShotOptions
-from medclipsam.progress import ProgressBar
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.weights import default_pair
-from medclipsam.zeroshot import ZeroShot
 
 # Maps of one image: a few texts, a few saliency methods.
 _MAP_CACHE = 256

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.evaluation.runner import Row, read_identity, read_results
 from medclipsam.evaluation.statistics import DRAWS, compare_pairs
 from medclipsam.evaluation.tables import write_text

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
+from medclipsam.base.extras import MissingExtraError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import SPLITS
-from medclipsam.extras import MissingExtraError
-from medclipsam.progress import ProgressBar
 
 # Share of train, validation and test where the publisher gives no split.
 _SHARES = (0.8, 0.1, 0.1)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, read_image, read_mask
-from medclipsam.progress import ProgressBar
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import DATASTORE, find_images, read_datastore
 from medclipsam.targets import TargetSet

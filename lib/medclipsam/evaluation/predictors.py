@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import PROMPT_KINDS, ZeroShotOptions
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import PROMPT_KINDS, ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet, normalise
 from medclipsam.training.ensemble import Ensemble
-from medclipsam.zeroshot import ZeroShot
 
 # Stages of the pipeline whose mask can be measured; "sam" is its result.
 STAGES = ("saliency", "coarse", "components", "sam")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.published import PUBLISHED, PUBLISHED_PROTOCOL
 from medclipsam.evaluation.runner import Row, prediction_path, slug
@@ -22,7 +23,6 @@ from medclipsam.evaluation.tables import write_text
 from medclipsam.evaluation.text import NONE, html_table, markdown_table, number, with_deviation, with_interval
 from medclipsam.imaging import Window, read_mask, write_overlay
 from medclipsam.imaging.write import replace_file
-from medclipsam.options import ZeroShotOptions
 
 FIGURES = "figures"
 _OVERLAY_SIDE = 360

@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 
 from medclipsam import __version__
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import take_lock
+from medclipsam.base.metrics import calibration_bins, dice, surface_dice
+from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import Prediction, Predictor
 from medclipsam.imaging import MedicalImage, write_mask
 from medclipsam.imaging.read import PICTURE_SUFFIXES
-from medclipsam.locks import take_lock
-from medclipsam.metrics import calibration_bins, dice, surface_dice
-from medclipsam.progress import ProgressBar
 
 PROTOCOLS = {
     "A": "A: a prompt for each image from a file; settings may be searched on masked validation images",

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.metrics import dice
+from medclipsam.base.options import ZeroShotOptions
+from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import ZeroShotPredictor
-from medclipsam.metrics import dice
-from medclipsam.options import ZeroShotOptions
-from medclipsam.progress import ProgressBar
-from medclipsam.zeroshot import ZeroShot
+from medclipsam.pipeline.zero_shot import ZeroShot
 
 # The published script's grid (Koleilat et al. 2025, MedCLIP-SAMv2), layers of 12, and its number of images.
 BETAS = (0.1, 1.0, 2.0)

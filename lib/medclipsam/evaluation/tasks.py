@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.targets import Target, TargetSet, check_text, normalise, parse_prompt
 
 # The four tasks of the paper, by the names that their folders commonly have.

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from medclipsam.base.errors import CancelledError, ImageError, InputError, MedClipSamError
+from medclipsam.base.extras import MissingExtraError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
-from medclipsam.errors import CancelledError, ImageError, InputError, MedClipSamError
-from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
 from medclipsam.imaging import read_image, read_origin
 from medclipsam.imaging.dicom import looks_like_dicom, read_tags
-from medclipsam.progress import ProgressBar
 from medclipsam.studies.find import find_images
 from medclipsam.training.split import is_validation, patient_key
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.finetune.options import DECOUPLED, LossOptions
 
 _SIGLIP_BIAS = -10.0

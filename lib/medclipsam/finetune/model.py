@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from medclipsam.base.errors import WeightsError
+from medclipsam.base.extras import MissingExtraError
 from medclipsam.encoders import Encoder
-from medclipsam.errors import WeightsError
-from medclipsam.extras import MissingExtraError
 from medclipsam.finetune.options import FinetuneOptions
 
 # Where open_clip's models keep the projections into the common space.

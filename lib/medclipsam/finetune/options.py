@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.training.options import CheckedOptions, choice, number, whole
 
 LOSSES = ("dhn-nce", "infonce", "dcl", "hn-nce", "siglip")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medclipsam.base.errors import InputError
 from medclipsam.encoders import Encoder
 from medclipsam.encoders.folder import write_demo, write_open_clip
-from medclipsam.errors import InputError
 from medclipsam.weights import ResolvedWeights
 
 CARD = "finetuned.json"

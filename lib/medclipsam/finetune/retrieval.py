@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 
 # The published protocol on ROCO: five shuffled passes over the held-out pairs in galleries of 50.
 GALLERY = 50

@@ -15,9 +15,9 @@ from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.result import write_result
 from medclipsam.finetune.retrieval import Retrieval, retrieval
 from medclipsam.finetune.trainer import Progress, Trained, features_of, train
+from medclipsam.pipeline.zero_shot import load_encoder
 from medclipsam.targets import TargetSet
 from medclipsam.weights import ResolvedWeights, resolve_clip
-from medclipsam.zeroshot import load_encoder
 
 RESULT = "model"
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
-from medclipsam.locks import locked
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import locked
 from medclipsam.training.lock import write_json
 from medclipsam.weights import point_to
 

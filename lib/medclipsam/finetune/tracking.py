@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from medclipsam.extras import MissingExtraError
+from medclipsam.base.extras import MissingExtraError
 from medclipsam.finetune.options import FinetuneOptions
 
 

@@ -24,14 +24,14 @@ import torch
 import torch.distributed as dist
 
 from medclipsam import __version__
-from medclipsam.errors import CancelledError, InputError, OptionError
+from medclipsam.base.errors import CancelledError, InputError, OptionError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.finetune.data import PreparedPairs
 from medclipsam.finetune.losses import ContrastiveLoss, gather
 from medclipsam.finetune.model import Tuned
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import Retrieval, retrieval
 from medclipsam.finetune.tracking import Tracker
-from medclipsam.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from medclipsam.errors import InputError, TooLargeError
+from medclipsam.base.errors import InputError, TooLargeError
 from medclipsam.imaging import isolation
 
 _CHUNK = 1024 * 1024

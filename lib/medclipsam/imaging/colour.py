@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 
 # Bits that scanners and cameras give a colour; the fewest that hold the greatest value count.
 _DEPTHS = (8, 10, 12, 14, 16)

@@ -21,7 +21,7 @@ from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 
-from medclipsam.errors import ImageError, OptionError
+from medclipsam.base.errors import ImageError, OptionError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.decoding import decode
 from medclipsam.imaging.dicom_frames import FRAME_TAGS, FrameVolume, read_choice, volumes_of_frames

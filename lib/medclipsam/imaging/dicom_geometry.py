@@ -14,7 +14,7 @@ import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.orientation import Layout, directions_from_letters, layout_for
 

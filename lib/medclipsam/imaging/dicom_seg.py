@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 
 import medclipsam
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.dicom import has_short_header, read_data, source_headers
 from medclipsam.imaging.dicom_sources import sources_for

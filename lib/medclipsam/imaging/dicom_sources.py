@@ -19,7 +19,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import DSfloat
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging.dicom_geometry import functional_groups, is_slice
 from medclipsam.imaging.dicom_values import ONE_LINE, PARAGRAPHS, codecs_of, corrected, decoded
 from medclipsam.imaging.image import MedicalImage

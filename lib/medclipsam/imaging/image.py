@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from medclipsam.errors import ImageError, InputError, MedClipSamError
+from medclipsam.base.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging.geometry import Grid, plain_grid
 from medclipsam.imaging.orientation import Layout, layout_for
 from medclipsam.imaging.windows import (

@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging.limits import READ_SECONDS
 
 # Worker processes at the same time; one of them is kept when it has nothing to do.

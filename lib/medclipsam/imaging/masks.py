@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_indices
 from medclipsam.imaging.read import read_image

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.windows import Window
 from medclipsam.imaging.write import replace_file

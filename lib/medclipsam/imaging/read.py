@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medclipsam.errors import ImageError, MedClipSamError
+from medclipsam.base.errors import ImageError, MedClipSamError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_series
 from medclipsam.imaging.image import MedicalImage

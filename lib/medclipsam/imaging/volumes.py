@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import isolation
 from medclipsam.imaging.colour import as_colours
 from medclipsam.imaging.geometry import RAS_TO_LPS, Grid, grid_from_ras, plain_grid

@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi, apply_windowing
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 
 PERCENTILES = (0.5, 99.5)
 

@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Any
 
-from medclipsam.errors import ImageError, MedClipSamError
+from medclipsam.base.errors import ImageError, MedClipSamError
 from medclipsam.imaging import isolation, limits
 
 _BLOCK = 2**24

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from medclipsam.errors import InputError, MedClipSamError, StorageError
+from medclipsam.base.errors import InputError, MedClipSamError, StorageError
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import read_mask
 

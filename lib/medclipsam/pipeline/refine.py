@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from medclipsam.errors import CancelledError, InputError
+from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage, Window
 from medclipsam.prompting import boxes_of
 from medclipsam.sam import SamModel

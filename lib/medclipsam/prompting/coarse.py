@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medclipsam.errors import MedClipSamError, OptionError
-from medclipsam.options import POSTPROCESS
+from medclipsam.base.errors import MedClipSamError, OptionError
+from medclipsam.base.options import POSTPROCESS
 
 # The published CRF settings (Koleilat et al. 2025): temperature of the unary, Gaussian and bilateral terms.
 _TAU = 1.05

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import SALIENCY_METHODS
 from medclipsam.encoders import Encoder, Fit
-from medclipsam.errors import OptionError
-from medclipsam.options import SALIENCY_METHODS
 from medclipsam.saliency.m2ib import m2ib_maps, noise_generator
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from medclipsam.errors import WeightsError
+from medclipsam.base.errors import WeightsError
 from medclipsam.sam.attention import fuse_attention
 from medclipsam.sam.networks import (
     ImageEncoderViT,

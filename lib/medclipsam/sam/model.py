@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from medclipsam.engine import compile_forward
-from medclipsam.errors import InputError, OptionError, WeightsError
-from medclipsam.options import VOTINGS
+from medclipsam.base.engine import compile_forward
+from medclipsam.base.errors import InputError, OptionError, WeightsError
+from medclipsam.base.options import VOTINGS
 from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
 from medclipsam.sam.networks import Sam
@@ -80,7 +80,7 @@ class SamModel:
         Whether the weights were trained with points as prompts. Without that a point spoils the mask of a good box, and
         points alone give almost empty masks: `decode` then uses points only to make a box where none is given.
     engine : {"auto", "torch", "onnx"}, optional
-        What runs the image encoder on a CPU, see `medclipsam.engine`; "auto" is ONNX Runtime for LiteMedSAM.
+        What runs the image encoder on a CPU, see `medclipsam.base.engine`; "auto" is ONNX Runtime for LiteMedSAM.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
 """The networks of `segment_anything`, imported without its predictor and mask generator."""
 
-from medclipsam.imports import import_part
+from medclipsam.base.imports import import_part
 
 import_part("segment_anything", "build_sam")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from medclipsam.errors import OptionError
-from medclipsam.options import VOTINGS
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import VOTINGS
 
 STAPLE_ITERATIONS = 100
 

@@ -1,8 +1,7 @@
-"""`medclipsam workspace backup | restore | info`: a workspace as one archive, checked when written and when read."""
+"""A workspace as one archive, checked when it is written and when it is read."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -10,19 +9,18 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from medclipsam import __version__
-from medclipsam.active.command import LEDGER_FILE
-from medclipsam.errors import InputError
-from medclipsam.locks import take_lock
+from medclipsam.active import LEDGER_FILE
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import take_lock
 from medclipsam.server.base.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, owner_of
 from medclipsam.training.lock import HOLDER_FILE, holder_of
 from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
@@ -36,9 +34,6 @@ _LEFT_OUT_NETWORKS = frozenset({TRAINING_LOCK_FILE, HOLDER_FILE})
 _SQLITE = b"SQLite format 3\0"
 _POINTER = "current.json"
 _CHUNK = 1 << 20
-
-# Returns the workspace of a studies folder or URL.
-FindWorkspace = Callable[[str], Path]
 
 
 @dataclass(frozen=True)
@@ -381,76 +376,3 @@ def _put(place: Path, folder: Path, *, keep: bool, release: Callable[[], None] |
 
 def _open(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=30)
-
-
-def add_workspace(commands: Any, find: FindWorkspace) -> None:
-    """Add the command to a parser's sub-commands.
-
-    Parameters
-    ----------
-    commands : argparse sub-parsers
-    find : callable
-        Returns the default workspace of a studies folder or URL.
-    """
-    workspace = commands.add_parser("workspace", help="back up, restore and describe a workspace")
-    actions = workspace.add_subparsers(dest="action", required=True, parser_class=type(workspace))
-    save = actions.add_parser("backup", help="write a workspace to an archive, while its server runs or not")
-    save.add_argument("archive", type=Path, metavar="ARCHIVE", help="new file: .tar, .tar.gz or .tgz")
-    save.set_defaults(run=_backup)
-    put = actions.add_parser("restore", help="put the workspace of an archive in place")
-    put.add_argument("archive", type=Path, metavar="ARCHIVE", help="file that `workspace backup` wrote")
-    put.add_argument("--replace", action="store_true", help="move a workspace that is there aside")
-    put.set_defaults(run=_restore)
-    tell = actions.add_parser("info", help="what a workspace holds")
-    tell.add_argument("--json", action="store_true", help="for programs")
-    tell.set_defaults(run=_info)
-    for action in (save, put, tell):
-        action.add_argument("--studies", help="folder of images, or URL of a DICOMweb server")
-        action.add_argument("--workspace", type=Path, help="the workspace (default: that of the studies)")
-        action.set_defaults(find_workspace=find)
-
-
-def _place(given: argparse.Namespace) -> Path:
-    if given.workspace is not None:
-        return Path(given.workspace).expanduser().absolute()
-    if given.studies is None:
-        raise InputError("Name the workspace with --workspace DIR, or its studies with --studies FOLDER or URL.")
-    studies = given.studies
-    if not studies.startswith(("http://", "https://")):
-        studies = str(Path(studies).expanduser().resolve())
-    return Path(given.find_workspace(studies))
-
-
-def _backup(given: argparse.Namespace) -> int:
-    folder = _place(given)
-    manifest = backup(folder, given.archive)
-    sys.stdout.write(f"{given.archive}: {len(manifest['files'])} files of {folder}, written and read back\n")
-    return 0
-
-
-def _restore(given: argparse.Namespace) -> int:
-    folder = _place(given)
-    manifest = restore(given.archive, folder, replace=given.replace)
-    sys.stdout.write(f"{folder}: {len(manifest['files'])} files of {given.archive}, written and read back\n")
-    if manifest["moved"]:
-        sys.stdout.write(f"The workspace before is now {manifest['moved']}\n")
-    return 0
-
-
-def _info(given: argparse.Namespace) -> int:
-    found = info(_place(given))
-    if given.json:
-        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
-        return 0
-    lines = [
-        found.folder,
-        f"  in use by    {found.in_use_by or 'nobody'}",
-        f"  training     {found.training or 'none'}",
-        f"  rounds file  {'none' if found.ledger_format is None else f'format {found.ledger_format}'}: "
-        f"{found.images} images, {found.labels} labels (all versions), {found.rounds} rounds",
-        f"  networks     {', '.join(f'{name} ({count})' for name, count in found.networks.items()) or 'none'}",
-        f"  backup       {found.kept / 1e6:.1f} MB before compression",
-        *(f"  {size / 1e6:10.1f} MB  {part}" for part, size in sorted(found.bytes.items())),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0

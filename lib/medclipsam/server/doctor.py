@@ -23,9 +23,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from medclipsam import __version__
-from medclipsam.devices import Machine, gpu_problem
-from medclipsam.engine import VARIABLE, chosen_engine, missing_packages
-from medclipsam.errors import InputError, MedClipSamError, OptionError
+from medclipsam.base.devices import Machine, gpu_problem
+from medclipsam.base.engine import VARIABLE, chosen_engine, missing_packages
+from medclipsam.base.errors import InputError, MedClipSamError, OptionError
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.workspace import default_workspace, owner_of
@@ -274,7 +274,7 @@ def check_networks(folder: Path) -> Check:
 def check_ledger(workspace: Path) -> Check:
     """Look whether the ledger of the rounds can be read by this version."""
     try:
-        from medclipsam.active.command import LEDGER_FILE
+        from medclipsam.active import LEDGER_FILE
         from medclipsam.active.ledger import SCHEMA
     except ImportError as error:
         return Check("ledger", "warning", f"The ledger was not looked at: {error.name} is not installed.")

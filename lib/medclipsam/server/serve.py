@@ -24,8 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from medclipsam.devices import Machine, cpu_warning
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.devices import Machine, cpu_warning
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.imaging.limits import resource
 from medclipsam.server.api.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.api.oidc import OidcProvider

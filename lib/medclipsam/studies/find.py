@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
 from medclipsam.studies.links import LinkedFolders
 from medclipsam.studies.scan import SUFFIXES, FolderScan, Found, Pin

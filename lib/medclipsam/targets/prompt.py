@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from medclipsam.errors import InputError, NegationError, SeparatorError, TargetError
+from medclipsam.base.errors import InputError, NegationError, SeparatorError, TargetError
 from medclipsam.targets.target import MAX_LABEL, Target, TargetSet
 from medclipsam.targets.wording import negation, normalise, structure_meant, words_of
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from medclipsam.errors import TargetError
-from medclipsam.options import PRESETS, PROMPT_KINDS, RANGES
+from medclipsam.base.errors import TargetError
+from medclipsam.base.options import PRESETS, PROMPT_KINDS, RANGES
 from medclipsam.targets.wording import loose_key, normalise, typing_errors, words_of
 
 # Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import LABELS, find_images, read_datastore, stem

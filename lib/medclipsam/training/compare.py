@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medclipsam.errors import InputError
-from medclipsam.metrics import dice
+from medclipsam.base.errors import InputError
+from medclipsam.base.metrics import dice
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import CancelledError, MedClipSamError, TrainingError
+from medclipsam.base.errors import CancelledError, MedClipSamError, TrainingError
 from medclipsam.training.examples import Example
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import Plan

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medclipsam.errors import CancelledError, OptionError, TrainingError
+from medclipsam.base.errors import CancelledError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import PreparedImage
 from medclipsam.training.network import Network

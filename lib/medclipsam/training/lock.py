@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from medclipsam.errors import InputError
-from medclipsam.locks import lock_is_held, process_start, take_lock
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import lock_is_held, process_start, take_lock
 
 LOCK_FILE, HOLDER_FILE = "training.lock", "training.holder.json"
 _STATE = "training.state.json"
@@ -40,7 +40,7 @@ class Holder:
     pid : int
         Process id.
     started : str
-        When the process started, see `medclipsam.locks.process_start`.
+        When the process started, see `medclipsam.base.locks.process_start`.
     what : str
         What it trains.
     since : float

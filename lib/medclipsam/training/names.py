@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeGuard
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 
 DEFAULT_NAME = "network"
 # So that no other model of a server can have the name, and that a name is no path.

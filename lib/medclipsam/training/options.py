@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from medclipsam.errors import OptionError, UnknownOptionError
+from medclipsam.base.errors import OptionError, UnknownOptionError
 
 # What the options that are None become. "full" is the paper's training on nnU-Net's defaults, for a GPU; "small" is
 # for CPUs: a few minutes on two cores for a hundred pictures.

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from medclipsam.errors import InputError, OptionError, TrainingError
+from medclipsam.base.errors import InputError, OptionError, TrainingError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import MedicalImage
-from medclipsam.progress import ProgressBar
 from medclipsam.training.examples import Example, check_examples, plane_pixels, working_shape
 from medclipsam.training.options import TrainingOptions
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medclipsam.errors import CancelledError, TrainingError
+from medclipsam.base.errors import CancelledError, TrainingError
 from medclipsam.training.examples import Example, PreparedImage
 from medclipsam.training.plan import Plan
 

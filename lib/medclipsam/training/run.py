@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from medclipsam import __version__
-from medclipsam.errors import CancelledError, InputError
+from medclipsam.base.errors import CancelledError, InputError
+from medclipsam.base.metrics import dice
+from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import MedicalImage
-from medclipsam.metrics import dice
-from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
 from medclipsam.training.compare import Predict, Verdict, judge, means, score
 from medclipsam.training.distributed import train_in

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import read_image, read_mask
-from medclipsam.progress import ProgressBar
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table, normalise
 from medclipsam.training.examples import Example
 from medclipsam.training.split import Split

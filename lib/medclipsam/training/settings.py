@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from medclipsam.errors import OptionError, UnknownOptionError
+from medclipsam.base.errors import OptionError, UnknownOptionError
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name
 from medclipsam.training.options import CheckedOptions, TrainingOptions, choice, number, whole
 

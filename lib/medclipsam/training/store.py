@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
-from medclipsam.locks import locked
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import locked
 from medclipsam.training.compare import Status
 from medclipsam.training.lock import write_json
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name, is_network_name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from medclipsam.extras import MissingExtraError
+from medclipsam.base.extras import MissingExtraError
 
 
 class Tracker(Protocol):

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from medclipsam import __version__
-from medclipsam.errors import CancelledError, TrainingError
+from medclipsam.base.errors import CancelledError, TrainingError
 from medclipsam.training.augment import Augmenter
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of

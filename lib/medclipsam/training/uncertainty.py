@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 
 METHODS = ("class_entropy", "total_entropy", "welch", "none")
 _LEAST = 1e-12

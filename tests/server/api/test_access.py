@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.server.api.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.base.errors import UnauthenticatedError
 

@@ -27,9 +27,9 @@ from fastapi.testclient import TestClient
 from monailabel.interfaces.utils.app import apps
 from PIL import Image
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.locks import take_lock
 from medclipsam.evaluation.data import find_cases
-from medclipsam.locks import take_lock
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
 from medclipsam.server.learning.trainer import candidates

@@ -20,7 +20,7 @@ from authlib.jose import RSAKey
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medclipsam.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.server.api.access import Access, AsUser
 from medclipsam.server.api.middleware import refused
 from medclipsam.server.api.oidc import OidcProvider, local_path

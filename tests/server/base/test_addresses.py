@@ -44,15 +44,15 @@ def test_a_workspace_hangs_on_the_address_and_not_on_the_password() -> None:
 def test_a_command_line_with_a_password_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda program, words, environment: called.append((words, environment)))
-    hide_passwords(["python", "-m", "medclipsam.cli", "serve", "--studies", PLAIN, "--conf", "a@b", "x@y"])
+    hide_passwords(["python", "-m", "medclipsam", "serve", "--studies", PLAIN, "--conf", "a@b", "x@y"])
     assert called == []
     for given, left in [
         (["--studies", "http://a:b@h/x"], ["--studies", "http://h/x"]),
         (["--studies=http://a:b@h"], ["--studies=http://h"]),
     ]:
-        hide_passwords(["python", "-m", "medclipsam.cli", "serve", *given])
+        hide_passwords(["python", "-m", "medclipsam", "serve", *given])
         words, environment = called.pop()
-        assert words == ["python", "-m", "medclipsam.cli", "serve", *left]
+        assert words == ["python", "-m", "medclipsam", "serve", *left]
         assert environment["MONAI_LABEL_DICOMWEB_USERNAME"] == "a"
         assert environment["MONAI_LABEL_DICOMWEB_PASSWORD"] == "b"
         assert "b" not in " ".join(words).split("/")

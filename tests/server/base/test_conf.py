@@ -1,7 +1,7 @@
 import pytest
 
-from medclipsam.errors import OptionError
-from medclipsam.options import ZeroShotOptions
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.server.base.conf import AppConf, split_names
 from medclipsam.server.base.settings import UnknownSettingError
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.options import CHOICES, RANGES
 from medclipsam.finetune.options import FinetuneOptions
-from medclipsam.options import CHOICES, RANGES
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.settings import (
     APP_SETTINGS,
@@ -217,7 +217,7 @@ def test_conf_takes_whatever_follows_its_key_as_the_value(value: str) -> None:
 
 
 def test_values_of_the_command_line_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from medclipsam.cli import main
+    from medclipsam.cli.main import main
 
     # the value is read, and then refused for what it is
     assert main(["serve", "--studies", str(tmp_path), "--conf", "port", "-8000"]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.server.base.workspace import Workspace, default_workspace
 
 

@@ -20,14 +20,14 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.pipeline.zero_shot import PlaneEvidence, TargetEvidence, ZeroShotResult
 from medclipsam.server.api.access import Access
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import UnknownError, status_of
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.studies.images import ImageReader
-from medclipsam.zeroshot import PlaneEvidence, TargetEvidence, ZeroShotResult
 
 
 @pytest.fixture

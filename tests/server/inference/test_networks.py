@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from medclipsam.metrics import dice
+from medclipsam.base.metrics import dice
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.doctor import check_networks
 from medclipsam.server.inference.request_schema import MONAI_LABEL_KEYS
@@ -266,7 +266,7 @@ def test_the_datastore_gives_what_the_folder_holds(place: Path, serve: Callable[
 
 
 def test_the_validation_images_of_a_workspace_stay(serve: Callable[..., TestClient], place: Path) -> None:
-    from medclipsam.errors import InputError
+    from medclipsam.base.errors import InputError
 
     with pytest.raises(InputError, match=r"share 0\.35 and seed 4"):
         serve(validation_share="0.2")

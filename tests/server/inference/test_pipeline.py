@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import CancelledError, WeightsError
+from medclipsam.base.errors import CancelledError, WeightsError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
 from medclipsam.pipeline.refine import Clicks
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.inference.pipeline import SharedPipeline

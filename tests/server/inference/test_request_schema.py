@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import OptionError, UnknownOptionError
-from medclipsam.options import CHOICES, ZeroShotOptions
+from medclipsam.base.errors import OptionError, UnknownOptionError
+from medclipsam.base.options import CHOICES, ZeroShotOptions
 from medclipsam.server.inference.request_schema import SegmentRequest, flag, option_table
 
 DEFAULTS = ZeroShotOptions()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medclipsam.errors import InputError
-from medclipsam.options import ZeroShotOptions
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import PlaneEvidence, TargetEvidence, ZeroShotResult
 from medclipsam.server.inference.runtime import Pace
-from medclipsam.zeroshot import PlaneEvidence, TargetEvidence, ZeroShotResult
 
 
 def result(drawn: int, **seconds: float) -> ZeroShotResult:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.errors import CancelledError, InputError
+from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.inference.work import Job, WorkQueue, current_job
 

@@ -8,10 +8,10 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medclipsam.errors import ImageError, InputError, OptionError
+from medclipsam.base.errors import ImageError, InputError, OptionError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.learning.finetuner import FinetuneTrainer, datastore_pairs

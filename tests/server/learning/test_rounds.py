@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from medclipsam.active.pool import Pool
-from medclipsam.errors import InputError, OptionError, WeightsError
+from medclipsam.base.errors import InputError, OptionError, WeightsError
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.routes import tasks
 from medclipsam.server.base.conf import AppConf

@@ -14,7 +14,7 @@ import SimpleITK
 from fastapi import HTTPException
 
 from medclipsam.active.strategies import STRATEGIES
-from medclipsam.errors import MedClipSamError, OptionError, TargetError
+from medclipsam.base.errors import MedClipSamError, OptionError, TargetError
 from medclipsam.server.inference.tasks import task_name
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.targets import TargetSet, label_table

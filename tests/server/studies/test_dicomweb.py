@@ -30,7 +30,7 @@ from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
 from medclipsam.active.ledger import Score
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app

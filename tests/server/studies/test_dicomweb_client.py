@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.server.base.errors import UpstreamError
 from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.studies.dicomweb_client import Credentials, Pacs

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image, write_mask
 from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies import folder as folder_module

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image
 from medclipsam.server.studies.images import ImageReader, series_as_volume, signature
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.server.studies.labels import LabelCheck, named_labels
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage, read_image, read_mask
 from medclipsam.server.studies.segments import settled
 

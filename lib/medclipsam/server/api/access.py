@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import anyio.to_thread
 from fastapi import Depends, Request
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.server.api.oidc import OidcProvider
 from medclipsam.server.api.users import ROLES, Role, User, role_name
 from medclipsam.server.base.errors import ForbiddenError, UnauthenticatedError

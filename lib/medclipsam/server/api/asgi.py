@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from medclipsam import __version__
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import isolation
 from medclipsam.server.api.access import Access, caller_of
 from medclipsam.server.api.health import health_router, metrics_router, not_ready

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import jwt
 import requests
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.server.api.users import User
 from medclipsam.server.base.errors import UnauthenticatedError, UpstreamError
 from medclipsam.server.base.oidc_options import OidcOptions

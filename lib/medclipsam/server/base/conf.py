@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.finetune.options import FinetuneOptions
-from medclipsam.options import ZeroShotOptions
 from medclipsam.server.base.pacs_options import PACS_KEYS, PacsOptions
 from medclipsam.server.base.rounds_options import RoundsOptions
 from medclipsam.server.base.settings import (

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from medclipsam.errors import CancelledError, InputError, LockedError, MedClipSamError, StorageError, TooLargeError
+from medclipsam.base.errors import CancelledError, InputError, LockedError, MedClipSamError, StorageError, TooLargeError
 from medclipsam.imaging.write import DISK_FULL, NOT_WRITABLE
 from medclipsam.training.lock import TrainingRunsError
 from medclipsam.training.store import UnknownNetworkError

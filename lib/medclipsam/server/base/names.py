@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 
 # The label's tag names a folder of the datastore.
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.imaging.dicom import NOT_IMAGES
 from medclipsam.server.base.settings import as_switch
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.training.options import CheckedOptions, number, whole
 
 

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.finetune.options import SERVED_OPTIONS
-from medclipsam.options import ZeroShotOptions
 from medclipsam.server.base.oidc_options import OidcOptions
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.settings import RunOptions

@@ -14,8 +14,8 @@ from types import TracebackType
 
 from filelock import BaseFileLock
 
-from medclipsam.errors import InputError
-from medclipsam.locks import lock_is_held, process_start, take_lock
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import lock_is_held, process_start, take_lock
 from medclipsam.server.base.addresses import is_url, without_user
 from medclipsam.studies.identity import workspace_of
 from medclipsam.training.lock import holder_of, write_json

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam import __version__
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
 from medclipsam.pipeline.refine import Clicks, RefineResult

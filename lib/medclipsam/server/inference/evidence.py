@@ -24,11 +24,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, Window, write_evidence, write_map
+from medclipsam.pipeline.zero_shot import ZeroShotResult
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.studies.images import ImageReader, Signature, is_upload, signature
-from medclipsam.zeroshot import ZeroShotResult
 
 MAX_BYTES = 2 * 2**30
 MAX_SECONDS = 3600.0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.active.ledger import ANONYMOUS
-from medclipsam.errors import ImageError
+from medclipsam.base.errors import ImageError
 from medclipsam.server.base.audit import caller
 from medclipsam.server.studies.images import Signature, signature
 

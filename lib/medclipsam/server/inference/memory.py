@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medclipsam.devices import main_memory
+from medclipsam.base.devices import main_memory
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import ConflictError
 from medclipsam.weights import MemoryNeed, memory_need

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam import __version__
-from medclipsam.errors import InputError, TrainingError
+from medclipsam.base.errors import InputError, TrainingError
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError

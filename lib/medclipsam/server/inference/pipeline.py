@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medclipsam.options import ZeroShotOptions, parse_planes
+from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import BusyError
 from medclipsam.server.base.metrics import ServerState
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
     from medclipsam.imaging import MedicalImage, Window
     from medclipsam.pipeline.refine import Clicks, RefineResult
+    from medclipsam.pipeline.zero_shot import KeepMap, ZeroShot, ZeroShotResult
     from medclipsam.targets import TargetSet
-    from medclipsam.zeroshot import KeepMap, ZeroShot, ZeroShotResult
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class SharedPipeline:
         if self._pipeline is None:
             import torch
 
-            from medclipsam.zeroshot import ZeroShot
+            from medclipsam.pipeline.zero_shot import ZeroShot
 
             if self._put_aside:
                 self._check_room()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import InputError, OptionError, UnknownOptionError
-from medclipsam.options import CHOICES, ZeroShotOptions
+from medclipsam.base.errors import InputError, OptionError, UnknownOptionError
+from medclipsam.base.options import CHOICES, ZeroShotOptions
 from medclipsam.server.base.names import checked_name, checked_tag
 from medclipsam.targets import joined_text
 

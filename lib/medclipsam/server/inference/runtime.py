@@ -6,11 +6,11 @@ import statistics
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
-from medclipsam.errors import InputError
-from medclipsam.options import ZeroShotOptions
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import ZeroShotOptions
 
 if TYPE_CHECKING:
-    from medclipsam.zeroshot import ZeroShotResult
+    from medclipsam.pipeline.zero_shot import ZeroShotResult
 
 # Measurements that count; older ones are forgotten, so that the estimate follows the machine's load.
 _WINDOW = 30

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage
-from medclipsam.options import ZeroShotOptions
+from medclipsam.pipeline.zero_shot import ZeroShotResult
 from medclipsam.server.base.metrics import METRICS
 from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.evidence import EvidenceStore
@@ -25,7 +26,6 @@ from medclipsam.server.inference.request_schema import MODALITIES, SegmentReques
 from medclipsam.server.inference.results import jsonable, write_result
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target
-from medclipsam.zeroshot import ZeroShotResult
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from medclipsam.errors import CancelledError, InputError
+from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.imaging.isolation import stop_asked
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import CancelledError, ImageError, InputError, OptionError
+from medclipsam.base.errors import CancelledError, ImageError, InputError, OptionError
 from medclipsam.evaluation.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
 from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, split_listing

@@ -21,7 +21,7 @@ from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Sav
 from medclipsam.active.pool import Pool
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import read_mask
 from medclipsam.server.base.audit import caller
 from medclipsam.server.base.errors import BusyError, UpstreamContentError, UpstreamError

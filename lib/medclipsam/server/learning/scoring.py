@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
-from medclipsam.errors import CancelledError, MedClipSamError
+from medclipsam.base.errors import CancelledError, MedClipSamError
 from medclipsam.server.base.errors import AlreadyRunningError, BusyError, UnknownError
 from medclipsam.server.base.task import Task
 from medclipsam.server.inference.work import Job, WorkQueue

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.server.base.errors import UnknownError, without_folders
 from medclipsam.server.base.task import TrainTask

@@ -20,10 +20,10 @@ from monailabel.interfaces.datastore import Datastore as MonaiDatastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 import medclipsam
-from medclipsam.active.command import LEDGER_FILE
+from medclipsam.active import LEDGER_FILE
 from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
-from medclipsam.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
+from medclipsam.base.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
 from medclipsam.server.base.audit import AuditFile, Caller, called_by

@@ -8,7 +8,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from medclipsam.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError
 from medclipsam.server.base.errors import told
 
 logger = logging.getLogger(__name__)

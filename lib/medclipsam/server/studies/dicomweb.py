@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.locks import process_start
 from medclipsam.imaging import MedicalImage, read_mask, write_mask
 from medclipsam.imaging.dicom import read_elements, read_frame_volumes, read_header, source_headers, stored_pixels
 from medclipsam.imaging.dicom_frames import read_choice, write_choice
@@ -39,7 +40,6 @@ from medclipsam.imaging.dicom_seg import (
 )
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.write import check_same, replace_file
-from medclipsam.locks import process_start
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.dicomweb_client import UID, Pacs

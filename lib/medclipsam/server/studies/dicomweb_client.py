@@ -27,7 +27,7 @@ import pydicom
 import requests
 from pydicom.dataelem import empty_value_for_VR
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 from medclipsam.imaging.dicom import read_elements
 from medclipsam.imaging.whole import is_whole
 from medclipsam.server.base.addresses import user_of, without_user

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import unknown_image

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medclipsam.locks import take_lock
+from medclipsam.base.locks import take_lock
 from medclipsam.server.base.errors import BusyError
 
 # Whoever may write to the folder may take its lock.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from medclipsam.errors import InputError, TooLargeError
+from medclipsam.base.errors import InputError, TooLargeError
 
 # Bytes of JSON that clients may keep with one image, and with one label: what a model has said of a volume fits.
 MAX_IMAGE_INFO = 64 * 2**10

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging.dicom_frames import VOLUME_FILE
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, FileRecord, ImageRecord, StudiesRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_mask
 from medclipsam.imaging.write import check_same
 from medclipsam.server.studies.images import ImageReader

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medclipsam.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, has_place, read_mask, whole_labels, write_mask
 from medclipsam.imaging.volumes import read_layers, read_texts
 from medclipsam.server.studies.labels import label_number

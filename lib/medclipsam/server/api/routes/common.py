@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.server.base.audit import Caller, caller
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.inference.work import WorkQueue

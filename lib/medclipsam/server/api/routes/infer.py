@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
-from medclipsam.errors import InputError, MedClipSamError, UnknownOptionError
+from medclipsam.base.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.api.access import AsUser, User
 from medclipsam.server.api.routes.common import App, Queue, mime_type, note_caller, receive, with_client
 from medclipsam.server.api.routes.sessions import session_image

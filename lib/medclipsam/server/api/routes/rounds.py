@@ -13,7 +13,7 @@ from starlette.background import BackgroundTask
 
 from medclipsam.active.ledger import TooManyLeasesError
 from medclipsam.active.summary import plot
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.server.api.access import AsReviewer, AsUser
 from medclipsam.server.api.routes.common import App, note_caller, with_client
 from medclipsam.server.base.errors import ConflictError, ForbiddenError, UnknownError

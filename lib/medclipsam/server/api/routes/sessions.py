@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, UploadFile
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 from medclipsam.imaging.archives import unpack
 from medclipsam.server.api.access import AsUser
 from medclipsam.server.api.routes.common import LARGEST, App, file_answer, turns

@@ -7,11 +7,11 @@ import pytest
 
 import medclipsam
 from medclipsam.demo import captions
-from medclipsam.demo.calibrate import DEVELOPMENT_SEED, DICOM_MODALITY, calibrate
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.encoders import Encoder, load_demo
 from medclipsam.presence import presence_reference, presence_scores, resembled_target
 from medclipsam.targets import TargetSet
+from tools.demo_training.calibrate import DEVELOPMENT_SEED, DICOM_MODALITY, calibrate
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
 N = 12

@@ -24,13 +24,13 @@ import torch
 from torch.nn import functional as F
 
 from medclipsam import __version__
-from medclipsam.demo.files import write_weights
+from medclipsam.base.progress import ProgressBar
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
-from medclipsam.demo.sam_examples import SIZE, Example, coarse_mask, draw_example, jitter_box, true_box
-from medclipsam.progress import ProgressBar
 from medclipsam.sam import SamModel, build_sam
 from medclipsam.sam.attention import fuse_attention
 from medclipsam.sam.networks import Sam
+from tools.demo_training.files import write_weights
+from tools.demo_training.sam_examples import SIZE, Example, coarse_mask, draw_example, jitter_box, true_box
 
 ARCH: dict[str, Any] = {
     "image_size": SIZE,

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medclipsam import progress
-from medclipsam.progress import ProgressBar
+from medclipsam.base import progress
+from medclipsam.base.progress import ProgressBar
 
 
 class _Terminal(io.StringIO):

@@ -20,11 +20,11 @@ from PIL import Image
 from scipy import ndimage
 
 from medclipsam import __version__
+from medclipsam.base.errors import CancelledError, InputError, OptionError, WeightsError
+from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.encoders import Encoder, Fit, PlaneInput
-from medclipsam.errors import CancelledError, InputError, OptionError, WeightsError
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
-from medclipsam.options import ZeroShotOptions, parse_planes
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
     PresenceReference,

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from medclipsam.errors import CancelledError, InputError, OptionError, TargetError
+from medclipsam.base.errors import CancelledError, InputError, OptionError, TargetError
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.options import ZeroShotOptions
 from medclipsam.pipeline.refine import RefineResult
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import SnomedCode, StructureCode, Target, TargetSet
 from medclipsam.training.ensemble import NetworkResult
-from medclipsam.zeroshot import ZeroShot
 
 
 def disc(shape: tuple[int, int], row: int, col: int, radius: int = 9) -> np.ndarray:

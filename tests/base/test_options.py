@@ -1,7 +1,7 @@
 import pytest
 
-from medclipsam.errors import OptionError
-from medclipsam.options import CHOICES, RANGES, ZeroShotOptions, parse_planes
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import CHOICES, RANGES, ZeroShotOptions, parse_planes
 
 
 def test_strings_of_a_form_become_typed_values() -> None:

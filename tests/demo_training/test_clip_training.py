@@ -13,9 +13,13 @@ from safetensors.torch import load_file
 import medclipsam
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
-from medclipsam.demo.scribbles import draw_nonsense
-from medclipsam.demo.train import main
-from medclipsam.demo.train_clip import (
+from medclipsam.encoders import Encoder, load_demo
+from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
+from medclipsam.presence import PresenceReference, presence_scores
+from medclipsam.targets import TargetSet
+from tools.demo_training.demo_pair import main
+from tools.demo_training.scribbles import draw_nonsense
+from tools.demo_training.train_clip import (
     FIRST_SEED,
     ClipRecipe,
     PhantomSet,
@@ -25,10 +29,6 @@ from medclipsam.demo.train_clip import (
     target_captions,
     train_clip,
 )
-from medclipsam.encoders import Encoder, load_demo
-from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
-from medclipsam.presence import PresenceReference, presence_scores
-from medclipsam.targets import TargetSet
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medclipsam.errors import OptionError
+from medclipsam.base.errors import OptionError
 
 if TYPE_CHECKING:
     import torch

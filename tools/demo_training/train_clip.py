@@ -30,17 +30,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from medclipsam import __version__
+from medclipsam.base.progress import ProgressBar
 from medclipsam.demo import captions
-from medclipsam.demo.calibrate import calibrate
-from medclipsam.demo.files import write_weights
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
-from medclipsam.demo.scribbles import draw_nonsense
 from medclipsam.encoders import Encoder
 from medclipsam.encoders.fit import fit_plane
 from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
 from medclipsam.encoders.towers import OpenClipTower
-from medclipsam.progress import ProgressBar
 from medclipsam.targets import TargetSet
+from tools.demo_training.calibrate import calibrate
+from tools.demo_training.files import write_weights
+from tools.demo_training.scribbles import draw_nonsense
 
 # Training phantoms take seeds from here on; smaller ones are for tests, examples and measurements.
 FIRST_SEED = 1_000_000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from medclipsam.errors import InputError
-from medclipsam.metrics import calibration_bins, dice, expected_calibration_error, roc_auc, surface_dice
+from medclipsam.base.errors import InputError
+from medclipsam.base.metrics import calibration_bins, dice, expected_calibration_error, roc_auc, surface_dice
 
 HALF_DIAGONAL = 0.5**0.5
 

@@ -7,11 +7,11 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
+from medclipsam.cli.common import Parser, workspace_of
 
 if TYPE_CHECKING:
     from medclipsam.training.store import Network, NetworkStore
@@ -65,25 +65,14 @@ OPTION_HELP = {
     "validation_planes": "largest number of validation planes in each validation",
 }
 
-# Returns the workspace of a studies folder.
-FindWorkspace = Callable[[str], Path]
 
-
-def add_train(commands: Any, workspace: FindWorkspace) -> None:
-    """Add the command to a parser's sub-commands.
-
-    Parameters
-    ----------
-    commands : argparse sub-parsers
-    workspace : callable
-        Returns the default workspace of a studies folder.
-    """
+def add_train(commands: Any) -> None:
+    """Add the command to a parser's sub-commands."""
     from medclipsam.training.options import TrainingOptions
     from medclipsam.training.settings import RunOptions
 
     train = commands.add_parser("train", help="train a network on the labels of a studies folder")
-    kind = type(train)
-    actions = train.add_subparsers(dest="action", required=True, parser_class=kind)
+    actions = train.add_subparsers(dest="action", required=True, parser_class=Parser)
 
     run = actions.add_parser("run", help="train, validate, publish")
     run.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
@@ -112,7 +101,6 @@ def add_train(commands: Any, workspace: FindWorkspace) -> None:
         needs = action in (run, publish)
         action.add_argument("--studies", type=Path, required=needs, help="folder of images and labels")
         action.add_argument("--workspace", type=Path, help="where the networks are (default: that of the studies)")
-        action.set_defaults(find_workspace=workspace)
     for action in (run, publish):
         action.add_argument(
             "--label-map",
@@ -145,10 +133,7 @@ def _store(given: argparse.Namespace) -> NetworkStore:
 
     if given.studies is not None and not given.studies.is_dir():
         raise InputError(f"Studies {given.studies} is no folder.")
-    if given.workspace is None and given.studies is None:
-        raise InputError("Say which networks are meant: --studies FOLDER, or --workspace DIR.")
-    place = given.workspace or given.find_workspace(str(given.studies.resolve()))
-    return NetworkStore(place.expanduser().absolute() / "networks")
+    return NetworkStore(workspace_of(given) / "networks")
 
 
 def _run(given: argparse.Namespace) -> int:

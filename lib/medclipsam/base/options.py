@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.errors import OptionError, UnknownOptionError
+from medclipsam.base.errors import OptionError, UnknownOptionError
 
 SALIENCY_METHODS = ("m2ib", "m2ib_token", "patch_text")
 PRESETS = ("auto", "published", "paper", "demo")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 
 # The tolerance of the published figures: 2 pixels, or 2 mm where the spacing is known.
 TOLERANCE = 2.0

@@ -6,33 +6,22 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medclipsam.errors import InputError
+from medclipsam.active import LEDGER_FILE
+from medclipsam.base.errors import InputError
+from medclipsam.cli.common import Parser, workspace_of
 from medclipsam.weights import default_pair
 
 if TYPE_CHECKING:
     from medclipsam.active.ledger import Ledger
 
-# Returns the workspace of a studies folder or URL.
-FindWorkspace = Callable[[str], Path]
 
-LEDGER_FILE = "rounds.sqlite"
-
-
-def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
-    """Add the command to a parser's sub-commands.
-
-    Parameters
-    ----------
-    commands : argparse sub-parsers
-    workspace : callable
-        Returns the default workspace of a studies folder or URL.
-    """
+def add_rounds(commands: Any) -> None:
+    """Add the command to a parser's sub-commands."""
     rounds = commands.add_parser("rounds", help="what was labelled and trained, round by round")
-    actions = rounds.add_subparsers(dest="action", required=True, parser_class=type(rounds))
+    actions = rounds.add_subparsers(dest="action", required=True, parser_class=Parser)
 
     show = actions.add_parser("show", help="a line for each round")
     show.add_argument("--json", action="store_true", help="for programs")
@@ -48,7 +37,6 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     for action in (show, labels, plot):
         action.add_argument("--studies", help="folder of images and labels, or URL of the DICOMweb server")
         action.add_argument("--workspace", type=Path, help="where the ledger is (default: that of the studies)")
-        action.set_defaults(find_workspace=workspace)
 
     simulate = actions.add_parser("simulate", help="hold strategies against each other, the true masks as annotators")
     simulate.add_argument("data", type=Path, help="data in the paper's layout, with a train and a test split")
@@ -80,19 +68,10 @@ def add_rounds(commands: Any, workspace: FindWorkspace) -> None:
     simulate.set_defaults(run=_simulate)
 
 
-def _workspace(given: argparse.Namespace) -> Path:
-    if given.workspace is None and given.studies is None:
-        raise InputError("Say whose rounds are meant: --studies FOLDER or URL, or --workspace DIR.")
-    studies = given.studies
-    if studies is not None and not studies.startswith(("http://", "https://")):
-        studies = str(Path(studies).resolve())
-    return Path(given.workspace or given.find_workspace(studies)).expanduser().absolute()
-
-
 def _ledger(given: argparse.Namespace) -> Ledger:
     from medclipsam.active.ledger import Ledger
 
-    file = _workspace(given) / LEDGER_FILE
+    file = workspace_of(given) / LEDGER_FILE
     if not file.is_file():
         raise InputError(
             f"There is no ledger {file}: no image has been requested from a server of these studies yet. Networks that "
@@ -105,7 +84,7 @@ def _show(given: argparse.Namespace) -> int:
     from medclipsam.active.summary import as_text, summarise
     from medclipsam.training.store import NetworkStore
 
-    place = _workspace(given)
+    place = workspace_of(given)
     if not (place / LEDGER_FILE).is_file():
         store = NetworkStore(place / "networks")
         trained = [network for name in store.names() for network in store.history(name)]
@@ -159,9 +138,9 @@ def _simulate(given: argparse.Namespace) -> int:
     from medclipsam.active.simulate import SimulationOptions, simulate
     from medclipsam.active.strategies import SamplingOptions
     from medclipsam.active.verdict import as_markdown, draw_curves, judge
+    from medclipsam.pipeline.zero_shot import ZeroShot
     from medclipsam.targets import TargetSet
     from medclipsam.training.options import TrainingOptions
-    from medclipsam.zeroshot import ZeroShot
 
     sampling: dict[str, Any] = {"validation": 0.0}
     training: dict[str, Any] = {"preset": "small"}

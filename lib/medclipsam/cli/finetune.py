@@ -10,11 +10,11 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medclipsam.errors import InputError, OptionError
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.cli.common import Parser, choose_device, workspace_of
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.weights import default_pair, resolve_clip
 
@@ -45,20 +45,10 @@ _HELP = {
 }
 
 
-def add_commands(commands: Any, device: Callable[[str | None], str], workspace: Callable[[str], Path]) -> None:
-    """Add `finetune` to the sub-parsers of the command line.
-
-    Parameters
-    ----------
-    commands : argparse's sub-parsers
-        Of the whole command.
-    device : callable
-        Turns what `--device` was given into a device.
-    workspace : callable
-        Returns the default workspace of a studies folder.
-    """
+def add_finetune(commands: Any) -> None:
+    """Add the command to a parser's sub-commands."""
     parser = commands.add_parser("finetune", help="fine-tune a CLIP on images with captions")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
     run = actions.add_parser("run", help="fine-tune; an interrupted run goes on where it was")
     _add_data(run)
     run.add_argument(
@@ -76,7 +66,7 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
             metavar=None if choices else "N",
             help=f"{_HELP[option.name]} (default: {default})",
         )
-    run.set_defaults(run=lambda given: _run(given, device))
+    run.set_defaults(run=_run)
     evaluate = actions.add_parser("evaluate", help="measure how well images and captions find each other")
     _add_data(evaluate)
     evaluate.add_argument("--weights", action="append", required=True, help="pair of weights or CLIP; may be repeated")
@@ -87,14 +77,14 @@ def add_commands(commands: Any, device: Callable[[str | None], str], workspace: 
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     evaluate.add_argument("--max-bad", type=float, default=0.1, help="share of rows that may be bad (%(default)s)")
     evaluate.add_argument("--json", action="store_true", help="for programs")
-    evaluate.set_defaults(run=lambda given: _evaluate(given, device))
+    evaluate.set_defaults(run=_evaluate)
     history = actions.add_parser("history", help="what a server's fine-tunings came to, and which weights it uses")
-    history.set_defaults(run=lambda given: _history(given, workspace))
+    history.set_defaults(run=_history)
     rollback = actions.add_parser("rollback", help="let a server use earlier weights again")
     rollback.add_argument(
         "version", nargs="?", type=int, help="version to use, 0 for the original weights (default: the one used before)"
     )
-    rollback.set_defaults(run=lambda given: _rollback(given, workspace))
+    rollback.set_defaults(run=_rollback)
     for action in (history, rollback):
         action.add_argument("--studies", help="folder of images, or a DICOMweb URL, that the server serves")
         action.add_argument("--workspace", type=Path, help="where the server writes (default: that of the studies)")
@@ -108,7 +98,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
 
 
-def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
+def _run(given: argparse.Namespace) -> int:
     chosen = {option.name: getattr(given, option.name) for option in dataclasses.fields(FinetuneOptions)}
     options = FinetuneOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
     _check(given, [given.weights], [*given.data, *given.val])
@@ -117,7 +107,7 @@ def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
 
     from medclipsam.finetune.run import finetune
 
-    with _processes(device(given.device)) as (where, first):
+    with _processes(choose_device(given.device)) as (where, first):
         work = given.out if first else given.out / f".process{os.environ['RANK']}"
         done = finetune(
             given.weights,
@@ -135,7 +125,7 @@ def _run(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
     return 0
 
 
-def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) -> int:
+def _evaluate(given: argparse.Namespace) -> int:
     gallery = None if given.gallery == "all" else _whole(given.gallery)
     _check(given, given.weights, given.data)
 
@@ -151,7 +141,7 @@ def _evaluate(given: argparse.Namespace, device: Callable[[str | None], str]) ->
                 gallery=gallery,
                 runs=given.runs,
                 seed=given.seed,
-                device=device(given.device),
+                device=choose_device(given.device),
                 workers=given.workers,
                 max_bad=given.max_bad,
                 show=True,
@@ -181,8 +171,8 @@ def _check(given: argparse.Namespace, weights: list[str], data: list[Path]) -> N
         resolve_clip(name)
 
 
-def _history(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int:
-    store = _store(given, workspace)
+def _history(given: argparse.Namespace) -> int:
+    store = _store(given)
     for line in store.history():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"]))
         which = (
@@ -194,22 +184,17 @@ def _history(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int
     return 0
 
 
-def _rollback(given: argparse.Namespace, workspace: Callable[[str], Path]) -> int:
-    version = _store(given, workspace).rollback(given.version)
+def _rollback(given: argparse.Namespace) -> int:
+    version = _store(given).rollback(given.version)
     used = "The weights that the server is started with" if version is None else f"Fine-tuned weights {version:04d}"
     sys.stdout.write(f"{used} are used from the next request on.\n")
     return 0
 
 
-def _store(given: argparse.Namespace, workspace: Callable[[str], Path]) -> ClipStore:
+def _store(given: argparse.Namespace) -> ClipStore:
     from medclipsam.finetune.store import ClipStore
 
-    if given.workspace is None and given.studies is None:
-        raise InputError("Name the server's workspace (--workspace), or its studies (--studies).")
-    place = given.workspace
-    if place is None:
-        url = given.studies.startswith(("http://", "https://"))
-        place = workspace(given.studies if url else str(Path(given.studies).expanduser().resolve()))
+    place = workspace_of(given)
     if not place.is_dir():
         raise InputError(f"There is no workspace {place}.")
     return ClipStore(place / "finetuned")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medclipsam import devices
-from medclipsam.devices import (
+from medclipsam.base import devices
+from medclipsam.base.devices import (
     Gpu,
     Machine,
     cpu_warning,

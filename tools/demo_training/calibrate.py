@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from medclipsam.base.progress import ProgressBar
 from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
-from medclipsam.demo.scribbles import draw_nonsense
 from medclipsam.encoders import Encoder
 from medclipsam.presence import calibrate_threshold, presence_reference, presence_scores
-from medclipsam.progress import ProgressBar
 from medclipsam.targets import Target, TargetSet
+from tools.demo_training.scribbles import draw_nonsense
 
 # Phantoms from here on choose settings; training has those from 1,000,000 and measurements those from 700,000.
 DEVELOPMENT_SEED = 600_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medclipsam.errors import InputError
+from medclipsam.base.errors import InputError
 
 # Top-level module to extra, as declared in pyproject.toml.
 EXTRA_OF: dict[str, str] = {

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.cli import _parser, main
-from medclipsam.training.command import OPTION_HELP
+from medclipsam.cli.main import _parser, main
+from medclipsam.cli.train import OPTION_HELP
+from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.settings import RunOptions
-from medclipsam.zeroshot import ZeroShot
 
 FAST = ["--saliency", "patch_text"]
 
@@ -191,7 +191,7 @@ def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_the_quick_checks_do_not_wait_for_torch(arguments: list[str], named: str) -> None:
-    code = f"import sys; from medclipsam.cli import main; main({arguments!r})"
+    code = f"import sys; from medclipsam.cli.main import main; main({arguments!r})"
     probe = f"{code}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -257,7 +257,7 @@ def test_help_does_not_wait_for_heavy_libraries(arguments: list[str]) -> None:
     heavy = ("torch", "torchvision", "monai", "monailabel", "open_clip", "transformers", "segment_anything", "scipy")
     code = f"""
 import sys
-from medclipsam.cli import main
+from medclipsam.cli.main import main
 try:
     main({arguments!r})
 except SystemExit as stop:

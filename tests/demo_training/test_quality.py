@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from medclipsam.demo.calibrate import DICOM_MODALITY
 from medclipsam.demo.phantoms import Phantom, make_phantom
-from medclipsam.demo.train_clip import FIRST_SEED
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.zeroshot import ZeroShot
+from medclipsam.pipeline.zero_shot import ZeroShot
+from tools.demo_training.calibrate import DICOM_MODALITY
+from tools.demo_training.train_clip import FIRST_SEED
 
 COUNT = 12
 # Far from the seeds that training and the choice of settings look at.

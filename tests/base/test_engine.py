@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from medclipsam import engine
-from medclipsam.engine import PACKAGES, VARIABLE, chosen_engine, compile_forward, missing_packages
-from medclipsam.errors import OptionError
+from medclipsam.base import engine
+from medclipsam.base.engine import PACKAGES, VARIABLE, chosen_engine, compile_forward, missing_packages
+from medclipsam.base.errors import OptionError
 
 needs_onnx = pytest.mark.skipif(bool(missing_packages()), reason="the extra 'engine' is not installed")
 

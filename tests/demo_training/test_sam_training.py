@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from medclipsam.demo.phantoms import make_phantom
-from medclipsam.demo.sam_examples import (
+from medclipsam.sam import build_sam, load_sam
+from tools.demo_training.sam_examples import (
     SIZE,
     Example,
     coarse_mask,
@@ -20,7 +21,7 @@ from medclipsam.demo.sam_examples import (
     jitter_box,
     true_box,
 )
-from medclipsam.demo.train_sam import (
+from tools.demo_training.train_sam import (
     ARCH,
     FIRST_SEED,
     MASK_LOGIT,
@@ -30,7 +31,6 @@ from medclipsam.demo.train_sam import (
     mask_loss,
     train_sam,
 )
-from medclipsam.sam import build_sam, load_sam
 
 WEIGHTS = Path(__file__).parents[2] / "lib" / "medclipsam" / "demo" / "weights"
 

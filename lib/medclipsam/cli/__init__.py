@@ -1,0 +1,1 @@
+"""The command `medclipsam`: a module for each group of its commands."""
