@@ -4,9 +4,10 @@
 # make test-unit   the tests that start no servers
 # make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS, load; a table of what came of them
 # make lint   style, types, order of the packages
+# make docs   the documentation as a website, in site/
 # make bench  ratios, measured side by side
 # make lock   the lock files again from pyproject.toml: what runs, and what tests and docs need beside it
-.PHONY: demo demo-pacs test test-unit drill lint bench lock clean
+.PHONY: demo demo-pacs test test-unit drill lint docs bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 # Where compiled modules may not be written, each start of a server compiles some 8000 of them, for half a minute.
@@ -54,11 +55,17 @@ drill: .venv/.ready-test
 	@echo "== $(FILES) damaged files, $(REQUESTS) made-up requests, $(KILLS) kills, $(PACS) faults of a PACS, $(LOAD) s of load"
 	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) DRILL_KILLS=$(KILLS) DRILL_PACS=$(PACS) DRILL_LOAD=$(LOAD) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
 
-lint: .venv/.ready-test
+lint: .venv/.packages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PYTHONPATH=lib $(BIN)/lint-imports
+
+# Links that lead nowhere are errors.
+docs: .venv/.packages
+	@echo "== Building the documentation"
+	@PYTHONPATH=lib NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "== site/index.html"
 
 bench: .venv/.ready
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -84,10 +91,13 @@ clean:
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.
-.venv/.ready-test: .venv/.ready requirements-test.txt requirements-crf.txt
-	@echo "== Installing the packages of the tests"
+.venv/.packages: .venv/.ready requirements-test.txt
+	@echo "== Installing the packages of the tests, checks and documentation"
 	@$(UV) pip install --quiet --require-hashes -r requirements-test.txt
+	@touch $@
+
+# The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.
+.venv/.ready-test: .venv/.packages requirements-crf.txt
 	@$(call system,$$(command -v g++ || echo g++),g++ libc6-dev)
 	@$(call system,/usr/sbin/Orthanc,orthanc)
 	@$(call system,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)

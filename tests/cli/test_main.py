@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from medclipsam.cli.main import _parser, main
+from medclipsam.cli.main import main, make_parser
 from medclipsam.cli.train import OPTION_HELP
 from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.training.options import TrainingOptions
@@ -237,7 +237,7 @@ def test_every_option_of_every_command_is_described() -> None:
             else:
                 yield parser.prog, action
 
-    described = list(walk(_parser()))
+    described = list(walk(make_parser()))
     assert len(described) > 200
     for command, action in described:
         if action.help == argparse.SUPPRESS:  # a setting of the server: docs/server.md has them all

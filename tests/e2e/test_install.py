@@ -27,14 +27,14 @@ DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 # Prints the help of every command, by command.
 HELPS = """
 import argparse, json
-from medclipsam.cli.main import _parser
+from medclipsam.cli.main import make_parser
 def helps(parser):
     yield parser.prog, parser.format_help()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
                 yield from helps(child)
-print(json.dumps(dict(helps(_parser()))))
+print(json.dumps(dict(helps(make_parser()))))
 """
 
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         hide_passwords()
-    parsed = _parser().parse_args(join_values(sys.argv[1:] if arguments is None else arguments))
+    parsed = make_parser().parse_args(join_values(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(parsed.run(parsed) or 0)
     except MedClipSamError as error:
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the parsed `run` does the work."""
     parser = Parser(prog="medclipsam", description="Text-driven segmentation of medical images. Research use only.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)

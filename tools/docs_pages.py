@@ -1,0 +1,170 @@
+"""Hooks of MkDocs: the parts of the reference pages that are made from the code.
+
+A page holds a mark such as `<!-- made: command line -->`, which is replaced when the site is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+import medclipsam
+
+# Opened as files, pages would load this for their search; it works where the site is served over HTTP.
+_SHIM = "https://unpkg.com/iframe-worker/shim"
+# What a page loads, other than what it links to.
+_LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?https?:|<link\b[^>]*rel=["']?(?:stylesheet|icon|preconnect)["']?[^>]*href=["']?https?:"""
+)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the marks of a page; MkDocs calls it for each page."""
+    for name, make in _PARTS.items():
+        mark = f"<!-- made: {name} -->"
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Check that no page loads anything from elsewhere; MkDocs calls it after the build."""
+    site = Path(config["site_dir"])
+    for script in site.glob("assets/javascripts/bundle.*.js"):
+        script.write_text(script.read_text(encoding="utf-8").replace(_SHIM, "data:text/javascript,"), encoding="utf-8")
+    for page in site.rglob("*.html"):
+        found = _LOADED.search(page.read_text(encoding="utf-8"))
+        if found:
+            raise PluginError(f"{page} loads from elsewhere: {found[0]}")
+
+
+def command_line() -> str:
+    """Return a section for each command, with tables of its arguments."""
+    from medclipsam.cli.main import make_parser
+
+    return "\n".join(_command(parser, about) for parser, about in _commands(make_parser(), ""))
+
+
+def http() -> str:
+    """Return a section for each route of the server."""
+    from fastapi import FastAPI
+
+    from medclipsam.server.api.asgi import routers
+
+    app = FastAPI()
+    for router in routers(None):  # type: ignore[arg-type]
+        app.include_router(router)
+    parts = []
+    for path, methods in sorted(app.openapi()["paths"].items()):
+        parts += [_route(path, method.upper(), route) for method, route in methods.items()]
+    return "\n".join(parts)
+
+
+def python() -> str:
+    """Return the directives that describe the public names."""
+    return "\n".join(f"::: medclipsam.{name}\n" for name in medclipsam.__all__ if not name.startswith("_"))
+
+
+def packages() -> str:
+    """Return the directives that describe what each package below the public names offers."""
+    found = []
+    for module in pkgutil.iter_modules(medclipsam.__path__):
+        name = f"medclipsam.{module.name}"
+        if module.ispkg and module.name not in ("demo", "server") and getattr(import_module(name), "__all__", None):
+            found.append(
+                f"## {name}\n\n::: {name}\n    options:\n      show_root_heading: false\n      heading_level: 3\n"
+            )
+    return "\n".join(found)
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "command line": command_line,
+    "http": http,
+    "python": python,
+    "packages": packages,
+}
+
+
+def _commands(parser: argparse.ArgumentParser, about: str) -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """Yield each parser that has a command of its own, with its sentence."""
+    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not children:
+        yield parser, about
+    for action in children:
+        abouts = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, child in action.choices.items():
+            yield from _commands(child, abouts.get(name, ""))
+
+
+def _command(parser: argparse.ArgumentParser, about: str) -> str:
+    lines = [f"## {parser.prog}", "", _sentence(parser.description or about), ""]
+    formatter = parser._get_formatter()
+    for group in parser._action_groups:
+        rows = []
+        for action in group._group_actions:
+            if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+                continue
+            rows.append((_flag(action), _cell(formatter._expand_help(action) if action.help else "")))
+        if rows:
+            title = {"positional arguments": "arguments"}.get(group.title or "", group.title or "").capitalize()
+            head = [
+                f"**{title}**",
+                "",
+                f"| {'argument' if title == 'Arguments' else 'option'} | meaning |",
+                "|---|---|",
+            ]
+            lines += [*head, *(f"| {flag} | {text} |" for flag, text in rows), ""]
+    return "\n".join(lines)
+
+
+def _flag(action: argparse.Action) -> str:
+    value = action.metavar or (None if action.nargs == 0 else action.dest.upper())
+    if action.choices is not None:
+        value = "{" + ",".join(map(str, action.choices)) + "}"
+    if not action.option_strings:
+        return _code(str(action.metavar or action.dest))
+    return _code(" ".join([", ".join(action.option_strings), *([str(value)] if value else [])]))
+
+
+def _route(path: str, method: str, route: dict[str, Any]) -> str:
+    lines = [f"## {method} `{path}`", "", _sentence(route.get("summary", "")), ""]
+    if route.get("description"):
+        lines += [route["description"], ""]
+    rows = [
+        (
+            f"`{given['name']}`",
+            given["in"],
+            "yes" if given.get("required") else "no",
+            _cell(given.get("description", "")),
+        )
+        for given in route.get("parameters", ())
+    ]
+    for kind in route.get("requestBody", {}).get("content", ()):
+        rows.append((f"`{kind}`", "body", "yes" if route["requestBody"].get("required") else "no", ""))
+    if rows:
+        width = 4 if any(row[3] for row in rows) else 3
+        head = ["parameter", "in", "required", "meaning"][:width]
+        lines += [f"| {' | '.join(head)} |", "|" + "---|" * width]
+        lines += [f"| {' | '.join(row[:width])} |" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") or not text else ".")
+
+
+def _cell(text: str) -> str:
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("*", "&#42;")
+
+
+def _code(text: str) -> str:
+    return f"<code>{_cell(text)}</code>"
