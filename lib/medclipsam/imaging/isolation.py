@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from medclipsam.base.errors import ImageError
+from medclipsam.base.errors import CancelledError, ImageError
 from medclipsam.imaging.limits import READ_SECONDS
 
 # Worker processes at the same time; one of them is kept when it has nothing to do.
@@ -51,7 +51,7 @@ inside = False
 
 
 class IsolationError(ImageError):
-    """The process that worked on a file crashed, took too long or too much memory, or was stopped."""
+    """The process that worked on a file crashed, or took too long or too much memory."""
 
 
 def call(function: Callable[..., Any], *args: Any, seconds: float = READ_SECONDS, preload: tuple[str, ...] = ()) -> Any:
@@ -76,7 +76,9 @@ def call(function: Callable[..., Any], *args: Any, seconds: float = READ_SECONDS
     Raises
     ------
     IsolationError
-        If the process ended, took too long or too much memory, or the caller no longer waits.
+        If the process ended, or took too long or too much memory.
+    CancelledError
+        If the caller no longer waits; it says nothing of the file.
     Exception
         What the function raises, where that is an error of this package; RuntimeError for others.
     """
@@ -179,13 +181,13 @@ class _Pool:
         stopped = stop_asked.get()
         while not self._slots.acquire(timeout=_LOOK):
             if stopped():
-                raise IsolationError("The work was stopped before it began.")
+                raise CancelledError("The request was cancelled.")
         worker = None
         try:
             worker = self._take()
             return worker.call(request, seconds)
         except InterruptedError:
-            raise IsolationError("The work on the file was stopped.") from None
+            raise CancelledError("The request was cancelled.") from None
         except TimeoutError:
             raise IsolationError(f"The file was given up after {seconds:g} s; it is damaged or too large.") from None
         except (OSError, EOFError, pickle.UnpicklingError):

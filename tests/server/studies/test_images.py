@@ -11,8 +11,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medclipsam.base.errors import ImageError
-from medclipsam.imaging import read_image
+from medclipsam.base.errors import CancelledError, ImageError
+from medclipsam.imaging import isolation, read_image
 from medclipsam.server.studies.images import ImageReader, series_as_volume, signature
 
 
@@ -87,3 +87,25 @@ def test_the_volume_of_a_series_is_the_one_that_masks_are_made_on(tmp_path: Path
     mask = np.zeros((3, 4, 5), np.uint8)
     mask[1, 2, 3] = 1
     np.testing.assert_array_equal(served.to_native(mask), image.to_native(mask))
+
+
+def test_a_reading_that_was_cancelled_says_nothing_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one that is read in another process
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "image.tif")
+    reader = ImageReader()
+
+    def hang(*_: Any, **__: Any) -> None:
+        isolation._pool.call(("time", "sleep", (), 60.0), (60,), 60.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "call", hang)
+        token = isolation.stop_asked.set(lambda: True)
+        try:
+            with pytest.raises(CancelledError):
+                reader.read(tmp_path / "image.tif")
+        finally:
+            isolation.stop_asked.reset(token)
+    assert reader.failures() == {}
+    assert reader.read(tmp_path / "image.tif").n_planes == 1

@@ -7,6 +7,7 @@ server has returned the same, and those that it returns changed are noted for go
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -87,8 +88,11 @@ class SentLabels:
             sent = [_from_json(entry) for entry in entries]
         except FileNotFoundError:
             return []
-        except (ValueError, TypeError, KeyError, OSError):
-            logger.error("%s cannot be read; stores that are not confirmed are not known.", self._path.name)
+        except (ValueError, TypeError, KeyError):
+            # kept for whoever looks into it: the next entry would overwrite it
+            with contextlib.suppress(OSError):
+                os.replace(self._path, self._path.with_suffix(".damaged"))
+            logger.error("%s is damaged; which segmentations were sent is not known.", self._path.name)
             return []
         oldest = time.time() - KEPT_SECONDS
         return [each for each in sent if each.since > oldest or each.wrong]
