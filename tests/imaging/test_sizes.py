@@ -8,6 +8,7 @@ import pytest
 from scipy import ndimage
 from skimage.measure import regionprops
 
+from medclipsam.imaging import sizes
 from medclipsam.imaging.sizes import (
     area_mm2,
     doubt_of_size,
@@ -112,3 +113,15 @@ def test_the_largest_diameter_of_plain_shapes() -> None:
 def test_a_size_is_doubted_by_the_area_of_a_plane_or_the_volume_of_several(pixels: int, of: Any, doubted: bool) -> None:
     target = Target("thing", 1, ("a thing",), plausible_area_mm2=(5, 40), plausible_volume_ml=(0.1, 4))
     assert bool(doubt_of_size(target, pixels, of)) == doubted
+
+
+def test_specks_are_not_measured_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.zeros((1, 100, 100), bool)
+    mask[:, ::2, ::2] = True
+    measured = []
+    diameter = sizes._diameter
+    monkeypatch.setattr(sizes, "_diameter", lambda *given: measured.append(1) or diameter(*given))
+    assert largest_diameter_mm(mask, image(1, (0.7, 0.3), None)) == pytest.approx(0.7)
+    assert len(measured) == 1
+    mask[0, 50:60, 50:54] = True
+    assert largest_diameter_mm(mask, image(1, (0.7, 0.3), None)) == pytest.approx(_naive_diameter(mask, (0.7, 0.3)))
