@@ -69,9 +69,9 @@ def test_structures_of_phantoms_are_found(
 ) -> None:
     scores = [
         dice(pair.segment(image, text).labels[0] > 0, masks[structure])
-        for masks, image in held_out(modality, tmp_path, 3)
+        for masks, image in held_out(modality, tmp_path, 2)
     ]
-    assert np.median(scores) >= bound
+    assert np.mean(scores) >= bound
 
 
 def test_one_embedding_of_a_plane_serves_every_text_and_the_mask(pair: ZeroShot, tmp_path: Path) -> None:

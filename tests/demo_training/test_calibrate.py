@@ -14,7 +14,7 @@ from medclipsam.targets import TargetSet
 from tools.demo_training.calibrate import DEVELOPMENT_SEED, DICOM_MODALITY, calibrate
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
-N = 12
+N = 6
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The demo SAM's training: examples, prompts, loss, and a run of seconds from end to end."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ from tools.demo_training.train_sam import (
     FIRST_SEED,
     MASK_LOGIT,
     SamRecipe,
+    Stage,
     batch_loss,
     correction_clicks,
     mask_loss,
@@ -198,12 +200,13 @@ def test_corrections_train_the_mask_prompt() -> None:
 
 
 def test_a_short_run_writes_weights_that_load_and_follow_from_the_seed(tmp_path: Path) -> None:
-    config = train_sam(tmp_path / "first", SamRecipe.quick(), progress=False)
-    train_sam(tmp_path / "second", SamRecipe.quick(), progress=False)
+    recipe = dataclasses.replace(SamRecipe.quick(), stages=(Stage(1, 8e-4), Stage(1, 8e-4, corrected=1.0)), images=1)
+    config = train_sam(tmp_path / "first", recipe, progress=False)
+    train_sam(tmp_path / "second", recipe, progress=False)
 
     assert {path.name for path in (tmp_path / "first").iterdir()} == {"sam.safetensors", "sam.json"}
     assert json.loads((tmp_path / "first" / "sam.json").read_text()) == json.loads(json.dumps(config))
-    assert config["provenance"]["training_images"] == SamRecipe.quick().steps * SamRecipe.quick().images == 8
+    assert config["provenance"]["training_images"] == recipe.steps * recipe.images == 2
     first, second = (load_file(tmp_path / name / "sam.safetensors") for name in ("first", "second"))
     assert {value.dtype for value in first.values()} == {torch.float16}
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -131,7 +131,7 @@ def test_a_line_that_was_not_written_whole_is_measured_again(spots: Path, tmp_pa
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """The real command, killed after its first results, then started again: as if it had never been stopped."""
     data, out, whole = tmp_path / "data", tmp_path / "run", tmp_path / "whole"
-    write_data(data, 4, absent=0)
+    write_data(data, 2, absent=0)
     asked = ("heart, x-ray", "lungs, x-ray")
     command = [sys.executable, "-m", "medclipsam", "evaluate", "run", str(data), "--out", str(out)]
     command += ["--saliency", "patch_text"]
@@ -150,14 +150,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     process.communicate()
     done = results.read_bytes()
     kept = done[: done.rfind(b"\n") + 1]
-    assert 0 < kept.count(b"\n") < 8, "the run ended before it could be interrupted"
+    assert 0 < kept.count(b"\n") < 4, "the run ended before it could be interrupted"
     assert not (out / "summary.json").exists()
     for folder in (out, whole):
         evaluate(Request(data, folder, tasks=asked, options=OPTIONS))
     assert results.read_bytes().startswith(kept)
     for name in ("summary.json", "per_image.csv", "per_image.json", "report.md", "report.html"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
-    assert len(json.loads((out / "per_image.json").read_text())) == 8
+    assert len(json.loads((out / "per_image.json").read_text())) == 4
 
 
 def test_another_sam_shares_encoder_and_maps(spots: Path, tmp_path: Path) -> None:
