@@ -5,11 +5,13 @@ import importlib
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import yaml
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -90,6 +92,23 @@ def test_notebook_is_stored_without_outputs_and_runs(tmp_path: Path) -> None:
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
     assert cells[-1].outputs[0]["data"]["text/plain"] in ("True", "np.True_")
     assert (tmp_path / "mask.nii.gz").is_file()
+
+
+def test_links_of_the_pages_beside_the_readme_lead_somewhere() -> None:
+    # those in docs/ are checked when the site is built
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (ROOT / target).exists(), (page.name, target)
+
+
+def test_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert paper["url"] == project["urls"]["Paper"]
 
 
 def test_pictures_of_pages_are_whole() -> None:
