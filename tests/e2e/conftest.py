@@ -52,7 +52,7 @@ class Server:
     def infer(self, model: str, image: str, *, output: str = "all", **params: Any) -> requests.Response:
         where = f"{self.url}/infer/{model}"
         return requests.post(
-            where, params={"image": image, "output": output}, data={"params": json.dumps(params)}, timeout=120
+            where, params={"image": image, "output": output}, data={"params": json.dumps(params)}, timeout=300
         )
 
     def stop(self) -> int:

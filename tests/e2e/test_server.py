@@ -292,7 +292,7 @@ def batch(server: Any, model: str, params: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_server_answers_while_it_infers_and_overlapping_masks_are_those_of_serial_requests(server: Any) -> None:
     asked = [("chest_ct", "lungs"), ("film", "heart"), ("breast", "breast tumour")]
-    slow = {"presence": False, "steps": 8, "samples": 8}
+    slow = {"presence": False, "steps": 4, "samples": 4}
     answered = 0
     with ThreadPoolExecutor(len(asked)) as pool:
         sent = [
