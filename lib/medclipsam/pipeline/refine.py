@@ -1,9 +1,9 @@
-"""Mending masks by clicks: points or a box, and the present mask, on SAM's cached embedding.
+"""Click refinement: corrects a mask by points or a box, on SAM's cached embedding.
 
-SAM answers a whole mask to each prompt, and its answer to one click may differ from the present mask anywhere. Here a
-click changes the present mask only where it says that the mask is wrong: by the part of the difference between SAM's
-answer and the mask that holds the click. A click that agrees with the mask changes nothing, so that a client may send
-all of its clicks again with each new one.
+SAM returns a whole mask for each prompt, and its answer to one click may differ from the current mask anywhere. Here a
+click changes the current mask only where it says that the mask is wrong: by the part of the difference between SAM's
+answer and the mask that contains the click. A click that agrees with the mask changes nothing, so that a client may
+send all of its clicks again with each new one.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RefinedPlane:
 
 @dataclass(frozen=True)
 class RefineResult:
-    """A mended label map.
+    """A corrected label map.
 
     Attributes
     ----------
@@ -130,27 +130,27 @@ class RefineResult:
 def refine(
     image: MedicalImage,
     sam: SamModel,
-    present: np.ndarray | None,
+    label_map: np.ndarray | None,
     clicks: Mapping[int, Clicks],
     *,
     windows: Mapping[int, Window | None] | None = None,
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> RefineResult:
-    """Mend a label map by clicks, plane by plane.
+    """Correct a label map by clicks, plane by plane.
 
-    Every foreground click lies in its label afterwards and every background click outside of it. Planes without
-    clicks, and what does not hang together with a click that disagrees, stay as they are; other labels give way only
-    to a click that lies in them. Within a box the label becomes SAM's answer to the box.
+    Afterwards every foreground click is inside its label and every background click outside of it. Planes without
+    clicks stay as they are, and so do parts of the mask that are not connected to a click that disagrees with it.
+    Another label loses voxels only to a click inside it. Within a box the label becomes SAM's answer to the box.
 
     Parameters
     ----------
     image : MedicalImage
         The image.
     sam : SamModel
-        The model; its embeddings of the planes are taken from its cache where they are there.
-    present : numpy.ndarray or None
-        uint8 [N, H, W]: the label map to mend, in display orientation; None for an empty one.
+        The model, such as the `sam` of a `ZeroShot`; embeddings that it has cached are used.
+    label_map : numpy.ndarray or None
+        uint8 [N, H, W]: the label map to correct, in display orientation; None for an empty one.
     clicks : mapping of int to Clicks
         What was marked for each label, 1 to 255. Foreground of one label is background of all others.
     windows : mapping of int to Window, optional
@@ -158,7 +158,12 @@ def refine(
     progress : callable, optional
         Called with a fraction in [0, 1] and what is being done.
     cancelled : callable, optional
-        Asked before each plane; True stops the work.
+        Called before each plane; True stops the work.
+
+    Returns
+    -------
+    RefineResult
+        The corrected label map and what was done on each plane.
 
     Raises
     ------
@@ -185,7 +190,7 @@ def refine(
     """
     start = time.perf_counter()
     shape = (image.n_planes, *image.plane_shape)
-    labels = np.zeros(shape, dtype=np.uint8) if present is None else np.array(present, dtype=np.uint8)
+    labels = np.zeros(shape, dtype=np.uint8) if label_map is None else np.array(label_map, dtype=np.uint8)
     if labels.shape != shape:
         raise InputError(f"A label map of shape {labels.shape} does not fit {image.source.name}; allowed is {shape}.")
     if not any(len(c.foreground) + len(c.background) or c.box is not None for c in clicks.values()):
