@@ -24,6 +24,7 @@ from typing import Any
 
 from medclipsam import __version__
 from medclipsam.base.errors import WeightsError
+from medclipsam.base.files import write_json
 from medclipsam.base.progress import ProgressBar
 
 # Pairs that have a name of their own.
@@ -610,7 +611,7 @@ def point_to(folder: Path, final: Path) -> None:
     text = config.get("model_cfg", {}).get("text_cfg", {})
     if Path(str(text.get("hf_model_name", ""))).is_absolute():
         text["hf_model_name"] = text["hf_tokenizer_name"] = str(final)
-        _write_json(file, config)
+        write_json(file, config)
 
 
 def are_here(name: str) -> bool:
@@ -924,7 +925,7 @@ def _fetch_one(published: PublishedWeights, progress: bool) -> Path:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest[file.name] = {"url": _address(file), "sha256": sha256, "fetched": now}
         try:
-            _write_json(folder / _MANIFEST, manifest)
+            write_json(folder / _MANIFEST, manifest)
         except OSError as error:
             raise WeightsError(f"{folder / _MANIFEST} cannot be written: {error.strerror or error}.") from error
     return folder
@@ -1051,7 +1052,7 @@ def file_sha256(path: Path, *, fresh: bool = False) -> str:
     if path.parent != _OWN_FOLDER:
         with contextlib.suppress(OSError):
             store.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(store, remembered | {key: {"stamp": stamp, "sha256": sha256}})
+            write_json(store, remembered | {key: {"stamp": stamp, "sha256": sha256}})
     return sha256
 
 
@@ -1065,15 +1066,6 @@ def _read_json(path: Path, *, named: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{named or path} must hold a JSON object.")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _megabytes(size: int) -> str:

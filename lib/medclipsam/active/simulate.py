@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from medclipsam.active.pool import Pool
 from medclipsam.active.score import score_of
 from medclipsam.active.strategies import DEFAULT, SCORED, STRATEGIES, SamplingOptions, choose
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.files import write_json
 from medclipsam.base.metrics import dice
 from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
@@ -221,7 +221,7 @@ def simulate(
                     file = runs / f"{name}-{seed}.json"
                     if not file.is_file():
                         run = play.everything() if name == "all" else play.rounds(name)
-                        _write(file, {"strategy": name, "seed": seed, "rounds": run})
+                        write_json(file, {"strategy": name, "seed": seed, "rounds": run})
                         bar.update()
                     results.append(json.loads(file.read_text(encoding="utf-8")))
     return results
@@ -389,10 +389,4 @@ def _hold_to(out: Path, identity: dict[str, Any]) -> None:
             if found.get(key) != value:
                 raise InputError(f"{out} holds runs with other {key}; name another folder, or remove it.")
     else:
-        _write(file, wanted)
-
-
-def _write(file: Path, content: object) -> None:
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)
+        write_json(file, wanted)

@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import OptionError
+from medclipsam.base.files import PRIVATE, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -210,13 +210,7 @@ def _graph_file(identity: str, shapes: list[tuple[int, ...]]) -> Path:
 
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".part-")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    write_bytes(file, content, mode=PRIVATE)
 
 
 def _version(package: str) -> str | None:

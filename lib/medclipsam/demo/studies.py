@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +16,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import write_bytes
 from medclipsam.demo.dicom import ct_slice, dicom_bytes, xray
 from medclipsam.demo.phantoms import make_phantom, make_volume
 
@@ -123,9 +123,7 @@ def _copy_real(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    write_bytes(path, content)
     return path
 
 

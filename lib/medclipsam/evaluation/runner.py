@@ -26,6 +26,7 @@ import numpy as np
 
 from medclipsam import __version__
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import write_json
 from medclipsam.base.locks import take_lock
 from medclipsam.base.metrics import calibration_bins, dice, surface_dice
 from medclipsam.base.progress import ProgressBar
@@ -333,9 +334,7 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
     if not path.is_file():
         if (out / RESULTS_FILE).exists():
             raise InputError(f"{out} holds results without {RUN_FILE}; give --restart to throw them away.")
-        part = path.with_name(f".{RUN_FILE}.part")
-        part.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_json(path, identity)
         return
     difference = _difference(read_identity(out), identity)
     if difference is not None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import locked
-from medclipsam.training.lock import write_json
 from medclipsam.weights import point_to
 
 _CURRENT, _HISTORY = "current.json", "history.jsonl"
@@ -95,7 +95,7 @@ class ClipStore:
             place = self._place(version)
             point_to(made, place)
             os.rename(made, place)
-            write_json(self.folder / _CURRENT, {"version": version})
+            write_json(self.folder / _CURRENT, {"version": version}, mode=PRIVATE)
             self._note("published", version, about)
         return version
 
@@ -135,7 +135,7 @@ class ClipStore:
             target = version or None
             if target == current:
                 raise InputError("Those weights are in use already.")
-            write_json(self.folder / _CURRENT, {"version": target})
+            write_json(self.folder / _CURRENT, {"version": target}, mode=PRIVATE)
             self._note("rolled back", target, {"from": current})
         return target
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
+from medclipsam.base.files import atomic_write
 from medclipsam.imaging.dicom_geometry import functional_groups
 from medclipsam.imaging.dicom_series import SAME_POSITION, SLICE_TAGS, Slice, volumes_of
 
@@ -119,10 +120,10 @@ def write_choice(folder: Path, volume: str, like: Path) -> None:
     like : Path
         The file, whose time of change is taken over: what is made of the folder is as old as what is made of the file.
     """
-    state, temporary = like.stat(), folder / f"{VOLUME_FILE}.{os.getpid()}"
-    temporary.write_text(volume, encoding="utf-8")
-    os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
-    os.replace(temporary, folder / VOLUME_FILE)
+    state = like.stat()
+    with atomic_write(folder / VOLUME_FILE) as temporary:
+        temporary.write_text(volume, encoding="utf-8")
+        os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def read_choice(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medclipsam.base.errors import InputError, MedClipSamError, StorageError
+from medclipsam.base.files import atomic_write
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import read_mask
 
@@ -152,22 +152,10 @@ def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> No
         If the disk is full, or the folder must not be written.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+        with atomic_write(path, suffix=suffix) as temporary:
+            write(temporary)
     except OSError as error:
         raise _unwritable(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        # mkstemp makes files private; give the rights a newly created file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> MedClipSamError:

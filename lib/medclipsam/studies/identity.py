@@ -6,12 +6,12 @@ A studies folder keeps an id in a hidden file, and a workspace keeps the id and 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from medclipsam.base.files import PRIVATE, write_json
 
 ID_FILE = ".medclipsam.json"
 RECORD_FILE = "studies.json"
@@ -78,11 +78,11 @@ def remember(folder: Path, workspace: Path) -> None:
     if own is None:
         own = uuid.uuid4().hex
         try:
-            _write(folder / ID_FILE, {"id": own}, folder.stat().st_mode & 0o666)
+            write_json(folder / ID_FILE, {"id": own}, mode=folder.stat().st_mode & 0o666)
         except OSError:
             return
     if record_of(workspace) != Record(own, str(folder)):
-        _write(workspace / RECORD_FILE, {"id": own, "studies": str(folder)}, 0o600)
+        write_json(workspace / RECORD_FILE, {"id": own, "studies": str(folder)}, mode=PRIVATE)
 
 
 def nearby(default: Path) -> list[Path]:
@@ -117,14 +117,3 @@ def _read(file: Path) -> dict[str, object]:
         told = json.loads(file.read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
-
-
-def _write(file: Path, content: dict[str, str], mode: int) -> None:
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
-            json.dump(content, temporary)
-        os.chmod(name, mode)
-        os.replace(name, file)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from scipy import ndimage
 
 from medclipsam.base.errors import CancelledError, OptionError, TrainingError
+from medclipsam.base.files import atomic_write
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import PreparedImage
 from medclipsam.training.network import Network
@@ -386,9 +386,8 @@ def write_members(states: Sequence[Mapping[str, torch.Tensor]], path: Path) -> N
         for name, tensor in state.items():
             key = f"{index}.{name}" if path.name == ENSEMBLE_FILE else name
             tensors[key] = tensor.detach().to("cpu", torch.float16).contiguous()
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part)
-    os.replace(part, path)
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -6,7 +6,6 @@ by its id and the time it started, since ids are used again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from filelock import BaseFileLock
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import lock_is_held, process_start, take_lock
 
 LOCK_FILE, HOLDER_FILE = "training.lock", "training.holder.json"
@@ -80,12 +80,12 @@ class TrainingLock:
             who = f"Process {holder.pid} trains {holder.what}" if holder else "Another process trains"
             raise TrainingRunsError(f"{who} in this workspace; one training runs at a time.")
         holder = Holder(os.getpid(), process_start(os.getpid()) or "", what, time.time())
-        write_json(folder / HOLDER_FILE, asdict(holder))
+        write_json(folder / HOLDER_FILE, asdict(holder), mode=PRIVATE)
         self.tell({"state": "starting"})
 
     def tell(self, state: dict[str, Any]) -> None:
         """Say how far the training is; anyone may read it with `training_state`."""
-        write_json(self._folder / _STATE, state)
+        write_json(self._folder / _STATE, state, mode=PRIVATE)
 
     def release(self) -> None:
         """Let another training run."""
@@ -131,17 +131,3 @@ def training_state(folder: Path) -> dict[str, Any]:
     if state.get("state") not in _ENDED and holder_of(folder) is None:
         state["state"] = "interrupted"
     return state
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that it appears under its name only when complete, for its owner's eyes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

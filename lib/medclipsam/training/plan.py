@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from medclipsam.base.errors import InputError, OptionError, TrainingError
+from medclipsam.base.files import write_text
 from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import Example, check_examples, plane_pixels, working_shape
@@ -163,9 +163,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Write the plan into a folder, whole or not at all."""
-        part = folder / f".{PLAN_FILE}.part"
-        part.write_text(self.to_json(), encoding="utf-8")
-        os.replace(part, folder / PLAN_FILE)
+        write_text(folder / PLAN_FILE, self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> Plan:

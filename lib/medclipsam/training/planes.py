@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from medclipsam.base.errors import CancelledError, TrainingError
+from medclipsam.base.files import atomic_write, write_text
 from medclipsam.training.examples import Example, PreparedImage
 from medclipsam.training.plan import Plan
 
@@ -95,8 +95,8 @@ def open_planes(
     places: list[tuple[int, int, int]] = []
     classes: list[list[int]] = []
     weights: list[float] = []
-    part, offset = path.with_name(f".{path.name}.part"), 0
-    with open(part, "wb") as file:
+    offset = 0
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         for done, example in enumerate(examples):
             if should_stop is not None and should_stop():
                 raise CancelledError("The training was stopped before its first epoch.")
@@ -115,12 +115,8 @@ def open_planes(
                 weights.append(example.weight / prepared.n_planes)
             if step is not None:
                 step(done + 1)
-    index_part = part.with_suffix(".json")
-    index_part.write_text(
-        json.dumps({"key": key, "channels": plan.channels, "places": places, "classes": classes, "weights": weights}),
-        encoding="utf-8",
-    )
-    path.with_suffix(".json").unlink(missing_ok=True)
-    os.replace(part, path)
-    os.replace(index_part, path.with_suffix(".json"))
+        # the index of other planes must not be read with these
+        path.with_suffix(".json").unlink(missing_ok=True)
+    table = {"key": key, "channels": plan.channels, "places": places, "classes": classes, "weights": weights}
+    write_text(path.with_suffix(".json"), json.dumps(table))
     return PlaneStore(path)

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import locked
 from medclipsam.training.compare import Status
-from medclipsam.training.lock import write_json
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name, is_network_name
 from medclipsam.training.split import Split
 
@@ -123,7 +123,7 @@ class NetworkStore:
                 kept = Split(**json.loads(file.read_text()))
             except FileNotFoundError:
                 kept = default or Split()
-                write_json(file, asdict(kept))
+                write_json(file, asdict(kept), mode=PRIVATE)
             except (ValueError, TypeError):
                 raise InputError(
                     f"{file} cannot be read; without it nobody knows which images are validated with."
@@ -226,7 +226,7 @@ class NetworkStore:
                 return None
             there = [int(path.name) for path in place.iterdir() if _NUMBER.fullmatch(path.name)]
             version = max(there, default=0) + 1
-            write_json(made / _ABOUT, {**about, "version": version, "created": time.time()})
+            write_json(made / _ABOUT, {**about, "version": version, "created": time.time()}, mode=PRIVATE)
             _private(made)
             os.rename(made, self._place(name, version))
             _settle(place)
@@ -294,7 +294,7 @@ class NetworkStore:
             raise InputError(f"{file} does not say which network is served; medclipsam train publish does.") from None
 
     def _point(self, name: str, version: int) -> None:
-        write_json(self.folder / name / _CURRENT, {"version": version})
+        write_json(self.folder / name / _CURRENT, {"version": version}, mode=PRIVATE)
         _settle(self.folder / name)
 
     def _note(self, name: str, event: str, version: int, reason: str) -> None:

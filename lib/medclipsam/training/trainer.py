@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from torch import nn
 
 from medclipsam import __version__
 from medclipsam.base.errors import CancelledError, TrainingError
+from medclipsam.base.files import atomic_write, write_json, write_text
 from medclipsam.training.augment import Augmenter
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of
@@ -315,12 +315,8 @@ class _Work:
             "scaler": scaler.state_dict(),
             "curve": json.dumps(self.curve),
         }
-        part = self.folder / f".{STATE_FILE}.part"
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.folder / STATE_FILE)
+        with atomic_write(self.folder / STATE_FILE) as temporary:
+            torch.save(state, temporary)
         with open(self.folder / LOG_FILE, "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         if self.progress is not None:
@@ -415,9 +411,7 @@ class _Work:
         self.seconds = float(self.curve[-1]["seconds"])
         if self.rank == 0:
             # the last line may have been cut off, or be of an epoch that is now done again
-            part = self.folder / f".{LOG_FILE}.part"
-            part.write_text("".join(json.dumps(entry) + "\n" for entry in self.curve), encoding="utf-8")
-            os.replace(part, self.folder / LOG_FILE)
+            write_text(self.folder / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in self.curve))
         return len(self.curve)
 
     def _finish(self, key: str) -> None:
@@ -440,9 +434,7 @@ class _Work:
             "seconds": round(self.seconds, 1),
             "curve": self.curve,
         }
-        part = self.folder / f".{TRAINING_FILE}.part"
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(part, self.folder / TRAINING_FILE)
+        write_json(self.folder / TRAINING_FILE, record)
         _clear_working_files(self.folder)
 
     def _member(self, epoch: int) -> Path:

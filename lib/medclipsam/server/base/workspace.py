@@ -15,10 +15,11 @@ from types import TracebackType
 from filelock import BaseFileLock
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import lock_is_held, process_start, take_lock
 from medclipsam.server.base.addresses import is_url, without_user
 from medclipsam.studies.identity import workspace_of
-from medclipsam.training.lock import holder_of, write_json
+from medclipsam.training.lock import holder_of
 
 LOCK_FILE, OWNER_FILE = "lock", "owner.json"
 # Folder, among the labels, of those that others have taken the place of.
@@ -130,7 +131,7 @@ class Workspace:
             raise InputError(
                 f"Workspace {self.folder} is in use by {owner}; stop that server or name another with --workspace."
             )
-        write_json(self.folder / OWNER_FILE, {"pid": os.getpid(), "started": process_start(os.getpid())})
+        write_json(self.folder / OWNER_FILE, {"pid": os.getpid(), "started": process_start(os.getpid())}, mode=PRIVATE)
         return lock
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.files import atomic_write
 from medclipsam.imaging.dicom_frames import VOLUME_FILE
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, FileRecord, ImageRecord, StudiesRecord
@@ -335,16 +336,8 @@ class LabelFiles(Datastore):
             for image_id, entry in self._datastore.objects.items()
             if entry.labels or entry.image.info.keys() - {"ts", "name", "file"}
         }
-        handle, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=2, default=str)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, self._mode)
-            os.replace(name, self._config)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with atomic_write(self._config, mode=self._mode, prefix=_PART) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
         state = self._config.stat()
         self._stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
 
@@ -403,16 +396,10 @@ def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], obj
         Called with the copy under its temporary name, which ends as the target's does. Where it raises, the file that
         was there before stays.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_PART, suffix=label_suffix(target.name))
-    os.close(handle)
-    try:
-        shutil.copyfile(source, name)
-        os.chmod(name, mode)
+    with atomic_write(target, mode=mode, prefix=_PART, suffix=label_suffix(target.name)) as temporary:
+        shutil.copyfile(source, temporary)
         if check is not None:
-            check(Path(name))
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+            check(temporary)
 
 
 def content_of(path: str | Path) -> BinaryIO | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medclipsam.base.files import atomic_write, write_text
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.workspace import LABEL_VERSIONS
 from medclipsam.studies.final import SAVED_BY
@@ -116,8 +116,9 @@ class LabelVersions:
             self._make_folder(each)
         mode, note = file.stat().st_mode & 0o777, json.dumps(info, default=str)
         made = [folder / f"{number}.json", folder / f"{number}{suffix}"]
-        _place(made[0], mode, lambda path: path.write_text(note, encoding="utf-8"))
-        _place(made[1], mode, lambda path: shutil.copyfile(file, path))
+        write_text(made[0], note, mode=mode)
+        with atomic_write(made[1], mode=mode) as temporary:
+            shutil.copyfile(file, temporary)
         self._drop_surplus(self.of(image_id, tag))
         return made
 
@@ -146,14 +147,3 @@ def _info(file: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
-
-
-def _place(path: Path, mode: int, write: Callable[[Path], object]) -> None:
-    """Write a file that appears under its name only when complete; nobody else writes to the folder meanwhile."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

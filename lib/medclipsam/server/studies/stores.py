@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.imaging.dicom_seg import Reference
 from medclipsam.imaging.write import replace_file
 
@@ -153,16 +153,7 @@ class SentLabels:
         return self._copies / f"{instance}.dcm"
 
     def _write(self, sent: Iterable[SentLabel]) -> None:
-        content = json.dumps([dataclasses.asdict(each) for each in sent])
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{self._path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self._path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write_json(self._path, [dataclasses.asdict(each) for each in sent], mode=PRIVATE)
 
 
 def _from_json(entry: dict[str, Any]) -> SentLabel:
