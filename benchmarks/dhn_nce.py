@@ -34,7 +34,7 @@ from medclipsam.evaluation.data import find_cases
 from medclipsam.evaluation.predictors import ZeroShotPredictor
 from medclipsam.evaluation.runner import Methods, Plan, run
 from medclipsam.finetune.data import Listing, Pair, PreparedPairs, prepare
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import retrieval
 from medclipsam.finetune.trainer import features_of
@@ -102,7 +102,7 @@ def caption(phantom: Phantom, rng: np.random.Generator) -> str:
     )
 
 
-class TowerEnd(Tuned):
+class TowerEnd(TunableClip):
     """The end of the vision tower, on tokens that the rest of it has made, and the text projection."""
 
     def __init__(self, encoder: Encoder, options: FinetuneOptions) -> None:

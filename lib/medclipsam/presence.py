@@ -239,7 +239,7 @@ def smooth_over_planes(scores: np.ndarray, planes: Sequence[int]) -> np.ndarray:
     return total / weight
 
 
-def steady_planes(present: np.ndarray, planes: Sequence[int]) -> np.ndarray:
+def consistent_planes(present: np.ndarray, planes: Sequence[int]) -> np.ndarray:
     """Remove what lasts for one plane only: fill single gaps, then drop single planes.
 
     Parameters

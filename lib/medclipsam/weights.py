@@ -585,7 +585,7 @@ def add(name: str, source: str) -> Path:
             for file in (path, path.with_suffix(".json")):
                 if file.is_file():
                     shutil.copyfile(file, part / file.name)
-        point_to(part, target)
+        relocate_text_config(part, target)
         os.replace(part, target)
     except OSError as error:
         raise WeightsError(f"The weights {source} cannot be copied to {target}: {error.strerror or error}.") from error
@@ -594,7 +594,7 @@ def add(name: str, source: str) -> Path:
     return target
 
 
-def point_to(folder: Path, final: Path) -> None:
+def relocate_text_config(folder: Path, final: Path) -> None:
     """Let an open_clip config that names a folder for its text tower name the one where that will lie.
 
     Parameters
@@ -614,7 +614,7 @@ def point_to(folder: Path, final: Path) -> None:
         write_json(file, config)
 
 
-def are_here(name: str) -> bool:
+def is_available(name: str) -> bool:
     """Return whether a pair of weights is on this machine; no file is hashed or read through.
 
     Parameters

@@ -41,16 +41,21 @@ TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old (fou
     ("machine", "words"),
     [
         (replace(GOOD, torch_cuda=None, gpus=()), ["built without CUDA", "install"]),
-        (replace(GOOD, gpus=(), driver="535.104.05", torch_says=TOO_OLD), ["535.104.05", "CUDA 13.0", "580 or newer"]),
+        (replace(GOOD, gpus=(), driver="535.104.05", torch_error=TOO_OLD), ["535.104.05", "CUDA 13.0", "580 or newer"]),
         (replace(GOOD, gpus=(), driver="525.60.11", torch_cuda="12.4"), ["525.60.11", "525.60.13 or newer"]),
         (replace(GOOD, gpus=(), driver=None, driver_gpus=()), ["driver does not answer", "install"]),
         (
-            replace(GOOD, gpus=(), driver=None, smi_says="Failed to initialize NVML: Driver/library version mismatch"),
+            replace(
+                GOOD,
+                gpus=(),
+                driver=None,
+                nvidia_smi_error="Failed to initialize NVML: Driver/library version mismatch",
+            ),
             ["restart the machine"],
         ),
         (replace(GOOD, gpus=(), visible=""), ["CUDA_VISIBLE_DEVICES=''", "unset"]),
         (replace(GOOD, gpus=(), visible="-1"), ["CUDA_VISIBLE_DEVICES='-1'"]),
-        (replace(GOOD, gpus=(), torch_says="no CUDA-capable device"), ["no CUDA-capable device", "container"]),
+        (replace(GOOD, gpus=(), torch_error="no CUDA-capable device"), ["no CUDA-capable device", "container"]),
         (replace(GOOD, gpus=(Gpu("Tesla K80", (3, 7), GIB, GIB),)), ["Tesla K80", "3.7", "sm_75"]),
     ],
 )

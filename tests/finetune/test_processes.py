@@ -14,7 +14,7 @@ from medclipsam.cli import main as cli
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss, gather
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import train
 
@@ -35,7 +35,7 @@ def layer():
 
 def learn(folder, clip_folder, pairs):
     encoder = load_folder(clip_folder)
-    tuned = Tuned(encoder, OPTIONS)
+    tuned = TunableClip(encoder, OPTIONS)
     done = train(tuned, *(prepare(Listing(part), encoder) for part in (pairs[:32], pairs[32:])), folder, OPTIONS)
     return done, tuned.state()
 

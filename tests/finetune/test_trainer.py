@@ -14,7 +14,7 @@ from medclipsam.base.errors import CancelledError, InputError, OptionError
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import accumulate, learning_rate, train
 
@@ -35,7 +35,7 @@ def gradients(tuned):
 def test_chunks_give_the_gradient_of_the_whole_batch(which, method, listing, request):
     encoder = load_folder(request.getfixturevalue(which)).double()
     pairs = prepare(Listing(listing.pairs[:5]), encoder)
-    tuned = Tuned(encoder, FinetuneOptions(method=method))
+    tuned = TunableClip(encoder, FinetuneOptions(method=method))
     loss = ContrastiveLoss(LossOptions("dhn-nce"))
     batch = whole_batch(pairs, 5)
     if method == "lora":  # an update of nothing has no gradient in its first factor
@@ -66,7 +66,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(which, method, listing, req
 def test_chunks_have_the_same_dropout_in_both_passes(listing, tiny_biomedclip_folder):
     encoder = load_folder(tiny_biomedclip_folder).double()
     pairs = prepare(Listing(listing.pairs[:3]), encoder)
-    tuned = Tuned(encoder, FinetuneOptions())
+    tuned = TunableClip(encoder, FinetuneOptions())
     loss = ContrastiveLoss(LossOptions("dhn-nce"))
     batch = whole_batch(pairs, 3)
     tuned.train()
@@ -91,7 +91,7 @@ def test_low_rank_updates_are_merged_exactly(which, listing, request):
     names = set(encoder.model.state_dict())
     pairs = prepare(Listing(listing.pairs[:4]), encoder)
     images, tokens, _ = whole_batch(pairs, 4)
-    tuned = Tuned(encoder, FinetuneOptions(method="lora", lora_rank=2))
+    tuned = TunableClip(encoder, FinetuneOptions(method="lora", lora_rank=2))
     trained = sum(p.numel() for p in tuned.parameters.values())
     assert trained < 0.4 * sum(p.numel() for p in encoder.model.parameters())
     before = [part.detach().clone() for part in tuned.encode(images, tokens)]
@@ -112,13 +112,13 @@ def test_low_rank_updates_are_merged_exactly(which, listing, request):
 
 
 def test_heads_are_the_two_projections(encoder, tiny_biomedclip_folder):
-    assert set(Tuned(encoder, FinetuneOptions(method="heads")).parameters) == {"visual.proj", "text_projection"}
-    other = Tuned(load_folder(tiny_biomedclip_folder), FinetuneOptions(method="heads"))
+    assert set(TunableClip(encoder, FinetuneOptions(method="heads")).parameters) == {"visual.proj", "text_projection"}
+    other = TunableClip(load_folder(tiny_biomedclip_folder), FinetuneOptions(method="heads"))
     assert set(other.parameters) == {"visual.head.proj.weight", "text.proj.0.weight", "text.proj.2.weight"}
 
 
 def test_everything_but_the_scale_is_trained_and_norms_do_not_decay(encoder):
-    tuned = Tuned(encoder, FinetuneOptions())
+    tuned = TunableClip(encoder, FinetuneOptions())
     assert set(tuned.parameters) == {name for name, _ in encoder.model.named_parameters()} - {"logit_scale"}
     decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in tuned.groups(0.2)}
     assert decays[0.0] == {1}
@@ -140,7 +140,7 @@ FAST = {"epochs": 6, "batch_size": 16, "learning_rate": 3e-3, "gallery": 16}
 
 def learn(folder, encoder, listing, cancelled=None, **given):
     options = FinetuneOptions.from_mapping({**FAST, **given})
-    tuned = Tuned(encoder, options)
+    tuned = TunableClip(encoder, options)
     pairs, held = (prepare(Listing(part), encoder) for part in (listing.pairs[:32], listing.pairs[32:]))
     return train(tuned, pairs, held, folder, options, cancelled=cancelled), tuned
 
@@ -180,14 +180,15 @@ import torch
 torch.set_num_threads(1)
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions, LossOptions
 from medclipsam.finetune.trainer import train
 pairs = pickle.loads(Path(sys.argv[2]).read_bytes())
 encoder = load_folder(Path(sys.argv[1]))
 options = FinetuneOptions(epochs=6, batch_size=16, learning_rate=3e-3, gallery=16, checkpoint_steps=1)
 sets = [prepare(Listing(part), encoder) for part in (pairs[:32], pairs[32:])]
-train(Tuned(encoder, options), *sets, Path(sys.argv[3]), options, progress=lambda share, text: print(share, flush=True))
+clip = TunableClip(encoder, options)
+train(clip, *sets, Path(sys.argv[3]), options, progress=lambda share, text: print(share, flush=True))
 """
 
 
@@ -216,7 +217,7 @@ def test_a_folder_of_another_run_is_refused_unless_restarted(tmp_path, clip_fold
 
 
 def test_refuses_too_few_pairs(tmp_path, encoder, listing):
-    tuned = Tuned(encoder, FinetuneOptions())
+    tuned = TunableClip(encoder, FinetuneOptions())
     one, some = prepare(Listing(listing.pairs[:1]), encoder), prepare(Listing(listing.pairs[:4]), encoder)
     with pytest.raises(InputError, match="two pairs for training"):
         train(tuned, one, some, tmp_path, FinetuneOptions())

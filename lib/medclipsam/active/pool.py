@@ -205,7 +205,7 @@ class Pool:
             vectors[[self._place[image] for image in found]] = np.stack(list(found.values()))
         self._vectors = self._unit(vectors)
         self.embedded = self._vectors.any(axis=1)
-        self._to_taken, self._to_batch = _Nearest(self._vectors), _Nearest(self._vectors)
+        self._to_taken, self._to_batch = _NearestDistances(self._vectors), _NearestDistances(self._vectors)
 
     def _unit(self, vectors: np.ndarray) -> np.ndarray:
         """Return embeddings as they are compared, float32 [N, D], unit length or 0."""
@@ -241,7 +241,7 @@ class Pool:
         return marked
 
 
-class _Nearest:
+class _NearestDistances:
     """Distances to the nearest of a set of images; only what a change of the set can reach is measured anew.
 
     Parameters

@@ -59,13 +59,13 @@ class Machine:
         GPU architectures that torch has code for: "sm_90", "compute_90" ...
     gpus : tuple of Gpu
         What torch can use; empty where it can use none.
-    torch_says : str
+    torch_error : str
         Why torch can use none, in its words; empty where it does not say.
     driver : str or None
         Version of the NVIDIA driver.
     driver_gpus : tuple of str
         Names of the GPUs that the driver lists.
-    smi_says : str
+    nvidia_smi_error : str
         What nvidia-smi says where it fails; empty where it works or is not there.
     pci_gpus : int
         NVIDIA display controllers on the PCI bus, with or without a driver.
@@ -78,10 +78,10 @@ class Machine:
     torch_cuda: str | None = None
     torch_archs: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()
-    torch_says: str = ""
+    torch_error: str = ""
     driver: str | None = None
     driver_gpus: tuple[str, ...] = ()
-    smi_says: str = ""
+    nvidia_smi_error: str = ""
     pci_gpus: int = 0
     visible: str | None = None
     memory: int = 0
@@ -90,22 +90,22 @@ class Machine:
     @classmethod
     def look(cls) -> Machine:
         """Ask nvidia-smi, the PCI bus and the kernel, and torch where there may be a GPU or it is loaded already."""
-        driver, names, smi_says = read_smi(*_run_smi())
+        driver, names, nvidia_smi_error = read_smi(*_run_smi())
         on_bus = pci_gpus(Path("/sys/bus/pci/devices"))
         archs: tuple[str, ...] = ()
         gpus: tuple[Gpu, ...] = ()
         says = ""
-        if "torch" in sys.modules or names or smi_says or on_bus or may_have_gpu():
+        if "torch" in sys.modules or names or nvidia_smi_error or on_bus or may_have_gpu():
             archs, gpus, says = _ask_torch()
         available, total = main_memory()
         return cls(
             torch_cuda=_torch_cuda(),
             torch_archs=archs,
             gpus=gpus,
-            torch_says=says,
+            torch_error=says,
             driver=driver,
             driver_gpus=names,
-            smi_says=smi_says,
+            nvidia_smi_error=nvidia_smi_error,
             pci_gpus=on_bus,
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
             memory=available,
@@ -115,7 +115,7 @@ class Machine:
     @property
     def has_gpu(self) -> bool:
         """Whether there is an NVIDIA GPU, usable or not."""
-        return bool(self.gpus or self.driver_gpus or self.pci_gpus or self.smi_says)
+        return bool(self.gpus or self.driver_gpus or self.pci_gpus or self.nvidia_smi_error)
 
 
 def gpu_problem(machine: Machine) -> str | None:
@@ -132,10 +132,12 @@ def gpu_problem(machine: Machine) -> str | None:
         return "An NVIDIA GPU is there, but this torch is built without CUDA: install a CUDA build of torch."
     if machine.gpus:
         return _unsupported(machine.gpus, machine.torch_archs)
-    if "mismatch" in machine.smi_says.lower():
-        return f"The NVIDIA driver was updated under the running system ({machine.smi_says}): restart the machine."
+    if "mismatch" in machine.nvidia_smi_error.lower():
+        return (
+            f"The NVIDIA driver was updated under the running system ({machine.nvidia_smi_error}): restart the machine."
+        )
     if machine.driver is None:
-        said = f" ({machine.smi_says})" if machine.smi_says else ""
+        said = f" ({machine.nvidia_smi_error})" if machine.nvidia_smi_error else ""
         return f"An NVIDIA GPU is there, but its driver does not answer{said}: install or load the driver."
     if _numbers(machine.driver) < _numbers(needed := minimum_driver(machine.torch_cuda)):
         return (
@@ -144,7 +146,7 @@ def gpu_problem(machine: Machine) -> str | None:
         )
     if machine.visible is not None and machine.visible.strip() in ("", "-1", "NoDevFiles"):
         return f"CUDA_VISIBLE_DEVICES={machine.visible!r} hides every GPU: unset it."
-    said = f" ({machine.torch_says})" if machine.torch_says else ""
+    said = f" ({machine.torch_error})" if machine.torch_error else ""
     return (
         f"The driver {machine.driver} lists {len(machine.driver_gpus)} GPU(s), but torch cannot use them{said}: in a "
         "container, start it with the GPUs; else restart the machine or see the driver's log."

@@ -24,7 +24,7 @@ def add_rounds(commands: Any) -> None:
     actions = rounds.add_subparsers(dest="action", required=True, parser_class=Parser)
 
     show = actions.add_parser("show", help="a line for each round")
-    show.add_argument("--json", action="store_true", help="for programs")
+    show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show)
     labels = actions.add_parser("labels", help="a line for each label: who, when, which image, what, verdict")
     labels.add_argument("--csv", action="store_true", help="as CSV")

@@ -19,12 +19,12 @@ def add_serve(commands: Any) -> None:
 
 def add_doctor(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
-    doctor = commands.add_parser("doctor", help="say what stands in the way of serving, and what to do")
+    doctor = commands.add_parser("doctor", help="check whether the server can start")
     doctor.add_argument("--studies", help="folder of images, or a DICOMweb URL, to look at as well")
     doctor.add_argument("--workspace", type=Path, help="where the server would write")
     doctor.add_argument("--weights", default=default_pair(), help="pair of weights (default: %(default)s)")
     doctor.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
 

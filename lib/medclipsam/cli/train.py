@@ -112,7 +112,7 @@ def add_train(commands: Any) -> None:
     for action in (history, show, publish, rollback):
         action.add_argument("--name", default="network", help="name of the network (default: %(default)s)")
     for action in (history, show):
-        action.add_argument("--json", action="store_true", help="for programs")
+        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_options(group: Any, options: type[Any]) -> None:

@@ -25,7 +25,7 @@ def add_workspace(commands: Any) -> None:
     put.add_argument("--replace", action="store_true", help="move a workspace that is there aside")
     put.set_defaults(run=_restore)
     tell = actions.add_parser("info", help="what a workspace holds")
-    tell.add_argument("--json", action="store_true", help="for programs")
+    tell.add_argument("--json", action="store_true", help="print JSON")
     tell.set_defaults(run=_info)
     for action in (save, put, tell):
         action.add_argument("--studies", help="folder of images, or URL of a DICOMweb server")

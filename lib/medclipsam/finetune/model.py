@@ -20,7 +20,7 @@ _LEFT_ALONE = frozenset({"logit_scale", "logit_bias"})
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class Tuned:
+class TunableClip:
     """A CLIP that is being fine-tuned.
 
     Batch norms keep their statistics, so that a batch may go through in chunks and validation sees the same model.

@@ -10,7 +10,7 @@ from typing import Any
 from medclipsam import __version__
 from medclipsam.finetune.calibrate import calibrate
 from medclipsam.finetune.data import Listing, PreparedPairs, prepare, split_listing
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.result import write_result
 from medclipsam.finetune.retrieval import Retrieval, retrieval
@@ -97,7 +97,7 @@ def finetune(
     reading: dict[str, Any] = {"workers": options.workers, "show": show, "cancelled": cancelled}
     learned = prepare(pairs, encoder, max_bad=options.max_bad, what="pairs for training", **reading)
     held = prepare(validation, encoder, max_bad=options.max_bad, what="pairs for validation", **reading)
-    tuned = Tuned(encoder, options)
+    tuned = TunableClip(encoder, options)
     trained = train(
         tuned, learned, held, folder, options, restart=restart, show=show, progress=progress, cancelled=cancelled
     )
@@ -131,7 +131,7 @@ def measure(
     """
     encoder = load_encoder(resolve_clip(weights), device=device)
     prepared = prepare(pairs, encoder, max_bad=max_bad, workers=workers, show=show)
-    features = features_of(Tuned(encoder, FinetuneOptions()), prepared)
+    features = features_of(TunableClip(encoder, FinetuneOptions()), prepared)
     return retrieval(*features, gallery=gallery, runs=runs, seed=seed), prepared
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import locked
-from medclipsam.weights import point_to
+from medclipsam.weights import relocate_text_config
 
 _CURRENT, _HISTORY = "current.json", "history.jsonl"
 _NUMBER = re.compile(r"\d{4,}")
@@ -93,7 +93,7 @@ class ClipStore:
         with self._changing():
             version = max(self.versions(), default=0) + 1
             place = self._place(version)
-            point_to(made, place)
+            relocate_text_config(made, place)
             os.rename(made, place)
             write_json(self.folder / _CURRENT, {"version": version}, mode=PRIVATE)
             self._note("published", version, about)

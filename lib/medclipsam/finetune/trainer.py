@@ -28,7 +28,7 @@ from medclipsam.base.errors import CancelledError, InputError, OptionError
 from medclipsam.base.progress import ProgressBar
 from medclipsam.finetune.data import PreparedPairs
 from medclipsam.finetune.losses import ContrastiveLoss, gather
-from medclipsam.finetune.model import Tuned
+from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import Retrieval, retrieval
 from medclipsam.finetune.tracking import Tracker
@@ -66,7 +66,7 @@ class Trained:
     seconds: float
 
 
-def run_identity(tuned: Tuned, train: PreparedPairs, validation: PreparedPairs, options: FinetuneOptions) -> str:
+def run_identity(tuned: TunableClip, train: PreparedPairs, validation: PreparedPairs, options: FinetuneOptions) -> str:
     """Return a hash of everything that the result depends on."""
     content = {
         "version": __version__,
@@ -86,7 +86,7 @@ def learning_rate(step: int, steps: int, options: FinetuneOptions) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def features_of(tuned: Tuned, pairs: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
+def features_of(tuned: TunableClip, pairs: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the unit features of all pairs, float32 [N, E] each, on the CPU."""
     tuned.eval()
     order = [range(at, min(at + _VALIDATION_BATCH, len(pairs))) for at in range(0, len(pairs), _VALIDATION_BATCH)]
@@ -99,7 +99,7 @@ def features_of(tuned: Tuned, pairs: PreparedPairs) -> tuple[torch.Tensor, torch
 
 
 def accumulate(
-    tuned: Tuned,
+    tuned: TunableClip,
     loss: ContrastiveLoss,
     batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     *,
@@ -116,7 +116,7 @@ def accumulate(
 
     Parameters
     ----------
-    tuned : Tuned
+    tuned : TunableClip
         The model.
     loss : ContrastiveLoss
         The loss; its own parameters get their gradients as well.
@@ -166,7 +166,7 @@ def accumulate(
 
 
 def train(
-    tuned: Tuned,
+    tuned: TunableClip,
     pairs: PreparedPairs,
     validation: PreparedPairs,
     folder: Path,
@@ -181,7 +181,7 @@ def train(
 
     Parameters
     ----------
-    tuned : Tuned
+    tuned : TunableClip
         The model.
     pairs, validation : PreparedPairs
         What it learns from, and what chooses the best epoch; at least two pairs each.
@@ -215,7 +215,7 @@ def train(
 class _Run:
     def __init__(
         self,
-        tuned: Tuned,
+        tuned: TunableClip,
         pairs: PreparedPairs,
         validation: PreparedPairs,
         folder: Path,

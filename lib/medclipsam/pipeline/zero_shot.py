@@ -28,11 +28,11 @@ from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_m
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
     PresenceReference,
+    consistent_planes,
     presence_reference,
     presence_scores,
     resembled_target,
     smooth_over_planes,
-    steady_planes,
 )
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
@@ -715,7 +715,7 @@ class _Pass:
             return self.indices
         present = job.scores[self.indices] >= threshold
         if self.image.is_volume:
-            present = steady_planes(present, self.indices)
+            present = consistent_planes(present, self.indices)
         return [plane for plane, here in zip(self.indices, present, strict=True) if here]
 
     def _masks(self, batch: list[int], wanted: dict[int, list[_Job]]) -> None:

@@ -133,7 +133,7 @@ def serve(
         # sub-processes and logs have the address alone
         studies = keep_user(studies)
     studies = _checked_studies(studies, typed)
-    reached = Reached(host, access, certificate, behind_proxy)
+    reached = BindSettings(host, access, certificate, behind_proxy)
 
     place = workspace.expanduser().absolute() if workspace else default_workspace(studies)
     others = [] if workspace or is_url(studies) else nearby(place)
@@ -158,7 +158,7 @@ def serve(
 
 
 @dataclass(frozen=True)
-class Reached:
+class BindSettings:
     """Where and by whom a server is reached; see `serve` for the fields."""
 
     host: str
@@ -279,7 +279,7 @@ def _set_environment(space: Workspace) -> None:
 
 def _run(
     studies: str,
-    reached: Reached,
+    reached: BindSettings,
     conf: Mapping[str, str],
     space: Workspace,
     listener: socket.socket,

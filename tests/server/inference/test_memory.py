@@ -12,7 +12,7 @@ from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import BusyError, ConflictError
 from medclipsam.server.inference import memory as room
 from medclipsam.server.inference import pipeline as shared_module
-from medclipsam.server.inference.memory import CUDA_CONTEXT, Free, free_memory, make_room, shortage
+from medclipsam.server.inference.memory import CUDA_CONTEXT, Free, ensure_memory, free_memory, shortage
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.targets import TargetSet
 from medclipsam.weights import MemoryNeed
@@ -51,7 +51,7 @@ def test_a_process_that_does_not_fit_is_refused_with_figures(loaded: Any) -> Non
     pipeline = SharedPipeline(conf(), TargetSet.load())
     pipeline.warm_up()
     with pytest.raises(ConflictError) as error:
-        make_room("A batch", conf(), pipeline, need=NEED, look=lambda device: Free(2 * GB))
+        ensure_memory("A batch", conf(), pipeline, need=NEED, look=lambda device: Free(2 * GB))
     sentence = str(error.value)
     assert "A batch would need 4.3 GB of main memory, and 2.0 GB are free" in sentence
     assert "--release-models" in sentence
@@ -63,18 +63,18 @@ def test_the_server_gives_its_memory_where_it_may_and_that_helps(loaded: Any) ->
     pipeline.warm_up()
     may = conf(release_models="true")
     answers = [Free(2 * GB), Free(5 * GB)]
-    make_room("A batch", may, pipeline, need=NEED, look=lambda device: answers.pop(0))
+    ensure_memory("A batch", may, pipeline, need=NEED, look=lambda device: answers.pop(0))
     assert not pipeline.is_loaded
     with pytest.raises(ConflictError):
-        make_room("A batch", may, pipeline, need=NEED, look=lambda device: Free(2 * GB))
+        ensure_memory("A batch", may, pipeline, need=NEED, look=lambda device: Free(2 * GB))
 
 
 def test_what_fits_or_is_not_known_leaves_the_models_alone(loaded: Any) -> None:
     pipeline = SharedPipeline(conf(), TargetSet.load())
     pipeline.warm_up()
     may = conf(release_models="true")
-    make_room("A batch", may, pipeline, need=NEED, look=lambda device: Free(9 * GB))
-    make_room("A batch", conf(weights="nobody"), pipeline, look=lambda device: Free(1))
+    ensure_memory("A batch", may, pipeline, need=NEED, look=lambda device: Free(9 * GB))
+    ensure_memory("A batch", conf(weights="nobody"), pipeline, look=lambda device: Free(1))
     assert pipeline.is_loaded
 
 

@@ -10,7 +10,7 @@ import pytest
 from medclipsam.base.errors import InputError
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.pipeline.zero_shot import PlaneEvidence, TargetEvidence, ZeroShotResult
-from medclipsam.server.inference.runtime import Pace
+from medclipsam.server.inference.runtime import RuntimeEstimator
 
 
 def result(drawn: int, **seconds: float) -> ZeroShotResult:
@@ -21,13 +21,13 @@ def result(drawn: int, **seconds: float) -> ZeroShotResult:
 
 
 def test_nothing_is_estimated_before_anything_is_measured() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     assert pace.estimate(300, 1, ZeroShotOptions()) is None
     pace.check(300, 1, ZeroShotOptions(), max_seconds=1)
 
 
 def test_a_volume_is_estimated_from_one_plane() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     options = ZeroShotOptions(steps=10, samples=10)
     pace.record(result(1, presence=0.1, saliency=2.0, sam_embed=0.5, total=2.6), 1, options)
     assert pace.estimate(1, 1, options) == pytest.approx(2.6)
@@ -42,7 +42,7 @@ def test_a_volume_is_estimated_from_one_plane() -> None:
 
 
 def test_the_share_of_planes_with_a_target_is_measured_on_volumes() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     options = ZeroShotOptions()
     pace.record(result(5, presence=2.0, saliency=10.0, sam_embed=5.0, total=17.0), 20, options)
     # 0.1 s of presence in each plane, 3 s in each quarter of them
@@ -51,20 +51,20 @@ def test_the_share_of_planes_with_a_target_is_measured_on_volumes() -> None:
 
 
 def test_an_absent_target_measures_presence_alone() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     pace.record(result(0, presence=1.0, total=1.0), 10, ZeroShotOptions())
     assert pace.estimate(10, 1, ZeroShotOptions()) is None
 
 
 def test_one_slow_request_does_not_spoil_the_estimate() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     for seconds in (1.0, 1.0, 50.0, 1.0, 1.0):
         pace.record(result(1, saliency=seconds, total=seconds), 1, ZeroShotOptions(presence=False))
     assert pace.estimate(2, 1, ZeroShotOptions(presence=False)) == pytest.approx(2.0)
 
 
 def test_a_refusal_tells_the_estimate_the_limit_and_what_would_do() -> None:
-    pace = Pace()
+    pace = RuntimeEstimator()
     options = ZeroShotOptions(presence=False)
     pace.record(result(1, saliency=2.0, total=2.0), 1, options)
     pace.check(50, 1, options, max_seconds=100)

@@ -20,7 +20,7 @@ from medclipsam.server.api.routes import tasks
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import BusyError
 from medclipsam.server.learning import rounds as rounds_module
-from medclipsam.server.learning.rounds import Rounds, RoundsKeeper
+from medclipsam.server.learning.rounds import Rounds, RoundScheduler
 from medclipsam.server.learning.trainer import candidates
 
 Serve = Callable[..., TestClient]
@@ -500,12 +500,12 @@ def training() -> Training:
 
 
 @pytest.fixture
-def keeper(unlabelled: Serve, training: Training) -> RoundsKeeper:
+def keeper(unlabelled: Serve, training: Training) -> RoundScheduler:
     client = unlabelled(retrain_after="3")
     client.app.state.keeper.stop()  # type: ignore[attr-defined]
     for name in training_images(client, 3):
         save(client, name, square(), client_id="ada")
-    return RoundsKeeper(
+    return RoundScheduler(
         rounds_of(client), client.app.state.queue, training.start, lambda: training.runs, lambda image: None  # type: ignore[attr-defined]
     )  # fmt: skip
 
@@ -516,7 +516,7 @@ def training_images(client: TestClient, count: int, first: int = 0) -> list[str]
     return [name for name in names if not split.holds(f"image:{name}")][first : first + count]
 
 
-def test_a_training_starts_by_itself_once_and_its_failure_is_kept(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_starts_by_itself_once_and_its_failure_is_kept(keeper: RoundScheduler, training: Training) -> None:
     keeper.follow()
     keeper.follow()
     assert training.starts == 1
@@ -530,7 +530,7 @@ def test_a_training_starts_by_itself_once_and_its_failure_is_kept(keeper: Rounds
     assert training.starts == 1
 
 
-def test_a_training_that_ended_with_a_network_closes_its_round(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_that_ended_with_a_network_closes_its_round(keeper: RoundScheduler, training: Training) -> None:
     import shutil
 
     keeper.follow()
@@ -548,14 +548,14 @@ def test_a_training_that_ended_with_a_network_closes_its_round(keeper: RoundsKee
     assert ended.metrics["reason"] == "It is worse."
 
 
-def next_keeper(keeper: RoundsKeeper, training: Training, grace: float) -> RoundsKeeper:
+def next_keeper(keeper: RoundScheduler, training: Training, grace: float) -> RoundScheduler:
     """Return the keeper of a server that starts after the first one was killed."""
-    return RoundsKeeper(
+    return RoundScheduler(
         keeper._rounds, keeper._queue, training.start, lambda: training.runs, lambda image: None, grace=grace
     )
 
 
-def test_a_training_that_ended_with_its_server_is_started_again(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_that_ended_with_its_server_is_started_again(keeper: RoundScheduler, training: Training) -> None:
     keeper.follow()
     training.runs = None
     next_keeper(keeper, training, grace=0).follow()
@@ -563,7 +563,7 @@ def test_a_training_that_ended_with_its_server_is_started_again(keeper: RoundsKe
     assert [each.state for each in keeper._rounds.ledger.rounds()] == ["interrupted", "training", "open"]
 
 
-def test_a_training_that_outlived_its_server_is_not_started_twice(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_that_outlived_its_server_is_not_started_twice(keeper: RoundScheduler, training: Training) -> None:
     keeper.follow()
     # it still comes up and has not taken its lock
     training.runs = None
@@ -579,7 +579,7 @@ def test_a_training_that_outlived_its_server_is_not_started_twice(keeper: Rounds
     assert keeper._rounds.ledger.rounds()[0].state == "failed"
 
 
-def test_a_training_that_cannot_start_is_told_and_waits_for_more(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_that_cannot_start_is_told_and_waits_for_more(keeper: RoundScheduler, training: Training) -> None:
     training.refused = "A training would need 9.0 GB of main memory, and 1.0 GB are free."
     keeper.follow()
     failed = keeper._rounds.ledger.rounds()[0]
@@ -589,7 +589,7 @@ def test_a_training_that_cannot_start_is_told_and_waits_for_more(keeper: RoundsK
     assert training.starts == 0
 
 
-def test_a_training_by_hand_takes_the_labels_of_its_round(keeper: RoundsKeeper, training: Training) -> None:
+def test_a_training_by_hand_takes_the_labels_of_its_round(keeper: RoundScheduler, training: Training) -> None:
     training.runs = "network"
     keeper.follow()
     assert training.starts == 0
@@ -597,7 +597,7 @@ def test_a_training_by_hand_takes_the_labels_of_its_round(keeper: RoundsKeeper, 
     assert keeper._rounds.ledger.new_labels() == 0
 
 
-def test_another_training_is_waited_for_and_is_no_round(keeper: RoundsKeeper, training: Training) -> None:
+def test_another_training_is_waited_for_and_is_no_round(keeper: RoundScheduler, training: Training) -> None:
     training.runs = "finetune_clip"
     keeper.follow()
     assert training.starts == 0

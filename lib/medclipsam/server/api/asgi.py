@@ -52,8 +52,8 @@ from medclipsam.server.base.errors import status_of, storage_error
 from medclipsam.server.base.metrics import METRICS, CountInfers
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.work import WorkQueue
-from medclipsam.server.learning.rounds import RoundsKeeper
-from medclipsam.server.learning.scoring import Scorings
+from medclipsam.server.learning.rounds import RoundScheduler
+from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.waiting import THREADS
@@ -113,14 +113,14 @@ def create_app(
     app.state.local = local
     app.state.queue = WorkQueue(limits.queue_length, limits.max_seconds)
     queue = app.state.queue
-    app.state.keeper = RoundsKeeper(
+    app.state.keeper = RoundScheduler(
         label_app.rounds,
         queue,
         start_training=lambda: tasks.train_for_rounds(label_app, queue),
         trains=tasks.trains,
         prelabel=label_app.prelabel,
     )
-    app.state.scorings = Scorings(queue, paused=lambda: tasks.scoring_pauses(label_app))
+    app.state.scorings = ScoringJobs(queue, paused=lambda: tasks.scoring_pauses(label_app))
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")

@@ -128,7 +128,7 @@ class UnforeseenErrors:
             logger.exception("Error %s at %s %s", number, scope["method"], _route(scope))
             if started:
                 raise
-            sentence = f"The server failed on this request, which should not happen; its log has the cause as {number}."
+            sentence = f"Internal error; see log entry {number}."
             await JSONResponse({"detail": sentence}, status_code=500)(scope, receive, send)
 
 

@@ -49,7 +49,7 @@ class UpstreamError(MedClipSamError):
 
     permanent = False
 
-    def for_good(self) -> UpstreamError:
+    def as_permanent(self) -> UpstreamError:
         """Return this error, as one for which asking again is of no use."""
         self.permanent = True
         return self

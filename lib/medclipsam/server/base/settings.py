@@ -101,7 +101,7 @@ _PROCESS_SETTINGS = (
     Setting("ssl_certfile", _ACCESS, "certificate chain for TLS (PEM)"),
     Setting("ssl_keyfile", _ACCESS, "private key of the certificate (PEM)"),
     Setting("behind_proxy", _ACCESS, f"address of a proxy that ends TLS ({_PROXY} if none is given)", absent=_PROXY),
-    Setting("insecure", _ACCESS, "listen to other machines without authentication or TLS", "switch"),
+    Setting("insecure", _ACCESS, "allow requests from other machines without authentication or TLS", "switch"),
     Setting("oidc_issuer", _OIDC, "issuer (URL) of the users' tokens"),
     Setting("oidc_client_id", _OIDC, "this server's client id (default: monailabel-app)"),
     Setting("oidc_client_secret_file", _OIDC, "file with the client's secret (default: a public client)"),
@@ -112,7 +112,7 @@ _PROCESS_SETTINGS = (
     Setting("oidc_session_minutes", _OIDC, "longest time that a browser stays logged in (default: 480)"),
 )
 _APP_SETTINGS = (
-    Setting("targets", _MODELS, "targets that get a model each", "list"),
+    Setting("targets", _MODELS, "targets that are served as models of their own", "list"),
     Setting("targets_file", _MODELS, "further targets (YAML)", "list"),
     Setting("weights", _MODELS, "pair of weights, see `medclipsam weights list` (default: default)"),
     Setting("device", _MODELS, "cpu, cuda, cuda:1 ... (default: cuda where there is one)"),
@@ -201,7 +201,7 @@ class ServeSettings:
     behind_proxy : str or None
         Addresses of a proxy that ends TLS.
     insecure : bool
-        Whether to listen to other machines without authentication or TLS.
+        Whether requests from other machines are allowed without authentication or TLS.
     oidc : OidcOptions or None
         Provider of the users' tokens.
     conf : dict of str to str

@@ -70,7 +70,7 @@ def shortage(what: str, need: MemoryNeed, free: Free, *, new_process: bool = Tru
     return None
 
 
-def make_room(
+def ensure_memory(
     what: str,
     conf: AppConf,
     pipeline: SharedPipeline,

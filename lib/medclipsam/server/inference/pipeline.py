@@ -13,10 +13,10 @@ from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import BusyError
 from medclipsam.server.base.metrics import ServerState
 from medclipsam.server.inference.memory import free_memory, shortage
-from medclipsam.server.inference.runtime import Pace
+from medclipsam.server.inference.runtime import RuntimeEstimator
 from medclipsam.server.inference.work import current_job
 from medclipsam.targets import check_text, parse_prompt
-from medclipsam.weights import REGISTRY, are_here, memory_need, resolve_pair
+from medclipsam.weights import REGISTRY, is_available, memory_need, resolve_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +55,12 @@ class SharedPipeline:
 
     Attributes
     ----------
-    pace : Pace
+    pace : RuntimeEstimator
         How long requests take here.
     """
 
     def __init__(self, conf: AppConf, targets: TargetSet, clips: ClipStore | None = None) -> None:
-        self.pace = Pace()
+        self.pace = RuntimeEstimator()
         self._conf = conf
         self._targets = targets
         self._lock = threading.Lock()
@@ -208,7 +208,7 @@ class SharedPipeline:
 
     def can_load(self) -> bool:
         """Whether the weights are in memory or on the disk."""
-        return self.is_loaded or are_here(self._conf.weights)
+        return self.is_loaded or is_available(self._conf.weights)
 
     def state(self) -> ServerState:
         """Return what the metrics say about the models."""

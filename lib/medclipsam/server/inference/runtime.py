@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _WINDOW = 30
 
 
-class Pace:
+class RuntimeEstimator:
     """Seconds by kind of work.
 
     A request looks at each plane for presence, and draws a mask in the planes that hold a target: a saliency map, whose

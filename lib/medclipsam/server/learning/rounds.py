@@ -30,7 +30,7 @@ from medclipsam.server.base.task import Task
 from medclipsam.server.inference.networks import SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.work import WorkQueue
-from medclipsam.server.learning.scorer import Method, Scorer
+from medclipsam.server.learning.scorer import ImageScorer, Method
 from medclipsam.server.learning.trainer import patient_of
 from medclipsam.server.studies.datastore import Datastore
 from medclipsam.server.studies.images import ImageReader, unreadable_images
@@ -84,7 +84,7 @@ class Rounds:
         self._datastore = datastore
         self.networks = networks
         self.images = images
-        self.scorer = Scorer(lambda: self.ledger, datastore, networks, pipeline, images, targets)
+        self.scorer = ImageScorer(lambda: self.ledger, datastore, networks, pipeline, images, targets)
         self._lock = threading.RLock()
         self._opened: Ledger | None = None
         self._pool: Pool | None = None
@@ -129,7 +129,7 @@ class Rounds:
                     self._sync(found)
 
     def score(self, method: Method) -> int:
-        """Do a step of a scoring method; see `Scorer.step`."""
+        """Do a step of a scoring method; see `ImageScorer.step`."""
         with self._beside(), self.images.in_background():
             return self.scorer.step(method)
 
@@ -398,7 +398,7 @@ class Rounds:
             self.look()
 
 
-class RoundsKeeper:
+class RoundScheduler:
     """A thread that follows trainings, starts them when they are due, and embeds and scores while nobody waits.
 
     Parameters
@@ -558,10 +558,10 @@ class RoundStrategy(Task):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Return the next image and what is known of it; None where there is none."""
-        return self._rounds.next(self._name, who())
+        return self._rounds.next(self._name, current_reader())
 
 
-def who() -> str:
+def current_reader() -> str:
     """Return who asks: the user as authentication tells it, else the client that the request names."""
     asks = caller.get()
     if asks is None:

@@ -40,7 +40,7 @@ _STEP = 4
 _STEP_SECONDS = 1.5
 
 
-class Scorer:
+class ImageScorer:
     """Makes what the strategies choose by.
 
     Parameters

@@ -80,7 +80,7 @@ class RoundScoring(Task):
         return self.result(done)
 
 
-class Scorings:
+class ScoringJobs:
     """The scorings of a server, one at a time.
 
     Parameters
@@ -202,7 +202,7 @@ class Scorings:
         except Exception as error:
             if not isinstance(error, MedClipSamError):
                 logger.exception("A scoring failed")
-            told = str(error) if isinstance(error, MedClipSamError) else "An error that nobody has foreseen."
+            told = str(error) if isinstance(error, MedClipSamError) else "Internal error; see the server's log."
             with self._lock:
                 task["details"] = [told]
                 self._end(task, "ERROR")

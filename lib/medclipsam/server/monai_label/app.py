@@ -43,7 +43,7 @@ from medclipsam.server.inference.request_schema import check_monai_label_keys, f
 from medclipsam.server.inference.tasks import ZeroShotTask, task_name
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.learning.finetuner import FinetuneTrainer
-from medclipsam.server.learning.rounds import Rounds, RoundStrategy, who
+from medclipsam.server.learning.rounds import Rounds, RoundStrategy, current_reader
 from medclipsam.server.learning.scorer import METHODS
 from medclipsam.server.learning.scoring import RoundScoring
 from medclipsam.server.learning.trainer import NetworkTrainer
@@ -504,7 +504,7 @@ class MedClipSamApp(MONAILabelApp):
         store = store or self.datastore()
         info = {key: value for key, value in info.items() if key != SAVED_BY}
         if by_person:
-            info[SAVED_BY] = who()
+            info[SAVED_BY] = current_reader()
         elif tag == FINAL:
             raise _not_final(tag)
 
@@ -560,7 +560,7 @@ class MedClipSamApp(MONAILabelApp):
         network = params.get("network")
         source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
         # one that lies with the studies waits for whoever opens the image
-        self.rounds.shown(request["image"], "" if offered else who(), source, made[0])
+        self.rounds.shown(request["image"], "" if offered else current_reader(), source, made[0])
         if not isinstance(network, dict):
             self.rounds.presence(request["image"], params)
 
@@ -583,7 +583,7 @@ class MedClipSamApp(MONAILabelApp):
     def _note_label(self, image: str, label: Path) -> None:
         """Take a final label that a person has saved into the rounds."""
         try:
-            self.rounds.saved(image, who(), label)
+            self.rounds.saved(image, current_reader(), label)
         except MedClipSamError as error:
             # the label lies with the studies all the same, and counts as one from the next look at them on
             logger.warning("A saved label could not be taken into the rounds: %s", error)

@@ -975,7 +975,7 @@ class DicomWebStudies(LabelFiles):
             raise ChangedLabelError(
                 f"The DICOMweb server {self.pacs.url} stored something else than the label that was sent. {error} It "
                 "is not used as a label; the label before it, where there is one, still counts."
-            ).for_good() from None
+            ).as_permanent() from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._sent.returned(instance, stored.supersedes)
@@ -1108,7 +1108,7 @@ def _uid(header: Dataset, keyword: str, pacs: Pacs) -> str:
     """Return a UID of a server's answer; it names files here, so that nothing else is taken."""
     value = _text(header, keyword)
     if not UID.fullmatch(value) or len(value) > 64:
-        raise UpstreamError(f"The DICOMweb server {pacs.url} lists a series without a {keyword}.").for_good()
+        raise UpstreamError(f"The DICOMweb server {pacs.url} lists a series without a {keyword}.").as_permanent()
     return value
 
 

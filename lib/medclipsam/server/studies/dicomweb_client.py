@@ -194,7 +194,7 @@ class Pacs:
             raise UpstreamError(
                 f"The DICOMweb server {self.url} has a certificate that is not trusted ({_reason(error)}); "
                 "name the certificate of who vouches for it with pacs_ca_file."
-            ).for_good() from None
+            ).as_permanent() from None
         except (requests.RequestException, OSError, ValueError) as error:
             raise UpstreamError(f"The DICOMweb server {self.url} does not answer ({type(error).__name__}).") from None
         self._check(answer)
@@ -338,7 +338,7 @@ class Pacs:
                 raise
             problem = error
         if said is False:
-            raise problem.for_good()
+            raise problem.as_permanent()
         if said:
             return
         try:
@@ -393,11 +393,11 @@ class Pacs:
         answer.close()
         if status in (401, 403, 407):
             says = "refuses the credentials" if self._credentials.header() else "asks for credentials"
-            raise UpstreamError(f"The DICOMweb server {self.url} {says} ({status}).").for_good()
+            raise UpstreamError(f"The DICOMweb server {self.url} {says} ({status}).").as_permanent()
         if status < 400:
             raise UpstreamError(
                 f"The DICOMweb server {self.url} sends to another address ({status}), to which nothing is sent."
-            ).for_good()
+            ).as_permanent()
         error = UpstreamTimeoutError if status == 504 else UpstreamError
         raise error(f"The DICOMweb server {self.url} answers {status} {answer.reason}.")
 
@@ -437,11 +437,11 @@ class Pacs:
             logger.warning("DICOM JSON that cannot be read (%s)", type(error).__name__)
             raise UpstreamError(
                 f"The DICOMweb server {self.url} answers with something else than DICOM JSON."
-            ).for_good() from None
+            ).as_permanent() from None
 
     def _refused(self, answer: requests.Response) -> UpstreamError:
         error = UpstreamError(f"The DICOMweb server {self.url} answers {answer.status_code} {answer.reason}.")
-        return error if answer.status_code in _TRANSIENT else error.for_good()
+        return error if answer.status_code in _TRANSIENT else error.as_permanent()
 
     def chunks(
         self, answer: requests.Response, *, decode: bool = True, most: int | None = None
@@ -470,7 +470,7 @@ class Pacs:
             raise UpstreamTimeoutError(
                 f"The DICOMweb server {self.url} did not complete its answer within {self.options.max_seconds} seconds "
                 "(pacs_max_seconds)."
-            ).for_good() from None
+            ).as_permanent() from None
         except requests.Timeout:
             raise UpstreamTimeoutError(
                 f"The DICOMweb server {self.url} sends its answer too slowly, less than {LEAST_RATE} bytes a second "
@@ -479,7 +479,7 @@ class Pacs:
         except TooMuchError:
             raise UpstreamError(
                 f"The DICOMweb server {self.url} sends more than {most} bytes, which are allowed for this answer."
-            ).for_good() from None
+            ).as_permanent() from None
         except requests.RequestException as error:
             if "timed out" in str(error):
                 raise self._late(self.options.timeout) from None

@@ -18,7 +18,7 @@ from medclipsam.server.api.access import AsReviewer, AsUser
 from medclipsam.server.api.routes.common import App, note_caller, with_client
 from medclipsam.server.base.errors import ConflictError, ForbiddenError, UnknownError
 from medclipsam.server.base.names import checked_name
-from medclipsam.server.learning.rounds import who
+from medclipsam.server.learning.rounds import current_reader
 
 router = APIRouter(prefix="/rounds", tags=["Rounds"])
 
@@ -56,7 +56,7 @@ def leases(request: Request, app: App, user: AsUser, client_id: str = "", all: b
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
     if not app.rounds.is_used:
         return []
-    return [asdict(lease) for lease in app.rounds.ledger.leases(None if all else who())]
+    return [asdict(lease) for lease in app.rounds.ledger.leases(None if all else current_reader())]
 
 
 @router.put("/leases", summary="Keep an image for longer")
@@ -67,7 +67,7 @@ def renew(request: Request, app: App, user: AsUser, image: str, client_id: str =
     """
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
     try:
-        lease = app.rounds.lease(checked_name(image, "Image"), who())
+        lease = app.rounds.lease(checked_name(image, "Image"), current_reader())
     except TooManyLeasesError as error:
         raise ConflictError(str(error)) from None
     if lease is None:
@@ -91,14 +91,14 @@ def release(
     """
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
     admin = user.has("admin")
-    if holder is not None and holder != who() and not admin:
+    if holder is not None and holder != current_reader() and not admin:
         raise ForbiddenError(f"User {user.username!r} has not the role admin, which ends the leases of others.")
     if image is None and holder is None:
         raise InputError("The request names neither image nor holder; allowed: one of them, or both.")
     if image is not None:
         checked_name(image, "Image")
     anyone = holder is None and admin and request.app.state.access.authenticates
-    ended = app.rounds.release(image, None if anyone else holder or who())
+    ended = app.rounds.release(image, None if anyone else holder or current_reader())
     if not ended:
         raise UnknownError(f"No image is kept for {holder!r}." if image is None else f"Image {image!r} is not kept so.")
     return {"released": ended}
@@ -115,6 +115,6 @@ def review(
 ) -> dict[str, Any]:
     """Say what a reviewer thinks of the final label of an image; a rejected one is offered for labelling again."""
     note_caller(request, user.username, with_client(request, {"client_id": client_id}))
-    label = app.rounds.ledger.review(checked_name(image, "Image"), who(), verdict)
+    label = app.rounds.ledger.review(checked_name(image, "Image"), current_reader(), verdict)
     app.audit.label(f"label {verdict}", image, "final")
     return asdict(label)

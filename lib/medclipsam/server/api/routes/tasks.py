@@ -14,9 +14,9 @@ from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.api.routes.common import App, Queue, note_caller, with_client
 from medclipsam.server.base.errors import AlreadyRunningError, ConflictError, UnknownError, without_folders
 from medclipsam.server.base.names import checked_name
-from medclipsam.server.inference.memory import make_room
+from medclipsam.server.inference.memory import ensure_memory
 from medclipsam.server.inference.request_schema import check_monai_label_keys, checked_object, client_params
-from medclipsam.server.learning.scoring import Scorings
+from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.learning.trainer import adopted, describe, end
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.upstream import AsyncTask, BatchInferImageType, processes, tasks
@@ -222,7 +222,7 @@ def _score(
 ) -> Any:
     asked = {**client_params(params), "method": method, "user": user.username}
     task = app.scoring_method(asked)
-    scorings: Scorings = request.app.state.scorings
+    scorings: ScoringJobs = request.app.state.scorings
     return scorings.wait(task) if sync else scorings.start(task, asked, enqueue=enqueue)
 
 
@@ -254,7 +254,7 @@ def _start(
     _await_start(method)
     if not processes(method):
         app.networks.release()
-        make_room(_LOAD_MODELS[method], app.app_conf, app.pipeline, need=need)
+        ensure_memory(_LOAD_MODELS[method], app.app_conf, app.pipeline, need=need)
     task, _ = AsyncTask.run(method, request=request, enqueue=enqueue)
     if task is None:
         raise AlreadyRunningError(f"Another {method.replace('_', ' ')} runs; ask for its state, or stop it first.", 30)
