@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -650,3 +651,22 @@ def test_one_of_the_volumes_of_a_file_is_not_removed_alone(
     with pytest.raises(ConflictError, match="mr-time2"):
         studies.remove_image("mr-time1")
     assert (root / "mr.dcm").is_file()
+
+
+def test_an_archive_holds_pictures_slices_and_labels(studies: FolderStudies, root: Path, label: Path) -> None:
+    series = series_of(studies)[0]
+    for image in ("b", series):
+        studies.save_label(image, str(label), "final", {})
+    packed = Path(studies.get_dataset_archive(None))
+    with zipfile.ZipFile(packed) as archive:
+        names = {name: archive.read(name) for name in archive.namelist()}
+    assert names.pop("image/b.png") == (root / "sub/b.png").read_bytes()
+    for image in ("b", series):
+        assert names.pop(f"label/{image}.nii.gz") == label.read_bytes()
+    assert set(json.loads(names.pop("metadata.json"))["objects"]) >= {"b", series}
+    slices = {path.read_bytes() for path in Path(studies.get_image_uri(series)).iterdir()}
+    assert len(slices) == 3
+    assert set(names.values()) == slices
+    limited = Path(studies.get_dataset_archive(1))
+    with zipfile.ZipFile(limited) as archive:
+        assert sum(name.startswith("label/") for name in archive.namelist()) == 1
