@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cachetools import LRUCache
 
 from medclipsam.base.errors import InputError
 from medclipsam.encoders.fit import Fit, fit_plane
@@ -120,8 +120,8 @@ class Encoder:
         self._count_tokens = count_tokens
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
-        self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._tokens: OrderedDict[tuple[bytes, int], torch.Tensor] = OrderedDict()
+        self._texts: LRUCache[str, torch.Tensor] = LRUCache(_TEXT_CACHE)
+        self._tokens: LRUCache[tuple[bytes, int], torch.Tensor] = LRUCache(_PREFIX_CACHE)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -203,8 +203,6 @@ class Encoder:
         # Read before the cache is trimmed, so that one large request cannot push out its own texts.
         result = torch.stack([fresh[text] if text in fresh else self._texts[text] for text in texts])
         self._texts.update(fresh)
-        while len(self._texts) > _TEXT_CACHE:
-            self._texts.popitem(last=False)
         return result
 
     def text_prototype(self, captions: Sequence[str]) -> torch.Tensor:
@@ -245,8 +243,6 @@ class Encoder:
             fresh = {key: row.clone() for key, row in zip(new, tokens, strict=True)}
         result = torch.stack([fresh[key] if key in fresh else self._tokens[key] for key in keys])
         self._tokens.update(fresh)
-        while len(self._tokens) > _PREFIX_CACHE:
-            self._tokens.popitem(last=False)
         return result
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from scipy import ndimage
 
@@ -291,7 +292,7 @@ class ZeroShot:
         self.weights = weights or {"clip": {"name": encoder.name, "sha256": encoder.identity}}
         self.batch_planes = batch_planes
         self.map_cache = map_cache
-        self._maps: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
+        self._maps: LRUCache[tuple[Any, ...], np.ndarray] = LRUCache(map_cache)
 
     @classmethod
     def load(
@@ -758,9 +759,8 @@ class _Pass:
         )
         fresh = {keys[place]: saliency.numpy() for place, saliency in zip(new, made, strict=True)}
         maps = [fresh[key] if key in fresh else kept[key] for key in keys]
-        kept.update(fresh)
-        while len(kept) > self.pipeline.map_cache:
-            kept.popitem(last=False)
+        if self.pipeline.map_cache:
+            kept.update(fresh)
         return maps
 
     def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit) -> None:

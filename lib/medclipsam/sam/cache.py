@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from cachetools import LRUCache
 
 DEFAULT_MAX_BYTES = 512 * 2**20
 
@@ -60,8 +60,7 @@ class EmbeddingCache:
             raise ValueError(f"max_bytes cannot be {max_bytes}; allowed: 0 or more.")
         self.max_bytes = max_bytes
         self.device = None if device is None else torch.device(device)
-        self._entries: OrderedDict[Key, Embedding] = OrderedDict()
-        self._nbytes = 0
+        self._entries: LRUCache[Key, Embedding] = LRUCache(max_bytes, getsizeof=lambda entry: entry.nbytes)
         self.hits = 0
         self._lock = threading.Lock()
 
@@ -70,7 +69,6 @@ class EmbeddingCache:
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
-                self._entries.move_to_end(key)
                 self.hits += 1
             return entry
 
@@ -82,28 +80,20 @@ class EmbeddingCache:
             features = embedding.features.to(self.device)
             embedding = Embedding(features, embedding.plane_shape, embedding.input_shape)
         with self._lock:
-            old = self._entries.pop(key, None)
-            if old is not None:
-                self._nbytes -= old.nbytes
-            while self._nbytes + embedding.nbytes > self.max_bytes:
-                _, dropped = self._entries.popitem(last=False)
-                self._nbytes -= dropped.nbytes
             self._entries[key] = embedding
-            self._nbytes += embedding.nbytes
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._entries.clear()
-            self._nbytes = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes kept now."""
-        return self._nbytes
+        return int(self._entries.currsize)
 
     def keys(self) -> list[Key]:
-        """Return the keys kept now, the least recently used first."""
+        """Return the keys kept now."""
         with self._lock:
             return list(self._entries)
 
