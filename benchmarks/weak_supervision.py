@@ -32,11 +32,11 @@ from scipy.stats import spearmanr
 
 from medclipsam.base.metrics import expected_calibration_error
 from medclipsam.base.options import ZeroShotOptions
+from medclipsam.base.statistics import compare_pairs
 from medclipsam.demo.data import FIRST_SEEDS, write_data
 from medclipsam.evaluation.data import Case, find_cases
 from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor
 from medclipsam.evaluation.runner import Methods, Plan, Row, prediction_path, read_results, run, slug
-from medclipsam.evaluation.statistics import compare_pairs
 from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble

@@ -14,8 +14,9 @@ from PIL import Image
 
 from medclipsam.active.ledger import Ledger
 from medclipsam.active.summary import as_csv, as_text, label_rows, plot, summarise
-from medclipsam.active.verdict import area, as_markdown, draw_curves, holm, judge
+from medclipsam.active.verdict import area, as_markdown, draw_curves, judge
 from medclipsam.base.errors import InputError
+from medclipsam.base.statistics import holm
 from medclipsam.cli.main import main
 from medclipsam.training.store import NETWORK_FILES, NetworkStore
 

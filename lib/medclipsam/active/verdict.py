@@ -11,7 +11,7 @@ import numpy as np
 from scipy import integrate, stats
 
 from medclipsam.base.errors import InputError
-from medclipsam.evaluation.statistics import DRAWS
+from medclipsam.base.statistics import holm, interval_of_mean
 from medclipsam.evaluation.text import markdown_table
 from medclipsam.imaging.write import replace_file
 
@@ -21,24 +21,6 @@ def area(labelled: Sequence[int], dice: Sequence[float]) -> float:
     if len(labelled) < 2:
         return float(dice[0])
     return float(integrate.trapezoid(dice, labelled) / (labelled[-1] - labelled[0]))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number by Holm's step-down method (1979)."""
-    order = np.argsort(p_values)
-    corrected = np.empty(len(p_values))
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
-    return [float(value) for value in corrected]
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Return the bootstrap 95 % interval of a mean."""
-    drawn = np.random.default_rng(seed).choice(np.asarray(values, float), (DRAWS, len(values))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def judge(runs: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> dict[str, Any]:
@@ -79,11 +61,11 @@ def judge(runs: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> dict[
     tests: list[dict[str, Any]] = []
     for other in strategies[1:]:
         ours, theirs = np.array(judged[strategies[0]]["area"]), np.array(judged[other]["area"])
-        low, high = interval(ours - theirs)
+        difference, low, high = interval_of_mean(ours - theirs)
         tests.append(
             {
                 "against": other,
-                "difference": float((ours - theirs).mean()),
+                "difference": difference,
                 "low": low,
                 "high": high,
                 "p": _wilcoxon(ours - theirs),
@@ -105,7 +87,7 @@ def as_markdown(verdict: Mapping[str, Any]) -> str:
     """Return a verdict as tables."""
     rows = []
     for name, found in verdict["strategies"].items():
-        low, high = interval(found["area"])
+        _, low, high = interval_of_mean(found["area"])
         slope = found["slope"]
         rows.append(
             [
@@ -126,7 +108,7 @@ def as_markdown(verdict: Mapping[str, Any]) -> str:
         ]
         for test in verdict["tests"]
     ]
-    low, high = interval(verdict["all"])
+    _, low, high = interval_of_mean(verdict["all"])
     return (
         f"{len(verdict['seeds'])} seeds; all {verdict['pool']} labels: Dice {np.mean(verdict['all']):.3f} "
         f"({low:.3f} to {high:.3f}).\n\n"
@@ -148,7 +130,7 @@ def draw_curves(verdict: Mapping[str, Any], path: Path) -> None:
     for name, found in verdict["strategies"].items():
         for axes, values in ((learning, found["curves"]), (effort, found["control_path_length"])):
             columns = np.array(values).T
-            bounds = np.array([interval(list(column)) for column in columns])
+            bounds = np.array([interval_of_mean(list(column))[1:] for column in columns])
             axes.plot(found["labelled"], columns.mean(axis=1), "o-", label=name)
             axes.fill_between(found["labelled"], bounds[:, 0], bounds[:, 1], alpha=0.2)
     learning.axhline(float(np.mean(verdict["all"])), color="grey", linestyle="--", label="all labels")
@@ -165,7 +147,7 @@ def _of_strategy(runs: Sequence[Sequence[Mapping[str, Any]]], everything: Sequen
     curves = [[each["dice"] for each in run] for run in runs]
     lengths = [[each["control_path_length"] for each in run] for run in runs]
     slopes = [float(np.polyfit(range(len(run)), run, 1)[0]) if len(run) > 1 else 0.0 for run in lengths]
-    low, high = interval(slopes)
+    _, low, high = interval_of_mean(slopes)
     wanted = 0.95 * float(np.mean(everything))
     reached = [count for count, value in zip(labelled, np.mean(curves, axis=0), strict=True) if value >= wanted]
     return {

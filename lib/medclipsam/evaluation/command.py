@@ -10,12 +10,12 @@ from typing import Any
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.base.options import SALIENCY_METHODS, ZeroShotOptions
 from medclipsam.base.progress import ProgressBar
+from medclipsam.base.statistics import DRAWS
 from medclipsam.evaluation.data import Case, check_cases, draw_cases, find_cases
 from medclipsam.evaluation.predictors import NetworkPredictor, ZeroShotPredictor, ladder
 from medclipsam.evaluation.report import sample_sentence, write_report
 from medclipsam.evaluation.runner import PROTOCOLS, Methods, Plan, read_identity, run
 from medclipsam.evaluation.search import IMAGES, search_settings
-from medclipsam.evaluation.statistics import DRAWS
 from medclipsam.evaluation.summary import Summary, summarise
 from medclipsam.evaluation.tables import write_tables
 from medclipsam.evaluation.tasks import read_prompts

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.statistics import DRAWS, compare_pairs
 from medclipsam.evaluation.runner import Row, read_identity, read_results
-from medclipsam.evaluation.statistics import DRAWS, compare_pairs
 from medclipsam.evaluation.tables import write_text
 from medclipsam.evaluation.text import markdown_table, number
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from medclipsam.base.metrics import expected_calibration_error, roc_auc
+from medclipsam.base.statistics import DRAWS, Bootstrap
 from medclipsam.evaluation.runner import Row
-from medclipsam.evaluation.statistics import DRAWS, Bootstrap
 
 KINDS = ("right", "paraphrase", "other structure", "other modality", "nonsense")
 SENSITIVITY = 0.95

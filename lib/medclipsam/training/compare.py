@@ -10,6 +10,7 @@ import numpy as np
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.metrics import dice
+from medclipsam.base.statistics import DRAWS, interval_of_mean
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MARGIN = 0.01
 # With fewer validation images nothing is known well enough to be relied upon.
 LEAST_IMAGES = 10
-DRAWS = 2000
 
 Status = Literal["published", "unvalidated", "refused"]
 # Returns the class indices, uint8 [n_planes, H, W] in display orientation.
@@ -145,7 +145,9 @@ def judge(
         return Verdict("unvalidated", sentence, n, mean, other)
 
     def interval(before: Mapping[str, float]) -> tuple[float, float, float]:
-        return _interval({name: child[name] - before[name] for name in sorted(before)}, patients or {}, draws, seed)
+        names = sorted(before)
+        whose = [(patients or {}).get(name, name) for name in names]
+        return interval_of_mean([child[name] - before[name] for name in names], whose, draws=draws, seed=seed)
 
     if parent is None:
         first = f"The first network of its kind, with a mean Dice of {mean:.3f} on {n} validation images."
@@ -168,16 +170,3 @@ def judge(
         f"{'' if status == 'published' else 'not '}above -{MARGIN:g}."
     )
     return Verdict(status, sentence, n, mean, other, gap, low, high)
-
-
-def _interval(
-    differences: Mapping[str, float], patients: Mapping[str, str], draws: int, seed: int
-) -> tuple[float, float, float]:
-    """Return the mean difference and its 95 % interval: a bootstrap that draws patients with all their images."""
-    places: dict[str, int] = {}
-    units = np.asarray([places.setdefault(patients.get(name, name), len(places)) for name in differences])
-    sums = np.bincount(units, weights=list(differences.values()))
-    counts = np.bincount(units)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
-    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import CancelledError, ImageError, InputError, OptionError
-from medclipsam.evaluation.statistics import Comparison, compare_pairs
+from medclipsam.base.statistics import Comparison, compare_pairs
 from medclipsam.finetune.captions import tidy
 from medclipsam.finetune.data import BadRow, Listing, Pair, Reports, read_csv, split_listing
 from medclipsam.finetune.options import LOSS_CONSTANTS, SERVED_OPTIONS, FinetuneOptions

@@ -1,4 +1,4 @@
-"""Means with their uncertainty, and the paired comparison of two runs; all by a seeded bootstrap over images."""
+"""Means with their uncertainty, and paired comparisons, by a seeded bootstrap; correction for several tests."""
 
 from __future__ import annotations
 
@@ -122,6 +122,45 @@ def interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
         return None, None
     low, high = np.percentile(drawn, _PERCENTILES)
     return float(low), float(high)
+
+
+def interval_of_mean(
+    values: Sequence[float], clusters: Sequence[str] | None = None, *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return a mean and its 95 % interval, by a bootstrap that draws clusters with all their values.
+
+    Parameters
+    ----------
+    values : sequence of float
+    clusters : sequence of str, optional
+        The cluster of each value, such as its patient; by default each value is a cluster of its own.
+    draws, seed : int
+        Number of bootstrap samples, and their seed.
+
+    Returns
+    -------
+    mean, low, high : float
+        The mean, and the 2.5th and 97.5th percentile of the drawn means.
+    """
+    places: dict[str, int] = {}
+    names = clusters if clusters is not None else [str(index) for index in range(len(values))]
+    units = np.asarray([places.setdefault(name, len(places)) for name in names])
+    sums = np.bincount(units, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(units)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), _PERCENTILES)
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number by Holm's step-down method (1979)."""
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return [float(value) for value in corrected]
 
 
 def compare_pairs(

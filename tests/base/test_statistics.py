@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medclipsam.evaluation.statistics import Bootstrap, compare_pairs
+from medclipsam.base.statistics import Bootstrap, compare_pairs
 from medclipsam.evaluation.summary import summarise, text_sensitivity
 
 RNG = np.random.default_rng(3)
