@@ -178,6 +178,37 @@ def test_a_ring_is_told_from_what_it_encloses_by_its_coarse_mask(
     assert pipeline.segment(image, "breast tumour", said).labels[0, 40, 40] > 0
 
 
+def test_the_coarse_mask_is_kept_where_sams_mask_is_of_something_else(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAM takes the dimmer disc in the ring for it; how far the two masks may differ is for the weights to say."""
+    ring = disc((80, 80), 40, 40, 30) & ~disc((80, 80), 40, 40, 18)
+    image = picture(tmp_path, np.where(disc((80, 80), 40, 40, 12), 120, ring * 255))
+    target = replace(pipeline.targets.get("breast tumour"), captions=("something bright",))
+    monkeypatch.setattr(pipeline, "targets", TargetSet([target]))
+    options = ZeroShotOptions(saliency="patch_text", postprocess="threshold", threshold=0.8, presence=False)
+
+    def segment(least: dict[str, float]) -> tuple[np.ndarray, bool, np.ndarray]:
+        monkeypatch.setattr(pipeline.encoder, "defaults", {"least_agreement": least})
+        masks: dict[str, np.ndarray] = {}
+        result = pipeline.segment(
+            image, "breast tumour", options, keep_mask=lambda stage, name, plane, mask: masks.update({stage: mask})
+        )
+        return result.labels[0] > 0, result.targets[0].planes[0].kept_coarse, masks["components"]
+
+    by_sam, kept, coarse = segment({})
+    assert not kept
+    agreement = 2 * (by_sam & coarse).sum() / (by_sam.sum() + coarse.sum())
+    assert 0.5 < agreement < 1
+    for least, name in ((agreement - 0.01, "breast tumour"), (1.0, "another target")):
+        mask, kept, _ = segment({name: least})
+        assert not kept
+        np.testing.assert_array_equal(mask, by_sam)
+    mask, kept, _ = segment({"breast tumour": agreement + 0.01})
+    assert kept
+    np.testing.assert_array_equal(mask, coarse)
+
+
 def test_sam_weights_that_take_no_masks_get_boxes_and_refuse_the_option(
     pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,8 @@ class Encoder:
         Name of the weights.
     defaults : mapping, optional
         What the weights recommend: `saliency` (beta, variance, layer, steps, samples, smooth, clip_percentile,
-        contrast), `saliency_targets` (what of it differs for known targets, by name),
+        contrast), `saliency_targets` (what of it differs for known targets, by name), `least_agreement` (by the
+        name of a known target: the Dice of SAM's mask and the coarse mask below which the latter is kept),
         `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former),
         `free_text_threshold`, and `same_meaning` (least cosine of a text with a known target's captions at which it
         means that target).

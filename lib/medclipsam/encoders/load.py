@@ -20,6 +20,7 @@ _CONFIG = "open_clip_config.json"
 DEFAULT_KEYS = (
     "saliency",
     "saliency_targets",
+    "least_agreement",
     "presence_threshold",
     "presence_thresholds",
     "free_text_threshold",

@@ -54,9 +54,8 @@ def write_result(
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    recommended: dict[str, Any] = {
-        key: encoder.defaults[key] for key in ("saliency", "saliency_targets") if key in encoder.defaults
-    }
+    kept = ("saliency", "saliency_targets", "least_agreement")
+    recommended: dict[str, Any] = {key: encoder.defaults[key] for key in kept if key in encoder.defaults}
     told: dict[str, Any] = {**recommended, **defaults}
     try:
         if base.arch in ("demo", "embedding"):

@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from medclipsam import __version__
 from medclipsam.base.errors import CancelledError, InputError, OptionError, WeightsError
+from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
@@ -55,12 +56,27 @@ _PRINTED_DEPTH = 12
 
 @dataclass
 class PlaneEvidence:
-    """What one target's mask on one plane rests on."""
+    """What one target's mask on one plane rests on.
+
+    Attributes
+    ----------
+    plane : int
+        Index, from 0.
+    presence : float or None
+        The plane's presence score; None where presence was not asked.
+    prompt : dict
+        What SAM was given.
+    sam_score : float or None
+        SAM's own score of its mask.
+    kept_coarse : bool
+        Whether SAM's mask was of something else, so that the coarse mask took its place.
+    """
 
     plane: int
     presence: float | None
     prompt: dict[str, Any] = field(default_factory=dict)
     sam_score: float | None = None
+    kept_coarse: bool = False
 
 
 @dataclass
@@ -242,6 +258,8 @@ class _Job:
     num_components: int
     box_per_component: bool
     visual_prompt: str
+    # the least Dice between SAM's mask and the coarse mask
+    least_agreement: float
     mask: np.ndarray
     scores: np.ndarray
 
@@ -576,6 +594,7 @@ class ZeroShot:
             num_components=chosen,
             box_per_component=per_component,
             visual_prompt=self._visual_prompt(known, options),
+            least_agreement=self.encoder.defaults.get("least_agreement", {}).get(known.name, 0.0) if known else 0.0,
             mask=np.zeros(shape, dtype=bool),
             scores=np.full(image.n_planes, -np.inf),
         )
@@ -786,9 +805,11 @@ class _Pass:
             self.keep_mask("coarse", job.evidence.name, plane, coarse)
             self.keep_mask("components", job.evidence.name, plane, components)
         if prompt is not None:
-            job.mask[plane] = largest_components(
-                self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size
-            )
+            mask = largest_components(self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size)
+            if job.least_agreement and dice(mask, components) < job.least_agreement:
+                mask = components
+                job.evidence.planes[-1].kept_coarse = True
+            job.mask[plane] = mask
 
     def _ask_sam(self, job: _Job, plane: int, pixels: np.ndarray, prompt: VisualPrompt) -> np.ndarray:
         """Return SAM's mask for a prompt, and note the evidence."""
