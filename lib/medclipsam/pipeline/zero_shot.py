@@ -309,8 +309,16 @@ class ZeroShot:
         self.targets = targets
         self.weights = weights or {"clip": {"name": encoder.name, "sha256": encoder.identity}}
         self.batch_planes = batch_planes
-        self.map_cache = map_cache
         self._maps: LRUCache[tuple[Any, ...], np.ndarray] = LRUCache(map_cache)
+
+    @property
+    def map_cache(self) -> int:
+        """How many saliency maps are kept; setting it drops those that are."""
+        return int(self._maps.maxsize)
+
+    @map_cache.setter
+    def map_cache(self, maps: int) -> None:
+        self._maps = LRUCache(maps)
 
     @classmethod
     def load(
