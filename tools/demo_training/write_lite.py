@@ -36,7 +36,7 @@ SALIENCY_TARGETS: dict[str, dict[str, Any]] = {
     "brain tumour": {"method": "m2ib_token", "beta": 4.0},
     "lungs x-ray": {"method": "m2ib_token", "beta": 35.0},
 }
-# On CT LiteMedSAM takes liver or heart for lungs now and then; chosen on the imlab CTs and on pasted and phantom planes.
+# On CT LiteMedSAM takes liver or heart for lungs now and then; chosen on two CTs, pasted lungs and phantoms.
 LEAST_AGREEMENT = {"lungs CT": 0.85}
 _TEXT_KEYS = ("embed_dim", "text_width", "text_layers", "text_heads", "context_length")
 WHAT = (
