@@ -295,7 +295,7 @@ def test_a_record_that_cannot_be_written_is_a_weights_error(monkeypatch, tmp_pat
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(weights, "_write_json", full)
+    monkeypatch.setattr(weights, "write_json", full)
     with pytest.raises(WeightsError, match=r"fetched\.json cannot be written: No space left on device\."):
         fetch("toy", progress=False)
 

@@ -1029,7 +1029,7 @@ def test_a_label_that_cannot_be_listed_is_not_kept(
         raise OSError(number, os.strerror(number), str(studies / "chest.png"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("medclipsam.server.studies.label_files.json.dump", refuse)
+        patch.setattr("medclipsam.server.studies.label_files.LabelFiles._write_config", refuse)
         answer = client.put(**{**put, "files": {"label": ("a.nii.gz", empty.read_bytes())}})  # type: ignore[arg-type]
     assert answer.status_code == status
     assert str(studies.parent) not in answer.text
@@ -1045,7 +1045,7 @@ def test_the_servers_paths_are_not_told(
     def refuse(*arguments: Any, **more: Any) -> Any:
         raise OSError(number, os.strerror(number), str(studies / "labels" / "chest.png"))
 
-    for place in ("medclipsam.imaging.write.tempfile.mkstemp", "medclipsam.server.inference.results.tempfile.mkstemp"):
+    for place in ("medclipsam.base.files.tempfile.mkstemp", "medclipsam.server.inference.results.tempfile.mkstemp"):
         with monkeypatch.context() as patch:
             patch.setattr(place, refuse)
             answer = infer(client)

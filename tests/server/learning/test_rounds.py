@@ -216,7 +216,7 @@ def test_what_was_passed_over_comes_again_where_nothing_else_is_left(unlabelled:
     again = [next_sample(client, client_id="ada") for _ in range(3)]
     assert [each["id"] for each in again] == offered[:3]
     assert again[0]["why"] == "offered before"
-    assert next_sample(client, client_id="bob") == {}
+    assert next_sample(client, client_id="bob")["why"] == "taken over"
 
 
 def test_a_removed_label_is_asked_for_again(unlabelled: Serve) -> None:

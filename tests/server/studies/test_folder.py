@@ -285,7 +285,16 @@ def _full(*arguments: Any, **more: Any) -> Any:
 
 
 def _no_room(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("medclipsam.server.studies.label_files.json.dump", _full)
+    """Let the list of labels be cut off while it is written; labels are copied and not written as text."""
+    write = Path.write_text
+
+    def refuse(path: Path, content: str, **more: Any) -> int:
+        if path.name.startswith(".medclipsam-part-"):
+            write(path, content[: len(content) // 2], **more)
+            _full()
+        return write(path, content, **more)
+
+    patch.setattr(Path, "write_text", refuse)
 
 
 def _no_rename_of_the_list(patch: pytest.MonkeyPatch) -> None:
@@ -468,10 +477,7 @@ def test_a_write_that_fails_keeps_what_was_there(
     studies.save_label("a", str(label), "final", {"n": 1})
     before = (root / "datastore_v2.json").read_bytes()
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("json.dump", full)
+    _no_room(monkeypatch)
     with pytest.raises(OSError, match="No space"):
         studies.update_image_info("a", {"note": "x"})
     assert (root / "datastore_v2.json").read_bytes() == before
@@ -488,7 +494,7 @@ def test_what_a_killed_process_was_writing_goes_at_the_next_start(
         raise KeyboardInterrupt
 
     (root / ".notes.png").write_text("mine")
-    for module, at in ((shutil, "copyfile"), (json, "dump")):
+    for module, at in ((shutil, "copyfile"), (Path, "write_text")):
         with monkeypatch.context() as patch:
             patch.setattr(module, at, killed)
             # a process that is killed removes nothing
