@@ -1,7 +1,8 @@
-"""Files that appear under their names only when they are complete."""
+"""Files that appear under their names only when they are complete, and the hash of a file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -61,6 +62,12 @@ def write_text(path: Path, content: str, *, mode: int | None = None) -> None:
 def write_json(path: Path, content: Any, *, mode: int | None = None) -> None:
     """Write an object as JSON to a file, as `atomic_write` does."""
     write_text(path, json.dumps(content, indent=2) + "\n", mode=mode)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _new_file_mode() -> int:

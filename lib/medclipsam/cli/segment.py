@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.files import file_sha256
+from medclipsam.base.formats import MASK_SUFFIXES
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.cli.common import add_model_arguments, add_pipeline_options, choose_device, pipeline_options, target_set
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 # What `segment` has written to a folder: a line for each mask.
 _RECORD = ".masks.tsv"
-MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
 
 def add_segment(commands: Any) -> None:
@@ -103,7 +104,7 @@ def _segment(given: argparse.Namespace) -> int:
 
 def _settings(pipeline: ZeroShot, given: argparse.Namespace, options: ZeroShotOptions) -> str:
     """Return everything that the mask of an image depends on beside the image, as text."""
-    targets = [hashlib.sha256(file.read_bytes()).hexdigest() for file in given.targets_file]
+    targets = [file_sha256(file) for file in given.targets_file]
     parts = [__version__, given.text, given.modality, options.to_dict(), pipeline.weights, targets]
     return json.dumps(parts, sort_keys=True, default=str)
 

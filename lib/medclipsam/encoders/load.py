@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medclipsam.base.errors import WeightsError
+from medclipsam.base.files import file_sha256
 from medclipsam.encoders.encoder import Encoder
 from medclipsam.encoders.sam_clip import Embedder
 
@@ -294,12 +295,6 @@ def text_folder(folder: Path, named: str) -> Path:
     raise WeightsError(
         f"{folder} lacks config.json of its text tower {named!r}; put the text model's config.json into the folder."
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal text."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_sha256(model: torch.nn.Module) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.formats import LOSSY_SUFFIXES
 from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, read_image, read_mask
@@ -28,7 +29,6 @@ SPLITS = ("train", "val", "test")
 FINAL = "final"
 
 # A binary mask in a lossy format has grey fringes.
-_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalIma
 
 
 def _truth(case: Case, image: MedicalImage) -> np.ndarray:
-    lossy = case.mask.suffix.lower() in _LOSSY
+    lossy = case.mask.suffix.lower() in LOSSY_SUFFIXES
     labels = _lossy_mask(case.mask, image) if lossy else read_mask(case.mask, image)
     return labels > 0 if case.task.labels is None else np.isin(labels, case.task.labels)
 

@@ -27,13 +27,13 @@ import numpy as np
 from medclipsam import __version__
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import write_json
+from medclipsam.base.formats import PICTURE_SUFFIXES
 from medclipsam.base.locks import take_lock
 from medclipsam.base.metrics import calibration_bins, dice, surface_dice
 from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import Prediction, Predictor
 from medclipsam.imaging import MedicalImage, write_mask
-from medclipsam.imaging.read import PICTURE_SUFFIXES
 
 PROTOCOLS = {
     "A": "A: a prompt for each image from a file; settings may be searched on masked validation images",

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medclipsam.base.errors import CancelledError, ImageError, InputError, MedClipSamError
 from medclipsam.base.extras import MissingExtraError
+from medclipsam.base.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES, PICTURE_SUFFIXES
 from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
 from medclipsam.finetune.captions import cut_caption, report_text, tidy
@@ -42,8 +43,8 @@ CACHE_BYTES = 2 << 30
 
 _IMAGE_COLUMNS = ("image", "filename", "file_name", "file", "image_path", "filepath", "path", "img", "name", "id")
 _CAPTION_COLUMNS = ("caption", "captions", "text", "report", "findings", "description", "title")
-_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff")
-_SHARD_IMAGES = ("dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp", "nii.gz", "nii", "nrrd")
+_IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES, *NRRD_SUFFIXES)
+_SHARD_IMAGES = tuple(suffix[1:] for suffix in _IMAGE_SUFFIXES)
 _SHARD_CAPTIONS = ("txt", "caption", "json")
 _STUDY_TAGS = ("StudyInstanceUID", "ImageComments", "StudyDescription", "SeriesDescription")
 # How many bad rows a sentence names.
@@ -636,7 +637,7 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     if not name or "\0" in name:
         return None
     for folder in folders:
-        for suffix in _SUFFIXES:
+        for suffix in ("", *_IMAGE_SUFFIXES):
             try:
                 path = folder / f"{name}{suffix}"
                 if path.is_file() or (path.is_dir() and not suffix):

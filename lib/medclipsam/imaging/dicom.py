@@ -22,6 +22,7 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 
 from medclipsam.base.errors import ImageError, OptionError
+from medclipsam.base.formats import DICOM_SUFFIXES
 from medclipsam.imaging import isolation
 from medclipsam.imaging.decoding import decode
 from medclipsam.imaging.dicom_frames import FRAME_TAGS, FrameVolume, read_choice, volumes_of_frames
@@ -62,7 +63,6 @@ NOT_IMAGES = frozenset(
     }
 )
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 # The largest file whose structure is repaired, which is done in memory.
 MAX_REPAIRED = 2**29

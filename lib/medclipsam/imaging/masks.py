@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.base.errors import ImageError, InputError
+from medclipsam.base.formats import LABEL_SUFFIXES, LOSSLESS_SUFFIXES, suffix_of
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_indices
 from medclipsam.imaging.read import read_image
 from medclipsam.imaging.volumes import nrrd_fields
 
-_VOLUMES = (".nii.gz", ".nii", ".nrrd")
-# Those that keep every value.
-_PICTURES = (".png", ".tif", ".tiff", ".bmp")
 # How far from a whole number a label's value may be.
 _WHOLE_WITHIN = 1e-3
 
@@ -46,9 +44,8 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
         the image: another number of voxels, spacing, origin or direction.
     """
     path = Path(path)
-    name = path.name.lower()
-    if not name.endswith((*_VOLUMES, *_PICTURES)):
-        raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join((*_VOLUMES, *_PICTURES))}.")
+    if not suffix_of(path.name, LABEL_SUFFIXES):
+        raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join(LABEL_SUFFIXES)}.")
     try:
         mask = read_image(path)
         values = _values(path, mask)
@@ -59,7 +56,8 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     if _three(mask.grid.size) != _three(image.grid.size):
         own, theirs = (" x ".join(map(str, each.grid.size)) for each in (mask, image))
         raise InputError(f"The label {path.name} has {own} voxels, the image {theirs}.")
-    if not name.endswith(_PICTURES) and not _both_placeless(path, image) and not mask.grid.lies_on(image.grid):
+    has_grid = not suffix_of(path.name, LOSSLESS_SUFFIXES) and not _both_placeless(path, image)
+    if has_grid and not mask.grid.lies_on(image.grid):
         raise InputError(
             f"The label {path.name} does not lie on the image: it has the spacing {_short(mask.grid.spacing)} and the "
             f"origin {_short(mask.grid.origin)}, the image {_short(image.grid.spacing)} and "
@@ -105,7 +103,7 @@ def whole_labels(values: np.ndarray, what: str) -> np.ndarray:
 
 def _values(path: Path, mask: MedicalImage) -> np.ndarray:
     """Return the voxels of a mask in stored order, [k, j, i]; [k, j, i, 3] only where they are real colours."""
-    if path.suffix.lower() in _PICTURES:
+    if path.suffix.lower() in LOSSLESS_SUFFIXES:
         indices = read_indices(path)
         if indices is not None:
             return indices[None]

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from medclipsam.base.formats import NIFTI_SUFFIXES
 from medclipsam.imaging.dicom import has_short_header, looks_like_dicom
 from medclipsam.imaging.limits import SMALL_FILE
 
@@ -31,7 +32,7 @@ def is_plain(path: Path) -> bool:
     """
     name = path.name.lower()
     try:
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(NIFTI_SUFFIXES):
             return _nifti(path)
         if name.endswith(".png"):
             return _png(path)

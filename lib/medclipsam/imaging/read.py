@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.base.errors import ImageError, MedClipSamError
+from medclipsam.base.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES
 from medclipsam.imaging import isolation
-from medclipsam.imaging.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom, read_series
+from medclipsam.imaging.dicom import looks_like_dicom, read_dicom, read_series
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_picture
 from medclipsam.imaging.plain import are_plain
 from medclipsam.imaging.volumes import read_nifti, read_nrrd
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-NRRD_SUFFIXES = (".nrrd", ".nhdr")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 # Hounsfield units of air, and the share of it round a patient below which a volume of unknown modality is no CT.
 _AIR = (-1100.0, -900.0)

@@ -15,9 +15,9 @@ import pydicom
 from PIL import Image, UnidentifiedImageError
 from pydicom.errors import InvalidDicomError
 
+from medclipsam.base.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES
 from medclipsam.imaging import isolation
 from medclipsam.imaging.dicom import (
-    DICOM_SUFFIXES,
     is_deflated,
     looks_like_dicom,
     read_data,
@@ -74,7 +74,7 @@ def _fault_of(path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "it is empty"
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(NIFTI_SUFFIXES):
             return _nifti(path)
         if name.endswith(".nrrd"):
             return _nrrd(path)

@@ -14,14 +14,13 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError, MedClipSamError, StorageError
 from medclipsam.base.files import atomic_write
+from medclipsam.base.formats import MASK_SUFFIXES, NIFTI_SUFFIXES, suffix_of
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.masks import read_mask
 
 # What the operating system says of a disk without room, and of one that takes nothing.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-
-MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
 
 def write_mask(
@@ -67,8 +66,8 @@ def write_mask(
     True
     """
     path = Path(path)
-    suffix = next((s for s in MASK_SUFFIXES if path.name.lower().endswith(s)), None)
-    if suffix is None:
+    suffix = suffix_of(path.name, MASK_SUFFIXES)
+    if not suffix:
         raise InputError(f"A mask cannot be written to {path.name}; allowed are {', '.join(MASK_SUFFIXES)}.")
     labels = np.asarray(labels)
     if labels.dtype == np.bool_:
@@ -133,8 +132,8 @@ def write_map(values: np.ndarray, image: MedicalImage, path: str | os.PathLike[s
         If the suffix or shape is not allowed.
     """
     path = Path(path)
-    suffix = next((s for s in (".nii.gz", ".nii") if path.name.lower().endswith(s)), None)
-    if suffix is None:
+    suffix = suffix_of(path.name, NIFTI_SUFFIXES)
+    if not suffix:
         raise InputError(f"A map cannot be written to {path.name}; allowed are .nii.gz, .nii.")
     nifti = _nifti(image.to_native(np.asarray(values, dtype=np.float32)), image)
     replace_file(path, suffix, lambda temporary: nib.save(nifti, temporary))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import ImageError, InputError
+from medclipsam.base.formats import stem_of
 from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
 from medclipsam.studies.links import LinkedFolders
-from medclipsam.studies.scan import SUFFIXES, FolderScan, Found, Pin
+from medclipsam.studies.scan import FolderScan, Found, Pin
 
 LABELS, DATASTORE = "labels", "datastore_v2.json"
 
@@ -149,5 +150,4 @@ def read_datastore(folder: Path) -> dict[str, dict[str, Any]]:
 
 def stem(name: str) -> str:
     """Return a file's name without the extension of an image format, as an image id (in NFC)."""
-    suffix = next((end for end in SUFFIXES if name.lower().endswith(end)), "")
-    return unicodedata.normalize("NFC", name[: len(name) - len(suffix)])
+    return unicodedata.normalize("NFC", stem_of(name))

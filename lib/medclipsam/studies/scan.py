@@ -22,6 +22,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from medclipsam.base.formats import DICOM_SUFFIXES, suffix_of
 from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes, read_header, stored_pixels
 from medclipsam.imaging.dicom_geometry import is_slice
 from medclipsam.imaging.dicom_series import SeriesVolume, Slice, kind_of, volumes_of
@@ -29,9 +30,6 @@ from medclipsam.imaging.whole import fault_of
 
 logger = logging.getLogger(__name__)
 
-# Longest first: ".nii.gz" ends as ".gz" would.
-SUFFIXES = (".nii.gz", ".nrrd", ".nii", ".dicom", ".dcm", ".jpeg", ".tiff", ".jpg", ".png", ".tif", ".bmp")
-_DICOM_SUFFIXES = (".dicom", ".dcm")
 # Seconds for which a file must have stayed as it is before it counts as arrived.
 SETTLE_SECONDS = 2.0
 # A folder that changed less than this before it was looked at may have changed once more within its time stamp.
@@ -299,7 +297,7 @@ class FolderScan:
                     if not stat.S_ISREG(state.st_mode):
                         continue
                 except OSError as error:  # a link to nothing, or to itself
-                    if _suffix(entry.name):
+                    if suffix_of(entry.name):
                         files[entry.name] = _File(-1, -1, fault=f"it cannot be opened ({error.strerror or error})")
                     continue
                 known = folder.files.get(entry.name)
@@ -348,12 +346,12 @@ class FolderScan:
             return None
         self._complete.discard(path)
         size, changed = state.st_size, state.st_mtime_ns
-        suffix = _suffix(path.name)
-        is_dicom = suffix in ("", *_DICOM_SUFFIXES) and looks_like_dicom(path)
+        suffix = suffix_of(path.name)
+        is_dicom = suffix in ("", *DICOM_SUFFIXES) and looks_like_dicom(path)
         if not suffix and not is_dicom:
             return _File(size, changed)
         fault = fault_of(path)
-        if fault is not None and not is_dicom and (self._only_whole or suffix in _DICOM_SUFFIXES):
+        if fault is not None and not is_dicom and (self._only_whole or suffix in DICOM_SUFFIXES):
             return _File(size, changed, fault=fault)
         name = path.name[: len(path.name) - len(suffix)]
         if not name.isprintable() or not name.strip() or len(name.encode()) > _LONGEST_ID or "\\" in name:
@@ -567,15 +565,10 @@ class FolderScan:
             logger.warning("%s", sentence)
 
 
-def _suffix(name: str) -> str:
-    """Return the end of a file's name that tells a format that is listed; empty where it tells none."""
-    return next((end for end in SUFFIXES if name.lower().endswith(end)), "")
-
-
 def _may_be_slice(path: Path, size: int) -> bool:
     """Return whether a file that has not arrived may become a slice: one of DICOM, by name or content, or empty."""
-    suffix = _suffix(path.name)
-    return suffix in _DICOM_SUFFIXES or (not suffix and (size == 0 or looks_like_dicom(path)))
+    suffix = suffix_of(path.name)
+    return suffix in DICOM_SUFFIXES or (not suffix and (size == 0 or looks_like_dicom(path)))
 
 
 def _without_doubles(images: Sequence[Found]) -> list[Found]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.files import file_sha256
 from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import read_image, read_mask
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table, normalise
@@ -570,7 +571,7 @@ def _digest(training: Sequence[Example], validation: Sequence[Example]) -> str:
             values = sorted((example.values or {}).items())
             about = (example.name, _size(example.image), example.kind, example.weight, values)
             total.update(repr(about).encode())
-            total.update(hashlib.sha256(example.mask.read_bytes()).digest())
+            total.update(bytes.fromhex(file_sha256(example.mask)))
         total.update(b"\n")
     return total.hexdigest()
 

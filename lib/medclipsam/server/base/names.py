@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.formats import suffix_of
 
 # The label's tag names a folder of the datastore.
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -14,7 +15,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _LONGEST_NAME = 200
 _SEPARATORS = ("/", "\\", "\0")
 # Files that may be sent to the server, by the ends of their names; DICOM needs none.
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def checked_name(value: object, what: str) -> str:
@@ -78,8 +78,7 @@ def file_suffix(name: str | None) -> str:
 
     Nothing else of the name is used: what a client calls its file decides no path.
     """
-    lower = (name or "").lower()
-    return next((suffix for suffix in _SUFFIXES if lower.endswith(suffix)), "")
+    return suffix_of(name or "")
 
 
 def id_from_file(name: str | None) -> str:

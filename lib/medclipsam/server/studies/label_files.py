@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import atomic_write
+from medclipsam.base.formats import STUDY_SUFFIXES
 from medclipsam.imaging.dicom_frames import VOLUME_FILE
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, FileRecord, ImageRecord, StudiesRecord
@@ -28,7 +29,6 @@ from medclipsam.server.studies.kept_info import merged_label_info
 from medclipsam.server.studies.label_versions import LabelVersion, LabelVersions
 from medclipsam.studies.final import SAVED_BY
 from medclipsam.studies.find import LABELS
-from medclipsam.studies.scan import SUFFIXES
 
 logger = logging.getLogger(__name__)
 # it writes a line each time that a lock is taken or released
@@ -226,7 +226,7 @@ class LabelFiles(Datastore):
 
     def _files_of(self, entry: ImageRecord, image_id: str, tag: str) -> list[Path]:
         """Return the files of a label: one, or several where some were put there by hand."""
-        suffixes = [*SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
+        suffixes = [*STUDY_SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
         paths = [self._label_path(image_id, tag, suffix) for suffix in dict.fromkeys(suffixes)]
         return [path for path in paths if path.is_file()]
 
@@ -409,5 +409,5 @@ def content_of(path: str | Path) -> BinaryIO | None:
 
 def label_suffix(name: str) -> str:
     """Return the end of a file's name that tells a format that is read; empty where it tells none."""
-    end = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    end = next((suffix for suffix in STUDY_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[len(name) - len(end) :]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from medclipsam import weights
+from medclipsam.base import files
 from medclipsam.base.errors import WeightsError
 from medclipsam.weights import (
     REGISTRY,
@@ -22,11 +23,13 @@ from medclipsam.weights import (
     PublishedWeights,
     WeightFile,
     available,
+    cached_sha256,
+    download,
     fetch,
-    file_sha256,
     format_table,
     is_available,
     memory_need,
+    registry,
     resolve,
     resolve_pair,
     verify,
@@ -282,7 +285,7 @@ def test_a_full_disk_is_told_before_and_while_fetching(monkeypatch, tmp_path, ho
         raise OSError(28, os.strerror(28))
 
     publish(monkeypatch, WeightFile("a_vit_b.pth", url, sha(CONTENT), 1))
-    monkeypatch.setattr(weights.os, "replace", full)
+    monkeypatch.setattr(download.os, "replace", full)
     with pytest.raises(WeightsError, match=r"cannot be fetched from .*: No space left on device\.$"):
         fetch("toy", progress=False)
     assert left_behind(home / "toy") == []
@@ -295,7 +298,7 @@ def test_a_record_that_cannot_be_written_is_a_weights_error(monkeypatch, tmp_pat
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(weights, "write_json", full)
+    monkeypatch.setattr(download, "write_json", full)
     with pytest.raises(WeightsError, match=r"fetched\.json cannot be written: No space left on device\."):
         fetch("toy", progress=False)
 
@@ -328,7 +331,7 @@ def test_files_without_a_published_hash_are_held_to_the_one_first_fetched(monkey
 def test_a_page_in_place_of_json_is_refused(monkeypatch, tmp_path, home, serve):
     (tmp_path / "page").write_text("<html>Please log in</html>")
     publish(monkeypatch, WeightFile("config.json", serve(tmp_path) + "/page"))
-    with pytest.raises(WeightsError, match=r"config\.json from http\S+ is no valid JSON"):
+    with pytest.raises(WeightsError, match=r"config\.json from http\S+ is not valid JSON"):
         fetch("toy", progress=False)
     assert left_behind(home / "toy") == []
 
@@ -429,7 +432,7 @@ def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(file.name)
         return plain(file, name)
 
-    monkeypatch.setattr(weights.hashlib, "file_digest", counted)
+    monkeypatch.setattr(files.hashlib, "file_digest", counted)
     return read
 
 
@@ -437,12 +440,12 @@ def test_an_unchanged_file_is_hashed_once_and_a_changed_one_again(monkeypatch, t
     file = tmp_path / "own_vit_b.pth"
     file.write_bytes(CONTENT)
     read = count_hashing(monkeypatch)
-    assert file_sha256(file) == file_sha256(file) == sha(CONTENT)
+    assert cached_sha256(file) == cached_sha256(file) == sha(CONTENT)
     assert len(read) == 1
     changed = CONTENT[:-1] + b"!"
     file.write_bytes(changed)
     os.utime(file, ns=(1, 1))
-    assert file_sha256(file) == sha(changed)
+    assert cached_sha256(file) == sha(changed)
     assert len(read) == 2
 
 
@@ -468,7 +471,7 @@ def test_a_damaged_memory_of_hashes_costs_only_time(tmp_path, home, content):
     file.write_bytes(CONTENT)
     home.mkdir()
     (home / ".sha256.json").write_text(content)
-    assert file_sha256(file) == sha(CONTENT)
+    assert cached_sha256(file) == sha(CONTENT)
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, home):
@@ -589,7 +592,7 @@ def described(folder: Path, **description: object) -> Path:
 
 
 def test_the_demo_pair_is_found_in_the_package(monkeypatch, tmp_path, home):
-    monkeypatch.setattr(weights, "_OWN_FOLDER", described(tmp_path / "package"))
+    monkeypatch.setattr(registry, "PACKAGE_FOLDER", described(tmp_path / "package"))
     clip, sam = resolve_pair("demo")
     assert (clip.name, clip.kind, clip.arch, clip.path) == (
         "demo_clip",
@@ -621,7 +624,7 @@ def test_demo_weights_are_held_to_the_hash_in_their_description(tmp_path):
 
 
 def test_demo_weights_missing_or_without_a_sound_description_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "_OWN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(registry, "PACKAGE_FOLDER", tmp_path / "none")
     with pytest.raises(WeightsError, match=r"clip\.safetensors are missing; install the package again"):
         resolve_pair("demo")
     folder = described(tmp_path / "a")
@@ -629,7 +632,7 @@ def test_demo_weights_missing_or_without_a_sound_description_are_refused(monkeyp
     with pytest.raises(WeightsError, match="lacks the key 'arch'"):
         resolve(str(folder / "sam.safetensors"))
     (folder / "sam.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"sam\.json is no valid JSON"):
+    with pytest.raises(WeightsError, match=r"sam\.json is not valid JSON"):
         resolve(str(folder / "sam.safetensors"))
 
 
@@ -637,7 +640,7 @@ def test_demo_weights_missing_or_without_a_sound_description_are_refused(monkeyp
 
 
 def test_the_list_holds_published_and_own_weights_with_their_state(monkeypatch, tmp_path, home):
-    monkeypatch.setattr(weights, "_OWN_FOLDER", described(tmp_path / "package"))
+    monkeypatch.setattr(registry, "PACKAGE_FOLDER", described(tmp_path / "package"))
     own_clip(home / "my_clip")
     own_sam(home / "my_sam", "x_vit_b.pth")
     (home / "empty").mkdir()
