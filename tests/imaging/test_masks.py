@@ -41,6 +41,36 @@ def test_what_was_written_is_read_back(image: MedicalImage, labels: np.ndarray, 
     assert np.array_equal(read_mask(path, image), labels)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_a_mask_has_the_number_type_and_compression_that_is_asked_for(
+    image: MedicalImage, labels: np.ndarray, tmp_path: Path, suffix: str, dtype: str
+) -> None:
+    path = write_mask(labels, image, tmp_path / f"mask{suffix}", dtype=dtype, compress=False, read_back=True)
+    itk = sitk.ReadImage(str(path))
+    assert sitk.GetArrayViewFromImage(itk).dtype == np.dtype(dtype)
+    assert np.array_equal(sitk.GetArrayFromImage(itk), image.to_native(labels))
+    assert np.array_equal(read_mask(path, image), labels)
+    source = sitk.ReadImage(str(tmp_path / "image.nii.gz"))
+    for part in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(itk, part)() == pytest.approx(getattr(source, part)())
+    if suffix == ".nrrd":
+        assert b"encoding: raw" in path.read_bytes().split(b"\n\n")[0]
+    else:
+        # as nibabel sees it, which reads the header's own type
+        assert nib.load(path).get_data_dtype() == np.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("mask.nrrd", "object"), ("mask.nii", "complex64"), ("mask.png", "uint16")]
+)
+def test_number_types_that_a_file_cannot_have_are_refused(tmp_path: Path, name: str, dtype: str) -> None:
+    film = MedicalImage.from_array(np.zeros((4, 7), np.uint8))
+    with pytest.raises(InputError, match=dtype):
+        write_mask(np.zeros((1, 4, 7), np.uint8), film, tmp_path / name, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_of_another_type_are_the_same_labels(image: MedicalImage, labels: np.ndarray, tmp_path: Path) -> None:
     native = image.to_native(labels).T
     nib.save(nib.Nifti1Image(native.astype(np.float32), image.grid.affine_ras()), tmp_path / "float.nii.gz")

@@ -22,9 +22,18 @@ from medclipsam.imaging.masks import read_mask
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
+# Number types of a mask's voxels.
+MASK_DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+
 
 def write_mask(
-    labels: np.ndarray, image: MedicalImage, path: str | os.PathLike[str], *, read_back: bool = False
+    labels: np.ndarray,
+    image: MedicalImage,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "uint8",
+    compress: bool = True,
+    read_back: bool = False,
 ) -> Path:
     """Write a label map so that it lies voxel for voxel on the image it was made from.
 
@@ -40,6 +49,10 @@ def write_mask(
         The image the labels belong to.
     path : str or path-like
         Ends in .nii.gz, .nii or .nrrd, or in .png for an image of one plane.
+    dtype : {"uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"}
+        Number type of the file's voxels; a PNG has uint8.
+    compress : bool
+        Whether the voxels of an NRRD file are compressed; the suffix says it of the other formats.
     read_back : bool
         Whether the file is read again by `read_mask` and compared voxel by voxel before it appears under its name.
 
@@ -69,12 +82,15 @@ def write_mask(
     suffix = suffix_of(path.name, MASK_SUFFIXES)
     if not suffix:
         raise InputError(f"A mask cannot be written to {path.name}; allowed are {', '.join(MASK_SUFFIXES)}.")
+    if dtype not in MASK_DTYPES or (suffix == ".png" and dtype != "uint8"):
+        allowed = "uint8" if suffix == ".png" else ", ".join(MASK_DTYPES)
+        raise InputError(f"{path.name} cannot have voxels of type {dtype!r}; allowed: {allowed}.")
     labels = np.asarray(labels)
     if labels.dtype == np.bool_:
         labels = labels.astype(np.uint8)
     if labels.dtype != np.uint8:
         raise InputError(f"A label map of type {labels.dtype} cannot be written; uint8 is allowed.")
-    native = image.to_native(labels)
+    native = image.to_native(labels).astype(dtype, copy=False)
     if suffix == ".png":
         if image.is_volume:
             raise InputError(
@@ -82,7 +98,7 @@ def write_mask(
             )
         write: Callable[[Path], object] = Image.fromarray(native.reshape(native.shape[-2:])).save
     elif suffix == ".nrrd":
-        write = _nrrd_writer(native, image, path)
+        write = _nrrd_writer(native, image, path, compress=compress)
     else:
         write = partial(nib.save, _nifti(native, image))
 
@@ -190,7 +206,7 @@ _NIFTI_GEOMETRY = (
 )
 
 
-def _nrrd_writer(native: np.ndarray, image: MedicalImage, path: Path) -> Callable[[Path], object]:
+def _nrrd_writer(native: np.ndarray, image: MedicalImage, path: Path, *, compress: bool) -> Callable[[Path], object]:
     try:
         import SimpleITK as sitk
     except ImportError:
@@ -205,4 +221,4 @@ def _nrrd_writer(native: np.ndarray, image: MedicalImage, path: Path) -> Callabl
     result.SetSpacing(grid.spacing)
     result.SetOrigin(grid.origin)
     result.SetDirection(grid.direction.ravel().tolist())
-    return lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=True)
+    return lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=compress)

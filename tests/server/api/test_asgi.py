@@ -26,6 +26,7 @@ from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from monailabel.interfaces.utils.app import apps
 from PIL import Image
+from requests_toolbelt import MultipartDecoder
 
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.base.locks import take_lock
@@ -891,6 +892,15 @@ def test_a_file_sent_along_is_used_and_removed(
     sentence(infer(client, {"text": "explode"}, image="", files=sent), 400)
     sentence(infer(client, image="", files={"file": ("x.png", b"no image")}), 400)
     assert list(place.iterdir()) == []
+
+
+def test_the_answer_of_two_parts_holds_the_mask_and_says_its_length(client: TestClient) -> None:
+    answer = infer(client, image="stack", output="all")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    params, mask = MultipartDecoder(answer.content, answer.headers["content-type"]).parts
+    assert list(json.loads(params.content)["label_names"]) == ["heart"]
+    assert b"filename=" in mask.headers[b"Content-Disposition"]
+    assert mask.content == infer(client, image="stack", output="image").content
 
 
 def test_a_session_of_an_archive_that_leads_outside_is_refused(client: TestClient, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from medclipsam.base.errors import InputError, OptionError, UnknownOptionError
+from medclipsam.base.formats import MASK_SUFFIXES
 from medclipsam.base.options import CHOICES, ZeroShotOptions
+from medclipsam.imaging.write import MASK_DTYPES
 from medclipsam.server.base.names import checked_name, checked_tag
 from medclipsam.targets import joined_text
 
 # Modalities that a request may name for an image whose file does not say.
 MODALITIES = ("US", "MR", "CT", "CR", "DX", "MG")
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".png")
+EXTENSIONS = MASK_SUFFIXES
 BATCH_IMAGES = ("all", "labeled", "unlabeled")
-DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+DTYPES = MASK_DTYPES
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _GPUS = re.compile(r"all|[0-9]{1,3}(,[0-9]{1,3})*")
 _LONGEST_TEXT = 1000

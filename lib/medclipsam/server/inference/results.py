@@ -46,45 +46,16 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
 
     handle, name = tempfile.mkstemp(suffix=request.extension)
     os.close(handle)
+    # a PNG has one number type, whatever is asked for
+    dtype = "uint8" if request.extension == ".png" else request.dtype
     try:
-        write_mask(labels, image, Path(name))
-        if request.extension in (".nii", ".nii.gz") and request.dtype != "uint8":
-            _recast_nifti(name, request.dtype)
-        elif request.extension == ".nrrd":
-            _rewrite_nrrd(name, request.dtype, request.compress)
+        write_mask(labels, image, name, dtype=dtype, compress=request.compress)
         if read_back:
-            check_same(read_mask(Path(name), image), labels, "The mask")
+            check_same(read_mask(name, image), labels, "The mask")
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     return name
-
-
-def _recast_nifti(name: str, dtype: str) -> None:
-    import nibabel
-
-    mask: Any = nibabel.load(name)  # NIfTI-1 or NIfTI-2, as the source was
-    voxels = np.asarray(mask.dataobj).astype(dtype)
-    header = mask.header.copy()
-    header.set_data_dtype(voxels.dtype)
-    nibabel.save(type(mask)(voxels, mask.affine, header), name)
-
-
-def _rewrite_nrrd(name: str, dtype: str, compress: bool) -> None:
-    """Write again with the asked type and compression: OHIF asks for uncompressed files."""
-    import SimpleITK
-
-    pixel_types = {
-        "uint8": SimpleITK.sitkUInt8,
-        "int16": SimpleITK.sitkInt16,
-        "uint16": SimpleITK.sitkUInt16,
-        "int32": SimpleITK.sitkInt32,
-        "uint32": SimpleITK.sitkUInt32,
-        "float32": SimpleITK.sitkFloat32,
-        "float64": SimpleITK.sitkFloat64,
-    }
-    mask = SimpleITK.Cast(SimpleITK.ReadImage(name), pixel_types[dtype])
-    SimpleITK.WriteImage(mask, name, useCompression=compress)
 
 
 def jsonable(value: Any) -> Any:

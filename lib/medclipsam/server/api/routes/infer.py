@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
 
@@ -30,6 +30,8 @@ router = APIRouter(tags=["Infer"])
 
 # Seconds between two looks whether the client is still there.
 _LOOK = 0.2
+# Bytes of an answer that are in memory at a time.
+_BLOCK = 256 * 1024
 
 # What an infer request may be made of.
 _ADDRESS = ("image", "session_id", "output", "request_id")
@@ -185,28 +187,42 @@ async def _result(request: Request, queue: WorkQueue, job: Job) -> dict[str, Any
 
 
 def _answer(result: dict[str, Any], output: Output) -> Response:
-    """Return the answer, which removes the mask's file once it is sent."""
-    file = result["file"]
+    """Return the answer; the mask's file is removed at once where it is not sent, else with the end of the answer."""
+    file = Path(result["file"])
     if output is Output.image:
         return FileResponse(
             file,
             media_type=mime_type(file),
-            filename=os.path.basename(file),
+            filename=file.name,
             headers=_sentence(result),
-            background=BackgroundTask(_remove, [Path(file)]),
+            background=BackgroundTask(_remove, [file]),
         )
     try:
         if output is Output.json:
             return JSONResponse(result["params"])
-        with open(file, "rb") as mask:
-            fields = {
-                "params": (None, json.dumps(result["params"]), "application/json"),
-                "image": (os.path.basename(file), mask, mime_type(file)),
-            }
-            message = MultipartEncoder(fields=fields)
-            return Response(message.to_string(), media_type=message.content_type)
+        return _multipart(result["params"], file)
     finally:
-        _remove([Path(file)])
+        _remove([file])
+
+
+def _multipart(params: dict[str, Any], file: Path) -> StreamingResponse:
+    """Return an answer of two parts, whose mask is read while it is sent."""
+    # an open file can be read after it was removed, and is gone once it is closed, however the answer ends
+    mask = file.open("rb")
+    message = MultipartEncoder(
+        fields={
+            "params": (None, json.dumps(params), "application/json"),
+            "image": (file.name, mask, mime_type(file)),
+        }
+    )
+
+    def parts() -> Iterator[bytes]:
+        with mask:
+            while block := message.read(_BLOCK):
+                yield block
+
+    length = {"Content-Length": str(message.len)}
+    return StreamingResponse(parts(), media_type=message.content_type, headers=length)
 
 
 def _sentence(result: dict[str, Any]) -> dict[str, str]:
