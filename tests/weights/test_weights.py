@@ -89,6 +89,15 @@ class Cut(BaseHTTPRequestHandler):
         pass
 
 
+class Garbled(Cut):
+    """Answers with a length that is not a number."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "many")
+        self.end_headers()
+
+
 def publish(monkeypatch: pytest.MonkeyPatch, *files: WeightFile, kind: str = "sam", arch: str = "vit_b") -> None:
     """Add weights "toy" to the registry."""
     toy = PublishedWeights("toy", kind, arch, files, "MIT", "nobody")
@@ -251,9 +260,46 @@ def test_another_file_than_the_published_one_is_thrown_away(monkeypatch, tmp_pat
 
 def test_a_cut_connection_leaves_nothing(monkeypatch, home, serve):
     publish(monkeypatch, WeightFile("a_vit_b.pth", serve(handler=Cut) + "/a", sha(CONTENT)))
-    with pytest.raises(WeightsError, match=f"the connection ended after {len(CONTENT)} of {10 * len(CONTENT)} bytes"):
+    with pytest.raises(WeightsError, match=f"{len(CONTENT)} bytes read, {9 * len(CONTENT)} more expected"):
         fetch("toy", progress=False)
     assert left_behind(home / "toy") == []
+
+
+def test_a_broken_answer_keeps_the_file_that_was_there(monkeypatch, home, serve):
+    (home / "toy").mkdir(parents=True)
+    (home / "toy" / "a_vit_b.pth").write_bytes(b"older")
+    for handler in (Cut, Garbled):
+        publish(monkeypatch, WeightFile("a_vit_b.pth", serve(handler=handler) + "/a", sha(CONTENT)))
+        with pytest.raises(WeightsError):
+            fetch("toy", progress=False)
+        assert left_behind(home / "toy") == ["a_vit_b.pth"]
+        assert (home / "toy" / "a_vit_b.pth").read_bytes() == b"older"
+
+
+def test_a_hub_that_is_no_address_is_a_weights_error(monkeypatch, home):
+    monkeypatch.setenv("HF_ENDPOINT", "no-scheme.example")
+    with pytest.raises(WeightsError, match=r"no-scheme\.example"):
+        fetch("biomedclip", progress=False)
+    assert left_behind(home / "biomedclip") == []
+
+
+def test_fetched_files_have_the_rights_of_new_files(monkeypatch, tmp_path, home, serve):
+    (tmp_path / "a_vit_b.pth").write_bytes(CONTENT)
+    publish(monkeypatch, WeightFile("a_vit_b.pth", serve(tmp_path) + "/a_vit_b.pth", sha(CONTENT)))
+    fetch("toy", progress=False)
+    assert (home / "toy" / "a_vit_b.pth").stat().st_mode == (tmp_path / "a_vit_b.pth").stat().st_mode
+
+
+def test_progress_is_shown_where_it_is_asked_for(monkeypatch, tmp_path, home, serve, capsys):
+    monkeypatch.setattr("medclipsam.base.progress.SHORT", 0.0)
+    (tmp_path / "a_vit_b.pth").write_bytes(CONTENT)
+    publish(monkeypatch, WeightFile("a_vit_b.pth", serve(tmp_path) + "/a_vit_b.pth", sha(CONTENT), len(CONTENT)))
+    fetch("toy", progress=False)
+    assert capsys.readouterr().err == ""
+    (home / "toy" / "a_vit_b.pth").unlink()
+    fetch("toy")
+    assert "a_vit_b.pth" in (said := capsys.readouterr().err)
+    assert said.count("8.00k") == 2, "all bytes of all bytes"
 
 
 def test_an_http_error_names_the_address_and_what_to_bring(monkeypatch, tmp_path, home, serve):
@@ -285,7 +331,7 @@ def test_a_full_disk_is_told_before_and_while_fetching(monkeypatch, tmp_path, ho
         raise OSError(28, os.strerror(28))
 
     publish(monkeypatch, WeightFile("a_vit_b.pth", url, sha(CONTENT), 1))
-    monkeypatch.setattr(download.os, "replace", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(WeightsError, match=r"cannot be fetched from .*: No space left on device\.$"):
         fetch("toy", progress=False)
     assert left_behind(home / "toy") == []

@@ -8,7 +8,7 @@ from medclipsam.base.errors import InputError
 EXTRA_OF: dict[str, str] = {
     **dict.fromkeys(("SimpleITK", "anyio", "fastapi", "fastapi_offline", "h11", "highdicom", "jwt"), "server"),
     **dict.fromkeys(("matplotlib", "monailabel", "prometheus_client", "pydantic"), "server"),
-    **dict.fromkeys(("requests", "requests_toolbelt", "sqlalchemy", "starlette", "urllib3", "uvicorn"), "server"),
+    **dict.fromkeys(("requests_toolbelt", "sqlalchemy", "starlette", "urllib3", "uvicorn"), "server"),
     **dict.fromkeys(("peft", "webdataset"), "finetune"),
     **dict.fromkeys(("mlflow", "tensorboard"), "tracking"),
     "h5py": "convert",

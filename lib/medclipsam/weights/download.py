@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import http.client
 import os
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from medclipsam import __version__
 from medclipsam.base.errors import WeightsError
-from medclipsam.base.files import write_json
+from medclipsam.base.files import atomic_write, file_sha256, write_json
 from medclipsam.base.progress import ProgressBar
 from medclipsam.weights.hashes import MANIFEST, cached_sha256, checked_sha256, expected_hashes, manifest_of, read_json
 from medclipsam.weights.listing import megabytes
@@ -90,45 +86,35 @@ def _fetch_one(published: PublishedWeights, progress: bool) -> Path:
 
 def _download(published: PublishedWeights, file: WeightFile, progress: bool) -> str:
     """Fetch one file, check it and put it into its place; return its hash."""
-    target = published.folder / file.name
-    partial = target.with_name(f".{file.name}.part{os.getpid()}")
+    # they take a third of a second to import, and only this function needs them
+    import pooch
+    import requests
+
     url = _address(file)
     failed = f"{file.name} of {published.name!r} cannot be fetched from {url}: "
     offline = f"; where there is no internet, bring the file and put it into {published.folder}."
-    digest = hashlib.sha256()
+    bar = ProgressBar(
+        total=file.size, unit="B", unit_scale=True, desc=file.name, show=progress and file.size > 0, leave=True
+    )
+    get = pooch.HTTPDownloader(
+        progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT, headers={"User-Agent": f"medclipsam/{__version__}"}
+    )
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": f"medclipsam/{__version__}"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, partial.open("wb") as out:
-            length = int(response.headers.get("Content-Length") or 0)
-            bar = ProgressBar(
-                total=length or file.size or None, unit="B", unit_scale=True, desc=file.name, show=progress
-            )
-            with bar:
-                while block := response.read(_CHUNK):
-                    out.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-            received = out.tell()
-        if length and received != length:
-            raise WeightsError(f"{failed}the connection ended after {received} of {length} bytes; try again.")
-        sha256 = digest.hexdigest()
-        if file.sha256 and sha256 != file.sha256:
-            raise WeightsError(f"{failed}what came has sha256 {sha256}, the published file {file.sha256}{offline}")
-        if target.suffix == ".json":
-            # A login page or an error page answers with 200 too.
-            read_json(partial, named=f"{file.name} from {url}")
-        os.replace(partial, target)
-    except urllib.error.HTTPError as error:
-        raise WeightsError(f"{failed}the server answered {error.code} {error.reason}{offline}") from error
-    except urllib.error.URLError as error:
-        raise WeightsError(f"{failed}{error.reason}{offline}") from error
-    except (http.client.HTTPException, ValueError) as error:
-        raise WeightsError(f"{failed}the server's answer is broken ({error!r}){offline}") from error
+        with bar, atomic_write(published.folder / file.name) as partial:
+            get(url, str(partial), None)
+            sha256 = file_sha256(partial)
+            if file.sha256 and sha256 != file.sha256:
+                raise WeightsError(f"{failed}what came has sha256 {sha256}, the published file {file.sha256}{offline}")
+            if file.name.endswith(".json"):
+                # A login page or an error page answers with 200 too.
+                read_json(partial, named=f"{file.name} from {url}")
+    except requests.HTTPError as error:
+        answer = error.response
+        raise WeightsError(f"{failed}the server answered {answer.status_code} {answer.reason}{offline}") from error
+    except (requests.RequestException, ValueError) as error:
+        raise WeightsError(f"{failed}{error}{offline}") from error
     except OSError as error:
-        unreachable = isinstance(error, (ConnectionError, TimeoutError))
-        raise WeightsError(f"{failed}{error.strerror or error}{offline if unreachable else '.'}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise WeightsError(f"{failed}{error.strerror or error}.") from error
     return sha256
 
 
