@@ -33,6 +33,7 @@ from medclipsam.base.locks import take_lock
 from medclipsam.evaluation.data import find_cases
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.learning.trainer import candidates
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.training.collect import read_studies
@@ -686,7 +687,7 @@ def test_one_notion_of_a_final_label_holds_everywhere(client: TestClient, label:
     assert final_of(app, studies) == {frozenset()}
     sentence(client.get("/datastore/dataset"), 404)
     with pytest.raises(OptionError):
-        app.save_label("film", str(mask), "final", made)
+        app.save_label("film", str(mask), "final", made, Caller())
     # nobody makes it a person's without saving it
     where = "/datastore/label/info?label=film&tag=final"
     for key in ("model", "saved_by"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medclipsam.server.base.audit import AuditFile, Caller, called_by, caller
+from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.monai_label.app import MedClipSamApp
 
 PARAMS: dict[str, Any] = {
@@ -34,8 +34,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_mask_is_one_line_that_says_who_what_and_with_which_weights(path: Path) -> None:
-    with called_by(Caller("ann", "slicer-1", "POST /infer/text_prompt")):
-        AuditFile(str(path)).mask("chest", "text_prompt", PARAMS)
+    caller = Caller("ann", "slicer-1", "POST /infer/text_prompt")
+    AuditFile(str(path)).mask(caller, "chest", "text_prompt", PARAMS)
     (line,) = lines(path)
     assert line.pop("time").endswith("+00:00")
     assert line == {
@@ -52,16 +52,16 @@ def test_a_mask_is_one_line_that_says_who_what_and_with_which_weights(path: Path
 
 
 def test_the_text_is_noted_only_where_it_is_wanted(path: Path) -> None:
-    AuditFile(str(path)).mask("chest", "text_prompt", PARAMS)
+    AuditFile(str(path)).mask(Caller(), "chest", "text_prompt", PARAMS)
     assert "John" not in path.read_text()
-    AuditFile(str(path), with_text=True).mask("chest", "text_prompt", PARAMS)
+    AuditFile(str(path), with_text=True).mask(Caller(), "chest", "text_prompt", PARAMS)
     assert lines(path)[1]["text"] == PARAMS["text"]
 
 
 def test_lines_of_many_threads_do_not_mix(path: Path) -> None:
     def write(number: int) -> None:
         for _ in range(50):
-            AuditFile(str(path)).label("label saved", f"image {number} " + "x" * 500, "final")
+            AuditFile(str(path)).label(Caller(), "label saved", f"image {number} " + "x" * 500, "final")
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -72,12 +72,12 @@ def test_lines_of_many_threads_do_not_mix(path: Path) -> None:
 
 
 def test_a_line_break_in_a_name_begins_no_line(path: Path) -> None:
-    AuditFile(str(path)).label("label saved", 'a\n{"event": "forged"}', "final")
+    AuditFile(str(path)).label(Caller(), "label saved", 'a\n{"event": "forged"}', "final")
     assert len(lines(path)) == 1
 
 
 def test_without_a_file_nothing_is_noted() -> None:
-    AuditFile(None).mask("chest", "text_prompt", PARAMS)
+    AuditFile(None).mask(Caller(), "chest", "text_prompt", PARAMS)
 
 
 def test_the_app_notes_masks_labels_and_batches(make_app: Callable[..., MedClipSamApp], path: Path) -> None:
@@ -97,5 +97,4 @@ def test_the_app_notes_masks_labels_and_batches(make_app: Callable[..., MedClipS
     mask, label = lines(path)[-2:]
     assert (mask["event"], label["event"]) == ("mask", "label saved")
     assert {mask["user"], label["user"]} == {"ann"}
-    assert caller.get() is None
     assert "heart" not in path.read_text()

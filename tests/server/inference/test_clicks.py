@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from fastapi import HTTPException
 
+from medclipsam.base.errors import InputError
+from medclipsam.server.base.audit import Caller
+from medclipsam.server.inference.infer_request import StudyImage, Upload
 from medclipsam.targets import TargetSet, label_table
 
 TABLE = label_table(TargetSet.load())
@@ -27,11 +30,21 @@ def refused(app: Any, status: int, **request: Any) -> str:
     return str(error.value.detail)
 
 
-def sent(mask: np.ndarray) -> str:
-    """Write a mask [row, column] of the picture where the infer route puts one that is sent along."""
-    name = tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False).name  # noqa: SIM115
-    nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])), name)
-    return name
+@pytest.fixture
+def mended(app: Any, tmp_path: Path) -> Callable[..., tuple[np.ndarray, dict[str, Any]]]:
+    """Mend a mask [row, column] of the picture that is sent along."""
+
+    def run(mask: np.ndarray, **params: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        nib.save(
+            nib.Nifti1Image(mask.T.astype(np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "tmp sent.nii.gz"
+        )
+        sent = Upload(tmp_path / "tmp sent.nii.gz")
+        done = app.run_infer(app.request("refine", params, StudyImage("chest"), Caller(), sent))
+        found = np.asarray(nib.load(done.file).dataobj).T
+        done.file.unlink()
+        return found, done.params
+
+    return run
 
 
 def test_viewers_are_told_a_model_for_points(app: Any) -> None:
@@ -109,11 +122,12 @@ def test_free_text_keeps_its_words(infer: Any) -> None:
     assert params["label_names"] == {"a bright box": 201}
 
 
-def test_a_mask_that_is_sent_goes_before_the_last_one(infer: Any) -> None:
+@pytest.mark.parametrize("key", ["label", "target"])
+def test_a_mask_that_is_sent_goes_before_the_last_one(infer: Any, mended: Any, key: str) -> None:
     infer(text="heart")
     present = np.zeros((40, 60), np.uint8)
     present[30:36, 5:15] = HEART
-    mask, params = infer(model="refine", label=sent(present), target="heart", foreground=[OUTSIDE])
+    mask, params = mended(present, **{key: "heart"}, foreground=[OUTSIDE])
     assert params["present_mask"] == "sent"
     assert (mask[30:36, 5:15] == HEART).all()
     assert mask[5, 5] == HEART
@@ -155,10 +169,10 @@ def test_requests_that_cannot_be_used_are_one_sentence(app: Any, params: dict[st
         assert name in sentence
 
 
-def test_a_sent_mask_of_another_size_is_refused(app: Any) -> None:
-    sentence = refused(app, 400, label=sent(np.zeros((40, 59))), target="heart", foreground=[INSIDE])
-    assert "59 x 40" in sentence
-    assert tempfile.gettempdir() not in sentence
+def test_a_sent_mask_of_another_size_is_refused(mended: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="59 x 40") as error:
+        mended(np.zeros((40, 59)), target="heart", foreground=[INSIDE])
+    assert str(tmp_path) not in str(error.value)
 
 
 def test_files_of_the_server_are_no_masks(app: Any, studies: Path) -> None:

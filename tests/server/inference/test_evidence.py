@@ -49,7 +49,7 @@ def answered(image: MedicalImage) -> ZeroShotResult:
     return ZeroShotResult(labels, {"heart": 13, "lung": 11}, [heart, lung], "heart; lung", {"seed": 0}, {}, {}, {})
 
 
-def kept(store: EvidenceStore, path: Path) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
+def kept(store: EvidenceStore, path: Path, **more: bool) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
     """Keep maps of the heart on planes 0 and 1."""
     image = read_image(path)
     draft = store.begin(image)
@@ -57,7 +57,7 @@ def kept(store: EvidenceStore, path: Path) -> tuple[dict[str, dict[str, Any]], n
     maps = np.random.default_rng(1).random((2, *image.plane_shape)).astype(np.float32)
     for plane, saliency in enumerate(maps):
         draft.add("heart", plane, saliency)
-    return store.keep(draft, image, answered(image), path), maps
+    return store.keep(draft, image, answered(image), path, **more), maps
 
 
 def token_of(address: str) -> str:
@@ -193,9 +193,9 @@ def test_evidence_goes_with_its_image(store: EvidenceStore, volume: Path, change
 
 
 def test_evidence_of_a_file_sent_along_outlives_it(store: EvidenceStore, volume: Path, tmp_path: Path) -> None:
-    sent = tmp_path / "tmp" / "tmpabc.nii.gz"
+    sent = tmp_path / "sent.nii.gz"
     shutil.copy(volume, sent)
-    addresses, _ = kept(store, sent)
+    addresses, _ = kept(store, sent, temporary=True)
     sent.unlink()
     assert store.file(token_of(addresses["heart"]["overlay"]), "overlay.png").stat().st_size > 1000
     assert store.file(token_of(addresses["heart"]["saliency"]), "saliency.nii.gz").stat().st_size > 100

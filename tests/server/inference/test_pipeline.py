@@ -12,7 +12,7 @@ from medclipsam.imaging import MedicalImage
 from medclipsam.pipeline.refine import Clicks
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.inference.pipeline import SharedPipeline
-from medclipsam.server.inference.work import Job, current_job
+from medclipsam.server.inference.work import Job
 from medclipsam.targets import TargetSet
 
 
@@ -51,16 +51,12 @@ def test_clicks_tell_their_job_how_far_they_are_and_stop_when_it_is_cancelled(lo
     shared = make()
     image = MedicalImage.from_array(picture)
     clicks = {1: Clicks.from_ijk(image, foreground=[[5, 5]])}
-    job = Job(lambda: None, "one", "refine", "somebody", 60.0)
-    token = current_job.set(job)
-    try:
-        shared.refine(image, None, clicks, {})
-        assert job.message.startswith("clicks, plane 1")
-        job.cancel()
-        with pytest.raises(CancelledError):
-            shared.refine(image, None, clicks, {})
-    finally:
-        current_job.reset(token)
+    job = Job(lambda _: None, "one", "refine", "somebody", 60.0)
+    shared.refine(image, None, clicks, {}, job)
+    assert job.message.startswith("clicks, plane 1")
+    job.cancel()
+    with pytest.raises(CancelledError):
+        shared.refine(image, None, clicks, {}, job)
 
 
 def test_the_state_counts_what_the_cache_spared() -> None:

@@ -1,45 +1,98 @@
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medclipsam.base.errors import OptionError, UnknownOptionError
 from medclipsam.base.options import CHOICES, ZeroShotOptions
-from medclipsam.server.inference.request_schema import SegmentRequest, flag, option_table
+from medclipsam.server.base.audit import Caller
+from medclipsam.server.inference.infer_request import AnswerFormat, Envelope, StudyImage, Upload
+from medclipsam.server.inference.request_schema import flag, option_table, without_address
+from medclipsam.server.inference.tasks import SegmentRequest
 
 DEFAULTS = ZeroShotOptions()
-# What MONAI Label's routes, its batch task, 3D Slicer and OHIF add to a request.
+# What MONAI Label's batch task, 3D Slicer and OHIF add to the params.
 CLIENT_KEYS = {
-    "model": "text_prompt",
-    "image": "/studies/chest.dcm",
     "description": "…",
     "client_id": "user-xyz",
     "device": ["cpu"],
     "logging": "INFO",
     "restore_label_idx": False,
-    "save_label": True,
-    "label_tag": "original",
+    "label_tag": "pre",
     "label_info": [{"name": "lung"}],
+    "label": "lung",
     "multi_gpu": True,
     "gpus": "all",
     "max_workers": 1,
     "max_batch_size": 0,
     "timeout": 60,
     "images": "all",
-    "session": {"image": "x"},
-    "_id": 3,
-    "_image_id": "chest",
     "output": "image",
 }
+ENVELOPE = Envelope("text_prompt", StudyImage("chest"), Caller("ann", "slicer"))
 
 
 def read(given: dict[str, Any], *, takes_text: bool = True, defaults: ZeroShotOptions = DEFAULTS) -> SegmentRequest:
-    return SegmentRequest.from_mapping(given, defaults, takes_text=takes_text)
+    return SegmentRequest.from_params(given, ENVELOPE, defaults, takes_text=takes_text)
 
 
 def test_a_text_alone_takes_all_defaults() -> None:
     assert read({"text": " left lung ; heart "}) == SegmentRequest(
-        "left lung ; heart", DEFAULTS, ".nii.gz", "uint8", True
+        model="text_prompt",
+        image=StudyImage("chest"),
+        caller=Caller("ann", "slicer"),
+        mask=None,
+        answer=AnswerFormat(".nii.gz", "uint8", True),
+        modality=None,
+        save_as=None,
+        text="left lung ; heart",
+        options=DEFAULTS,
     )
+
+
+def test_a_request_is_frozen_and_can_be_made_for_another_image() -> None:
+    request = read({"text": "heart"})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.text = "lungs"  # type: ignore[misc]
+    other = request.on(Upload(Path("sent.png")))
+    assert (other.image, request.image) == (Upload(Path("sent.png")), StudyImage("chest"))
+    assert other.on(StudyImage("chest")) == request
+
+
+@pytest.mark.parametrize(
+    ("params", "tag"),
+    [
+        ({}, None),
+        ({"save_label": "false", "label_tag": "pre"}, None),
+        ({"save_label": True}, "original"),
+        ({"save_label": "yes", "label_tag": "pre"}, "pre"),
+    ],
+)
+def test_a_mask_is_saved_under_the_tag_that_is_asked_for(params: dict[str, Any], tag: str | None) -> None:
+    assert read({"text": "heart", **params}).save_as == tag
+
+
+@pytest.mark.parametrize("tag", ["final", "../x", 3])
+def test_a_tag_that_a_model_must_not_save_under_is_refused(tag: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        read({"text": "heart", "save_label": True, "label_tag": tag})
+    assert error.value.key == "label_tag"
+
+
+@pytest.mark.parametrize("key", ["model", "image", "session", "user", "image_path", "_id", "file", "mask"])
+def test_what_comes_with_the_address_is_no_param(key: str) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        read({"text": "heart", key: "x"})
+    assert error.value.key == key
+
+
+def test_what_repeats_the_address_is_left_out_and_what_contradicts_it_is_refused() -> None:
+    params = {"text": "heart", "model": "text_prompt"}
+    assert without_address(params, model="text_prompt", image="chest") == {"text": "heart"}
+    with pytest.raises(OptionError) as error:
+        without_address({**params, "image": "/etc/passwd"}, model="text_prompt", image="chest")
+    assert error.value.key == "image"
 
 
 def test_keys_of_monai_label_and_its_clients_are_no_options() -> None:
@@ -119,7 +172,7 @@ def test_a_bad_key_or_value_is_named(key: str, value: Any) -> None:
 
 def test_ohif_and_slicer_formats() -> None:
     request = read({"text": "heart", "result_extension": ".nrrd", "result_dtype": "uint16", "result_compress": "False"})
-    assert (request.extension, request.dtype, request.compress) == (".nrrd", "uint16", False)
+    assert request.answer == AnswerFormat(".nrrd", "uint16", False)
 
 
 @pytest.mark.parametrize(

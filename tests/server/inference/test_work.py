@@ -12,7 +12,7 @@ import pytest
 
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
-from medclipsam.server.inference.work import Job, WorkQueue, current_job
+from medclipsam.server.inference.work import Job, WorkQueue
 
 
 class Held:
@@ -22,10 +22,8 @@ class Held:
         self.begun = threading.Event()
         self.go = threading.Event()
 
-    def __call__(self) -> str:
+    def __call__(self, job: Job) -> str:
         self.begun.set()
-        job = current_job.get()
-        assert job is not None
         while not self.go.wait(0.005):
             job.progress(0.25, "half of a half")
             if job.stopped():
@@ -58,7 +56,7 @@ def test_jobs_are_done_one_at_a_time_and_in_turn() -> None:
         inside.release()
         return number * number
 
-    jobs = [queue.submit(lambda n=n: work(n), what="x") for n in range(8)]
+    jobs = [queue.submit(lambda _, n=n: work(n), what="x") for n in range(8)]
     assert [job.future.result(10) for job in jobs] == [n * n for n in range(8)]
     assert order == list(range(8))
     assert {job.state for job in jobs} == {"done"}
@@ -67,27 +65,27 @@ def test_jobs_are_done_one_at_a_time_and_in_turn() -> None:
 def test_a_full_queue_refuses_and_says_when_to_come_back(held: Held) -> None:
     queue = WorkQueue(length=2, max_seconds=60)
     occupy(queue, held)
-    waiting = [queue.submit(lambda: 1, what="x") for _ in range(2)]
+    waiting = [queue.submit(lambda _: 1, what="x") for _ in range(2)]
     with pytest.raises(BusyError, match="2 more wait") as error:
-        queue.submit(lambda: 1, what="x")
+        queue.submit(lambda _: 1, what="x")
     assert error.value.retry_after >= 1
     assert queue.waiting == 2
     held.go.set()
     assert [job.future.result(5) for job in waiting] == [1, 1]
-    assert queue.submit(lambda: 2, what="x").future.result(5) == 2
+    assert queue.submit(lambda _: 2, what="x").future.result(5) == 2
 
 
 def test_a_queue_of_no_length_takes_one_at_a_time(held: Held) -> None:
     queue = WorkQueue(length=0, max_seconds=60)
     occupy(queue, held)
     with pytest.raises(BusyError):
-        queue.submit(lambda: 1, what="x")
+        queue.submit(lambda _: 1, what="x")
 
 
 def test_what_is_told_of_a_job(held: Held) -> None:
     queue = WorkQueue(length=5, max_seconds=60)
     first = occupy(queue, held)
-    second = queue.submit(lambda: 1, what="second")
+    second = queue.submit(lambda _: 1, what="second")
     assert queue.jobs() == [first, second]
     assert (queue.place(first), queue.place(second)) == (0, 1)
     while first.fraction == 0:
@@ -108,13 +106,13 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_begins(held: Held) -> None
     queue = WorkQueue(length=5, max_seconds=60)
     occupy(queue, held)
     begun: list[int] = []
-    job = queue.submit(lambda: begun.append(1), what="x")
+    job = queue.submit(lambda _: begun.append(1), what="x")
     queue.cancel(job)
     with pytest.raises(CancelledError):
         job.future.result(0)
     assert job.state == "cancelled"
     held.go.set()
-    queue.submit(lambda: 1, what="x").future.result(5)
+    queue.submit(lambda _: 1, what="x").future.result(5)
     assert begun == []
 
 
@@ -145,7 +143,7 @@ def test_a_job_that_takes_too_long_is_stopped_with_a_sentence(held: Held) -> Non
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(2), MemoryError()])
 def test_an_error_ends_its_job_alone(error: BaseException) -> None:
-    def fail() -> None:
+    def fail(job: Job) -> None:
         raise error
 
     queue = WorkQueue(length=5, max_seconds=60)
@@ -153,23 +151,23 @@ def test_an_error_ends_its_job_alone(error: BaseException) -> None:
     with pytest.raises(type(error)):
         job.future.result(5)
     assert job.state == "failed"
-    assert queue.submit(lambda: 1, what="x").future.result(5) == 1
+    assert queue.submit(lambda _: 1, what="x").future.result(5) == 1
 
 
 def test_an_id_is_used_by_one_job_at_a_time(held: Held) -> None:
     queue = WorkQueue(length=5, max_seconds=60)
     occupy(queue, held)
     with pytest.raises(ConflictError, match="'first'"):
-        queue.submit(lambda: 1, what="x", job_id="first")
+        queue.submit(lambda _: 1, what="x", job_id="first")
     held.go.set()
     queue.get("first").future.result(5)
-    assert queue.submit(lambda: 1, what="x", job_id="first").future.result(5) == 1
+    assert queue.submit(lambda _: 1, what="x", job_id="first").future.result(5) == 1
 
 
 def test_ended_jobs_are_forgotten_in_the_end() -> None:
     queue = WorkQueue(length=5, max_seconds=60)
     for number in range(230):
-        queue.submit(lambda: None, what="x", job_id=str(number)).future.result(5)
+        queue.submit(lambda _: None, what="x", job_id=str(number)).future.result(5)
     queue.get("229")
     with pytest.raises(UnknownError):
         queue.get("0")
@@ -178,13 +176,13 @@ def test_ended_jobs_are_forgotten_in_the_end() -> None:
 def test_a_closed_queue_cancels_all_and_takes_no_more(held: Held) -> None:
     queue = WorkQueue(length=5, max_seconds=60)
     first = occupy(queue, held)
-    second = queue.submit(lambda: 1, what="x")
+    second = queue.submit(lambda _: 1, what="x")
     queue.close()
     for job in (first, second):
         with pytest.raises(CancelledError):
             job.future.result(5)
     with pytest.raises(BusyError, match="shutting down"):
-        queue.submit(lambda: 1, what="x")
+        queue.submit(lambda _: 1, what="x")
 
 
 def test_observers_see_ended_jobs_and_cannot_stop_the_queue() -> None:
@@ -196,9 +194,9 @@ def test_observers_see_ended_jobs_and_cannot_stop_the_queue() -> None:
 
     queue.subscribe(bad)
     queue.subscribe(lambda job: seen.append((job.what, job.state)))
-    queue.submit(lambda: 1, what="a").future.result(5)
-    queue.submit(lambda: 1, what="b").future.result(5)
-    queue.submit(lambda: 1, what="c").future.result(5)
+    queue.submit(lambda _: 1, what="a").future.result(5)
+    queue.submit(lambda _: 1, what="b").future.result(5)
+    queue.submit(lambda _: 1, what="c").future.result(5)
     assert seen[:2] == [("a", "done"), ("b", "done")]
 
 
@@ -206,16 +204,15 @@ def test_work_sees_its_callers_context() -> None:
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
     queue = WorkQueue(length=5, max_seconds=60)
     name.set("ann")
-    job = queue.submit(name.get, what="x")
+    job = queue.submit(lambda _: name.get(), what="x")
     name.set("ben")
     assert job.future.result(5) == "ann"
-    assert current_job.get() is None
 
 
 def test_a_request_that_has_ended_is_taken_over_by_nobody_else() -> None:
     queue = WorkQueue(length=2, max_seconds=60)
-    assert queue.submit(lambda: "hers", what="w", owner="ann", job_id="r").future.result(5) == "hers"
+    assert queue.submit(lambda _: "hers", what="w", owner="ann", job_id="r").future.result(5) == "hers"
     with pytest.raises(ConflictError):
-        queue.submit(lambda: "his", what="w", owner="bob", job_id="r")
+        queue.submit(lambda _: "his", what="w", owner="bob", job_id="r")
     assert (queue.get("r").owner, queue.get("r").future.result(5)) == ("ann", "hers")
-    assert queue.submit(lambda: "again", what="w", owner="ann", job_id="r").future.result(5) == "again"
+    assert queue.submit(lambda _: "again", what="w", owner="ann", job_id="r").future.result(5) == "again"

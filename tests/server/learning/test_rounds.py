@@ -506,7 +506,7 @@ def keeper(unlabelled: Serve, training: Training) -> RoundScheduler:
     for name in training_images(client, 3):
         save(client, name, square(), client_id="ada")
     return RoundScheduler(
-        rounds_of(client), client.app.state.queue, training.start, lambda: training.runs, lambda image: None  # type: ignore[attr-defined]
+        rounds_of(client), client.app.state.queue, training.start, lambda: training.runs, lambda image, job: None  # type: ignore[attr-defined]
     )  # fmt: skip
 
 
@@ -551,7 +551,7 @@ def test_a_training_that_ended_with_a_network_closes_its_round(keeper: RoundSche
 def next_keeper(keeper: RoundScheduler, training: Training, grace: float) -> RoundScheduler:
     """Return the keeper of a server that starts after the first one was killed."""
     return RoundScheduler(
-        keeper._rounds, keeper._queue, training.start, lambda: training.runs, lambda image: None, grace=grace
+        keeper._rounds, keeper._queue, training.start, lambda: training.runs, lambda image, job: None, grace=grace
     )
 
 

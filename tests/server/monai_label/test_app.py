@@ -15,6 +15,8 @@ from fastapi import HTTPException
 
 from medclipsam.active.strategies import STRATEGIES
 from medclipsam.base.errors import MedClipSamError, OptionError, TargetError
+from medclipsam.server.base.audit import Caller
+from medclipsam.server.inference.infer_request import SessionImage, Upload
 from medclipsam.server.inference.tasks import task_name
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.targets import TargetSet, label_table
@@ -191,15 +193,32 @@ def test_a_request_opens_no_file_of_the_machine(app: MedClipSamApp, studies: Pat
     assert refusal(app, image="/etc/passwd").status_code == 404
 
 
-def test_what_the_routes_received_is_opened(infer: Any, studies: Path, tmp_path: Path) -> None:
-    with tempfile.NamedTemporaryFile(suffix=".png") as upload:
-        upload.write((studies / "chest.png").read_bytes())
-        upload.flush()
-        assert infer(upload.name, text="heart")[0].any()
+def test_the_file_of_a_session_is_opened_by_monai_labels_own_route_and_no_other(
+    infer: Any, app: MedClipSamApp, studies: Path, tmp_path: Path
+) -> None:
     session = tmp_path / "sessions" / "0c5"
     session.mkdir(parents=True)
     shutil.copy(studies / "film.dcm", session)
     assert infer(str(session / "film.dcm"), text="heart")[0].any()
+    (session / "link").symlink_to(studies / "film.dcm")
+    with tempfile.NamedTemporaryFile(suffix=".png") as other:
+        other.write((studies / "chest.png").read_bytes())
+        other.flush()
+        for path in (other.name, session / "link", session / ".." / ".." / "studies" / "film.dcm", session / "gone"):
+            assert refusal(app, image=str(path)).status_code == 404
+
+
+@pytest.mark.parametrize("where", [Upload, SessionImage])
+def test_a_file_that_a_route_received_is_segmented_and_nothing_is_saved(
+    app: MedClipSamApp, studies: Path, tmp_path: Path, where: Any
+) -> None:
+    sent = Path(shutil.copy(studies / "chest.png", tmp_path / "sent.png"))
+    asked = app.request("text_prompt", {"text": "heart", "save_label": True}, where(sent), Caller())
+    done = app.run_infer(asked)
+    assert done.label is None
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(done.file)).any()
+    done.file.unlink()
+    assert app.datastore().get_labels_by_image_id("sent") == {}
 
 
 def test_an_id_means_the_study_and_not_a_file_of_the_working_folder(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextvars
 import datetime
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Characters of a client's name that are noted.
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,6 @@ class Caller:
     route: str = ""
 
 
-caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
-
-
-@contextmanager
-def called_by(who: Caller) -> Iterator[None]:
-    """Note `who` as the caller of what is done inside the block."""
-    token = caller.set(who)
-    try:
-        yield
-    finally:
-        caller.reset(token)
-
-
 class AuditFile:
     """A file that only grows, readable by its owner alone; None as path keeps no notes.
 
@@ -62,11 +50,13 @@ class AuditFile:
         self._path = Path(path) if path else None
         self._with_text = with_text
 
-    def mask(self, image: str, model: str, params: Mapping[str, Any]) -> None:
+    def mask(self, caller: Caller, image: str, model: str, params: Mapping[str, Any]) -> None:
         """Note that a mask was made.
 
         Parameters
         ----------
+        caller : Caller
+            Who asked.
         image : str
             The image's id; "(sent along)" or a session where it is not of the studies.
         model : str
@@ -78,34 +68,43 @@ class AuditFile:
         fields: dict[str, Any] = {"pixels": {str(target["label"]): target["area_pixels"] for target in targets}}
         if self._with_text and "text" in params:
             fields["text"] = params["text"]
-        self._note("mask", image=image, model=model, weights=_hashes(params.get("weights")), **fields)
+        self._note(caller, "mask", image=image, model=model, weights=_hashes(params.get("weights")), **fields)
 
-    def label(self, event: str, image: str, tag: str, model: str | None = None, weights: Any = None) -> None:
+    def label(
+        self, caller: Caller, event: str, image: str, tag: str, model: str | None = None, weights: Any = None
+    ) -> None:
         """Note that a label was saved or removed: `event` is "label saved", "label removed" or "image removed"."""
-        self._note(event, image=image, tag=tag, model=model, weights=_hashes(weights))
+        self._note(caller, event, image=image, tag=tag, model=model, weights=_hashes(weights))
 
-    def stored(self, instances: Mapping[str, str], status: int | None) -> None:
+    def stored(self, caller: Caller, instances: Mapping[str, str], status: int | None) -> None:
         """Note that instances were passed on to the DICOMweb server.
 
         Parameters
         ----------
+        caller : Caller
+            Who asked.
         instances : mapping of str to str
             SOP Instance UID to "stored", "not stored" or "unknown".
         status : int or None
             The answer's status; None where there was none.
         """
-        self._note("instances passed on", instances=dict(instances), status=status)
+        self._note(caller, "instances passed on", instances=dict(instances), status=status)
 
-    def network(self, event: str, name: str, version: int) -> None:
+    def network(self, caller: Caller, event: str, name: str, version: int) -> None:
         """Note that another network is served."""
-        self._note(event, model=name, version=version)
+        self._note(caller, event, model=name, version=version)
 
-    def _note(self, event: str, **fields: Any) -> None:
+    def _note(self, caller: Caller, event: str, **fields: Any) -> None:
         if self._path is None:
             return
-        who = caller.get() or Caller()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "event": event, "user": who.user, "client": who.client, "route": who.route}
+        line = {
+            "time": now,
+            "event": event,
+            "user": caller.user,
+            "client": caller.client[:_LONGEST],
+            "route": caller.route,
+        }
         line |= {key: value for key, value in fields.items() if value is not None}
         text = json.dumps(line, ensure_ascii=False, default=str) + "\n"
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 
@@ -23,7 +22,7 @@ class Task:
         return {"description": self.description}
 
 
-class InferTask(Task, ABC):
+class InferTask(Task):
     """A task that answers a request with a mask.
 
     Parameters
@@ -71,10 +70,6 @@ class InferTask(Task, ABC):
         True unless a task knows better: weights are looked for at the first request, whose answer says what is missing.
         """
         return True
-
-    @abstractmethod
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Answer a request with the path of a mask's file, which the caller removes, and what is known of the mask."""
 
 
 class TrainTask(Task):

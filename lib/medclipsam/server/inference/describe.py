@@ -11,6 +11,7 @@ import numpy as np
 
 import medclipsam
 from medclipsam.imaging.dicom_seg import TISSUE, SegmentInfo
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.studies.dicomweb import LabelText
 from medclipsam.server.studies.labels import named_entries
@@ -64,7 +65,9 @@ class SegmentDescriber:
         What was asked for is described too where the label map does not hold it: it is absent. That a client's
         `label_info` lists a name says nothing of the kind, since 3D Slicer lists every label of the server there.
         """
-        given = self._masks.find(client_of(info), path)
+        # who saves it stands beside the label
+        client = client_of(Caller(str(info.get("user") or ""), str(info.get("client_id") or "")))
+        given = self._masks.find(client, path)
         if given is not None and given[0].shape != labels.shape:
             given = None
         by_person = is_by_person(info)
@@ -73,7 +76,7 @@ class SegmentDescriber:
         names = {**self._names, **{label: name for name, label in {**named, **asked}.items()}}
         there = {int(label) for label in np.unique(labels) if label}
         described = sorted(there | {label for label in asked.values() if label}) or sorted(set(named.values()) - {0})
-        made = self._masks.made(client_of(info), path) if by_person else info
+        made = self._masks.made(client, path) if by_person else info
         segments = []
         for label in described:
             name = names.get(label, f"label {label}")

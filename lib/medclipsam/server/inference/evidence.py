@@ -28,7 +28,7 @@ from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import MedicalImage, Window, write_evidence, write_map
 from medclipsam.pipeline.zero_shot import ZeroShotResult
 from medclipsam.server.base.errors import UnknownError
-from medclipsam.server.studies.images import ImageReader, Signature, is_upload, signature
+from medclipsam.server.studies.images import ImageReader, Signature, signature
 
 MAX_BYTES = 2 * 2**30
 MAX_SECONDS = 3600.0
@@ -139,7 +139,14 @@ class EvidenceStore:
         return Draft(self._folder, (image.n_planes, *image.plane_shape))
 
     def keep(
-        self, draft: Draft, image: MedicalImage, result: ZeroShotResult, source: Path, modality: str | None = None
+        self,
+        draft: Draft,
+        image: MedicalImage,
+        result: ZeroShotResult,
+        source: Path,
+        modality: str | None = None,
+        *,
+        temporary: bool = False,
     ) -> dict[str, dict[str, Any]]:
         """Keep a draft with the result that its maps led to.
 
@@ -153,6 +160,8 @@ class EvidenceStore:
             The answer.
         source, modality
             What `image` was read from and with.
+        temporary : bool
+            Whether `source` goes when the request has been answered: then all is made now.
 
         Returns
         -------
@@ -167,7 +176,7 @@ class EvidenceStore:
                 kept = self._kept_of(draft, target.name, mask, source, modality)
                 kept.window = target.window
                 kept.prompts = {each.plane: each.prompt for each in target.planes}
-                addresses[target.name] = self._add(kept, image)
+                addresses[target.name] = self._add(kept, image, at_once=temporary)
         self._prune()
         return addresses
 
@@ -181,6 +190,7 @@ class EvidenceStore:
         modality: str | None = None,
         *,
         brightest: float = 1.0,
+        temporary: bool = False,
     ) -> dict[str, Any] | None:
         """Keep an uncertainty map.
 
@@ -198,6 +208,8 @@ class EvidenceStore:
             What `image` was read from and with.
         brightest : float
             The value that a picture shows as its brightest.
+        temporary : bool
+            Whether `source` goes when the request has been answered: then all is made now.
 
         Returns
         -------
@@ -215,7 +227,7 @@ class EvidenceStore:
             return None
         kept = self._kept_of(draft, name, mask, source, modality)
         kept.kind, kept.brightest = UNCERTAINTY, brightest
-        addresses = self._add(kept, image)
+        addresses = self._add(kept, image, at_once=temporary)
         self._prune()
         return addresses
 
@@ -232,9 +244,9 @@ class EvidenceStore:
             until=self._clock() + self.max_seconds,
         )
 
-    def _add(self, kept: _Kept, image: MedicalImage) -> dict[str, Any]:
+    def _add(self, kept: _Kept, image: MedicalImage, *, at_once: bool) -> dict[str, Any]:
         """Give evidence its addresses."""
-        if is_upload(kept.source):  # it is gone as soon as the answer has been sent
+        if at_once:
             for name in (kept.kind, OVERLAY):
                 _make(kept, name, image, None)
         token = secrets.token_urlsafe(24)

@@ -15,7 +15,7 @@ import numpy as np
 
 from medclipsam.active.ledger import ANONYMOUS
 from medclipsam.base.errors import ImageError
-from medclipsam.server.base.audit import caller
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.studies.images import Signature, signature
 
 MAX_BYTES = 64 * 2**20
@@ -32,12 +32,12 @@ class _Kept:
     made: dict[str, Any]
 
 
-def client_of(request: Mapping[str, Any]) -> str:
+def client_of(caller: Caller) -> str:
     """Return who a request comes from: the client that it names, of the user who has logged in; "" for nobody."""
-    client, asks = str(request.get("client_id") or ""), caller.get()
-    user = asks.user if asks is not None else ""
     # a client chooses its name itself, which may be that of another user's
-    return client if user in ("", ANONYMOUS) else f"{len(user)}:{user}:{client}"
+    if caller.user in ("", ANONYMOUS):
+        return caller.client
+    return f"{len(caller.user)}:{caller.user}:{caller.client}"
 
 
 class LastMasks:

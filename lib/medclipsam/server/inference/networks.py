@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
 import threading
@@ -20,14 +19,13 @@ from medclipsam.base.errors import InputError, TrainingError
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
-from medclipsam.server.base.metrics import METRICS
-from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.evidence import EvidenceStore
-from medclipsam.server.inference.last_masks import LastMasks, client_of
+from medclipsam.server.inference.infer_request import Envelope, InferRequest, shared_fields, task_options
+from medclipsam.server.inference.last_masks import LastMasks
+from medclipsam.server.inference.model_task import Made, ModelTask, Opened
 from medclipsam.server.inference.pipeline import out_of_memory
-from medclipsam.server.inference.request_schema import MODALITIES, SegmentRequest, flag
-from medclipsam.server.inference.results import jsonable, write_result
-from medclipsam.server.inference.work import current_job
+from medclipsam.server.inference.request_schema import MODALITIES
+from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target, TargetSet
 from medclipsam.training.ensemble import Ensemble, NetworkResult
@@ -68,26 +66,24 @@ class NetworkOptions(CheckedOptions):
     unvalidated: bool = False
 
 
-@dataclass(frozen=True)
-class NetworkRequest:
-    """One checked request: how to predict, and how to answer."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkRequest(InferRequest):
+    """One checked request to a trained network: beside the rest, how to predict."""
 
     options: NetworkOptions
-    answer: SegmentRequest
 
     @classmethod
-    def from_mapping(cls, request: Mapping[str, Any]) -> NetworkRequest:
-        """Check a request as MONAI Label hands it to an infer task.
+    def from_params(cls, params: Mapping[str, Any], envelope: Envelope) -> NetworkRequest:
+        """Check the params of a client.
 
         Raises
         ------
         OptionError
             If a key is unknown, or a value is of the wrong type or not allowed.
         """
+        shared = shared_fields(params, envelope)
         own = {field.name for field in dataclasses.fields(NetworkOptions)}
-        options = NetworkOptions.from_mapping({key: value for key, value in request.items() if key in own})
-        rest = {key: value for key, value in request.items() if key not in own}
-        return cls(options, SegmentRequest.from_answer(rest, allowed=sorted(own)))
+        return cls(options=NetworkOptions.from_mapping(task_options(params, own)), **shared)
 
 
 def form_of(options: type[CheckedOptions], **defaults: Any) -> dict[str, Any]:
@@ -154,15 +150,16 @@ class SharedNetworks:
             f"version {newest.version} all the same."
         )
 
-    def predict(self, network: Network, image: MedicalImage, options: NetworkOptions) -> NetworkResult:
-        """Predict; a job of the queue gets its progress and may be cancelled.
+    def predict(
+        self, network: Network, image: MedicalImage, options: NetworkOptions, job: Job | None = None
+    ) -> NetworkResult:
+        """Predict; `job` gets the progress and may stop it.
 
         Raises
         ------
         BusyError
             If memory ran out.
         """
-        job = current_job.get()
         with self._lock:
             try:
                 return self._ensemble(network, options.memory).predict(
@@ -197,7 +194,7 @@ class SharedNetworks:
         return self._loaded[1]
 
 
-class NetworkTask(InferTask):
+class NetworkTask(ModelTask[NetworkRequest]):
     """Segment with a trained network.
 
     Parameters
@@ -227,7 +224,9 @@ class NetworkTask(InferTask):
         evidence: EvidenceStore,
     ) -> None:
         super().__init__(
-            "",
+            images=images,
+            masks=masks,
+            description="",
             type="segmentation",
             labels={},
             config={"modality": ["auto", *MODALITIES], **form_of(NetworkOptions)},
@@ -235,8 +234,6 @@ class NetworkTask(InferTask):
         self._name = name
         self._networks = networks
         self._targets = {target.name: target for target in targets}
-        self._images = images
-        self._masks = masks
         self._evidence = evidence
 
     def is_valid(self) -> bool:
@@ -252,8 +249,8 @@ class NetworkTask(InferTask):
             self.description = f"Segments: {', '.join(network.labels)} (network version {network.version}{state})"
         return dict(super().info())
 
-    def check(self, request: dict[str, Any]) -> NetworkRequest:
-        """Return the typed request.
+    def request(self, params: Mapping[str, Any], envelope: Envelope) -> NetworkRequest:
+        """Return the checked request, see `NetworkRequest.from_params`.
 
         Raises
         ------
@@ -262,61 +259,43 @@ class NetworkTask(InferTask):
         UnknownError, ConflictError
             If there is no such network.
         """
-        checked = NetworkRequest.from_mapping(request)
-        self._networks.chosen(self._name, unvalidated=checked.options.unvalidated)
+        checked = NetworkRequest.from_params(params, envelope)
+        self._network(checked)
         return checked
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Segment the image file or series folder `request["image"]`.
+    def _network(self, request: NetworkRequest) -> Network:
+        return self._networks.chosen(self._name, unvalidated=request.options.unvalidated)
 
-        Returns
-        -------
-        file : str
-            Path of the mask, which the caller removes.
-        params : dict
-            `label_names`, `sentence`, what was found, the uncertainty's scores and the addresses of its map,
-            `latencies`.
+    def _open(self, request: NetworkRequest, path: Path) -> Opened:
+        """Read the image; as the network's own modality where neither the file nor the request says one."""
+        opened, network = super()._open(request, path), self._network(request)
+        if opened.image.modality is None and network.modality is not None:
+            opened = self._read(request, path, network.modality)
+        return opened
 
-        Raises
-        ------
-        MedClipSamError
-            If the request or the image cannot be used.
-        """
-        checked = NetworkRequest.from_mapping(request)
-        options = checked.options
-        network = self._networks.chosen(self._name, unvalidated=options.unvalidated)
-        marks = [time.perf_counter()]
-        path = Path(request["image"])
-        image, modality = self._read(path, checked.answer.modality, network)
-        marks.append(time.perf_counter())
-        result = self._networks.predict(network, image, options)
+    def _work(self, request: NetworkRequest, opened: Opened, job: Job | None) -> Made:
+        image, options, network = opened.image, request.options, self._network(request)
+        if network.modality is not None and image_kind(image.modality) != network.modality:
+            raise InputError(
+                f"The network {network.name!r} was trained on {network.modality}, and the image is {image.modality}."
+            )
+        begun = time.perf_counter()
+        result = self._networks.predict(network, image, options, job)
+        predicted = round(time.perf_counter() - begun, 3)
         labels = _as_labels(result.labels, network)
-        evidence = self._keep(result, labels, network, image, path, modality, options)
-        marks.append(time.perf_counter())
         weights = {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}}
-        made = {"model": self._name, "weights": weights}
-        self._masks.keep(client_of(request), path, labels, network.labels, made)
-        save = flag(request, "save_label", default=False)
-        file = write_result(labels, image, checked.answer, read_back=save)
-        marks.append(time.perf_counter())
-
-        read, predict, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
-        total = round(marks[-1] - marks[0], 3)
-        METRICS.observe_stages({"read": read, "network": predict, "write": write})
-        logger.info("Segmented in %.2f s (read %.2f, network %.2f, write %.2f)", total, read, predict, write)
         targets = [
             _target(name, label, labels, image, result, self._targets.get(name))
             for name, label in network.labels.items()
         ]
         params = {
-            "label_names": dict(network.labels),
             "sentence": " ".join(target.pop("reason") for target in targets),
             "targets": targets,
             "uncertainty": {
                 "method": options.uncertainty,
                 "score": result.scores.get("image"),
                 "planes": result.plane_scores,
-                "evidence": evidence,
+                "evidence": self._keep(result, labels, network, opened, options),
             },
             "network": {
                 "name": network.name,
@@ -328,44 +307,26 @@ class NetworkTask(InferTask):
             "options": options.to_dict(),
             "image": image.describe(),
             "version": __version__,
-            "latencies": {"pre": read, "infer": predict, "write": write, "total": total},
         }
-        return file, jsonable(params)
-
-    def _read(self, path: Path, modality: str | None, network: Network) -> tuple[MedicalImage, str | None]:
-        """Return the image, and the modality that it was read with: the network's own where nothing else says one."""
-        image = self._images.read(path, modality)
-        if image.modality is None and network.modality is not None:
-            modality = network.modality
-            image = self._images.read(path, modality)
-        if network.modality is not None and image_kind(image.modality) != network.modality:
-            raise InputError(
-                f"The network {network.name!r} was trained on {network.modality}, and the image is {image.modality}."
-            )
-        return image, modality
+        origin = {"model": self._name, "weights": weights}
+        return Made(labels, dict(network.labels), params, origin, {"network": predicted})
 
     def _keep(
-        self,
-        result: NetworkResult,
-        labels: np.ndarray,
-        network: Network,
-        image: MedicalImage,
-        path: Path,
-        modality: str | None,
-        options: NetworkOptions,
+        self, result: NetworkResult, labels: np.ndarray, network: Network, opened: Opened, options: NetworkOptions
     ) -> dict[str, Any] | None:
         if result.uncertainty is None:
             return None
         # what the method can come to at the most, in nats
         greatest = {"class_entropy": math.log(2), "total_entropy": math.log(len(network.classes) + 1)}
         return self._evidence.keep_uncertainty(
-            image,
+            opened.image,
             result.uncertainty,
             labels > 0,
             ", ".join(network.labels),
-            path,
-            modality,
+            opened.path,
+            opened.modality,
             brightest=greatest.get(options.uncertainty, 1.0),
+            temporary=opened.temporary,
         )
 
 

@@ -14,7 +14,7 @@ from medclipsam.server.base.errors import BusyError
 from medclipsam.server.base.metrics import ServerState
 from medclipsam.server.inference.memory import free_memory, shortage
 from medclipsam.server.inference.runtime import RuntimeEstimator
-from medclipsam.server.inference.work import current_job
+from medclipsam.server.inference.work import Job
 from medclipsam.targets import check_text, parse_prompt
 from medclipsam.weights import REGISTRY, is_available, memory_need, resolve_pair
 
@@ -75,16 +75,20 @@ class SharedPipeline:
         check_text(text, self._targets)
 
     def segment(
-        self, image: MedicalImage, text: str, options: ZeroShotOptions, keep_map: KeepMap | None = None
+        self,
+        image: MedicalImage,
+        text: str,
+        options: ZeroShotOptions,
+        keep_map: KeepMap | None = None,
+        job: Job | None = None,
     ) -> ZeroShotResult:
-        """Segment `image` as `ZeroShot.segment` does; a job of the queue gets its progress and may be cancelled.
+        """Segment `image` as `ZeroShot.segment` does; `job` gets the progress and may stop it.
 
         Raises
         ------
         InputError
-            If a job of the queue would take longer than the server allows.
+            If it would take the job longer than the server allows.
         """
-        job = current_job.get()
         planes = len(parse_planes(options.planes, image.n_planes))
         if job is not None:
             targets = len(parse_prompt(text, image.modality, self._targets))
@@ -113,9 +117,8 @@ class SharedPipeline:
         with self._lock:
             return embed(image, self._loaded().encoder)
 
-    def presence(self, image: MedicalImage, text: str) -> dict[str, tuple[float, float]]:
+    def presence(self, image: MedicalImage, text: str, job: Job | None = None) -> dict[str, tuple[float, float]]:
         """Return presence score and threshold of each target of a text; see `ZeroShot.presence`."""
-        job = current_job.get()
         with self._lock:
             return self._loaded().presence(image, text, self._conf.defaults, cancelled=job.stopped if job else None)
 
@@ -125,14 +128,14 @@ class SharedPipeline:
         present: np.ndarray | None,
         clicks: Mapping[int, Clicks],
         windows: Mapping[int, Window | None],
+        job: Job | None = None,
     ) -> tuple[RefineResult, dict[str, Any]]:
-        """Mend a mask as `medclipsam.pipeline.refine` does, as a job of the queue where it is one.
+        """Mend a mask as `medclipsam.pipeline.refine` does; `job` gets the progress and may stop it.
 
         Returns the result and what identifies SAM's weights.
         """
         from medclipsam.pipeline.refine import refine
 
-        job = current_job.get()
         with self._lock:
             pipeline = self._loaded()
             result = refine(

@@ -1,4 +1,4 @@
-"""What an infer request holds: MONAI Label's own keys, the answer's file format, and the options of the pipeline."""
+"""The params of requests: JSON of clients, MONAI Label's own keys and their types, and the values that tasks share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from medclipsam.base.errors import InputError, OptionError, UnknownOptionError
@@ -25,77 +24,6 @@ DTYPES = MASK_DTYPES
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _GPUS = re.compile(r"all|[0-9]{1,3}(,[0-9]{1,3})*")
 _LONGEST_TEXT = 1000
-
-
-@dataclass(frozen=True)
-class SegmentRequest:
-    """One checked infer request.
-
-    Parameters
-    ----------
-    text : str or None
-        Text prompt; None where the task has its own.
-    options : ZeroShotOptions
-        Options of the pipeline.
-    extension : {".nii.gz", ".nii", ".nrrd", ".png"}
-        File format of the mask.
-    dtype : str
-        Number type of the mask's voxels.
-    compress : bool
-        Whether the voxels of an NRRD file are compressed; the other formats' names say it.
-    modality : str or None
-        DICOM modality of an image whose file does not say; None where it was not given.
-    """
-
-    text: str | None
-    options: ZeroShotOptions
-    extension: str = ".nii.gz"
-    dtype: str = "uint8"
-    compress: bool = True
-    modality: str | None = None
-
-    @classmethod
-    def from_mapping(cls, request: Mapping[str, Any], defaults: ZeroShotOptions, *, takes_text: bool) -> SegmentRequest:
-        """Check a request as MONAI Label hands it to an infer task.
-
-        A list stands for a drop-down that nobody touched and means its first entry; a list of texts asks for all of
-        them. An empty string means the default.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown, or a value is of the wrong type or not allowed.
-        """
-        check_monai_label_keys(request)
-        given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
-        own = ("text", "modality") if takes_text else ("modality",)
-        named = {key: value for key, value in given.items() if value is not None and value != ""}
-        check_names(named, (*own, *option_keys()))
-        text = _text(given.pop("text", None)) if takes_text else None
-        modality = checked_modality(given.pop("modality", None))
-        options = {key: value for key, value in given.items() if value is not None and value != ""}
-        return cls(
-            text=text,
-            options=ZeroShotOptions.from_mapping({**defaults.to_dict(), **options}),
-            extension=_choice("result_extension", request.get("result_extension"), EXTENSIONS),
-            dtype=_choice("result_dtype", request.get("result_dtype"), DTYPES),
-            compress=flag(request, "result_compress", default=True),
-            modality=modality,
-        )
-
-    @classmethod
-    def from_answer(cls, request: Mapping[str, Any], allowed: Sequence[str] = ()) -> SegmentRequest:
-        """Check what is left of a request once a task has taken its own options: the answer's format, the modality.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown, `allowed` being the task's own, or a value is not allowed.
-        """
-        given = {key: value for key, value in request.items() if key not in MONAI_LABEL_KEYS}
-        for key in given.keys() - {"modality"}:
-            raise UnknownOptionError(key, given[key], {*allowed, "modality"}, also=MONAI_LABEL_KEYS)
-        return cls.from_mapping(request, ZeroShotOptions(), takes_text=False)
 
 
 def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -143,7 +71,14 @@ def flag(request: Mapping[str, Any], key: str, *, default: bool) -> bool:
     return word
 
 
-def _text(given: Any) -> str:
+def checked_text(given: Any) -> str:
+    """Return the text that a request asks for; a list of texts asks for all of them.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
     try:
         text = joined_text(given).strip()
     except InputError:
@@ -178,7 +113,16 @@ def checked_modality(given: Any, more: Collection[str] = ()) -> str | None:
     return value.strip().upper()
 
 
-def _choice(key: str, given: Any, allowed: tuple[str, ...]) -> str:
+def checked_choice(key: str, given: Any, allowed: Sequence[str]) -> str:
+    """Return one of the allowed values; the first one for an empty value or none.
+
+    A list stands for a drop-down that nobody touched and means its first entry.
+
+    Raises
+    ------
+    OptionError
+        If it is another.
+    """
     value = _first(given)
     if value is None or value == "":
         return allowed[0]
@@ -197,7 +141,7 @@ def _switch(key: str, value: Any) -> None:
 
 def _one_of(*allowed: str) -> Callable[[str, Any], None]:
     def check(key: str, value: Any) -> None:
-        _choice(key, value, allowed)
+        checked_choice(key, value, allowed)
 
     return check
 
@@ -225,6 +169,12 @@ def _short_text(key: str, value: Any) -> None:
     given = _first(value)
     if given is not None and (not isinstance(given, str) or len(given) > _LONGEST_TEXT):
         raise OptionError(key, str(value)[:40], f"a text of at most {_LONGEST_TEXT} characters")
+
+
+def _label_name(key: str, value: Any) -> None:
+    _short_text(key, value)
+    if isinstance(value, str) and ("/" in value or "\\" in value):
+        raise OptionError(key, value, "the name of a label; a label's file is sent along")
 
 
 def _gpus(key: str, value: Any) -> None:
@@ -277,22 +227,11 @@ MONAI_LABEL_KEYS: dict[str, Callable[[str, Any], None]] = {
     "gpus": _gpus,
     "max_workers": _number(0, 64, whole=True),
     "max_batch_size": _number(0, 10**9, whole=True),
-    # what routes and tasks of the server set themselves, see SERVER_KEYS
-    "model": _short_text,
-    "image": _short_text,
-    "label": _short_text,
+    # what clients add beside
+    "label": _label_name,
     "output": _short_text,
     "description": _short_text,
-    "user": _short_text,
-    "session": _record,
-    "image_path": _short_text,
-    "_id": _number(0, 10**9, whole=True),
-    "_image_id": _short_text,
 }
-
-# A client cannot set these: they come with the address of a request, or from the server itself. (A client's `label` is
-# the name of a segment.)
-SERVER_KEYS = frozenset({"model", "image", "session", "user", "image_path", "_id", "_image_id"})
 
 
 def check_monai_label_keys(request: Mapping[str, Any]) -> None:
@@ -308,28 +247,25 @@ def check_monai_label_keys(request: Mapping[str, Any]) -> None:
             MONAI_LABEL_KEYS[key](key, value)
 
 
-def client_params(params: Mapping[str, Any], **address: Any) -> dict[str, Any]:
-    """Return the params of a client's request without what only the server sets.
+def without_address(params: Mapping[str, Any], **address: Any) -> dict[str, Any]:
+    """Return the params of a client's request without what the address of the request says.
 
     Parameters
     ----------
     params : mapping
         As the client sent them.
     **address : object
-        What the address of the request says; repeating it is no error.
+        What the address says; to repeat it is no error.
 
     Raises
     ------
     OptionError
-        If the params set something else, or name a file.
+        If the params say something else.
     """
-    for key in SERVER_KEYS & params.keys():
-        if params[key] != address.get(key):
+    for key, value in address.items():
+        if key in params and params[key] != value:
             raise OptionError(key, params[key], "nothing here, since it comes with the address of the request")
-    label = params.get("label")
-    if isinstance(label, str) and ("/" in label or "\\" in label):
-        raise OptionError("label", label, "the name of a label; a label's file is sent along")
-    return {key: value for key, value in params.items() if key not in SERVER_KEYS}
+    return {key: value for key, value in params.items() if key not in address}
 
 
 def parse_params(text: str | None, what: str = "params") -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medclipsam.server.inference.request_schema import SegmentRequest
+from medclipsam.server.inference.infer_request import AnswerFormat
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
 
 
-def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentRequest, *, read_back: bool = False) -> str:
+def write_result(labels: np.ndarray, image: MedicalImage, answer: AnswerFormat, *, read_back: bool = False) -> Path:
     """Write a label map to a new temporary file, which the caller removes.
 
     Parameters
@@ -25,16 +25,16 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
         uint8 [n_planes, H, W] in display orientation.
     image : MedicalImage
         The image whose geometry the file takes.
-    request : SegmentRequest
-        Names the format, number type and compression.
+    answer : AnswerFormat
+        The format, number type and compression.
     read_back : bool
         Whether the finished file is read again and compared with the label map voxel by voxel, as for a file that is
         then saved as a label.
 
     Returns
     -------
-    str
-        Path of the file.
+    Path
+        The file.
 
     Raises
     ------
@@ -44,18 +44,18 @@ def write_result(labels: np.ndarray, image: MedicalImage, request: SegmentReques
     from medclipsam.imaging import read_mask, write_mask
     from medclipsam.imaging.write import check_same
 
-    handle, name = tempfile.mkstemp(suffix=request.extension)
+    handle, name = tempfile.mkstemp(suffix=answer.extension)
     os.close(handle)
     # a PNG has one number type, whatever is asked for
-    dtype = "uint8" if request.extension == ".png" else request.dtype
+    dtype = "uint8" if answer.extension == ".png" else answer.dtype
     try:
-        write_mask(labels, image, name, dtype=dtype, compress=request.compress)
+        write_mask(labels, image, name, dtype=dtype, compress=answer.compress)
         if read_back:
             check_same(read_mask(name, image), labels, "The mask")
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return name
+    return Path(name)
 
 
 def jsonable(value: Any) -> Any:

@@ -6,31 +6,63 @@ imaging code as the command line, so that both draw the same mask and no second 
 
 from __future__ import annotations
 
-import itertools
-import logging
 import re
-import time
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage
 from medclipsam.pipeline.zero_shot import ZeroShotResult
-from medclipsam.server.base.metrics import METRICS
-from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.evidence import EvidenceStore
-from medclipsam.server.inference.last_masks import LastMasks, client_of
+from medclipsam.server.inference.infer_request import Envelope, InferRequest, shared_fields, task_options
+from medclipsam.server.inference.last_masks import LastMasks
+from medclipsam.server.inference.model_task import Made, ModelTask, Opened
 from medclipsam.server.inference.pipeline import SharedPipeline
-from medclipsam.server.inference.request_schema import MODALITIES, SegmentRequest, flag, option_table
-from medclipsam.server.inference.results import jsonable, write_result
+from medclipsam.server.inference.request_schema import MODALITIES, checked_text, option_keys, option_table
+from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest(InferRequest):
+    """One checked request to segment what a text names.
+
+    Parameters
+    ----------
+    text : str or None
+        Text prompt; None where the task has its own.
+    options : ZeroShotOptions
+        Options of the pipeline.
+    """
+
+    text: str | None
+    options: ZeroShotOptions
+
+    @classmethod
+    def from_params(
+        cls, params: Mapping[str, Any], envelope: Envelope, defaults: ZeroShotOptions, *, takes_text: bool
+    ) -> SegmentRequest:
+        """Check the params of a client.
+
+        A list stands for a drop-down that nobody touched and means its first entry; a list of texts asks for all of
+        them. An empty string means the default.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown, or a value is of the wrong type or not allowed.
+        """
+        shared = shared_fields(params, envelope)
+        given = task_options(params, (*(("text",) if takes_text else ()), *option_keys()))
+        text = checked_text(params.get("text")) if takes_text else None
+        given.pop("text", None)
+        return cls(text=text, options=ZeroShotOptions.from_mapping({**defaults.to_dict(), **given}), **shared)
 
 
-class ZeroShotTask(InferTask):
+class ZeroShotTask(ModelTask[SegmentRequest]):
     """Segment what a text names.
 
     Parameters
@@ -66,7 +98,9 @@ class ZeroShotTask(InferTask):
         if target is None:
             config = {"text": "", **config}
         super().__init__(
-            f"Segments: {target.name}" if target else "Segments what a text names (MedCLIP-SAMv2)",
+            images=images,
+            masks=masks,
+            description=f"Segments: {target.name}" if target else "Segments what a text names (MedCLIP-SAMv2)",
             # OHIF lists a model by this type
             type="segmentation",
             labels=labels,
@@ -75,12 +109,10 @@ class ZeroShotTask(InferTask):
         self._pipeline = pipeline
         self._defaults = defaults
         self._target = target
-        self._images = images
-        self._masks = masks
         self._evidence = evidence
 
-    def check(self, request: dict[str, Any]) -> SegmentRequest:
-        """Return the typed request.
+    def request(self, params: Mapping[str, Any], envelope: Envelope) -> SegmentRequest:
+        """Return the checked request, see `SegmentRequest.from_params`.
 
         Raises
         ------
@@ -89,71 +121,46 @@ class ZeroShotTask(InferTask):
         InputError
             If the text cannot be searched for, see `medclipsam.targets.parse_prompt`.
         """
-        checked = SegmentRequest.from_mapping(request, self._defaults, takes_text=self._target is None)
+        checked = SegmentRequest.from_params(params, envelope, self._defaults, takes_text=self._target is None)
         if checked.text is not None:
             self._pipeline.check_text(checked.text)
         return checked
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Segment the image file or series folder `request["image"]`.
-
-        Returns
-        -------
-        file : str
-            Path of the mask, which the caller removes.
-        params : dict
-            `label_names` (name to id of what the mask may hold), `latencies` in seconds, and the evidence.
-
-        Raises
-        ------
-        MedClipSamError
-            If the request or the image cannot be used.
-        """
-        checked = self.check(request)
-        marks = [time.perf_counter()]
-        path = Path(request["image"])
-        image = self._images.read(path, checked.modality)
-        marks.append(time.perf_counter())
-        result, addresses = self._segment(checked, image, path)
-        marks.append(time.perf_counter())
-        made = {"model": request.get("model"), "text": result.text, "weights": result.weights}
-        self._masks.keep(client_of(request), path, result.labels, result.label_names, made)
-        save = flag(request, "save_label", default=False)
-        file = write_result(result.labels, image, checked, read_back=save)
-        marks.append(time.perf_counter())
-
-        read, segment, write = (round(end - start, 3) for start, end in itertools.pairwise(marks))
-        total = round(marks[-1] - marks[0], 3)
-        stages = {stage: value for stage, value in result.seconds.items() if stage != "total"}
-        METRICS.observe_stages({"read": read, **stages, "write": write})
-        logger.info("Segmented in %.2f s (read %.2f, segment %.2f, write %.2f)", total, read, segment, write)
-        params = {
-            **result.to_dict(),
-            "label_names": dict(result.label_names),
-            "latencies": {"pre": read, "infer": segment, "write": write, "total": total},
-        }
+    def _work(self, request: SegmentRequest, opened: Opened, job: Job | None) -> Made:
+        result, addresses = self._segment(request, opened, job)
+        params = result.to_dict()
         for target in params["targets"]:
             target["evidence"] = addresses.get(target["name"])
-        return file, jsonable(params)
+        return Made(
+            result.labels,
+            dict(result.label_names),
+            params,
+            {"model": request.model, "text": result.text, "weights": result.weights},
+            {stage: value for stage, value in result.seconds.items() if stage != "total"},
+        )
 
     def _segment(
-        self, checked: SegmentRequest, image: MedicalImage, path: Path
+        self, request: SegmentRequest, opened: Opened, job: Job | None
     ) -> tuple[ZeroShotResult, dict[str, dict[str, Any]]]:
         """Return the result, and where each target's evidence can be had."""
-        text = self._text(checked, image)
+        image = opened.image
+        text = self._text(request, image)
         draft = self._evidence.begin(image)
         if draft is None:
-            return self._pipeline.segment(image, text, checked.options), {}
+            return self._pipeline.segment(image, text, request.options, job=job), {}
         try:
-            result = self._pipeline.segment(image, text, checked.options, draft.add)
-            return result, self._evidence.keep(draft, image, result, path, checked.modality)
+            result = self._pipeline.segment(image, text, request.options, draft.add, job)
+            addresses = self._evidence.keep(
+                draft, image, result, opened.path, opened.modality, temporary=opened.temporary
+            )
+            return result, addresses
         except BaseException:
             draft.discard()
             raise
 
-    def _text(self, checked: SegmentRequest, image: MedicalImage) -> str:
+    def _text(self, request: SegmentRequest, image: MedicalImage) -> str:
         if self._target is None:
-            return checked.text or ""
+            return request.text or ""
         if not self._target.in_modality(image.modality):
             # as free text its label would be another than the one that clients were told
             raise InputError(

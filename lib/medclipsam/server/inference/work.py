@@ -30,8 +30,6 @@ _KEPT = 200
 # Seconds of a job where none has been measured yet.
 _FIRST_GUESS = 10.0
 
-current_job: contextvars.ContextVar[Job | None] = contextvars.ContextVar("current_job", default=None)
-
 
 class Job:
     """One piece of model work: its state, progress and result.
@@ -53,7 +51,7 @@ class Job:
         The result, or the error that ended the job.
     """
 
-    def __init__(self, work: Callable[[], Any], job_id: str, what: str, owner: str, max_seconds: float) -> None:
+    def __init__(self, work: Callable[[Job], Any], job_id: str, what: str, owner: str, max_seconds: float) -> None:
         self.id = job_id
         self.what = what
         self.owner = owner
@@ -143,12 +141,11 @@ class Job:
         self.future.set_exception(error)
 
     def _in_context(self) -> Any:
-        current_job.set(self)
         # files are read in another process, which ends with the job
         stop_asked.set(self.stopped)
         if self.stopped():
             raise CancelledError("The request was cancelled.")
-        return self._work()
+        return self._work(self)
 
 
 class WorkQueue:
@@ -185,7 +182,7 @@ class WorkQueue:
 
     def submit(
         self,
-        work: Callable[[], Any],
+        work: Callable[[Job], Any],
         *,
         what: str,
         owner: str = "",
@@ -197,7 +194,7 @@ class WorkQueue:
         Parameters
         ----------
         work : callable
-            Is run in the worker's thread, in a copy of the caller's context.
+            Is called with its job in the worker's thread, in a copy of the caller's context.
         what, owner : str
             See `Job`.
         job_id : str, optional

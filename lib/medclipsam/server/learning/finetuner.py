@@ -20,7 +20,7 @@ from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import read_origin
 from medclipsam.server.base.task import TrainTask
 from medclipsam.server.inference.networks import form_of
-from medclipsam.server.inference.work import current_job
+from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.datastore import Datastore
 from medclipsam.targets import TargetSet
 from medclipsam.training.lock import TrainingLock
@@ -154,8 +154,8 @@ class FinetuneTrainer(TrainTask):
         known = memory_need(self._weights)
         return None if known is None else MemoryNeed(known.parameters * _COPIES, known.working, measured=False)
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Fine-tune, and use the new weights if they beat the present ones on held-out pairs.
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore, job: Job | None = None) -> dict[str, Any]:
+        """Fine-tune, and use the new weights if they beat the present ones on held-out pairs; `job` may stop it.
 
         Raises
         ------
@@ -170,12 +170,13 @@ class FinetuneTrainer(TrainTask):
                 lock.tell({"state": "done", "trainer": NAME})
                 logger.info("%s used again", used)
                 return {"in_use": version, "reason": f"{used} used again."}
-            return self._finetune(checked, datastore, lock)
+            return self._finetune(checked, datastore, lock, job)
 
-    def _finetune(self, checked: FinetuneRequest, datastore: Datastore, lock: TrainingLock) -> dict[str, Any]:
+    def _finetune(
+        self, checked: FinetuneRequest, datastore: Datastore, lock: TrainingLock, job: Job | None
+    ) -> dict[str, Any]:
         from medclipsam.finetune.run import finetune, measure
 
-        job = current_job.get()
         present = self._store.current()
         weights = str(present) if present is not None else _clip_of(self._weights)
         listing = self._listing(checked, datastore)

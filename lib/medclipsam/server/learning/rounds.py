@@ -23,13 +23,13 @@ from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
 from medclipsam.base.errors import MedClipSamError
 from medclipsam.imaging import read_mask
-from medclipsam.server.base.audit import caller
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import BusyError, UpstreamContentError, UpstreamError
 from medclipsam.server.base.rounds_options import RoundsOptions
 from medclipsam.server.base.task import Task
 from medclipsam.server.inference.networks import SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
-from medclipsam.server.inference.work import WorkQueue
+from medclipsam.server.inference.work import Job, WorkQueue
 from medclipsam.server.learning.scorer import ImageScorer, Method
 from medclipsam.server.learning.trainer import patient_of
 from medclipsam.server.studies.datastore import Datastore
@@ -48,6 +48,8 @@ _TICK, _PREPARE_SECONDS = 2.0, 10.0
 _LOOK_SECONDS, _SYNC_SECONDS = 30.0, 120.0
 # Seconds in which a training that an earlier server has started may still come up and take its lock.
 _GRACE = 90.0
+# Characters of a client's name that is a reader's.
+_LONGEST_READER = 100
 
 
 class Rounds:
@@ -128,10 +130,10 @@ class Rounds:
                 with self._beside():
                     self._sync(found)
 
-    def score(self, method: Method) -> int:
+    def score(self, method: Method, job: Job | None = None) -> int:
         """Do a step of a scoring method; see `ImageScorer.step`."""
         with self._beside(), self.images.in_background():
-            return self.scorer.step(method)
+            return self.scorer.step(method, job=job)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -193,7 +195,7 @@ class Rounds:
         strategy : str
             A name of `STRATEGIES`.
         holder : str
-            Who asks, see `who`.
+            Who asks, see `reader_of`.
 
         Returns
         -------
@@ -423,7 +425,7 @@ class RoundScheduler:
         queue: WorkQueue,
         start_training: Callable[[], None],
         trains: Callable[[], str | None],
-        prelabel: Callable[[str], None],
+        prelabel: Callable[[str, Job], None],
         grace: float = _GRACE,
     ) -> None:
         self._rounds = rounds
@@ -525,9 +527,9 @@ class RoundScheduler:
             if not job.future.result():
                 return
 
-    def _step(self) -> int:
+    def _step(self, job: Job) -> int:
         rounds = self._rounds
-        done = next((done for method in rounds.scorer.by_itself if (done := rounds.score(method))), 0)
+        done = next((done for method in rounds.scorer.by_itself if (done := rounds.score(method, job))), 0)
         if done or not self._rounds.options.prelabels:
             return done
         network = self._rounds.networks.store.current(DEFAULT_NAME)
@@ -536,7 +538,7 @@ class RoundScheduler:
             if (image, model) not in self._prelabelled:
                 self._prelabelled.add((image, model))
                 with self._rounds.images.in_background():
-                    self._prelabel(image)
+                    self._prelabel(image, job)
                 return 1
         return 0
 
@@ -556,17 +558,14 @@ class RoundStrategy(Task):
         self._name = name
         self._rounds = rounds
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+    def __call__(self, caller: Caller) -> dict[str, Any] | None:
         """Return the next image and what is known of it; None where there is none."""
-        return self._rounds.next(self._name, current_reader())
+        return self._rounds.next(self._name, reader_of(caller))
 
 
-def current_reader() -> str:
-    """Return who asks: the user as authentication tells it, else the client that the request names."""
-    asks = caller.get()
-    if asks is None:
-        return ANONYMOUS
-    return asks.user if asks.user not in ("", ANONYMOUS) else asks.client or ANONYMOUS
+def reader_of(caller: Caller) -> str:
+    """Return the name of who asks: the user as authentication tells it, else the client that the request names."""
+    return caller.user if caller.user not in ("", ANONYMOUS) else caller.client[:_LONGEST_READER] or ANONYMOUS
 
 
 def _named(network: Network | None) -> str | None:

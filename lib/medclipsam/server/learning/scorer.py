@@ -23,6 +23,7 @@ from medclipsam.imaging import MedicalImage, read_mask
 from medclipsam.server.base.errors import ConflictError, UpstreamError
 from medclipsam.server.inference.networks import NetworkOptions, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
+from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.datastore import ORIGINAL, Datastore
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target
@@ -113,7 +114,7 @@ class ImageScorer:
             found = ledger.without_score(network.identity, asked, compared=method == "disagreement")
         return [image for image in found if image not in left_out][:limit]
 
-    def step(self, method: Method, limit: int = _STEP) -> int:
+    def step(self, method: Method, limit: int = _STEP, job: Job | None = None) -> int:
         """Look at some of the images that wait, and return at how many; 0 where none is left.
 
         Raises
@@ -127,7 +128,7 @@ class ImageScorer:
         try:
             for image in self.waiting(method, limit):
                 try:
-                    found[image] = self._look_at(method, image, network)
+                    found[image] = self._look_at(method, image, network, job)
                 except (InputError, UpstreamError) as error:
                     if isinstance(error, UpstreamError) and not error.permanent:
                         raise
@@ -150,15 +151,16 @@ class ImageScorer:
     def _network(self) -> Network | None:
         return self._networks.store.current(DEFAULT_NAME)
 
-    def _look_at(self, method: Method, image: str, network: Network | None) -> Any:
+    def _look_at(self, method: Method, image: str, network: Network | None, job: Job | None) -> Any:
         picture = self._read(image, network if method in ("uncertainty", "disagreement") else None)
         if method == "embedding":
             return self._pipeline.embed(picture)
         if method == "presence":
-            return self._presence(picture, network)
+            return self._presence(picture, network, job)
         assert network is not None
-        result = self._networks.predict(network, picture, NetworkOptions())
-        compared = self._disagreement(image, picture, result.labels, network, ask=method == "disagreement")
+        result = self._networks.predict(network, picture, NetworkOptions(), job)
+        ask = method == "disagreement"
+        compared = self._disagreement(image, picture, result.labels, network, job, ask=ask)
         return score_of(result, {index: name for name, index in network.classes.items()}, compared)
 
     def _keep(self, method: Method, found: Mapping[str, Any], network: Network | None) -> None:
@@ -179,18 +181,18 @@ class ImageScorer:
             picture = self._images.read(path, network.modality)
         return picture
 
-    def _presence(self, picture: MedicalImage, network: Network | None) -> float:
+    def _presence(self, picture: MedicalImage, network: Network | None, job: Job | None) -> float:
         """Return by how much the target that is most surely there is above its threshold."""
         names = [target.name for target in self.targets if target.in_modality(picture.modality)]
         if not self.targets and network is not None:
             names = list(network.classes)
         if not names:
             raise InputError(f"No target of the settings is one of {picture.modality}.")
-        asked = self._pipeline.presence(picture, "; ".join(names))
+        asked = self._pipeline.presence(picture, "; ".join(names), job)
         return max(score - threshold for score, threshold in asked.values())
 
     def _disagreement(
-        self, image: str, picture: MedicalImage, labels: np.ndarray, network: Network, *, ask: bool
+        self, image: str, picture: MedicalImage, labels: np.ndarray, network: Network, job: Job | None, *, ask: bool
     ) -> float | None:
         """Return 1 - Dice of the network's mask and the zero-shot one that lies with the studies.
 
@@ -201,7 +203,7 @@ class ImageScorer:
         if ORIGINAL in {str(tag) for tag in store.get_labels_by_image_id(image)}:
             other = read_mask(Path(store.get_label_uri(image, ORIGINAL)), picture)
         elif ask:
-            result = self._pipeline.segment(picture, "; ".join(network.classes), ZeroShotOptions())
+            result = self._pipeline.segment(picture, "; ".join(network.classes), ZeroShotOptions(), job=job)
             other, numbers = result.labels, dict(result.label_names)
         else:
             return None

@@ -57,14 +57,14 @@ class RoundScoring(Task):
         """Raise `ConflictError` where there is nothing yet to score by."""
         self._rounds.scorer.check(self._name)
 
-    def count(self) -> int:
+    def count(self, job: Job | None = None) -> int:
         """Take in which images there are, and return how many have to be looked at."""
         self._rounds.look()
         return len(self._rounds.scorer.waiting(self._name))
 
-    def step(self) -> int:
+    def step(self, job: Job | None = None) -> int:
         """Look at a few images and return at how many; 0 where none is left."""
-        return self._rounds.score(self._name)
+        return self._rounds.score(self._name, job)
 
     def result(self, done: int) -> dict[str, int]:
         """Return what came of it, JSON-able."""
@@ -226,7 +226,7 @@ class ScoringJobs:
             done += step
         raise CancelledError("The scoring was stopped.")
 
-    def _in_turn(self, work: Callable[[], int], task: dict[str, Any], stop: threading.Event) -> int:
+    def _in_turn(self, work: Callable[[Job], int], task: dict[str, Any], stop: threading.Event) -> int:
         """Do a piece of work when its turn comes, after the requests that came before it."""
         while True:
             try:

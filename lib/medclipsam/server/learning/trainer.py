@@ -15,7 +15,7 @@ from medclipsam.imaging import read_origin
 from medclipsam.server.base.errors import UnknownError, without_folders
 from medclipsam.server.base.task import TrainTask
 from medclipsam.server.inference.networks import form_of
-from medclipsam.server.inference.work import current_job
+from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.studies.datastore import FINAL, Datastore
 from medclipsam.studies.final import is_by_person
@@ -135,8 +135,8 @@ class NetworkTrainer(TrainTask):
         small = options.preset == "small"
         return MemoryNeed(_PARAMETERS // 10 if small else _PARAMETERS, options.memory, measured=False)
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train; returns what came of it.
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore, job: Job | None = None) -> dict[str, Any]:
+        """Train, and return what came of it; `job` may stop it.
 
         Raises
         ------
@@ -152,7 +152,6 @@ class NetworkTrainer(TrainTask):
                 told = time.monotonic()
                 logger.info("Epoch %s of %s, %s s left", state["epoch"], state["epochs"], round(state.get("eta") or 0))
 
-        job = current_job.get()
         network = train_network(
             lambda: candidates(datastore, self._rejected()),
             self._targets,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,38 @@ import medclipsam
 from medclipsam.active import LEDGER_FILE
 from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
-from medclipsam.base.errors import InputError, MedClipSamError, OptionError, TargetError, UnknownOptionError
+from medclipsam.base.errors import InputError, MedClipSamError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import MedicalImage
-from medclipsam.server.base.audit import AuditFile, Caller, called_by
+from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
-from medclipsam.server.base.names import checked_name, checked_tag
+from medclipsam.server.base.names import checked_name
 from medclipsam.server.base.pacs_options import PacsOptions, checked_filters, checked_modalities
-from medclipsam.server.base.task import InferTask, TrainTask
+from medclipsam.server.base.task import TrainTask
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
 from medclipsam.server.inference.describe import SegmentDescriber
 from medclipsam.server.inference.evidence import EvidenceStore
-from medclipsam.server.inference.last_masks import LastMasks, client_of
+from medclipsam.server.inference.infer_request import (
+    Envelope,
+    ImageSource,
+    InferRequest,
+    SessionImage,
+    StudyImage,
+    Upload,
+    not_final,
+)
+from medclipsam.server.inference.last_masks import LastMasks
+from medclipsam.server.inference.model_task import Answer, ModelTask
 from medclipsam.server.inference.networks import NetworkTask, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
-from medclipsam.server.inference.request_schema import check_monai_label_keys, flag
+from medclipsam.server.inference.request_schema import check_monai_label_keys
 from medclipsam.server.inference.tasks import ZeroShotTask, task_name
+from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.learning.finetuner import FinetuneTrainer
-from medclipsam.server.learning.rounds import Rounds, RoundStrategy, current_reader
+from medclipsam.server.learning.rounds import Rounds, RoundStrategy, reader_of
 from medclipsam.server.learning.scorer import METHODS
 from medclipsam.server.learning.scoring import RoundScoring
 from medclipsam.server.learning.trainer import NetworkTrainer
@@ -60,7 +71,7 @@ from medclipsam.server.studies.dicomweb import (
 )
 from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
 from medclipsam.server.studies.folder import FolderStudies
-from medclipsam.server.studies.images import ImageReader, is_upload, unknown_image, unreadable_images
+from medclipsam.server.studies.images import ImageReader, unknown_image, unreadable_images
 from medclipsam.server.studies.label_files import LabelFiles
 from medclipsam.server.studies.labels import LabelCheck
 from medclipsam.server.studies.segments import settled
@@ -68,7 +79,6 @@ from medclipsam.studies.final import SAVED_BY
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.store import NetworkStore
-from medclipsam.weights import MemoryNeed
 
 logger = logging.getLogger(__name__)
 
@@ -79,27 +89,46 @@ DICOMWebDatastore.register(DicomWebStudies)
 TEXT_TASK = "text_prompt"
 CLICK_TASK = "refine"
 
-# Keys of MONAI Label that any request may hold, and those that say how a sub-process is run.
-_COMMON_KEYS = frozenset({"client_id", "user", "model", "description"})
+# Keys that clients add to any request, and those that say how a sub-process is run.
+_COMMON_KEYS = frozenset({"client_id", "description"})
 _RUN_KEYS = frozenset({"device", "multi_gpu", "gpus", "logging", "local_rank", "max_workers"})
+# What MONAI Label puts beside the params of a client into the one dictionary that it hands on.
+_BESIDE = frozenset({"model", "image", "session", "user", "strategy", "method"})
 
 
-def _machine_tag(request: dict[str, Any]) -> str:
-    """Return the tag under which a request saves what a model has drawn.
+def _params(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key not in _BESIDE}
 
-    Raises
-    ------
-    OptionError
-        If it is the tag of final labels, which are what a person has saved.
+
+def _caller(request: Mapping[str, Any], route: str = "") -> Caller:
+    return Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), route)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What an infer request came to.
+
+    Parameters
+    ----------
+    file : Path
+        The mask's file, which the caller removes.
+    params : dict
+        Names, evidence, latencies.
+    tag : str
+        Tag of the saved label.
+    label : str or None
+        Id of the saved label; None where none was saved.
     """
-    tag = checked_tag(request.get("label_tag"), ORIGINAL)
-    if tag == FINAL and flag(request, "save_label", default=False):
-        raise _not_final(tag)
-    return tag
 
+    file: Path
+    params: dict[str, Any]
+    tag: str
+    label: str | None = None
 
-def _not_final(tag: str) -> OptionError:
-    return OptionError("label_tag", tag, "any other tag, since a final label is one that a person has saved")
+    def to_monailabel(self) -> dict[str, Any]:
+        """Return it as MONAI Label's routes and its batch task know it."""
+        file = str(self.file)
+        return {"label": self.label or file, "tag": self.tag, "file": file, "params": self.params}
 
 
 class MedClipSamApp(MONAILabelApp):
@@ -167,7 +196,7 @@ class MedClipSamApp(MONAILabelApp):
         told["train_stats"].setdefault(DEFAULT_NAME, {})["rounds"] = rounds
         return {**told, "rounds": rounds}
 
-    def _served(self) -> dict[str, InferTask]:
+    def _served(self) -> dict[str, ModelTask[Any]]:
         """Return the infer tasks, with those of networks that were published since."""
         for name in self.networks.store.names():
             if name not in self._infers:
@@ -187,7 +216,7 @@ class MedClipSamApp(MONAILabelApp):
         """Folder of what the server writes for these studies."""
         return self._networks_folder().parent
 
-    def init_infers(self) -> dict[str, InferTask]:
+    def init_infers(self) -> dict[str, ModelTask[Any]]:
         """Return `text_prompt`, `refine`, and one task for each target of the configuration."""
         table = label_table(self.targets)
         self.clips = ClipStore(self.workspace / "finetuned")
@@ -202,7 +231,7 @@ class MedClipSamApp(MONAILabelApp):
         ledger = Path(self.app_conf.ledger) if self.app_conf.ledger else self.networks.store.folder.parent / LEDGER_FILE
         chosen = list(dict.fromkeys(map(self.targets.get, self.app_conf.targets)))
         self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images, chosen)
-        tasks: dict[str, InferTask] = {
+        tasks: dict[str, ModelTask[Any]] = {
             TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
         }
@@ -308,12 +337,12 @@ class MedClipSamApp(MONAILabelApp):
         )
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Answer one infer request.
+        """Answer one infer request as MONAI Label's own route makes it.
 
         Parameters
         ----------
         request : dict
-            `model`, `image` (an id of the datastore, or a file that the infer or session route has received), MONAI
+            `model`, `image` (an id of the datastore, or the file of a session) and the params of the client: MONAI
             Label's keys and the task's options.
         datastore : Datastore, optional
             Where the image is looked up and the label saved; the app's own by default.
@@ -329,9 +358,14 @@ class MedClipSamApp(MONAILabelApp):
             404 for an unknown model or image, 400 for a request or an image that cannot be used.
         """
         with as_http():
-            return self.run_infer(request, datastore)
+            task, image = self.task(request.get("model")), request.get("image")
+            params, source = _params(request), self._source(image, datastore or self.datastore())
+            asked = task.request(params, Envelope(str(request["model"]), source, _caller(request)))
+            return self.run_infer(asked, store=datastore).to_monailabel()
 
-    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+    def batch_infer(
+        self, request: dict[str, Any], datastore: Datastore | None = None, job: Job | None = None
+    ) -> dict[str, Any]:
         """Infer and save the images that `request["images"]` names: all, labeled, unlabeled, or a list of ids.
 
         Raises
@@ -341,21 +375,30 @@ class MedClipSamApp(MONAILabelApp):
             output are what the client is shown.
         """
         with self._told():
-            task = self.task(request.get("model"))
-            if isinstance(task, RefineTask):
-                raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
-            task.check(request)
-            _machine_tag(request)
-            who = Caller(str(request.get("user") or ""), str(request.get("client_id") or ""), "batch inference")
+            each = self.batch_request(request.get("model"), _params(request), _caller(request, "batch inference"))
 
             def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
-                with called_by(who):  # batches with several workers run in threads, which inherit no context
-                    return self.run_infer(one, store)
+                return self.run_infer(each.on(StudyImage(one["image"])), job, store).to_monailabel()
 
             return self._batch_infer(request, datastore or self.datastore(), infer_one)
 
+    def batch_request(self, model: Any, params: Mapping[str, Any], caller: Caller) -> InferRequest:
+        """Return what a batch asks for of each image, whose place an empty id takes.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such model.
+        InputError
+            If the params cannot be used, or the model takes no batch.
+        """
+        task = self.task(model)
+        if isinstance(task, RefineTask):
+            raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
+        return task.request({**params, "save_label": True}, Envelope(model, StudyImage(""), caller))
+
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the image to look at next.
+        """Return the image to look at next, as MONAI Label's own route asks for it.
 
         Raises
         ------
@@ -363,14 +406,26 @@ class MedClipSamApp(MONAILabelApp):
             404 if the strategy is unknown, 400 if the request holds anything but what the strategy takes.
         """
         with as_http():
-            strategy = request.get("strategy") or DEFAULT_STRATEGY
-            known = self._strategies.get(strategy) if isinstance(strategy, str) else None
-            if known is None:
-                raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {_list(self._strategies)}.")
-            check_keys(request, {"strategy", *(known.info().get("config") or {})}, f"strategy {strategy}")
-            return super().next_sample({**request, "strategy": strategy})
+            return self.propose(request.get("strategy") or DEFAULT_STRATEGY, _params(request), _caller(request))
 
-    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+    def propose(self, strategy: Any, params: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """Return the image that a strategy proposes to who asks, and its `path`; empty where there is none.
+
+        Raises
+        ------
+        UnknownError
+            If the strategy is unknown.
+        InputError
+            If the params hold anything but what the strategy takes.
+        """
+        known = self._strategies.get(strategy) if isinstance(strategy, str) else None
+        if known is None:
+            raise UnknownError(f"Strategy {strategy!r} is not served; allowed: {_list(self._strategies)}.")
+        check_keys(params, known.info().get("config") or {}, f"strategy {strategy}")
+        found = known(caller)
+        return {**found, "path": self.datastore().get_image_uri(found["id"])} if found else {}
+
+    def train(self, request: dict[str, Any], job: Job | None = None) -> dict[str, Any]:
         """Train one of the trainers that `/info/` lists.
 
         Raises
@@ -380,8 +435,8 @@ class MedClipSamApp(MONAILabelApp):
             sub-process SystemExit, since its last lines of output are what the client is shown.
         """
         with self._told():
-            self.check_trainer(request)
-            return dict(super().train(request))
+            params = _params(request)
+            return self.check_trainer(request.get("model"), params)(params, self.datastore(), job)
 
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run one of the scoring methods that `/info/` lists.
@@ -393,33 +448,26 @@ class MedClipSamApp(MONAILabelApp):
             is nothing yet to score by; in a sub-process SystemExit, as from `train`.
         """
         with self._told():
-            self.scoring_method(request)
+            self.scoring_method(request.get("method"), _params(request))
             return dict(super().scoring(request, datastore))
 
-    def check_trainer(self, request: dict[str, Any]) -> None:
-        """Raise `InputError` where `train` would refuse a request."""
-        model = request.get("model")
+    def check_trainer(self, model: Any, params: Mapping[str, Any]) -> NetworkTrainer | FinetuneTrainer:
+        """Return a trainer, or raise `InputError` where `train` would refuse the params."""
         trainer = self._trainers.get(model) if isinstance(model, str) else None
-        if trainer is None:
+        if not isinstance(trainer, (NetworkTrainer, FinetuneTrainer)):
             raise UnknownError(f"Trainer {model!r} is not served; allowed: {_list(self._trainers)}.")
-        check_keys(request, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
-        if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)):
-            trainer.check(request)
+        check_keys(params, {*trainer.config(), *_RUN_KEYS}, f"trainer {model}")
+        trainer.check(params)
         if isinstance(trainer, NetworkTrainer):
-            trainer.check_labels(request, self.datastore())
+            trainer.check_labels(params, self.datastore())
+        return trainer
 
-    def training_need(self, request: dict[str, Any]) -> MemoryNeed | None:
-        """Return what the training of a checked request takes; None where it is not known."""
-        trainer = self._trainers[request["model"]]
-        return trainer.need(request) if isinstance(trainer, (NetworkTrainer, FinetuneTrainer)) else None
-
-    def scoring_method(self, request: dict[str, Any]) -> RoundScoring:
-        """Return the method of a checked request, or raise `InputError` where `scoring` would refuse it."""
-        method = request.get("method")
+    def scoring_method(self, method: Any, params: Mapping[str, Any]) -> RoundScoring:
+        """Return a scoring method, or raise `InputError` where `scoring` would refuse the params."""
         task = self._scoring_methods.get(method) if isinstance(method, str) else None
         if not isinstance(task, RoundScoring):
             raise UnknownError(f"Scoring method {method!r} is not served; allowed: {_list(self._scoring_methods)}.")
-        check_keys(request, {"method", *_RUN_KEYS}, f"scoring method {method}")
+        check_keys(params, _RUN_KEYS, f"scoring method {method}")
         return task
 
     @contextmanager
@@ -434,7 +482,7 @@ class MedClipSamApp(MONAILabelApp):
             logger.error("%s", told(error))
             raise SystemExit(2) from None
 
-    def task(self, model: Any) -> ZeroShotTask | RefineTask | NetworkTask:
+    def task(self, model: Any) -> ModelTask[Any]:
         """Return an infer task.
 
         Raises
@@ -443,7 +491,7 @@ class MedClipSamApp(MONAILabelApp):
             If there is none of that name.
         """
         task = self._served().get(model) if isinstance(model, str) else None
-        if not isinstance(task, (ZeroShotTask, RefineTask, NetworkTask)) or not task.is_valid():
+        if task is None or not task.is_valid():
             raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self.model_names)}.")
         return task
 
@@ -470,6 +518,7 @@ class MedClipSamApp(MONAILabelApp):
         file: str,
         tag: str,
         info: dict[str, Any],
+        caller: Caller,
         store: Datastore | None = None,
         *,
         by_person: bool = False,
@@ -486,6 +535,8 @@ class MedClipSamApp(MONAILabelApp):
             The label's tag.
         info : dict
             What is kept with the label.
+        caller : Caller
+            Who saves it.
         store : Datastore, optional
             The app's own by default.
         by_person : bool
@@ -504,9 +555,9 @@ class MedClipSamApp(MONAILabelApp):
         store = store or self.datastore()
         info = {key: value for key, value in info.items() if key != SAVED_BY}
         if by_person:
-            info[SAVED_BY] = current_reader()
+            info[SAVED_BY] = reader_of(caller)
         elif tag == FINAL:
-            raise _not_final(tag)
+            raise not_final(tag)
 
         def read() -> MedicalImage:
             return self.images.read(self.image_path(image, store))
@@ -514,11 +565,11 @@ class MedClipSamApp(MONAILabelApp):
         with settled(Path(file), info, self.label_table, read) as (kept, told):
             label = str(store.save_label(image, str(kept), tag, told))
             if by_person and tag == FINAL:
-                self._note_label(image, kept)
+                self._note_label(image, kept, caller)
         params = info.get("params")
         weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
         model = info.get("model")
-        self.audit.label("label saved", image, tag, model if isinstance(model, str) else None, weights)
+        self.audit.label(caller, "label saved", image, tag, model if isinstance(model, str) else None, weights)
         return label
 
     def studies_not_ready(self) -> str | None:
@@ -531,98 +582,130 @@ class MedClipSamApp(MONAILabelApp):
         store = self.datastore()
         return {"files": store.unreadable_files(), "images": unreadable_images(store, self.images)}
 
-    def run_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Do what `infer` does, and raise `MedClipSamError` where it raises `HTTPException`."""
-        task = self.task(request.get("model"))
-        task.check(request)
-        store = datastore or self.datastore()
-        path, stored = self._source(request.get("image"), store)
-        save = flag(request, "save_label", default=False) and stored
-        tag = _machine_tag(request)
-        asked = {**copy.deepcopy(request), "image": str(path)}
-        file, params = self.pipeline.within_memory(lambda: task(asked))
-        self.audit.mask(request["image"] if stored else "(sent along)", request["model"], params)
+    def request(
+        self,
+        model: Any,
+        params: Mapping[str, Any],
+        image: ImageSource,
+        caller: Caller,
+        mask: Upload | None = None,
+    ) -> InferRequest:
+        """Return the checked request of a client for `run_infer`.
 
-        if stored:
-            self._note_mask(request, path, params, offered=save and tag != FINAL)
+        Raises
+        ------
+        UnknownError
+            If there is no such model.
+        InputError
+            If the params cannot be used.
+        """
+        return self.task(model).request(params, Envelope(model, image, caller, mask))
 
-        label = file
-        if save:
-            label = self.save_label(request["image"], file, tag, {"model": request["model"], "params": params}, store)
-        return {"label": label, "tag": tag, "file": file, "params": params}
+    def run_infer(self, request: InferRequest, job: Job | None = None, store: Datastore | None = None) -> Inferred:
+        """Answer a request.
 
-    def _note_mask(self, request: dict[str, Any], path: Path, params: dict[str, Any], *, offered: bool) -> None:
+        Parameters
+        ----------
+        request : InferRequest
+            Of `request`.
+        job : Job, optional
+            Is told how far the work is, and may stop it.
+        store : Datastore, optional
+            Where the image is looked up and the label saved; the app's own by default.
+
+        Raises
+        ------
+        MedClipSamError
+            If there is no such image, or it cannot be used.
+        """
+        task, caller = self.task(request.model), request.caller
+        store = store or self.datastore()
+        study = request.image.id if isinstance(request.image, StudyImage) else None
+        path = request.image.path if not isinstance(request.image, StudyImage) else self.image_path(study, store)
+        answer = self.pipeline.within_memory(lambda: task(request, path, job))
+        tag = request.save_as or ORIGINAL
+        try:
+            self.audit.mask(caller, "(sent along)" if study is None else study, request.model, answer.params)
+            if study is None:
+                return Inferred(answer.file, answer.params, tag)
+            self._note_mask(study, request, answer)
+            if request.save_as is None:
+                return Inferred(answer.file, answer.params, tag)
+            info = {"model": request.model, "params": answer.params}
+            label = self.save_label(study, str(answer.file), tag, info, caller, store)
+            return Inferred(answer.file, answer.params, tag, label)
+        except BaseException:
+            answer.file.unlink(missing_ok=True)
+            raise
+
+    def _note_mask(self, image: str, request: InferRequest, answer: Answer) -> None:
         """Note a mask that was made, against which a correction is measured; one by clicks is a correction itself."""
-        model = request["model"]
-        made = self.masks.find(client_of(request), path)
-        if model == CLICK_TASK or made is None:
+        if request.model == CLICK_TASK:
             return
-        network = params.get("network")
+        network = answer.params.get("network")
         source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
         # one that lies with the studies waits for whoever opens the image
-        self.rounds.shown(request["image"], "" if offered else current_reader(), source, made[0])
+        holder = reader_of(request.caller) if request.save_as is None else ""
+        self.rounds.shown(image, holder, source, answer.labels)
         if not isinstance(network, dict):
-            self.rounds.presence(request["image"], params)
+            self.rounds.presence(image, answer.params)
 
-    def prelabel(self, image: str) -> None:
+    def prelabel(self, image: str, job: Job | None = None) -> None:
         """Make a mask for an image by the best model there is, and let it wait with the studies.
 
         One by the network has the network's name as its tag: in the place of a zero-shot mask, under `original`, it
         would be a pseudo-label without evidence. Without a published network, and without targets that the
         configuration names, there is nothing to ask for.
         """
-        request: dict[str, Any] = {"model": DEFAULT_NAME, "image": image, "save_label": True, "label_tag": DEFAULT_NAME}
+        model, params = DEFAULT_NAME, {"label_tag": DEFAULT_NAME}
         if self.networks.store.current(DEFAULT_NAME) is None:
             if not self.app_conf.targets:
                 return
-            request |= {"model": TEXT_TASK, "text": "; ".join(self.app_conf.targets), "label_tag": ORIGINAL}
-        file = self.run_infer(request)["file"]
-        if file:
-            Path(file).unlink(missing_ok=True)
+            model, params = TEXT_TASK, {"text": "; ".join(self.app_conf.targets), "label_tag": ORIGINAL}
+        asked = self.request(model, {**params, "save_label": True}, StudyImage(image), Caller())
+        self.run_infer(asked, job).file.unlink(missing_ok=True)
 
-    def _note_label(self, image: str, label: Path) -> None:
+    def _note_label(self, image: str, label: Path, caller: Caller) -> None:
         """Take a final label that a person has saved into the rounds."""
         try:
-            self.rounds.saved(image, current_reader(), label)
+            self.rounds.saved(image, reader_of(caller), label)
         except MedClipSamError as error:
             # the label lies with the studies all the same, and counts as one from the next look at them on
             logger.warning("A saved label could not be taken into the rounds: %s", error)
 
-    def _source(self, image: Any, datastore: Datastore) -> tuple[Path, bool]:
-        """Return the file or folder of an image and whether the datastore holds it.
+    def _source(self, image: Any, store: Datastore) -> ImageSource:
+        """Return the image that a request of MONAI Label's own route names: an id, or the file of a session.
 
-        A path is taken only where the server's own routes put what they receive: a request must not open other files.
+        Other files are not opened: a client can name any path there.
         """
-        if isinstance(image, str) and os.sep in image:
-            path = Path(image).resolve()
-            if path.exists() and (is_upload(path) or self._is_session(path)):
-                return path, False
-            raise UnknownError(f"Image {image!r} is not among the studies.")
-        return self.image_path(image, datastore), True
+        try:
+            return StudyImage(checked_name(image, "Image"))
+        except InputError:
+            if not isinstance(image, str) or not image:
+                raise
+        path, sessions = Path(image).resolve(), self.sessions()
+        if sessions is not None and path.exists() and path.is_relative_to(Path(sessions.store_path).resolve()):
+            return SessionImage(path)
+        raise unknown_image(image, lambda name: bool(store.get_image_uri(name)))
 
-    def _is_session(self, path: Path) -> bool:
-        sessions = self.sessions()
-        return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
 
-
-def check_keys(request: dict[str, Any], known: Iterable[str], what: str) -> None:
-    """Raise `InputError` where a request holds a key that is neither known nor one of MONAI Label's.
+def check_keys(params: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    """Raise `InputError` where the params of a client hold a key that is neither known nor one that clients add.
 
     Parameters
     ----------
-    request : dict
-        As the route hands it on.
+    params : mapping
+        Of the client.
     known : iterable of str
         Keys that `what` takes.
     what : str
         What is asked, for the sentence: "strategy random".
     """
     names = set(known)
-    check_monai_label_keys(request)
-    for key, value in request.items():
+    check_monai_label_keys(params)
+    for key, value in params.items():
         if key not in names and key not in _COMMON_KEYS:
-            own = names - _RUN_KEYS - {"strategy", "method"}
-            raise UnknownOptionError(key, value, own or names - {"strategy", "method"}, also=names, what=f"the {what}")
+            raise UnknownOptionError(key, value, names - _RUN_KEYS or names, also=names, what=f"the {what}")
 
 
 def _list(names: Iterable[str]) -> str:

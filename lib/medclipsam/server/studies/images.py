@@ -52,8 +52,17 @@ class ImageReader:
             with self._lock:
                 self._kept.pop("background", None)
 
-    def read(self, path: Path, modality: str | None = None) -> MedicalImage:
+    def read(self, path: Path, modality: str | None = None, *, temporary: bool = False) -> MedicalImage:
         """Return the image of a file or series folder, see `medclipsam.imaging.read_image`.
+
+        Parameters
+        ----------
+        path : Path
+            The file or folder.
+        modality : str, optional
+            DICOM modality, where the file does not say it.
+        temporary : bool
+            Whether the file is none of the studies and soon gone: whether it could be read is not noted.
 
         Raises
         ------
@@ -71,13 +80,13 @@ class ImageReader:
             image = read_image(path, modality=modality)
         except ImageError as error:
             sentence = str(error).replace(str(path), path.name)
-            if not is_upload(path):
+            if not temporary:
                 with self._lock:
                     self._failed[path] = (seen, sentence)
             raise ImageError(sentence) from None
         with self._lock:
             self._failed.pop(path, None)
-            if not is_upload(path):
+            if not temporary:
                 self._read[path] = seen
             self._kept[_place.get()] = (key, image)
         return image
@@ -133,12 +142,6 @@ def series_as_volume(image: MedicalImage) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return Path(name)
-
-
-def is_upload(path: Path) -> bool:
-    """Return whether a path is one that the infer route makes for a file sent along."""
-    folder = Path(tempfile.gettempdir()).resolve()
-    return path.parent == folder and path.name.startswith(tempfile.gettempprefix())
 
 
 def unknown_image(image: str, known: Callable[[str], bool]) -> UnknownError:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from medclipsam.base.errors import InputError
-from medclipsam.server.base.audit import Caller, caller
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.monai_label.app import MedClipSamApp
@@ -47,12 +47,10 @@ CLIENT_COOKIE = "medclipsam_client"
 _CLIENT = re.compile(r"[0-9a-f]{32}")
 
 
-def with_client(request: Request, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the params of a request with a `client_id`: its own, or else the one of the browser's cookie."""
+def client_named(request: Request, params: Mapping[str, Any]) -> str:
+    """Return the client that a request comes from: the `client_id` of its params, or else the browser of its cookie."""
     cookie = request.cookies.get(CLIENT_COOKIE, "")
-    if params.get("client_id") or not _CLIENT.fullmatch(cookie):
-        return params
-    return {**params, "client_id": f"browser-{cookie}"}
+    return str(params.get("client_id") or "") or (f"browser-{cookie}" if _CLIENT.fullmatch(cookie) else "")
 
 
 def give_client(request: Request, response: Response) -> None:
@@ -62,10 +60,9 @@ def give_client(request: Request, response: Response) -> None:
         response.set_cookie(CLIENT_COOKIE, secrets.token_hex(16), httponly=True, samesite="strict", secure=secure)
 
 
-def note_caller(request: Request, user: str, params: dict[str, Any] | None = None) -> None:
-    """Say for the audit file who asks; holds for the rest of the request and the work that it queues."""
-    client = str((params or {}).get("client_id") or "")
-    caller.set(Caller(user, client[:100], f"{request.method} {request.url.path}"))
+def caller_of(request: Request, user: str, params: Mapping[str, Any] | None = None) -> Caller:
+    """Return who asks, by which route; `params` may name the client."""
+    return Caller(user, client_named(request, params or {}), f"{request.method} {request.url.path}")
 
 
 def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:

@@ -18,18 +18,18 @@ from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import (
     LARGEST,
     App,
+    caller_of,
     file_answer,
     mime_type,
-    note_caller,
     receive,
     refuse_on_dicomweb,
     turns,
-    with_client,
 )
 from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.base.names import checked_name, checked_tag, file_suffix, id_from_file
+from medclipsam.server.inference.infer_request import AnswerFormat
 from medclipsam.server.inference.last_masks import client_of
-from medclipsam.server.inference.request_schema import SegmentRequest, parse_params
+from medclipsam.server.inference.request_schema import parse_params
 from medclipsam.server.inference.results import write_result
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.studies.datastore import FINAL
@@ -106,8 +106,7 @@ def remove_image(request: Request, app: App, user: AsAdmin, id: str) -> dict[str
     refuse_on_dicomweb(app, "images are removed")
     app.image_path(id)
     app.datastore().remove_image(id)
-    note_caller(request, user.username)
-    app.audit.label("image removed", id, "")
+    app.audit.label(caller_of(request, user.username), "image removed", id, "")
     return {}
 
 
@@ -173,17 +172,19 @@ def save_label(
     _known_image(app, image)
     tag = checked_tag(tag, FINAL)
     # the masks that the client was given tell what a person has changed
-    info = with_client(request, new_label_info(parse_params(params)))
+    info = new_label_info(parse_params(params))
+    caller = caller_of(request, user.username, info)
+    if caller.client:
+        info["client_id"] = caller.client
     suffix = file_suffix(label.filename)
     if not suffix:
         raise InputError(
             f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
         )
-    note_caller(request, user.username, info)
     path = receive(label, suffix)
     try:
         with turns.of(user.username):
-            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, by_person=True)
+            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, caller, by_person=True)
         answer = dict(app.on_save_label(image, label_id) or {})
         corrections = app.datastore().corrections(label_id, tag)
         if corrections:
@@ -198,8 +199,7 @@ def remove_label(request: Request, app: App, user: AsAdmin, id: str, tag: str) -
     """Remove the label of a tag."""
     _label_file(app, id, tag)
     app.datastore().remove_label(id, tag)
-    note_caller(request, user.username)
-    app.audit.label("label removed", id, tag)
+    app.audit.label(caller_of(request, user.username), "label removed", id, tag)
     if tag == FINAL:
         app.rounds.removed(id)
     return {}
@@ -223,15 +223,13 @@ def get_label(
     kept = _label_file(app, label, tag) if version is None else _version_file(app, label, tag, version)
     if result_extension is None:
         return file_answer(kept, f"Label {label!r}")
-    asked = SegmentRequest.from_answer({"result_extension": result_extension})
+    asked = AnswerFormat.from_params({"result_extension": result_extension})
     source = app.image_path(label)
     with turns.of(user.username):
         image = app.images.read(source)
         mask = read_mask(kept, image)
-    made = Path(write_result(mask, image, asked))
-    named = with_client(request, {})
-    note_caller(request, user.username, named)
-    client = client_of(named)
+    made = write_result(mask, image, asked)
+    client = client_of(caller_of(request, user.username))
     info = app.datastore().get_label_info(label, tag)
     if client and version is None and tag != FINAL and "model" in info:
         names, _ = named_entries(info)
@@ -268,10 +266,10 @@ def restore_version(
     _known_image(app, label)
     tag = checked_tag(tag, FINAL)
     kept = app.datastore().label_version(label, tag, version)
-    note_caller(request, user.username, with_client(request, {}))
+    caller = caller_of(request, user.username)
     info = {**new_label_info(kept.info), "user": user.username}
     with turns.of(user.username):
-        saved = app.save_label(label, str(kept.path), tag, info, by_person=True)
+        saved = app.save_label(label, str(kept.path), tag, info, caller, by_person=True)
     return {"image": label, "label": saved}
 
 

@@ -19,12 +19,14 @@ from starlette.background import BackgroundTask
 
 from medclipsam.base.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.api.access import AsUser, User
-from medclipsam.server.api.routes.common import App, Queue, mime_type, note_caller, receive, with_client
+from medclipsam.server.api.routes.common import App, Queue, caller_of, mime_type, receive
 from medclipsam.server.api.routes.sessions import session_image
 from medclipsam.server.base.errors import ForbiddenError, UnknownError, headers_of, status_of, told
-from medclipsam.server.base.names import checked_request_id, file_suffix
-from medclipsam.server.inference.request_schema import client_params, flag, parse_params
+from medclipsam.server.base.names import checked_name, checked_request_id, file_suffix
+from medclipsam.server.inference.infer_request import ImageSource, InferRequest, StudyImage, Upload
+from medclipsam.server.inference.request_schema import parse_params, without_address
 from medclipsam.server.inference.work import Job, WorkQueue
+from medclipsam.server.monai_label.app import Inferred
 
 router = APIRouter(tags=["Infer"])
 
@@ -80,11 +82,11 @@ async def infer(
     files: list[Path] = []
     params = await _params(request, params)
     try:
-        asked = await run_in_threadpool(_prepare, app, model, image, session_id, params, file, label, files)
-        if flag(asked, "save_label", default=False) and not user.has("annotator"):
+        asked = await run_in_threadpool(
+            _prepare, app, request, user.username, model, image, session_id, params, file, label, files
+        )
+        if asked.save_as is not None and not user.has("annotator"):
             raise ForbiddenError(f"User {user.username!r} may not save labels; leave save_label out.")
-        asked = with_client(request, asked)
-        note_caller(request, user.username, asked)
         job = queue.submit(
             partial(app.run_infer, asked), what=model, owner=user.username, job_id=checked_request_id(request_id)
         )
@@ -135,6 +137,8 @@ async def _params(request: Request, params: str) -> str:
 
 def _prepare(
     app: App,
+    request: Request,
+    user: str,
     model: str,
     image: str,
     session_id: str,
@@ -142,34 +146,38 @@ def _prepare(
     file: UploadFile | None,
     label: UploadFile | None,
     files: list[Path],
-) -> dict[str, Any]:
-    """Return the checked request; what is wrong is told before it waits for its turn."""
-    task = app.task(model)
-    asked = client_params(parse_params(params), model=model, image=image)
-    asked["model"] = model
-    task.check(asked)
+) -> InferRequest:
+    """Return the checked request; what is wrong is told before it waits for its turn.
+
+    What was sent along is added to `files`.
+    """
+    asked = without_address(parse_params(params), model=model, image=image)
     given = [name for name, value in (("image", image), ("session_id", session_id), ("file", file)) if value]
     if len(given) != 1:
         named = " and ".join(given) or "no image"
         raise InputError(f"The request names {named}; allowed: one of image, session_id and file.")
+    source: ImageSource
     if file is not None:
         files.append(receive(file, file_suffix(file.filename)))
-        asked["image"] = str(files[-1])
+        source = Upload(files[-1])
     elif session_id:
-        asked["image"] = session_image(app, session_id)
+        source = session_image(app, session_id)
     else:
-        app.image_path(image)
-        asked["image"] = image
+        source = StudyImage(checked_name(image, "Image"))
+    mask = None
     if label is not None:
         suffix = file_suffix(label.filename)
         if not suffix:
             raise InputError("The label that is sent along must be an image file, such as .nii.gz or .nrrd.")
         files.append(receive(label, suffix))
-        asked["label"] = str(files[-1])
-    return asked
+        mask = Upload(files[-1])
+    checked = app.request(model, asked, source, caller_of(request, user, asked), mask)
+    if isinstance(source, StudyImage):
+        app.image_path(source.id)
+    return checked
 
 
-async def _result(request: Request, queue: WorkQueue, job: Job) -> dict[str, Any]:
+async def _result(request: Request, queue: WorkQueue, job: Job) -> Inferred:
     """Wait for a job's result; a client that leaves stops its work."""
     future = asyncio.wrap_future(job.future)
     left = False
@@ -180,15 +188,15 @@ async def _result(request: Request, queue: WorkQueue, job: Job) -> dict[str, Any
             queue.cancel(job)
     if left:
         if future.exception() is None:
-            _remove([Path(future.result()["file"])])
+            _remove([future.result().file])
         raise ClientLeftError
-    result: dict[str, Any] = future.result()
+    result: Inferred = future.result()
     return result
 
 
-def _answer(result: dict[str, Any], output: Output) -> Response:
+def _answer(result: Inferred, output: Output) -> Response:
     """Return the answer; the mask's file is removed at once where it is not sent, else with the end of the answer."""
-    file = Path(result["file"])
+    file = result.file
     if output is Output.image:
         return FileResponse(
             file,
@@ -199,8 +207,8 @@ def _answer(result: dict[str, Any], output: Output) -> Response:
         )
     try:
         if output is Output.json:
-            return JSONResponse(result["params"])
-        return _multipart(result["params"], file)
+            return JSONResponse(result.params)
+        return _multipart(result.params, file)
     finally:
         _remove([file])
 
@@ -225,9 +233,9 @@ def _multipart(params: dict[str, Any], file: Path) -> StreamingResponse:
     return StreamingResponse(parts(), media_type=message.content_type, headers=length)
 
 
-def _sentence(result: dict[str, Any]) -> dict[str, str]:
+def _sentence(result: Inferred) -> dict[str, str]:
     """Return the header with what was found, for those who ask for the mask alone; percent-encoded, as texts may be."""
-    sentence = result["params"].get("sentence")
+    sentence = result.params.get("sentence")
     return {"X-Sentence": quote(sentence[:_LONGEST_HEADER])} if sentence else {}
 
 

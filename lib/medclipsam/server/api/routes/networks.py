@@ -9,7 +9,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
 from medclipsam.server.api.access import AsAdmin, AsUser
-from medclipsam.server.api.routes.common import LARGEST, App, note_caller
+from medclipsam.server.api.routes.common import LARGEST, App, caller_of
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.training.store import Network
 
@@ -58,8 +58,7 @@ def roll_back(
 ) -> dict[str, Any]:
     """Serve the network that was served before, or the version that is named."""
     network = app.networks.store.rollback(name, version)
-    note_caller(request, user.username)
-    app.audit.network("network rolled back", network.name, network.version)
+    app.audit.network(caller_of(request, user.username), "network rolled back", network.name, network.version)
     return _describe(network)
 
 

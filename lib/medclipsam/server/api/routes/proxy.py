@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import IO, TypeVar
 
@@ -18,8 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from medclipsam.server.api.access import AsAnnotator, AsUser
-from medclipsam.server.api.routes.common import App, note_caller
-from medclipsam.server.base.audit import AuditFile
+from medclipsam.server.api.routes.common import App, caller_of
 from medclipsam.server.base.errors import BusyError, ForbiddenError, UnknownError, UpstreamBusyError, UpstreamError
 from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.dicomweb import DicomWebStudies
@@ -74,15 +73,19 @@ async def store(request: Request, app: App, user: AsAnnotator, operation: str, p
     if not _STORE.fullmatch(path):
         raise ForbiddenError(f"{path[:80]!r} is no DICOMweb store; only searches, retrievals and stores are passed on.")
     pacs = _pacs(app)
-    note_caller(request, user.username)
+    caller = caller_of(request, user.username)
     with tempfile.TemporaryFile() as body:
         async for chunk in request.stream():
             await _in_thread(partial(body.write, chunk))
         kind = request.headers.get("content-type", "")
-        return await _in_thread(partial(_store, pacs, app.audit, pacs.address("stow", path), body, kind))
+        return await _in_thread(
+            partial(_store, pacs, partial(app.audit.stored, caller), pacs.address("stow", path), body, kind)
+        )
 
 
-def _store(pacs: Pacs, audit: AuditFile, address: str, body: IO[bytes], kind: str) -> Response:
+def _store(
+    pacs: Pacs, note: Callable[[Mapping[str, str], int | None], None], address: str, body: IO[bytes], kind: str
+) -> Response:
     instances = instances_of(body, kind)
     body.seek(0)
     headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
@@ -91,9 +94,9 @@ def _store(pacs: Pacs, audit: AuditFile, address: str, body: IO[bytes], kind: st
             content = pacs.body(answer)
     except UpstreamError as error:
         outcome = "not stored" if error.permanent or isinstance(error, UpstreamBusyError) else "unknown"
-        audit.stored(dict.fromkeys(instances, outcome), None)
+        note(dict.fromkeys(instances, outcome), None)
         raise
-    audit.stored({each: _outcome(answer, content, each) for each in instances}, answer.status_code)
+    note({each: _outcome(answer, content, each) for each in instances}, answer.status_code)
     # its length is that of what was decoded
     passed = {key: value for key, value in _passed(answer).items() if key.lower() not in _OF_CONTENT}
     return Response(content, answer.status_code, passed)

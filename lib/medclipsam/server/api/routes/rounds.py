@@ -15,10 +15,10 @@ from medclipsam.active.ledger import TooManyLeasesError
 from medclipsam.active.summary import plot
 from medclipsam.base.errors import InputError
 from medclipsam.server.api.access import AsReviewer, AsUser
-from medclipsam.server.api.routes.common import App, note_caller, with_client
+from medclipsam.server.api.routes.common import App, caller_of
 from medclipsam.server.base.errors import ConflictError, ForbiddenError, UnknownError
 from medclipsam.server.base.names import checked_name
-from medclipsam.server.learning.rounds import current_reader
+from medclipsam.server.learning.rounds import reader_of
 
 router = APIRouter(prefix="/rounds", tags=["Rounds"])
 
@@ -53,10 +53,10 @@ def picture(app: App, user: AsUser, kind: Literal["png", "html"]) -> FileRespons
 @router.get("/leases", summary="List the images that are kept for someone")
 def leases(request: Request, app: App, user: AsUser, client_id: str = "", all: bool = False) -> list[dict[str, Any]]:
     """Answer the asker's leases, or everyone's."""
-    note_caller(request, user.username, with_client(request, {"client_id": client_id}))
+    caller = caller_of(request, user.username, {"client_id": client_id})
     if not app.rounds.is_used:
         return []
-    return [asdict(lease) for lease in app.rounds.ledger.leases(None if all else current_reader())]
+    return [asdict(lease) for lease in app.rounds.ledger.leases(None if all else reader_of(caller))]
 
 
 @router.put("/leases", summary="Keep an image for longer")
@@ -65,9 +65,9 @@ def renew(request: Request, app: App, user: AsUser, image: str, client_id: str =
 
     409 where another holds it, or as many images are kept for the asker as may be.
     """
-    note_caller(request, user.username, with_client(request, {"client_id": client_id}))
+    caller = caller_of(request, user.username, {"client_id": client_id})
     try:
-        lease = app.rounds.lease(checked_name(image, "Image"), current_reader())
+        lease = app.rounds.lease(checked_name(image, "Image"), reader_of(caller))
     except TooManyLeasesError as error:
         raise ConflictError(str(error)) from None
     if lease is None:
@@ -89,16 +89,16 @@ def release(
     An administrator names whose leases end with `holder`, one with `image` and all of them without. Where users log in,
     `image` alone ends an administrator's own lease or anyone's.
     """
-    note_caller(request, user.username, with_client(request, {"client_id": client_id}))
+    caller = caller_of(request, user.username, {"client_id": client_id})
     admin = user.has("admin")
-    if holder is not None and holder != current_reader() and not admin:
+    if holder is not None and holder != reader_of(caller) and not admin:
         raise ForbiddenError(f"User {user.username!r} has not the role admin, which ends the leases of others.")
     if image is None and holder is None:
         raise InputError("The request names neither image nor holder; allowed: one of them, or both.")
     if image is not None:
         checked_name(image, "Image")
     anyone = holder is None and admin and request.app.state.access.authenticates
-    ended = app.rounds.release(image, None if anyone else holder or current_reader())
+    ended = app.rounds.release(image, None if anyone else holder or reader_of(caller))
     if not ended:
         raise UnknownError(f"No image is kept for {holder!r}." if image is None else f"Image {image!r} is not kept so.")
     return {"released": ended}
@@ -114,7 +114,7 @@ def review(
     client_id: str = "",
 ) -> dict[str, Any]:
     """Say what a reviewer thinks of the final label of an image; a rejected one is offered for labelling again."""
-    note_caller(request, user.username, with_client(request, {"client_id": client_id}))
-    label = app.rounds.ledger.review(checked_name(image, "Image"), current_reader(), verdict)
-    app.audit.label(f"label {verdict}", image, "final")
+    caller = caller_of(request, user.username, {"client_id": client_id})
+    label = app.rounds.ledger.review(checked_name(image, "Image"), reader_of(caller), verdict)
+    app.audit.label(caller, f"label {verdict}", image, "final")
     return asdict(label)

@@ -17,6 +17,7 @@ from medclipsam.server.api.access import AsUser
 from medclipsam.server.api.routes.common import LARGEST, App, file_answer, turns
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.names import checked_name
+from medclipsam.server.inference.infer_request import SessionImage
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.upstream import SessionInfo, Sessions
 
@@ -27,15 +28,15 @@ _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _META = "meta.info"
 
 
-def session_image(app: MedClipSamApp, session_id: str) -> str:
-    """Return the file or folder of a session's image, and count the session as used.
+def session_image(app: MedClipSamApp, session_id: str) -> SessionImage:
+    """Return a session's image, and count the session as used.
 
     Raises
     ------
     UnknownError
         If there is no such session.
     """
-    return str(_session(app, session_id, use=True).image)
+    return SessionImage(Path(_session(app, session_id, use=True).image))
 
 
 @router.put("/", summary="Send an image for a session")

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
-from medclipsam.server.api.routes.common import App, Queue, note_caller, with_client
+from medclipsam.server.api.routes.common import App, Queue, caller_of
+from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import AlreadyRunningError, ConflictError, UnknownError, without_folders
 from medclipsam.server.base.names import checked_name
 from medclipsam.server.inference.memory import ensure_memory
-from medclipsam.server.inference.request_schema import check_monai_label_keys, checked_object, client_params
+from medclipsam.server.inference.request_schema import checked_object, without_address
+from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.learning.trainer import adopted, describe, end
 from medclipsam.server.monai_label.app import MedClipSamApp
@@ -38,15 +40,14 @@ Params = Annotated[dict[str, Any] | None, Body(description="JSON object of optio
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Get the image to look at next")
 def next_sample(request: Request, app: App, user: AsUser, strategy: str, params: Params = None) -> dict[str, Any]:
     """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
-    asked = with_client(request, client_params(checked_object(params)))
-    check_monai_label_keys(asked)
-    note_caller(request, user.username, asked)
-    sample = app.next_sample({**asked, "strategy": strategy})
+    asked = checked_object(params)
+    caller = caller_of(request, user.username, asked)
+    sample = app.propose(strategy, asked, caller)
     if not sample:
         return {}
     info = app.datastore().get_image_info(sample["id"])
     request.app.state.keeper.wake()
-    seen = {"ts": int(time.time()), "client_id": asked.get("client_id") or user.username}
+    seen = {"ts": int(time.time()), "client_id": caller.client or user.username}
     # what is kept with the image takes the place of nothing that the server says
     answer = {**info, **sample, "strategy": {strategy: seen}}
     if not request.app.state.local:
@@ -66,9 +67,8 @@ def start_batch(
     run_sync: bool = False,
 ) -> Any:
     """Start a batch, which saves a label for each image; `run_sync` waits for it and answers its results."""
-    asked = client_params(checked_object(params), model=model)
-    task = app.task(model)
-    task.check(asked)
+    asked = without_address(checked_object(params), model=model)
+    app.batch_request(model, asked, Caller(user.username))
     named = asked.get("images")
     if isinstance(named, list):
         known = set(app.datastore().list_images())
@@ -78,7 +78,7 @@ def start_batch(
                 raise unknown_image(image, known.__contains__)
     request = {"images": images.value, "save_label": True, **asked, "model": model, "user": user.username}
     if run_sync:
-        return _wait(queue, lambda: app.batch_infer(request), f"batch of {model}", user)
+        return _wait(queue, lambda job: app.batch_infer(request, job=job), f"batch of {model}", user)
     return _start(app, "batch_infer", request)
 
 
@@ -182,13 +182,14 @@ def stop_scoring(request: Request, user: AsAnnotator) -> Any:
 def _train(
     app: MedClipSamApp, queue: Queue, model: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
 ) -> Any:
-    request = {**client_params(params, model=model), "model": model, "user": user.username}
-    app.check_trainer(request)
+    asked = without_address(params, model=model)
+    trainer = app.check_trainer(model, asked)
+    request = {**asked, "model": model, "user": user.username}
     if adopted(app.networks.store, _own_processes("train")) is not None:
         raise AlreadyRunningError("A training runs that was started before; ask for its state, or stop it first.", 30)
     if sync:
-        return _wait(queue, lambda: app.train(request), f"training of {model}", user)
-    return _start(app, "train", request, enqueue, app.training_need(request))
+        return _wait(queue, lambda job: app.train(request, job), f"training of {model}", user)
+    return _start(app, "train", request, enqueue, trainer.need(asked))
 
 
 def train_for_rounds(app: MedClipSamApp, queue: Queue) -> None:
@@ -220,13 +221,13 @@ def scoring_pauses(app: MedClipSamApp) -> bool:
 def _score(
     request: Request, app: MedClipSamApp, method: str, params: dict[str, Any], sync: bool, enqueue: bool, user: User
 ) -> Any:
-    asked = {**client_params(params), "method": method, "user": user.username}
-    task = app.scoring_method(asked)
+    task = app.scoring_method(method, params)
+    asked = {**params, "method": method, "user": user.username}
     scorings: ScoringJobs = request.app.state.scorings
     return scorings.wait(task) if sync else scorings.start(task, asked, enqueue=enqueue)
 
 
-def _wait(queue: Queue, work: Callable[[], Any], what: str, user: User) -> Any:
+def _wait(queue: Queue, work: Callable[[Job], Any], what: str, user: User) -> Any:
     """Do long work in the queue, without a limit to its time."""
     return queue.submit(work, what=what, owner=user.username, max_seconds=math.inf).future.result()
 
