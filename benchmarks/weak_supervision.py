@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +137,11 @@ def measure(
     tests, training = cases["test", task], cases["train", task]
     if len(read_results(result)) == len(tests):
         return
-    options = replace(options, seed=seed)
+    options = options.replace(seed=seed)
     if not (network / ENSEMBLE_FILE).is_file():
         classes = {task.split(",")[0]: 1}
         first = out / "networks" / slug(task) / f"first-{seed}"
-        start = replace(options, **first_options)
+        start = options.replace(**first_options)
         pseudo = mixed(out, training, 0, seed, start)
         plan = make_plan(pseudo, classes, start)
         train(pseudo, plan, start, first)

@@ -9,7 +9,7 @@ import argparse
 import html
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 
 import medclipsam
+from medclipsam.base.options import Options, ZeroShotOptions
+from medclipsam.finetune.options import SERVED_OPTIONS, FinetuneOptions
+from medclipsam.server.inference.networks import NetworkOptions
+from medclipsam.training.options import PRESETS, TrainingOptions
+from medclipsam.training.settings import RunOptions
 
 # Opened as files, pages would load this for their search; it works where the site is served over HTTP.
 _SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -68,6 +73,47 @@ def http() -> str:
     return "\n".join(parts)
 
 
+def option_table(options: type[Options], names: Collection[str] = (), more: Mapping[str, str] | None = None) -> str:
+    """Return the table of a set of options.
+
+    Parameters
+    ----------
+    options : type of Options
+        The set.
+    names : collection of str
+        Those that the table has; all where it is empty.
+    more : mapping of str to str
+        What is said of an option beside its description.
+    """
+    rows = [
+        (
+            f"`{each.name}`",
+            f"`{each.shown_default}`",
+            _cell(each.range or each.more.get("allowed", each.kind)),
+            _cell(each.about + (more or {}).get(each.name, "")),
+        )
+        for each in options.options().values()
+        if each.name in (names or options.options())
+    ]
+    return "\n".join(["| option | default | allowed | meaning |", "|---|---|---|---|", *(_row(row) for row in rows)])
+
+
+def pipeline_options() -> str:
+    """Return the table of the pipeline's options."""
+    return option_table(ZeroShotOptions)
+
+
+def training_options() -> str:
+    """Return the table of how a network is trained, with the values of the presets."""
+    more: dict[str, str] = {}
+    for name, each in TrainingOptions.options().items():
+        values = {preset: chosen[name] for preset, chosen in PRESETS.items() if name in chosen}
+        size = (lambda value: f"{value / 10**9:g} GB") if each.more.get("unit") == "bytes" else str
+        if values:
+            more[name] = f" ({', '.join(f'{preset} {size(value)}' for preset, value in values.items())})"
+    return option_table(TrainingOptions, more=more)
+
+
 def python() -> str:
     """Return the directives that describe the public names."""
     return "\n".join(f"::: medclipsam.{name}\n" for name in medclipsam.__all__ if not name.startswith("_"))
@@ -86,6 +132,11 @@ def packages() -> str:
 
 
 _PARTS: dict[str, Callable[[], str]] = {
+    "options of the pipeline": pipeline_options,
+    "options of a training": lambda: option_table(RunOptions),
+    "options of the network": training_options,
+    "options of fine-tuning": lambda: option_table(FinetuneOptions, SERVED_OPTIONS),
+    "options of a prediction": lambda: option_table(NetworkOptions),
     "command line": command_line,
     "http": http,
     "python": python,
@@ -152,9 +203,12 @@ def _route(path: str, method: str, route: dict[str, Any]) -> str:
     if rows:
         width = 4 if any(row[3] for row in rows) else 3
         head = ["parameter", "in", "required", "meaning"][:width]
-        lines += [f"| {' | '.join(head)} |", "|" + "---|" * width]
-        lines += [f"| {' | '.join(row[:width])} |" for row in rows]
+        lines += [_row(head), "|" + "---|" * width, *(_row(row[:width]) for row in rows)]
     return "\n".join([*lines, ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _sentence(text: str) -> str:

@@ -59,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_discs: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tiny: dict[str, Any]) -> SimulationOptions:
-    known = {field.name for field in dataclasses.fields(TrainingOptions)}
+    known = TrainingOptions.options().keys()
     # how good the networks are is not looked at
     short = {**tiny, "epochs": 2, "cycles": 1, "keep": 1, "iterations": 3}
     training = TrainingOptions.from_mapping({key: value for key, value in short.items() if key in known})
@@ -113,7 +113,7 @@ def test_strategies_begin_alike_and_an_interrupted_simulation_goes_on(
     assert [each["dice"] for each in again["random"]] == [each["dice"] for each in runs["random"]]
 
     with pytest.raises(InputError, match="holds runs with other options"):
-        play(data, out, dataclasses.replace(options, batch=3))
+        play(data, out, options.replace(batch=3))
 
 
 def test_coverage_takes_what_is_least_like_the_first(data: Path, played: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_trainings_that_go_on_start_where_the_round_before_ended(
         return trainer.train(examples, plan, given, folder, start=start)
 
     monkeypatch.setattr(simulation, "train", watched)
-    play(data, tmp_path, dataclasses.replace(options, strategies=("uncertainty",), rounds=2, go_on=True))
+    play(data, tmp_path, options.replace(strategies=("uncertainty",), rounds=2, go_on=True))
     epochs = options.training.epochs
     assert epochs is not None
     (first, everything, one, two) = calls
@@ -168,11 +168,11 @@ def test_trainings_that_go_on_start_where_the_round_before_ended(
 
 def test_too_few_images_and_wrong_options_are_refused(data: Path, tmp_path: Path, options: SimulationOptions) -> None:
     with pytest.raises(InputError, match=r"labels and controls 23 images; .* has 14 to train"):
-        play(data, tmp_path, dataclasses.replace(options, batch=18))
+        play(data, tmp_path, options.replace(batch=18))
     wrong: dict[str, Any]
     for wrong in ({"strategies": ("best",)}, {"rounds": 0}, {"seeds": ()}):
         with pytest.raises(OptionError, match=next(iter(wrong))):
-            dataclasses.replace(options, **wrong)
+            options.replace(**wrong)
     with pytest.raises(OptionError, match="'speed'"):
         SamplingOptions.from_mapping({"speed": "3"})
 

@@ -1,7 +1,10 @@
 import pytest
 
 from medclipsam.base.errors import OptionError
-from medclipsam.base.options import CHOICES, RANGES, ZeroShotOptions, parse_planes
+from medclipsam.base.options import ZeroShotOptions, parse_planes
+
+CHOICES = {name: each.choices for name, each in ZeroShotOptions.options().items() if each.choices}
+RANGES = {name: (each.low, each.high) for name, each in ZeroShotOptions.options().items() if each.low is not None}
 
 
 def test_strings_of_a_form_become_typed_values() -> None:

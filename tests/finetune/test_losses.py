@@ -1,6 +1,7 @@
 """Losses against plain double loops, and their limits."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.finetune.losses import ContrastiveLoss
-from medclipsam.finetune.options import LOSSES, LossOptions
+from medclipsam.finetune.options import Loss, LossOptions
 
 
 def features(count, seed=0, size=6, dtype=torch.float64):
@@ -52,7 +53,7 @@ def by_loops(name, images, texts, temperature, beta1=0.0, beta2=0.0, captions=No
 )
 def test_value_is_that_of_a_plain_double_loop(name, constants, count):
     images, texts = features(count)
-    loss = ContrastiveLoss(LossOptions(name, **constants))(images, texts)
+    loss = ContrastiveLoss(LossOptions(loss=name, **constants))(images, texts)
     assert float(loss) == pytest.approx(by_loops(name, images, texts, **constants), abs=1e-12)
 
 
@@ -63,23 +64,23 @@ def test_siglip_is_that_of_a_plain_double_loop():
         for j in range(5):
             logit = 10 * float(images[i] @ texts[j]) - 10
             expected -= math.log(1 / (1 + math.exp(-logit if i == j else logit))) / 5
-    assert float(ContrastiveLoss(LossOptions("siglip"))(images, texts)) == pytest.approx(expected, abs=1e-6)
+    assert float(ContrastiveLoss(LossOptions(loss="siglip"))(images, texts)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["infonce", "dcl", "hn-nce", "dhn-nce"])
 def test_same_captions_are_no_negatives(name):
     images, texts = features(5)
     captions = [0, 1, 0, 2, 1]
-    loss = ContrastiveLoss(LossOptions(name, temperature=0.5))
+    loss = ContrastiveLoss(LossOptions(loss=name, temperature=0.5))
     betas = dict(zip(("beta1", "beta2"), loss.betas, strict=True))
     expected = by_loops(name, images, texts, 0.5, captions=captions, **betas)
     assert float(loss(images, texts, torch.tensor(captions))) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", get_args(Loss))
 def test_a_batch_of_one_caption_teaches_nothing_and_stays_finite(name):
     images = features(3)[0].requires_grad_()
-    loss = ContrastiveLoss(LossOptions(name))(images, features(3)[1], torch.zeros(3, dtype=torch.long))
+    loss = ContrastiveLoss(LossOptions(loss=name))(images, features(3)[1], torch.zeros(3, dtype=torch.long))
     loss.backward()
     assert torch.isfinite(images.grad).all()
     if name != "siglip":
@@ -90,17 +91,17 @@ def test_a_batch_of_one_caption_teaches_nothing_and_stays_finite(name):
 def test_dhn_nce_without_hardness_is_dcl_and_hn_nce_is_infonce():
     images, texts = features(6)
     for hard, plain in (("dhn-nce", "dcl"), ("hn-nce", "infonce")):
-        one = ContrastiveLoss(LossOptions(hard, temperature=0.3, beta1=0.0, beta2=0.0))(images, texts)
-        other = ContrastiveLoss(LossOptions(plain, temperature=0.3))(images, texts)
+        one = ContrastiveLoss(LossOptions(loss=hard, temperature=0.3, beta1=0.0, beta2=0.0))(images, texts)
+        other = ContrastiveLoss(LossOptions(loss=plain, temperature=0.3))(images, texts)
         assert float(one) == pytest.approx(float(other), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", get_args(Loss))
 @pytest.mark.parametrize("cosine", [1.0, -1.0])
 def test_finite_at_the_ends_of_the_cosine_with_a_small_temperature(name, cosine):
     images = torch.ones(4, 1).requires_grad_()
     texts = torch.full((4, 1), cosine).requires_grad_()
-    loss = ContrastiveLoss(LossOptions(name, temperature=0.01))(images, texts)
+    loss = ContrastiveLoss(LossOptions(loss=name, temperature=0.01))(images, texts)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(images.grad).all()
@@ -112,12 +113,14 @@ def test_harder_negatives_weigh_more():
     gradients = {}
     for beta in (0.0, 1.0):
         moved = texts.clone().requires_grad_()
-        ContrastiveLoss(LossOptions("dhn-nce", temperature=0.5, beta1=beta, beta2=0.0))(images, moved).backward()
+        ContrastiveLoss(LossOptions(loss="dhn-nce", temperature=0.5, beta1=beta, beta2=0.0))(images, moved).backward()
         gradients[beta] = moved.grad
     similarity = (images @ texts.T).fill_diagonal_(-2)
     row = 0
     hardest = int(similarity[row].argmax())
-    loss = [float(ContrastiveLoss(LossOptions("dhn-nce", temperature=0.5, beta1=b))(images, texts)) for b in (0, 1.0)]
+    loss = [
+        float(ContrastiveLoss(LossOptions(loss="dhn-nce", temperature=0.5, beta1=b))(images, texts)) for b in (0, 1.0)
+    ]
     assert loss[1] > loss[0]
     assert not torch.allclose(gradients[0.0][hardest], gradients[1.0][hardest])
 
@@ -142,10 +145,10 @@ def test_refuses_what_is_no_batch_of_pairs():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": "triplet"}, "loss.*dhn-nce"),
+        ({"loss": "triplet"}, "loss.*dhn-nce"),
         ({"temperature": 0.0}, "temperature.*above 0"),
         ({"beta1": -1.0}, "beta1.*0 to 10"),
-        ({"name": "dcl", "beta2": 0.1}, "beta2.*dcl"),
+        ({"loss": "dcl", "beta2": 0.1}, "beta2.*dcl"),
     ],
 )
 def test_refuses_options_out_of_range(given, message):

@@ -48,7 +48,7 @@ def work(rank, place, clip_folder, pairs, port):
     found = {}
     for name in NAMES:
         shared.zero_grad()
-        loss = ContrastiveLoss(LossOptions(name)).double()
+        loss = ContrastiveLoss(LossOptions(loss=name)).double()
         value = loss(gather(shared(images[mine])), gather(shared(texts[mine])), gather(CAPTIONS[mine]))
         value.backward()
         dist.all_reduce(shared.weight.grad)
@@ -85,7 +85,7 @@ def ranks(place):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_and_its_gradient_are_those_of_one_process(name, ranks):
     shared, (images, texts) = layer(), features()
-    value = ContrastiveLoss(LossOptions(name)).double()(shared(images), shared(texts), CAPTIONS)
+    value = ContrastiveLoss(LossOptions(loss=name)).double()(shared(images), shared(texts), CAPTIONS)
     value.backward()
     for found in ranks:
         assert float(found[name][0]) == pytest.approx(float(value.detach()), abs=1e-12)

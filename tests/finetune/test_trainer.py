@@ -36,7 +36,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(which, method, listing, req
     encoder = load_folder(request.getfixturevalue(which)).double()
     pairs = prepare(Listing(listing.pairs[:5]), encoder)
     tuned = TunableClip(encoder, FinetuneOptions(method=method))
-    loss = ContrastiveLoss(LossOptions("dhn-nce"))
+    loss = ContrastiveLoss(LossOptions(loss="dhn-nce"))
     batch = whole_batch(pairs, 5)
     if method == "lora":  # an update of nothing has no gradient in its first factor
         with torch.no_grad():
@@ -67,7 +67,7 @@ def test_chunks_have_the_same_dropout_in_both_passes(listing, tiny_biomedclip_fo
     encoder = load_folder(tiny_biomedclip_folder).double()
     pairs = prepare(Listing(listing.pairs[:3]), encoder)
     tuned = TunableClip(encoder, FinetuneOptions())
-    loss = ContrastiveLoss(LossOptions("dhn-nce"))
+    loss = ContrastiveLoss(LossOptions(loss="dhn-nce"))
     batch = whole_batch(pairs, 3)
     tuned.train()
     accumulate(tuned, loss, batch, chunk=1, seed=(1,))

@@ -97,7 +97,7 @@ def test_a_size_that_the_target_cannot_have_is_doubted(
     image = volume(tmp_path, np.stack([disc((40, 40), 20, 20) * np.uint8(255)] * 3))
     target = Target("bright thing", 1, ("something bright",), plausible_volume_ml=plausible, plausible_area_mm2=(0, 1))
     monkeypatch.setattr(pipeline, "targets", TargetSet([target]))
-    result = pipeline.segment(image, "Bright thign", replace(OPTIONS, presence=False))
+    result = pipeline.segment(image, "Bright thign", OPTIONS.replace(presence=False))
     (evidence,) = result.targets
     assert evidence.volume_mm3 == pytest.approx(3.0 * np.count_nonzero(result.labels))
     assert bool(evidence.doubt) == doubted
@@ -115,7 +115,7 @@ def test_findings_have_a_diameter_and_organs_none(
     image = volume(tmp_path, np.stack([disc((40, 40), 20, 20) * np.uint8(255)] * 3), (0.5, 0.5, 3.0))
     code = StructureCode(SnomedCode(category, "of this kind"), SnomedCode("1", "Thing"))
     monkeypatch.setattr(pipeline, "targets", TargetSet([Target("bright thing", 1, ("something bright",), code=code)]))
-    (evidence,) = pipeline.segment(image, "bright thing", replace(OPTIONS, presence=False)).targets
+    (evidence,) = pipeline.segment(image, "bright thing", OPTIONS.replace(presence=False)).targets
     if category == "49755003":
         assert evidence.diameter_mm == pytest.approx(9.5, abs=0.3)
         assert " mm" in evidence.reason.partition(" mL")[2]

@@ -169,7 +169,7 @@ def test_results_lie_on_the_image_s_own_pixels(folder, shape):
 
 
 def test_planes_larger_than_the_patch_are_seen_through_windows(small, make_examples, tmp_path):
-    options = replace(small, max_side=96, max_patch=32)
+    options = small.replace(max_side=96, max_patch=32)
     plan = make_plan(make_examples(2, side=96), CLASSES, options)
     assert (plan.max_side, plan.patch_size) == (96, (32, 32))
     folder = untrained(plan, tmp_path / "net")

@@ -149,10 +149,10 @@ def test_a_ct_of_display_values_cannot_be_given_to_a_network_of_hounsfield_units
 def test_a_window_makes_display_planes_of_a_ct(tmp_path):
     values = np.linspace(-1000, 1000, 960).reshape(20, 24, 2)
     ct = volume(tmp_path, "ct", values, values > 0, (1, 1, 5))
-    plan = make_plan([ct], {"organ": 1}, replace(FULL, window="-600/1500"))
+    plan = make_plan([ct], {"organ": 1}, FULL.replace(window="-600/1500"))
     assert (plan.source, plan.window) == ("display", (-600, 1500))
     with pytest.raises(OptionError, match="no CT"):
-        make_plan([replace(ct, modality="MR")], {"organ": 1}, replace(FULL, window="-600/1500"))
+        make_plan([replace(ct, modality="MR")], {"organ": 1}, FULL.replace(window="-600/1500"))
 
 
 def test_other_volumes_have_mean_0_and_deviation_1_as_a_whole(tmp_path):
@@ -179,8 +179,8 @@ def test_volumes_are_resampled_to_the_median_spacing_plane_by_plane(tmp_path):
     # i runs along the patient's left-right axis, which are the columns on display: 30 of 2 mm
     assert coarse.plane_shape == (40, 30)
     assert PreparedImage(coarse, plan).shape == (40, 60)  # of the median spacing
-    assert make_plan(given, {"organ": 1}, replace(FULL, spacing=2.0)).spacing == (2.0, 2.0)
-    assert make_plan(given, {"organ": 1}, replace(FULL, max_side=20)).spacing == pytest.approx((2, 2.002))
+    assert make_plan(given, {"organ": 1}, FULL.replace(spacing=2.0)).spacing == (2.0, 2.0)
+    assert make_plan(given, {"organ": 1}, FULL.replace(max_side=20)).spacing == pytest.approx((2, 2.002))
 
 
 def test_a_spacing_that_must_be_wrong_is_told_before_memory_runs_out(tmp_path):
@@ -193,7 +193,7 @@ def test_a_spacing_that_must_be_wrong_is_told_before_memory_runs_out(tmp_path):
 
 def test_a_spacing_cannot_be_asked_for_where_images_have_none(make_examples, small):
     with pytest.raises(OptionError, match="spacing"):
-        make_plan(make_examples(2), CLASSES, replace(small, spacing=1.0))
+        make_plan(make_examples(2), CLASSES, small.replace(spacing=1.0))
 
 
 def test_classes_are_resampled_each_on_its_own(make_examples, small):
@@ -218,7 +218,7 @@ def test_patch_and_batch_fit_the_memory(tmp_path):
     example = picture(tmp_path, "big", rng.integers(0, 255, (600, 700), dtype=np.uint8), np.ones((600, 700), np.uint8))
     sizes = []
     for memory in (8 * 10**9, 2 * 10**9, 6 * 10**8):
-        plan = make_plan([example], {"a": 1}, replace(FULL, memory=memory))
+        plan = make_plan([example], {"a": 1}, FULL.replace(memory=memory))
         assert plan.memory["estimated"] <= memory
         assert plan.batch_size >= 2
         sizes.append(plan.batch_size * np.prod(plan.patch_size))
@@ -227,7 +227,7 @@ def test_patch_and_batch_fit_the_memory(tmp_path):
 
 def test_a_memory_in_which_nothing_fits_is_refused(make_examples):
     with pytest.raises(OptionError, match="memory"):
-        make_plan(make_examples(2), CLASSES, replace(FULL, memory=50 * 10**6, base_filters=512, max_filters=512))
+        make_plan(make_examples(2), CLASSES, FULL.replace(memory=50 * 10**6, base_filters=512, max_filters=512))
 
 
 def test_the_estimate_counts_the_weights_exactly(make_examples, small):

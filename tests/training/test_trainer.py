@@ -33,7 +33,7 @@ def left(folder):
 
 
 def test_a_training_of_seconds_learns(make_examples, small, tmp_path):
-    options = replace(small, epochs=6, iterations=25, keep=1, base_filters=8, batch_size=6, momentum=0.9)
+    options = small.replace(epochs=6, iterations=25, keep=1, base_filters=8, batch_size=6, momentum=0.9)
     examples, validation = make_examples(16), make_examples(6, seed=1)
     seen: list[Progress] = []
     plan = make_plan(examples, CLASSES, options)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_examples
     examples = make_examples(4)
     plan = make_plan(examples, CLASSES, small)
     one, two, other = (
-        weights(train(examples, plan, replace(small, seed=seed), tmp_path / f"net{place}"))
+        weights(train(examples, plan, small.replace(seed=seed), tmp_path / f"net{place}"))
         for place, seed in enumerate((0, 0, 1))
     )
     assert same(one, two)
@@ -115,8 +115,8 @@ def test_a_finished_training_is_not_done_again(make_examples, small, tmp_path):
 def test_a_training_starts_from_an_earlier_network(make_examples, small, tmp_path):
     examples = make_examples(4)
     plan = make_plan(examples, CLASSES, small)
-    parent = train(examples, plan, replace(small, iterations=20), tmp_path / "parent")
-    still = replace(small, learning_rate=1e-8, restart_rate=1e-8)
+    parent = train(examples, plan, small.replace(iterations=20), tmp_path / "parent")
+    still = small.replace(learning_rate=1e-8, restart_rate=1e-8)
     child = weights(train(examples, plan, still, tmp_path / "child", start=parent))
     last = {name: tensor for name, tensor in weights(parent).items() if name.startswith("3.")}
     for name, tensor in last.items():
@@ -129,7 +129,7 @@ def test_a_training_starts_from_an_earlier_network(make_examples, small, tmp_pat
 def test_a_network_of_another_plan_is_no_start(make_examples, small, tmp_path):
     examples = make_examples(4)
     parent = train(examples, make_plan(examples, CLASSES, small), small, tmp_path / "parent")
-    wider = replace(small, base_filters=8)
+    wider = small.replace(base_filters=8)
     with pytest.raises(TrainingError, match="another plan"):
         train(examples, make_plan(examples, CLASSES, wider), wider, tmp_path / "child", start=parent)
 
@@ -220,7 +220,7 @@ def _in_two_processes(examples, plan, options, folder):
 
 def test_two_processes_train_one_network(make_examples, small, tmp_path, monkeypatch):
     examples = make_examples(4)
-    small = replace(small, amp=False)  # 16 bits would round the two sums differently
+    small = small.replace(amp=False)  # 16 bits would round the two sums differently
     plan = make_plan(examples, CLASSES, small)
     said = _in_two_processes(examples, plan, small, tmp_path / "net")
     assert said[0] == ([1, 2, 3, 4, 1, 2, 3, 4], None)  # four images, four epochs
@@ -262,7 +262,7 @@ def test_empty_labels_alone_teach_silence(make_examples, small, tmp_path):
     for example in examples:
         Image.fromarray(np.zeros((48, 48), np.uint8)).save(example.mask)
     plan = make_plan(examples, CLASSES, small)
-    folder = train(examples, plan, replace(small, epochs=6, iterations=10), tmp_path / "net")
+    folder = train(examples, plan, small.replace(epochs=6, iterations=10), tmp_path / "net")
     made = Ensemble.load(folder, device="cpu").predict(examples[0].read())
     assert made.labels.sum() == 0
     assert np.isfinite(made.scores["image"])
@@ -273,7 +273,7 @@ def test_labels_that_contradict_each_other_leave_the_network_unsure(make_example
     told, silent = make_examples(4), make_examples(4, name="again")
     for example in silent:
         Image.fromarray(np.zeros((48, 48), np.uint8)).save(example.mask)
-    options = replace(small, epochs=6, iterations=20, base_filters=8, momentum=0.9)
+    options = small.replace(epochs=6, iterations=20, base_filters=8, momentum=0.9)
     scores = []
     for name, examples in (("told", told), ("both", [*told, *silent])):
         folder = train(examples, make_plan(examples, CLASSES, options), options, tmp_path / name)
@@ -293,7 +293,7 @@ def test_a_bad_label_is_told_before_the_first_epoch(make_examples, small, tmp_pa
 
 def test_weights_say_how_often_images_are_drawn(make_examples, small, tmp_path):
     examples = [replace(example, weight=float(place)) for place, example in enumerate(make_examples(4))]
-    options = replace(small, foreground=0.0, augment=False).resolved()
+    options = small.replace(foreground=0.0, augment=False).resolved()
     plan = make_plan(examples, CLASSES, options)
     planes = open_planes(examples, plan, tmp_path / "planes.bin", "key")
     images = [planes[index][0] for index in range(4)]
@@ -310,7 +310,7 @@ def test_a_share_of_each_batch_holds_a_class_however_rare(make_examples, small, 
         label = np.zeros((48, 48), np.uint8)
         label[40:43, 2:5] = place == 0  # one image of eight, at its edge
         Image.fromarray(label).save(example.mask)
-    options = replace(small, foreground=0.5, max_side=48, max_patch=16, augment=False).resolved()
+    options = small.replace(foreground=0.5, max_side=48, max_patch=16, augment=False).resolved()
     plan = make_plan(examples, CLASSES, options)
     assert plan.patch_size == (16, 16)
     sampler = Sampler(open_planes(examples, plan, tmp_path / "planes.bin", "key"), plan, options, 4)
@@ -328,7 +328,7 @@ def test_balanced_classes_weigh_by_the_inverse_root_of_their_share(make_examples
             super().__init__(kind, q, weights)
 
     monkeypatch.setattr(trainer, "SegmentationLoss", Loss)
-    options = replace(small, class_weights="balanced", epochs=2, keep=1, iterations=1)
+    options = small.replace(class_weights="balanced", epochs=2, keep=1, iterations=1)
     examples = make_examples(4)
     plan = make_plan(examples, CLASSES, options)
     train(examples, plan, options, tmp_path / "net")
@@ -385,7 +385,7 @@ def test_other_errors_are_not_called_short_memory(make_examples, small):
 
 @pytest.mark.cuda
 def test_a_gpu_trains_in_mixed_precision(make_examples, small, tmp_path):
-    options = replace(small, device="cuda", epochs=6, iterations=25, keep=1, base_filters=8, momentum=0.9)
+    options = small.replace(device="cuda", epochs=6, iterations=25, keep=1, base_filters=8, momentum=0.9)
     examples = make_examples(16)
     folder = train(examples, make_plan(examples, CLASSES, options), options, tmp_path / "net")
     curve = read_training(folder)["curve"]

@@ -6,17 +6,17 @@ which images come next. The choice is made by the code that serves annotators, f
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import field_validator
 
 from medclipsam.active.effort import effort
 from medclipsam.active.embedding import embed
@@ -24,9 +24,10 @@ from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.pool import Pool
 from medclipsam.active.score import score_of
 from medclipsam.active.strategies import DEFAULT, SCORED, STRATEGIES, SamplingOptions, choose
-from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.errors import InputError
 from medclipsam.base.files import write_json
 from medclipsam.base.metrics import dice
+from medclipsam.base.options import Options, option
 from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
 from medclipsam.evaluation.data import Case, find_cases, read_case
@@ -43,54 +44,36 @@ _FOREVER = 1e12
 _READER = "simulated annotator"
 
 
-@dataclass(frozen=True)
-class SimulationOptions:
-    """What is played.
+class SimulationOptions(Options):
+    """What is played."""
 
-    Parameters
-    ----------
-    strategies : tuple of str
-        Strategies to hold against each other.
-    seeds : tuple of int
-        One run for each.
-    initial, batch, rounds : int
-        Images of the first round, of each further one, and how many further ones there are.
-    control : int
-        Images of the training split, drawn by lot and never labelled, on which the effort of correction is measured.
-    sampling : SamplingOptions
-        Options of the choice. Validation images have no part here: the test split measures.
-    training : TrainingOptions
-        Options of each training; the seed is that of the run.
-    go_on : bool
-        Whether each training starts from the network of the round before, and not from nothing. The network of all
-        labels then starts from that of the first round too, and is trained for as many epochs as all further rounds.
+    strategies: tuple[str, ...] = option((DEFAULT, "random", "foreground"), "Strategies to hold against each other")
+    seeds: tuple[int, ...] = option(tuple(range(10)), "Seeds, each of which is one run", allowed="one or more")
+    initial: int = option(10, "Images of the first round", 1)
+    batch: int = option(10, "Images of each further round", 1)
+    rounds: int = option(5, "Number of further rounds", 1)
+    # Drawn by lot from the training split, and never labelled.
+    control: int = option(30, "Images on which the effort of correction is measured", 1)
+    # Validation images have no part here: the test split measures.
+    sampling: SamplingOptions = option(SamplingOptions(validation=0), "Options of the choice")
+    training: TrainingOptions = option(TrainingOptions(preset="small"), "Options of each training but its seed")
+    # The network of all labels then starts from that of the first round too, and is trained for as many epochs as all
+    # further rounds.
+    go_on: bool = option(False, "Whether each training starts from the network of the round before")
 
-    Raises
-    ------
-    OptionError
-        If a value is not allowed.
-    """
+    @field_validator("strategies")
+    @classmethod
+    def _are_known(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
+        if not strategies or not set(strategies) <= STRATEGIES.keys():
+            raise ValueError("some of " + ", ".join(STRATEGIES))
+        return strategies
 
-    strategies: tuple[str, ...] = (DEFAULT, "random", "foreground")
-    seeds: tuple[int, ...] = tuple(range(10))
-    initial: int = 10
-    batch: int = 10
-    rounds: int = 5
-    control: int = 30
-    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(validation=0))
-    training: TrainingOptions = field(default_factory=lambda: TrainingOptions(preset="small"))
-    go_on: bool = False
-
-    def __post_init__(self) -> None:
-        for strategy in self.strategies:
-            if strategy not in STRATEGIES:
-                raise OptionError("strategies", strategy, "some of " + ", ".join(STRATEGIES))
-        for key in ("initial", "batch", "rounds", "control"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(key, value, "a whole number from 1")
-        if not self.seeds or not self.strategies:
-            raise OptionError("seeds" if not self.seeds else "strategies", "nothing", "one or more")
+    @field_validator("seeds")
+    @classmethod
+    def _is_any(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError(cls.options()["seeds"].allowed)
+        return seeds
 
 
 @dataclass(frozen=True)
@@ -324,7 +307,7 @@ class _Play:
         started = time.perf_counter()
         examples = [self._pool[name].example for name in labelled]
         given = self._options.training
-        options = dataclasses.replace(given, seed=self._seed, epochs=epochs or given.epochs)
+        options = given.replace(seed=self._seed, epochs=epochs or given.epochs)
         folder = Path(tempfile.mkdtemp(prefix="network-", dir=self._place))
         plan = make_plan(examples, self._classes, options)
         network = Ensemble.load(train(examples, plan, options, folder, start=None if start is None else start.folder))
@@ -367,7 +350,7 @@ def _identity(
     classes: Mapping[str, int],
     encoder: Encoder,
 ) -> dict[str, Any]:
-    played = dataclasses.asdict(options)
+    played = options.to_dict()
     # runs of further strategies and seeds may be added
     del played["strategies"], played["seeds"]
     return {

@@ -11,44 +11,24 @@ import numpy as np
 
 from medclipsam.active.pool import Pool
 from medclipsam.base.errors import InputError
-from medclipsam.training.options import CheckedOptions, number, whole
+from medclipsam.base.options import Options, option
 
 # Streams of random numbers, so that no two uses see the same ones.
 _RANDOM, _VALIDATION, _NEGATIVES, _NOISE, _TIES = range(5)
 
 
-@dataclass(frozen=True)
-class SamplingOptions(CheckedOptions):
-    """Options of the choice.
+class SamplingOptions(Options):
+    """Options of the choice of the next image."""
 
-    Parameters
-    ----------
-    validation : float
-        Share of validation images among all that are labelled or leased, in [0, 0.5]; more than their share of all
-        images, since a network counts as validated once ten of them have a label.
-    negatives : float
-        Share of images in which presence finds no target, in [0, 1]; all others are passed over.
-    cold : int
-        Labels up to which `combined` covers the images before it asks for the uncertain ones.
-    sharpness : float
-        Weight of the logarithm of the uncertainty against the noise of `combined` in the first round with a network.
-    growth : float
-        What each further round multiplies it with, at least 1: the noise decays.
-    diversity : float
-        Weight of the logarithm of the distance to the batch so far.
-
-    Raises
-    ------
-    OptionError
-        If a value is out of range.
-    """
-
-    validation: float = number(0.25, 0, 0.5)
-    negatives: float = number(0.1, 0, 1)
-    cold: int = whole(8, 0, 10**6)
-    sharpness: float = number(2.0, 0, 10**6)
-    growth: float = number(2.0, 1, 1000)
-    diversity: float = number(1.0, 0, 1000)
+    # More than their share of all images: a network counts as validated once ten of them have a label.
+    validation: float = option(0.25, "Share of validation images among all that are labelled or leased", 0, 0.5)
+    negatives: float = option(0.1, "Share of images in which presence finds no target; all others are skipped", 0, 1)
+    cold: int = option(8, "Labels up to which combined covers the images, before it takes uncertain ones", 0, 10**6)
+    sharpness: float = option(
+        2.0, "Weight of the uncertainty's logarithm against the noise in the first round with a network", 0, 10**6
+    )
+    growth: float = option(2.0, "Factor by which each further round multiplies sharpness", 1, 1000)
+    diversity: float = option(1.0, "Weight of the logarithm of the distance to the batch so far", 0, 1000)
 
 
 class Strategy(Protocol):

@@ -124,9 +124,25 @@ class UnknownOptionError(OptionError):
             rest = f"of the {len(names)} options these are the most similar: {', '.join(name for name, *_ in similar)}."
         else:
             rest = f"allowed: {self.allowed}."
-        given = repr(value) if len(repr(value)) <= _LONGEST_VALUE else repr(value)[:_LONGEST_VALUE] + "..."
+        given = _shown(value, _LONGEST_VALUE)
         known_to = f" to {what}" if what else ""
         InputError.__init__(self, f"Option {key!r} (given as {given}) is not known{known_to}; {rest}")
+
+
+class MissingOptionError(OptionError):
+    """An option that has no default is not given.
+
+    Parameters
+    ----------
+    key : str
+        Name of the option.
+    allowed : str
+        What is allowed, as the end of a sentence.
+    """
+
+    def __init__(self, key: str, allowed: str) -> None:
+        InputError.__init__(self, f"Option {key!r} is missing; allowed: {allowed}.")
+        self.key, self.value, self.allowed = key, None, allowed
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
@@ -147,10 +163,10 @@ class CancelledError(MedClipSamError):
     """The caller asked to stop; nothing was written."""
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, most: int = 200) -> str:
     """Return a value as it goes into a sentence: the beginning of it where it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         return "a number of so many digits"
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= most else f"{text[:most]}..."

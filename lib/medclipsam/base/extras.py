@@ -7,7 +7,7 @@ from medclipsam.base.errors import InputError
 # Top-level module to extra, as declared in pyproject.toml.
 EXTRA_OF: dict[str, str] = {
     **dict.fromkeys(("SimpleITK", "anyio", "fastapi", "fastapi_offline", "h11", "highdicom", "jwt"), "server"),
-    **dict.fromkeys(("matplotlib", "monailabel", "prometheus_client", "pydantic"), "server"),
+    **dict.fromkeys(("matplotlib", "monailabel", "prometheus_client"), "server"),
     **dict.fromkeys(("requests_toolbelt", "sqlalchemy", "starlette", "urllib3", "uvicorn"), "server"),
     **dict.fromkeys(("peft", "webdataset"), "finetune"),
     **dict.fromkeys(("mlflow", "tensorboard"), "tracking"),

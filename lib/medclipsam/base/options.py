@@ -1,147 +1,232 @@
-"""Typed options of the zero-shot pipeline, made once at the edge from strings or JSON and passed on unchanged.
+"""Options: the base class of all option sets, and the options of the zero-shot pipeline.
 
-Every field is checked when the object is made; `ZeroShotOptions.from_mapping` also refuses unknown keys and takes the
-strings that forms and command lines send ("0.3", "true", "2-9").
+An option set is a pydantic model. Its fields are the one source of what is allowed, of the command line's flags, of the
+forms that clients draw, of the tables in the documentation and of the JSON schema in the server's OpenAPI document.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-from medclipsam.base.errors import OptionError, UnknownOptionError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
-SALIENCY_METHODS = ("m2ib", "m2ib_token", "patch_text")
-PRESETS = ("auto", "published", "paper", "demo")
-FITS = ("letterbox", "squash", "crop")
-POSTPROCESS = ("kmeans", "threshold", "crf")
-# What SAM can be given; "auto" is no kind of its own but the target's choice.
-PROMPT_KINDS = ("boxes", "points", "both", "mask")
-VISUAL_PROMPTS = ("auto", *PROMPT_KINDS)
-VOTINGS = ("single", "mrm", "staple", "average")
+from medclipsam.base.errors import MissingOptionError, OptionError, UnknownOptionError
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "saliency": ("auto", *SALIENCY_METHODS),
-    "preset": PRESETS,
-    "fit": FITS,
-    "postprocess": POSTPROCESS,
-    "visual_prompt": VISUAL_PROMPTS,
-    "voting": VOTINGS,
-}
+Kind = Literal["number", "whole", "switch", "choice", "text", "path", "other"]
 
-# key: (least, greatest, both inclusive); None for the value means "taken from the target, preset or weights"
-RANGES: dict[str, tuple[float, float]] = {
-    "beta": (0.0, 100.0),
-    "variance": (1e-6, 100.0),
-    "layer": (0, 63),
-    "steps": (1, 1000),
-    "samples": (1, 1000),
-    "seed": (0, 2**31 - 1),
-    "contrast": (0.0, 10.0),
-    "presence_threshold": (0.0, 1.0),
-    "threshold": (0.0, 1.0),
-    "num_components": (1, 100),
-    "min_size": (0, 10**9),
-    "num_points": (1, 1000),
-    "negative_points": (0, 1000),
-}
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_KINDS: dict[Any, Kind] = {bool: "switch", int: "whole", float: "number", str: "text", Path: "path"}
+_NUMBERS = {"whole": "a whole number", "number": "a number"}
 
 
-@dataclass(frozen=True)
-class ZeroShotOptions:
-    """Options of one zero-shot request.
+def option(
+    default: Any,
+    about: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    unit: str = "",
+    allowed: str = "",
+    pattern: str | None = None,
+    shown: str = "",
+    group: str = "",
+    setting: str = "",
+) -> Any:
+    """Return the field of an option.
 
     Parameters
     ----------
-    saliency : {"auto", "m2ib", "m2ib_token", "patch_text"}
-        Saliency method. "auto" takes what the weights name for the target, else "m2ib".
-    preset : {"auto", "published", "paper", "demo"}
-        Where beta, variance and layer come from when they are None. "auto" takes what the weights name as theirs,
-        else "published" (variance 1, as the published scripts act); "paper" takes the printed variance.
-    beta, variance, layer : float, float, int or None
-        M2IB's trade-off, noise variance (sigma squared) and 0-based vision block; None takes the preset's.
-    steps, samples : int or None
-        Adam steps and noise samples of M2IB; None takes what the weights name as theirs, else the published 10 and 10.
-    seed : int
-        Seed of the noise and of drawn points.
-    contrast : float or None
-        Weight of the mean similarity to negative captions that the fitting term subtracts; 0 is plain M2IB.
-    fit : {"letterbox", "squash", "crop"}
-        How a plane becomes the encoder's square input.
-    presence : bool
-        Whether to ask first if the target is in the plane at all.
-    presence_threshold : float or None
-        In [0, 1]; None takes the one calibrated for the weights.
-    postprocess : {"kmeans", "threshold", "crf"}
-        How the saliency map becomes the coarse mask.
-    threshold : float
-        Saliency threshold of `postprocess="threshold"`.
-    num_components : int or None
-        How many largest components are kept; None takes the target's (1 for free text).
-    min_size : int
-        Components smaller than this many pixels are dropped.
-    visual_prompt : {"auto", "boxes", "points", "both", "mask"}
-        What SAM is given; "auto" takes the target's (boxes for free text), "mask" is the boxes and the coarse mask
-        itself.
-    box_per_component : bool or None
-        One box for each component instead of one round all; None takes the target's.
-    num_points, negative_points : int
-        Points drawn inside and outside the coarse mask when points are used.
-    voting : {"single", "mrm", "staple", "average"}
-        How SAM's candidate masks become one; "single" asks SAM for one mask.
-    planes : str
-        Planes to look at, 0-based and inclusive: "all", "7", "3-9", "0-4,8".
+    default : object
+        Its value where none is given; None means that something else decides, and is written "auto".
+    about : str
+        What it is, in one line that begins with a noun or an imperative.
+    low, high : float, optional
+        Least and greatest value of a number, both allowed.
+    unit : str
+        Unit of a number; "bytes" also takes texts such as "4 GB".
+    allowed : str
+        What is allowed where type and range do not say it, as the end of a sentence.
+    pattern : str, optional
+        Regular expression that a text must match.
+    shown : str
+        How the default is written, where not as the value itself.
+    group : str
+        Heading under which `serve --help` lists a setting.
+    setting : str
+        Name as a setting of the server where it is not the field's.
+    """
+    more = {"unit": unit, "allowed": allowed, "shown": shown, "group": group, "setting": setting}
+    return Field(
+        default,
+        description=about,
+        ge=low,
+        le=high,
+        pattern=pattern,
+        json_schema_extra={f"x-{key}": value for key, value in more.items() if value},
+    )
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a set, as forms, flags and tables show it.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    about : str
+        What it is, in one line.
+    kind : {"number", "whole", "switch", "choice", "text", "path", "other"}
+        What its value is.
+    default : object
+        Value where none is given.
+    choices : tuple of str
+        Words that a choice allows.
+    low, high : float or None
+        Range of a number.
+    more : mapping
+        What `option` was told beside.
     """
 
-    saliency: str = "auto"
-    preset: str = "auto"
-    beta: float | None = None
-    variance: float | None = None
-    layer: int | None = None
-    steps: int | None = None
-    samples: int | None = None
-    seed: int = 0
-    contrast: float | None = None
-    fit: str = "letterbox"
-    presence: bool = True
-    presence_threshold: float | None = None
-    postprocess: str = "kmeans"
-    threshold: float = 0.3
-    num_components: int | None = None
-    min_size: int = 0
-    visual_prompt: str = "auto"
-    box_per_component: bool | None = None
-    num_points: int = 5
-    negative_points: int = 0
-    voting: str = "single"
-    planes: str = "all"
-
-    def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            value = getattr(self, key)
-            if value not in choices:
-                raise OptionError(key, value, "one of " + ", ".join(choices))
-        for key, (low, high) in RANGES.items():
-            value = getattr(self, key)
-            if value is None and _optional(key):
-                continue
-            kind = int if key in _INTEGERS else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                what = "a whole number" if key in _INTEGERS else "a number"
-                raise OptionError(key, value, f"{what} from {low:g} to {high:g}")
-        for key in _BOOLEANS:
-            value = getattr(self, key)
-            if not isinstance(value, bool) and not (value is None and _optional(key)):
-                raise OptionError(key, value, "true or false")
-        if not isinstance(self.planes, str) or not _PLANES.fullmatch(_without_spaces(self.planes)):
-            raise OptionError("planes", self.planes, '"all" or 0-based ranges such as "7", "3-9" or "0-4,8"')
+    name: str
+    about: str
+    kind: Kind
+    default: Any
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    more: Mapping[str, str]
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> ZeroShotOptions:
+    def of(cls, name: str, field: FieldInfo) -> Option:
+        """Read the description of a field."""
+        kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+        optional = NoneType in get_args(field.annotation)
+        inner = kinds[0] if optional and len(kinds) == 1 else field.annotation
+        choices = get_args(inner) if get_origin(inner) is Literal else ()
+        low, high = (
+            next((getattr(each, bound) for each in field.metadata if hasattr(each, bound)), None)
+            for bound in ("ge", "le")
+        )
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        return cls(
+            name,
+            field.description or "",
+            "choice" if choices else _KINDS.get(inner, "other"),
+            field.get_default(call_default_factory=True, validated_data={}),
+            choices,
+            low,
+            high,
+            {key.removeprefix("x-"): str(value) for key, value in extra.items()},
+        )
+
+    @property
+    def flag(self) -> str:
+        """The flag of the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def range(self) -> str:
+        """What is allowed, in the few words of a table: "0 to 100 mm"; empty where only `allowed` says it."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low is not None:
+            unit = f" {self.more['unit']}" if "unit" in self.more else ""
+            return _digits(self.low) + ("" if self.high is None else f" to {_digits(self.high)}") + unit
+        return "true, false" if self.kind == "switch" else ""
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, as the end of a sentence."""
+        if "allowed" in self.more:
+            return self.more["allowed"]
+        if self.choices:
+            return f"one of {self.range}"
+        if self.kind in _NUMBERS:
+            return f"{_NUMBERS[self.kind]} from {self.range}" if self.range else _NUMBERS[self.kind]
+        return {"switch": "true or false", "path": "a path"}.get(self.kind, "a text")
+
+    @property
+    def shown_default(self) -> str:
+        """The default, as people write it."""
+        if "shown" in self.more:
+            return self.more["shown"]
+        if self.default is None:
+            return "auto"
+        return str(self.default).lower() if self.kind == "switch" else str(self.default)
+
+    def form(self, default: Any) -> Any:
+        """Return a default as the table of a client's form holds it, see `Options.form`."""
+        first = "auto" if default is None else default
+        return [first, *(each for each in self.choices if each != first)] if self.choices else first
+
+    def parse(self, value: Any) -> Any:
+        """Return a text or JSON value as the option's kind; what it cannot be is left to the check of the field."""
+        if isinstance(value, str):
+            value = value.strip()
+        if self.kind == "switch":
+            known = WORDS.get(value.lower()) if isinstance(value, str) else None
+            number = bool(value) if isinstance(value, int) and value in (0, 1) else value
+            return number if known is None else known
+        if self.kind == "path" and isinstance(value, str):
+            return Path(value).expanduser()
+        return self._parse_number(value) if self.kind in _NUMBERS else value
+
+    def _parse_number(self, value: Any) -> Any:
+        number, factor = value, 1
+        if isinstance(value, str):
+            sized = re.fullmatch(r"([0-9.]+)\s*([a-z]*)", value.lower()) if self.more.get("unit") == "bytes" else None
+            text = value
+            if sized and sized[2] in _UNITS:
+                text, factor = sized[1], _UNITS[sized[2]]
+            try:
+                number = float(text) * factor
+            except ValueError:
+                return value
+        whole = self.kind == "whole" and isinstance(number, float) and math.isfinite(number) and number.is_integer()
+        return int(number) if whole else number
+
+
+class Options(BaseModel):
+    """Base of all option sets: frozen, and checked when it is made.
+
+    A value of the wrong type is refused, a text in place of a number too; `from_mapping` takes the texts that forms and
+    command lines send.
+
+    Raises
+    ------
+    OptionError
+        If a name is unknown, or a value is of the wrong type or not allowed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Goes before the names in errors: the settings of a server have one for each set.
+    prefix: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise option_error(error, type(self)) from None
+
+    @classmethod
+    @cache
+    def options(cls) -> Mapping[str, Option]:
+        """Return the description of each option by its name."""
+        return {name: Option.of(name, field) for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Make options from strings or JSON values.
 
         A list stands for a drop-down that nobody touched and means its first entry; an empty string, "auto" (where
@@ -152,64 +237,136 @@ class ZeroShotOptions:
         OptionError
             If a key is unknown, or a value is of the wrong type or out of range.
         """
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        known = cls.options()
         chosen: dict[str, Any] = {}
         for key, given in values.items():
-            if key not in defaults:
-                raise UnknownOptionError(key, given, defaults)
+            if key not in known:
+                raise UnknownOptionError(cls.prefix + key, given, [cls.prefix + name for name in known])
             value = given[0] if isinstance(given, (list, tuple)) and given else given
-            if value is None or value == "" or (value == "auto" and defaults[key] is None):
+            value = known[key].parse(value)
+            if value is None or value == "" or (value == "auto" and known[key].default is None):
                 continue
-            chosen[key] = _parse(key, value)
+            chosen[key] = value
         return cls(**chosen)
+
+    @classmethod
+    def form(cls, **defaults: Any) -> dict[str, Any]:
+        """Return the options as the flat table that clients draw their forms from.
+
+        A list is a drop-down whose first entry is the default, a boolean a check box, all else a text field; "auto"
+        stands for None.
+
+        Parameters
+        ----------
+        **defaults : object
+            Values that take the place of the options' defaults.
+        """
+        return {name: each.form(defaults.get(name, each.default)) for name, each in cls.options().items()}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the options with some changed, checked as when they are made."""
+        return type(self)(**{**dict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a JSON-able dictionary."""
-        return dataclasses.asdict(self)
+        return self.model_dump()
 
 
-_INTEGERS = frozenset(
-    {"layer", "steps", "samples", "seed", "num_components", "min_size", "num_points", "negative_points"}
-)
-_BOOLEANS = ("presence", "box_per_component")
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+def option_error(error: ValidationError, options: type[Options]) -> OptionError:
+    """Return what pydantic found as an error that names the option, the value given and what is allowed.
+
+    A validator says what is allowed by the text of its `ValueError`; all else follows from the option's description.
+    """
+    known = options.options()
+    found = error.errors(include_url=False)
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    key, value = str(first["loc"][0]), first["input"]
+    if first["type"] == "extra_forbidden":
+        return UnknownOptionError(options.prefix + key, value, [options.prefix + name for name in known])
+    if first["type"] == "missing":
+        return MissingOptionError(options.prefix + key, known[key].allowed)
+    allowed = str(first["ctx"]["error"]) if first["type"] == "value_error" else known[key].allowed
+    return OptionError(options.prefix + key, value, allowed)
+
+
+def _digits(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+SaliencyMethod = Literal["m2ib", "m2ib_token", "patch_text"]
+Fit = Literal["letterbox", "squash", "crop"]
+Postprocess = Literal["kmeans", "threshold", "crf"]
+# What SAM can be given; "auto" is the target's choice.
+PromptKind = Literal["boxes", "points", "both", "mask"]
+Preset = Literal["published", "paper", "demo"]
+Voting = Literal["single", "mrm", "staple", "average"]
+
+SALIENCY_METHODS: tuple[str, ...] = get_args(SaliencyMethod)
+FITS: tuple[str, ...] = get_args(Fit)
+POSTPROCESS: tuple[str, ...] = get_args(Postprocess)
+PRESETS: tuple[str, ...] = get_args(Preset)
+PROMPT_KINDS: tuple[str, ...] = get_args(PromptKind)
+VOTINGS: tuple[str, ...] = get_args(Voting)
+
 # More digits than any image has planes are refused before they are made a number.
-_PLANES = re.compile(r"all|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
+_PLANES = r"^(all|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*)$"
+
+
+class ZeroShotOptions(Options):
+    """Options of one zero-shot request. None stands for "auto"."""
+
+    saliency: Literal["auto", SaliencyMethod] = option(
+        "auto", "Method that makes the saliency map (auto: that of the weights for the target, else m2ib)"
+    )
+    preset: Literal["auto", Preset] = option(
+        "auto", "Source of beta, variance and layer where they are auto (auto: that of the weights, else published)"
+    )
+    beta: float | None = option(None, "Weight of compression against fit in M2IB (auto: the preset's)", 0, 100)
+    variance: float | None = option(None, "Variance of the noise in M2IB (auto: the preset's)", 1e-6, 100)
+    layer: int | None = option(None, "Vision block of M2IB's bottleneck, counted from 0 (auto: the preset's)", 0, 63)
+    steps: int | None = option(None, "Optimisation steps of M2IB (auto: those of the weights, else 10)", 1, 1000)
+    samples: int | None = option(None, "Noise samples in a step of M2IB (auto: those of the weights, else 10)", 1, 1000)
+    seed: int = option(0, "Seed of the noise and of drawn points", 0, 2**31 - 1)
+    contrast: float | None = option(
+        None, "Weight of the subtracted similarity to captions of other targets; 0 is plain M2IB", 0, 10
+    )
+    fit: Fit = option("letterbox", "Way in which a plane becomes the encoder's square input")
+    presence: bool = option(True, "Whether to check first that the target is in the image")
+    presence_threshold: float | None = option(
+        None, "Presence score below which the mask is empty (auto: calibrated for the weights)", 0, 1
+    )
+    postprocess: Postprocess = option("kmeans", "Method that makes the coarse mask from the saliency map")
+    threshold: float = option(0.3, "Saliency threshold where postprocess is threshold", 0, 1)
+    num_components: int | None = option(
+        None, "Number of largest components that are kept (auto: the target's, 1 for free text)", 1, 100
+    )
+    min_size: int = option(0, "Smallest component that is kept", 0, 10**9, unit="pixels")
+    visual_prompt: Literal["auto", PromptKind] = option(
+        "auto", "Prompt that SAM is given; mask is boxes and coarse mask (auto: the target's, boxes for free text)"
+    )
+    box_per_component: bool | None = option(
+        None, "Whether each component has its own box instead of one around all (auto: the target's choice)"
+    )
+    num_points: int = option(5, "Number of points drawn inside the coarse mask", 1, 1000)
+    negative_points: int = option(0, "Number of points drawn outside the coarse mask", 0, 1000)
+    voting: Voting = option("single", "Way in which SAM's candidates become one mask; single asks SAM for one")
+    planes: str = option(
+        "all",
+        "Planes of a volume to segment, counted from 0, both ends included",
+        pattern=_PLANES,
+        allowed='"all" or 0-based ranges such as "7", "3-9" or "0-4,8"',
+    )
+
+    @field_validator("planes", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
+            return str(value)
+        return _without_spaces(value) if isinstance(value, str) else value
 
 
 def _without_spaces(text: str) -> str:
     return "".join(text.split()).lower()
-
-
-def _optional(key: str) -> bool:
-    return ZeroShotOptions.__dataclass_fields__[key].default is None
-
-
-def _parse(key: str, value: Any) -> Any:
-    if key in _BOOLEANS:
-        if isinstance(value, bool):
-            return value
-        word = str(value).strip().lower()
-        if word not in _WORDS:
-            raise OptionError(key, value, "true or false")
-        return _WORDS[word]
-    if key in RANGES:
-        if isinstance(value, bool):
-            raise OptionError(key, value, "a number")
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise OptionError(key, value, "a number") from None
-        if not math.isfinite(number):
-            raise OptionError(key, value, "a finite number")
-        if key in _INTEGERS:
-            if number != int(number):
-                raise OptionError(key, value, "a whole number")
-            return int(number)
-        return number
-    if key == "planes":
-        return _without_spaces(value) if isinstance(value, str) else str(value)[:100]
-    return value.strip() if isinstance(value, str) else value
 
 
 def parse_planes(text: str, n_planes: int) -> list[int]:

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError
-from medclipsam.base.options import CHOICES, ZeroShotOptions
+from medclipsam.base.options import Options, ZeroShotOptions
 from medclipsam.server.base.addresses import is_url
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.weights import default_pair
 
 if TYPE_CHECKING:
     from medclipsam.targets import TargetSet
-
-_OPTION_HELP = {
-    "saliency": "saliency method",
-    "preset": "where beta, variance and layer come from",
-    "beta": "M2IB's trade-off",
-    "variance": "M2IB's noise variance",
-    "layer": "vision block of the bottleneck, from 0",
-    "steps": "optimisation steps",
-    "samples": "noise samples a step",
-    "seed": "seed of noise and points",
-    "contrast": "weight of the similarity to negative captions",
-    "fit": "how a plane becomes the encoder's square input",
-    "presence": "true or false: ask first whether the target is there",
-    "presence_threshold": "below it the mask is empty (default: calibrated for the weights)",
-    "postprocess": "saliency map to coarse mask",
-    "threshold": "for postprocess threshold",
-    "num_components": "how many largest components are kept",
-    "min_size": "smallest component in pixels",
-    "visual_prompt": "what SAM is given",
-    "box_per_component": "true or false: a box for each component",
-    "num_points": "points inside the coarse mask",
-    "negative_points": "points outside it",
-    "voting": "how SAM's candidates become one mask",
-    "planes": 'planes of a volume, from 0: "7", "3-9"',
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,23 +26,32 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of `ZeroShotOptions`."""
-    group = parser.add_argument_group("options of the pipeline")
-    for field in dataclasses.fields(ZeroShotOptions):
-        default = "auto" if field.default is None else field.default
+def add_options(group: Any, options: type[Options]) -> None:
+    """Add a flag for each option of a set to a parser or a group of it."""
+    for each in options.options().values():
+        allowed = "" if each.choices or not each.range else f"{each.range}, "
         group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            choices=CHOICES.get(field.name),
-            metavar=None if field.name in CHOICES else "VALUE",
-            help=f"{_OPTION_HELP[field.name]} (default: {default})",
+            each.flag,
+            choices=each.choices or None,
+            metavar=None if each.choices else "VALUE",
+            help=f"{each.about} ({allowed}default: {each.shown_default})".replace("%", "%%"),
         )
 
 
+def given_options(given: argparse.Namespace, *sets: type[Options]) -> dict[str, str]:
+    """Return the options that a command line gives, of a parser with `add_options`."""
+    names = [name for each in sets for name in each.options()]
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of `ZeroShotOptions`."""
+    add_options(parser.add_argument_group("options of the pipeline"), ZeroShotOptions)
+
+
 def pipeline_options(given: argparse.Namespace) -> ZeroShotOptions:
-    """Return the options that were given, checked."""
-    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(ZeroShotOptions)}
-    return ZeroShotOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+    """Return the options of the pipeline that a command line gives, checked."""
+    return ZeroShotOptions.from_mapping(given_options(given, ZeroShotOptions))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -14,35 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError, OptionError
-from medclipsam.cli.common import Parser, choose_device, workspace_of
+from medclipsam.cli.common import Parser, add_options, choose_device, given_options, workspace_of
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.weights import default_pair, resolve_clip
 
 if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
-
-_HELP = {
-    "loss": "what pairs are taught by",
-    "temperature": "of the loss",
-    "beta1": "hardness, image to text",
-    "beta2": "hardness, text to image",
-    "method": "what is trained",
-    "epochs": "passes over the pairs",
-    "batch_size": "pairs that are negatives of each other, over all processes",
-    "chunk_size": "pairs in the model at once (all); the gradient stays that of the batch",
-    "learning_rate": "greatest rate of AdamW",
-    "weight_decay": "of AdamW",
-    "warmup": "share of the steps in which the rate rises",
-    "lora_rank": "rank of low-rank updates",
-    "lora_alpha": "their scale",
-    "validation": "share of the pairs that is held out, without --val",
-    "gallery": "candidates of a query in validation",
-    "max_bad": "share of the rows that may be bad",
-    "checkpoint_steps": "steps between checkpoints within an epoch",
-    "workers": "processes that read images",
-    "tracker": "where figures go beside the log",
-    "seed": "of split, order and dropout",
-}
 
 
 def add_finetune(commands: Any) -> None:
@@ -57,15 +33,7 @@ def add_finetune(commands: Any) -> None:
     run.add_argument("--val", action="append", default=[], type=Path, metavar="DATA", help="held-out pairs")
     run.add_argument("--weights", default=default_pair(), help="pair whose CLIP to start from (default: %(default)s)")
     run.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --out")
-    for option in dataclasses.fields(FinetuneOptions):
-        choices = option.metadata.get("choices")
-        default = "its own" if option.name in ("temperature", "beta1", "beta2") else option.default
-        run.add_argument(
-            "--" + option.name.replace("_", "-"),
-            choices=choices,
-            metavar=None if choices else "N",
-            help=f"{_HELP[option.name]} (default: {default})",
-        )
+    add_options(run, FinetuneOptions)
     run.set_defaults(run=_run)
     evaluate = actions.add_parser("evaluate", help="measure how well images and captions find each other")
     _add_data(evaluate)
@@ -99,8 +67,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    chosen = {option.name: getattr(given, option.name) for option in dataclasses.fields(FinetuneOptions)}
-    options = FinetuneOptions.from_mapping({key: value for key, value in chosen.items() if value is not None})
+    options = FinetuneOptions.from_mapping(given_options(given, FinetuneOptions))
     _check(given, [given.weights], [*given.data, *given.val])
     if given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file; it must be a folder.")

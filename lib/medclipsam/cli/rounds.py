@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -144,12 +143,11 @@ def _simulate(given: argparse.Namespace) -> int:
 
     sampling: dict[str, Any] = {"validation": 0.0}
     training: dict[str, Any] = {"preset": "small"}
-    known = {field.name: field for field in dataclasses.fields(SamplingOptions)}
     for entry in given.set:
         key, separator, value = entry.partition("=")
         if not separator:
             raise InputError(f"{entry!r} sets nothing; allowed: KEY=VALUE, such as epochs=12.")
-        (sampling if key in known else training)[key] = value
+        (sampling if key in SamplingOptions.options() else training)[key] = value
     chosen: dict[str, Any] = {key: getattr(given, key) for key in ("initial", "batch", "rounds", "control")}
     chosen["strategies"] = tuple(given.strategy) or None
     options = SimulationOptions(

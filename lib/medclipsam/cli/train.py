@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -11,59 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError
-from medclipsam.cli.common import Parser, workspace_of
+from medclipsam.cli.common import Parser, add_options, given_options, workspace_of
 
 if TYPE_CHECKING:
     from medclipsam.training.store import Network, NetworkStore
-
-# One line for each option of `RunOptions` and `TrainingOptions`.
-OPTION_HELP = {
-    "name": "name of the network, one for each set of labels and kind of image",
-    "targets": "labels to train, separated by commas",
-    "modality": "DICOM modality of the images",
-    "min_presence": "least presence score of a pseudo-label (auto: the threshold it was made with)",
-    "min_sam_score": "least score that SAM gave a pseudo-label",
-    "min_agreement": "least Dice of a pseudo-label with the published network's mask",
-    "absent_below": "presence score below which a pseudo-label counts as absence (0: none does)",
-    "resume": "true or false: continue an interrupted training of the same labels and options",
-    "processes": "processes that train together (auto: one for each GPU, one on a CPU)",
-    "tracking": "where training curves are written besides the report",
-    "preset": "defaults of the options that are auto: full for a GPU, small for a CPU",
-    "device": "auto, cpu, cuda, cuda:1 ...",
-    "seed": "seed of weights, sampling and augmentation",
-    "epochs": "number of epochs",
-    "iterations": "training steps of an epoch",
-    "cycles": "cycles of the learning rate",
-    "keep": "checkpoints of each cycle that are kept for the checkpoint ensemble",
-    "learning_rate": "initial learning rate",
-    "restart_rate": "learning rate of the first epoch of each cycle",
-    "gamma": "share of a cycle after which the learning rate stays constant",
-    "denominator": "length that the decay of the learning rate is relative to",
-    "momentum": "Nesterov momentum of SGD",
-    "weight_decay": "weight decay of SGD",
-    "clip": "largest norm of the gradient",
-    "loss": "Dice with cross-entropy, or with generalised cross-entropy for noisy labels",
-    "q": "exponent of the generalised cross-entropy",
-    "class_weights": "weights of the classes in the cross-entropy",
-    "foreground": "share of each batch whose patches contain a class",
-    "final_weight": "sampling weight of images with a final label",
-    "original_weight": "sampling weight of images with a pseudo-label",
-    "augment": "true or false: augment the images as nnU-Net does",
-    "mirror": "axes that images are mirrored along (auto: not left-right where a name has a side)",
-    "deep_supervision": "true or false: compute the loss at all resolutions",
-    "spacing": "pixel spacing in mm that images are resampled to (auto: median)",
-    "max_side": "longest side of an image in pixels; larger images are reduced",
-    "max_patch": "longest side of the training patch in pixels",
-    "base_filters": "filters of the network's first level",
-    "max_filters": "largest number of filters of a level",
-    "batch_size": "images in a batch (auto: what fits the memory)",
-    "max_batch": "largest automatic batch size",
-    "memory": "memory that the training may take on its device, such as 4GB",
-    "window": "CT window in Hounsfield units as centre/width (auto: none)",
-    "amp": "true or false: mixed precision",
-    "validate_every": "epochs between two validations",
-    "validation_planes": "largest number of validation planes in each validation",
-}
 
 
 def add_train(commands: Any) -> None:
@@ -79,8 +29,8 @@ def add_train(commands: Any) -> None:
     group = run.add_argument_group("validation images, which are drawn once for a workspace")
     group.add_argument("--validation-share", type=float, metavar="SHARE", help="share of the patients (default: 0.15)")
     group.add_argument("--validation-seed", type=int, metavar="SEED", help="seed of the split (default: 0)")
-    _add_options(run.add_argument_group("what is trained"), RunOptions)
-    _add_options(run.add_argument_group("how it is trained"), TrainingOptions)
+    add_options(run.add_argument_group("what is trained"), RunOptions)
+    add_options(run.add_argument_group("how it is trained"), TrainingOptions)
     run.set_defaults(run=_run)
 
     history = actions.add_parser("history", help="list what was trained, and what is served")
@@ -115,19 +65,6 @@ def add_train(commands: Any) -> None:
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_options(group: Any, options: type[Any]) -> None:
-    for field in dataclasses.fields(options):
-        choices, low = field.metadata.get("choices"), field.metadata.get("low")
-        allowed = f"{low:g} to {field.metadata['high']:g}, " if low is not None else ""
-        default = "auto" if field.default is None else str(field.default).lower()
-        group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            choices=choices,
-            metavar=None if choices else "VALUE",
-            help=f"{OPTION_HELP[field.name]} ({allowed}default: {default or 'all'})",
-        )
-
-
 def _store(given: argparse.Namespace) -> NetworkStore:
     from medclipsam.training.store import NetworkStore
 
@@ -144,9 +81,7 @@ def _run(given: argparse.Namespace) -> int:
     from medclipsam.training.settings import Request, RunOptions
     from medclipsam.training.split import Split
 
-    names = [field.name for kind in (RunOptions, TrainingOptions) for field in dataclasses.fields(kind)]
-    chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
-    request = Request.from_mapping(chosen)
+    request = Request.from_mapping(given_options(given, RunOptions, TrainingOptions))
     store = _store(given)
     label_map = read_label_map(given.label_map)
     split = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,7 +93,7 @@ class ZeroShotPredictor:
 
     def with_options(self, **changes: Any) -> ZeroShotPredictor:
         """Return a predictor with some options changed, on the same models."""
-        return ZeroShotPredictor(self.pipeline, replace(self.options, **changes), self.stage)
+        return ZeroShotPredictor(self.pipeline, self.options.replace(**changes), self.stage)
 
     def predict(self, image: MedicalImage, text: str) -> Prediction:
         """Segment an image; see `ZeroShot.segment`.
@@ -241,7 +241,7 @@ def ladder(
     rungs: dict[str, Predictor] = {}
     first = next(iter(pipelines.values()))
     for method in methods:
-        plain = replace(options, saliency=method, presence=False)
+        plain = options.replace(saliency=method, presence=False)
         rungs[f"{method}: saliency thresholded"] = ZeroShotPredictor(first, plain, "saliency")
         rungs[f"{method}: + coarse mask"] = ZeroShotPredictor(first, plain, "coarse")
         rungs[f"{method}: + components"] = ZeroShotPredictor(first, plain, "components")
@@ -249,8 +249,8 @@ def ladder(
             for prompt in prompts:
                 if prompt == "mask" and not pipeline.sam.mask_prompts:
                     continue
-                drawn = replace(plain, visual_prompt=prompt)
+                drawn = plain.replace(visual_prompt=prompt)
                 rungs[f"{method}: + SAM {name}, {prompt}"] = ZeroShotPredictor(pipeline, drawn)
-            asked = replace(options, saliency=method, presence=True)
+            asked = options.replace(saliency=method, presence=True)
             rungs[f"{method}: + presence, SAM {name}"] = ZeroShotPredictor(pipeline, asked)
     return rungs

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ def search_settings(
         raise InputError("Settings cannot be searched: no validation image holds the target.")
     drawn = np.random.default_rng(options.seed).permutation(len(holding))[:images]
     chosen = [holding[place] for place in sorted(drawn)]
-    plain = replace(options, presence=False)
+    plain = options.replace(presence=False)
     depth = pipeline.encoder.tower.n_blocks
     layers = list(dict.fromkeys(min(depth - 1, round(layer * depth / LAYERS_OF)) for layer in LAYERS))
     ways = ["kmeans", "threshold", *(["crf"] if importlib.util.find_spec("pydensecrf") else [])]
@@ -101,11 +100,11 @@ def search_settings(
     with ProgressBar(total=len(maps) + len(processings), desc="search", unit="setting", show=show) as bar:
         for key, settings, stage in (("saliency", maps, "saliency"), ("postprocessing", processings, "sam")):
             for setting in settings:
-                predictor = ZeroShotPredictor(pipeline, replace(plain, **best, **setting), stage)
+                predictor = ZeroShotPredictor(pipeline, plain.replace(**best, **setting), stage)
                 scores = [dice(predictor.predict(image, case.task.prompt).mask, truth) for case, image, truth in chosen]
                 record[key].append({**setting, "dice": float(np.mean(scores))})
                 bar.update()
             winner = max(record[key], key=lambda entry: entry["dice"])
             best.update({name: value for name, value in winner.items() if name != "dice"})
     record["chosen"] = best
-    return replace(options, **best), record
+    return options.replace(**best), record

@@ -41,7 +41,7 @@ class ContrastiveLoss(nn.Module):
 
     Examples
     --------
-    >>> loss = ContrastiveLoss(LossOptions("dcl", temperature=1.0))
+    >>> loss = ContrastiveLoss(LossOptions(loss="dcl", temperature=1.0))
     >>> eye = torch.eye(2)
     >>> float(loss(eye, eye))  # -1 + log(e^0), both ways
     -2.0
@@ -53,7 +53,7 @@ class ContrastiveLoss(nn.Module):
         constants = options.constants()
         self.temperature = constants["temperature"]
         self.betas = (constants.get("beta1", 0.0), constants.get("beta2", 0.0))
-        if options.name == "siglip":
+        if options.loss == "siglip":
             self.log_scale = nn.Parameter(torch.tensor(-math.log(self.temperature)))
             self.bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
 
@@ -86,10 +86,10 @@ class ContrastiveLoss(nn.Module):
             cosine = F.normalize(images.to(wide), dim=-1) @ F.normalize(texts.to(wide), dim=-1).T
             own = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
             same = own if captions is None else captions[:, None] == captions[None, :]
-            if self.options.name == "siglip":
+            if self.options.loss == "siglip":
                 return _siglip(cosine * self.log_scale.exp() + self.bias, own, same)
             scores = cosine / self.temperature
-            decoupled = self.options.name in DECOUPLED
+            decoupled = self.options.loss in DECOUPLED
             return _direction(scores, same, self.betas[0], decoupled) + _direction(
                 scores.T, same, self.betas[1], decoupled
             )

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -531,7 +531,7 @@ class ZeroShot:
         CancelledError
             If the caller asked to stop.
         """
-        options = replace(options or ZeroShotOptions(), presence=True)
+        options = (options or ZeroShotOptions()).replace(presence=True)
         clock = _Clock(None, cancelled)
         indices = parse_planes(options.planes, image.n_planes)
         asked = parse_prompt(text, image.modality, self.targets)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from medclipsam.base.errors import TargetError
-from medclipsam.base.options import PRESETS, PROMPT_KINDS, RANGES
+from medclipsam.base.options import PRESETS, PROMPT_KINDS, ZeroShotOptions
 from medclipsam.targets.wording import loose_key, normalise, typing_errors, words_of
 
 # Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.
@@ -24,7 +24,7 @@ _BUILT_IN = (_FOLDER / "paper.yaml", _FOLDER / "demo.yaml")
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MODALITY = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _RESERVED = re.compile(r"finding \d+|background")
-_SALIENCY_PRESETS = tuple(preset for preset in PRESETS if preset != "auto")
+RANGES = {name: (each.low or 0, each.high or 0) for name, each in ZeroShotOptions.options().items()}
 _SALIENCY_KEYS = ("beta", "variance", "layer")
 _KEYS = (
     "name",
@@ -520,8 +520,8 @@ class _Entry:
             raise self._bad("saliency", presets, "preset names with beta, variance and layer")
         settings: dict[str, dict[str, float]] = {}
         for preset, values in presets.items():
-            if preset not in _SALIENCY_PRESETS:
-                raise self._bad("saliency", preset, "the presets " + ", ".join(_SALIENCY_PRESETS))
+            if preset not in PRESETS:
+                raise self._bad("saliency", preset, "the presets " + ", ".join(PRESETS))
             if not isinstance(values, dict) or set(values) != set(_SALIENCY_KEYS):
                 raise self._bad(f"saliency.{preset}", values, "the keys " + ", ".join(_SALIENCY_KEYS) + ", each once")
             where = f"saliency.{preset}."

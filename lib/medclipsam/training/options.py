@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal
 
-from medclipsam.base.errors import OptionError, UnknownOptionError
+from pydantic import field_validator
+
+from medclipsam.base.errors import OptionError
+from medclipsam.base.options import Options, option
 
 # What the options that are None become. "full" is the paper's training on nnU-Net's defaults, for a GPU; "small" is
 # for CPUs: a few minutes on two cores for a hundred pictures.
@@ -45,188 +44,71 @@ PRESETS: dict[str, dict[str, Any]] = {
         "momentum": 0.9,
     },
 }
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-def number(default: float | None, low: float, high: float) -> Any:
-    """Return a field that is a number in a range, both bounds allowed."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+class TrainingOptions(Options):
+    """Options of one training of the weakly supervised network. None stands for "auto"."""
 
+    preset: Literal["auto", "full", "small"] = option(
+        "auto", "Source of options that are auto (auto: full on a GPU, small on a CPU)"
+    )
+    device: str = option("auto", "Device: cpu, cuda, cuda:1 (auto: the GPU where there is one)")
+    seed: int = option(0, "Seed of weights, sampling and augmentation", 0, 2**31 - 1)
+    epochs: int | None = option(None, "Number of epochs", 1, 100_000)
+    iterations: int | None = option(None, "Training steps of an epoch", 1, 100_000)
+    cycles: int = option(3, "Number of cycles of the learning rate", 1, 1000)
+    keep: int | None = option(None, "Checkpoints of each cycle that are kept for the checkpoint ensemble", 1, 1000)
+    learning_rate: float | None = option(None, "Learning rate at the start of a cycle, after its first epoch", 1e-8, 10)
+    restart_rate: float = option(0.1, "Learning rate of the first epoch of each cycle", 1e-8, 10)
+    gamma: float = option(0.8, "Share of a cycle after which the learning rate stays constant", 0, 1)
+    denominator: Literal["total", "cycle"] | None = option(
+        None, "Epochs that the decay of the learning rate is relative to: those of all cycles, or of one"
+    )
+    momentum: float | None = option(None, "Nesterov momentum of SGD", 0, 0.9999)
+    weight_decay: float = option(3e-5, "Weight decay of SGD", 0, 1)
+    clip: float = option(12.0, "Largest norm of the gradient", 1e-6, 1e6)
+    loss: Literal["dice_ce", "dice_gce"] = option(
+        "dice_ce", "Loss: Dice with cross-entropy, or with generalised cross-entropy, which tolerates wrong labels"
+    )
+    q: float = option(0.7, "Exponent of the generalised cross-entropy: near 0 cross-entropy, 1 absolute error", 0.01, 1)
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "Weights of the classes in the cross-entropy; balanced weights rare classes more"
+    )
+    foreground: float = option(0.33, "Share of each batch whose patches contain a class", 0, 1)
+    final_weight: float = option(3.0, "Sampling weight of images with a corrected label", 0, 1000)
+    original_weight: float = option(1.0, "Sampling weight of images with a pseudo-label", 0, 1000)
+    augment: bool = option(True, "Whether images are augmented as nnU-Net does")
+    mirror: Literal["auto", "none", "horizontal", "both"] = option(
+        "auto", "Axes that images are mirrored along (auto: left-right, none where a label's name has a side)"
+    )
+    deep_supervision: bool = option(True, "Whether the loss is computed at all resolutions")
+    spacing: float | None = option(
+        None, "Pixel spacing that images are resampled to (auto: their median)", 1e-3, 1000, unit="mm"
+    )
+    max_side: int | None = option(None, "Longest side of an image; larger images are reduced", 16, 16384, unit="pixels")
+    max_patch: int | None = option(None, "Longest side of the training patch", 16, 16384, unit="pixels")
+    base_filters: int | None = option(None, "Filters of the network's first level", 2, 1024)
+    max_filters: int | None = option(None, "Largest number of filters of a level", 2, 4096)
+    batch_size: int | None = option(None, "Images in a batch (auto: what fits the memory)", 1, 4096)
+    max_batch: int | None = option(None, "Largest batch size that auto chooses", 1, 4096)
+    memory: int | None = option(
+        None, 'Memory that the training may take on its device, also as "4 GB"', 50 * 10**6, 10**13, unit="bytes"
+    )
+    window: str | None = option(
+        None,
+        "CT window as centre/width in Hounsfield units (auto: none)",
+        allowed='"centre/width" in Hounsfield units, such as "-600/1500"',
+    )
+    amp: bool = option(True, "Whether mixed precision is used: float16 on CUDA, bfloat16 on CPUs that support it")
+    validate_every: int = option(1, "Epochs between two validations", 1, 100_000)
+    validation_planes: int = option(50, "Largest number of planes in each validation", 1, 100_000)
 
-def whole(default: int | None, low: int, high: int) -> Any:
-    """Return a field that is a whole number in a range, both bounds allowed."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": True})
-
-
-def choice(default: str | None, *choices: str) -> Any:
-    """Return a field that is one of a few words."""
-    return dataclasses.field(default=default, metadata={"choices": choices})
-
-
-@dataclass(frozen=True)
-class CheckedOptions:
-    """Options whose fields are checked by their types and metadata when they are made."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check(field)
-
+    @field_validator("window")
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Make options from strings or JSON values.
-
-        A list stands for a drop-down that nobody touched and means its first entry; an empty string, "auto" (where
-        None is allowed) or None means the default.
-
-        Raises
-        ------
-        OptionError
-            If a key is unknown, or a value is of the wrong type or out of range.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {}
-        for key, given in values.items():
-            if key not in fields:
-                raise UnknownOptionError(key, given, fields)
-            value = given[0] if isinstance(given, (list, tuple)) and given else given
-            if value is None or value == "" or (value == "auto" and fields[key].default is None):
-                continue
-            chosen[key] = _parse(fields[key], value)
-        return cls(**chosen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as a JSON-able dictionary."""
-        return dataclasses.asdict(self)
-
-    def _check(self, field: dataclasses.Field[Any]) -> None:
-        value, rules = getattr(self, field.name), field.metadata
-        if value is None and field.default is None:
-            return
-        if "choices" in rules:
-            if value not in rules["choices"]:
-                raise OptionError(field.name, value, "one of " + ", ".join(rules["choices"]))
-        elif "low" in rules:
-            kinds = int if rules.get("whole") else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not rules["low"] <= value <= rules["high"]:
-                what = "a whole number" if rules.get("whole") else "a number"
-                raise OptionError(field.name, value, f"{what} from {rules['low']:g} to {rules['high']:g}")
-        elif isinstance(field.default, bool):
-            if not isinstance(value, bool):
-                raise OptionError(field.name, value, "true or false")
-        elif not isinstance(value, str):
-            raise OptionError(field.name, value, "a text")
-
-
-@dataclass(frozen=True)
-class TrainingOptions(CheckedOptions):
-    """Options of one training of the weakly supervised network.
-
-    Parameters
-    ----------
-    preset : {"auto", "full", "small"}
-        Where options that are None come from (`PRESETS`); "auto" is "full" on a GPU and "small" on a CPU.
-    device : str
-        "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1" ...
-    seed : int
-        Of weights, sampling and augmentation.
-    epochs, iterations : int or None
-        Epochs (T), and steps of an epoch.
-    cycles : int
-        Cycles of the learning rate (C).
-    keep : int or None
-        Checkpoints kept of the end of each cycle (K); the ensemble has `cycles * keep` members.
-    learning_rate : float or None
-        alpha_0.
-    restart_rate : float
-        alpha_r, the rate of the first epoch of a cycle.
-    gamma : float
-        Share of a cycle after which the rate no longer falls.
-    denominator : {"total", "cycle"} or None
-        What the rate's epoch is divided by: see `medclipsam.training.schedule`.
-    momentum : float or None
-        Of SGD, Nesterov's.
-    weight_decay : float
-    clip : float
-        Greatest norm of the gradient.
-    loss : {"dice_ce", "dice_gce"}
-        Dice with cross-entropy, or with generalised cross-entropy, which wrong labels mislead less.
-    q : float
-        Of the generalised cross-entropy: near 0 it is cross-entropy, at 1 the mean absolute error.
-    class_weights : {"none", "balanced"}
-        "balanced" weights each class in the cross-entropy by the inverse square root of its share of pixels.
-    foreground : float
-        Share of each batch that is drawn so that a class lies in the patch.
-    final_weight, original_weight : float
-        How often a corrected image and one with a pseudo-label are drawn, relative to each other.
-    augment : bool
-        nnU-Net's augmentations.
-    mirror : {"auto", "none", "horizontal", "both"}
-        "auto": left and right are mirrored unless a class's name says "left" or "right".
-    deep_supervision : bool
-    spacing : float or None
-        Millimetres of a pixel the network works on; None takes the training images' median.
-    max_side : int or None
-        Longest side in pixels the network works on: images are brought down to it.
-    max_patch : int or None
-        Longest side of the training patch in pixels.
-    base_filters, max_filters : int or None
-        Filters of the first level, doubled at each further level up to the greatest.
-    batch_size : int or None
-        None takes what fits the memory, up to `max_batch`.
-    max_batch : int or None
-    memory : int or None
-        Bytes that training may take on its device, beside the libraries; also "4 GB", "500 MB".
-    window : str or None
-        Window of a CT in Hounsfield units, "centre/width"; None normalises Hounsfield units themselves.
-    amp : bool
-        Mixed precision: float16 on CUDA, bfloat16 on a CPU that has instructions for it.
-    validate_every : int
-        Epochs between two looks at the validation images; the last epoch always looks.
-    validation_planes : int
-        Planes of the validation images that are looked at, at most.
-    """
-
-    preset: str = choice("auto", "auto", *PRESETS)
-    device: str = "auto"
-    seed: int = whole(0, 0, 2**31 - 1)
-    epochs: int | None = whole(None, 1, 100_000)
-    iterations: int | None = whole(None, 1, 100_000)
-    cycles: int = whole(3, 1, 1000)
-    keep: int | None = whole(None, 1, 1000)
-    learning_rate: float | None = number(None, 1e-8, 10)
-    restart_rate: float = number(0.1, 1e-8, 10)
-    gamma: float = number(0.8, 0, 1)
-    denominator: str | None = choice(None, "total", "cycle")
-    momentum: float | None = number(None, 0, 0.9999)
-    weight_decay: float = number(3e-5, 0, 1)
-    clip: float = number(12.0, 1e-6, 1e6)
-    loss: str = choice("dice_ce", "dice_ce", "dice_gce")
-    q: float = number(0.7, 0.01, 1)
-    class_weights: str = choice("none", "none", "balanced")
-    foreground: float = number(0.33, 0, 1)
-    final_weight: float = number(3.0, 0, 1000)
-    original_weight: float = number(1.0, 0, 1000)
-    augment: bool = True
-    mirror: str = choice("auto", "auto", "none", "horizontal", "both")
-    deep_supervision: bool = True
-    spacing: float | None = number(None, 1e-3, 1000)
-    max_side: int | None = whole(None, 16, 16384)
-    max_patch: int | None = whole(None, 16, 16384)
-    base_filters: int | None = whole(None, 2, 1024)
-    max_filters: int | None = whole(None, 2, 4096)
-    batch_size: int | None = whole(None, 1, 4096)
-    max_batch: int | None = whole(None, 1, 4096)
-    memory: int | None = whole(None, 50 * 10**6, 10**13)
-    window: str | None = None
-    amp: bool = True
-    validate_every: int = whole(1, 1, 100_000)
-    validation_planes: int = whole(50, 1, 100_000)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window is not None:
-            self.ct_window()
+    def _is_window(cls, window: str | None) -> str | None:
+        if window is not None and _window(window) is None:
+            raise ValueError(cls.options()["window"].allowed)
+        return window
 
     def resolved(self) -> TrainingOptions:
         """Return the options with device and preset decided and nothing left open that a preset decides.
@@ -252,7 +134,7 @@ class TrainingOptions(CheckedOptions):
         missing = {key: value for key, value in PRESETS[preset].items() if getattr(self, key) is None}
         if "keep" in missing and self.epochs is not None:
             missing["keep"] = max(1, min(missing["keep"], self.epochs // self.cycles))
-        options = dataclasses.replace(self, device=device, preset=preset, **missing)
+        options = self.replace(device=device, preset=preset, **missing)
         assert options.epochs is not None
         assert options.keep is not None
         if options.epochs < options.cycles:
@@ -262,44 +144,14 @@ class TrainingOptions(CheckedOptions):
         return options
 
     def ct_window(self) -> tuple[float, float] | None:
-        """Return the window as (centre, width).
-
-        Raises
-        ------
-        OptionError
-            If it is none.
-        """
-        if self.window is None:
-            return None
-        parts = str(self.window).split("/")
-        try:
-            centre, width = (float(part) for part in parts)
-        except ValueError:
-            centre, width = math.nan, math.nan
-        if not (math.isfinite(centre) and math.isfinite(width) and width >= 1):
-            raise OptionError("window", self.window, '"centre/width" in Hounsfield units, such as "-600/1500"')
-        return centre, width
+        """Return the window as (centre, width) in Hounsfield units."""
+        return None if self.window is None else _window(self.window)
 
 
-def _parse(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return a string or JSON value as the field's type; what it cannot be is left to the field's own check."""
-    if "low" in field.metadata:
-        return _parse_number(field, value)
-    if isinstance(field.default, bool):
-        return value if isinstance(value, bool) else _WORDS.get(str(value).strip().lower(), value)
-    return value.strip() if isinstance(value, str) else value
-
-
-def _parse_number(field: dataclasses.Field[Any], value: Any) -> Any:
-    if not isinstance(value, str):
-        return int(value) if isinstance(value, float) and value.is_integer() and "whole" in field.metadata else value
-    text, factor = value.strip(), 1
-    if field.name == "memory":
-        sized = re.fullmatch(r"([0-9.]+)\s*([a-z]*)", text.lower())
-        if sized and sized[2] in _UNITS:
-            text, factor = sized[1], _UNITS[sized[2]]
+def _window(text: str) -> tuple[float, float] | None:
+    """Return "centre/width" as numbers; None if it is not a window."""
     try:
-        number = float(text) * factor
+        centre, width = (float(part) for part in text.split("/"))
     except ValueError:
-        raise OptionError(field.name, value, "a number") from None
-    return int(number) if "whole" in field.metadata and math.isfinite(number) and number == int(number) else number
+        return None
+    return (centre, width) if math.isfinite(centre) and math.isfinite(width) and width >= 1 else None

@@ -2,66 +2,56 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from medclipsam.base.errors import OptionError, UnknownOptionError
+from pydantic import field_validator
+
+from medclipsam.base.errors import UnknownOptionError
+from medclipsam.base.options import Options, option
 from medclipsam.training.names import DEFAULT_NAME, checked_network_name
-from medclipsam.training.options import CheckedOptions, TrainingOptions, choice, number, whole
-
-# Where curves can be written besides the report, see `medclipsam.training.tracking`.
-TRACKERS = ("none", "tensorboard", "mlflow")
+from medclipsam.training.options import TrainingOptions
 
 
-@dataclass(frozen=True)
-class RunOptions(CheckedOptions):
-    """What is trained on which labels; how is `TrainingOptions`'s business.
+class RunOptions(Options):
+    """What is trained on which labels; how it is trained is in `TrainingOptions`. None stands for "auto"."""
 
-    Parameters
-    ----------
-    name : str
-        Name of the network: one for each set of labels and kind of image.
-    targets : str
-        Names of the labels to train, separated by "," or ";"; empty for the ones of the network before, else for all
-        that the label files name.
-    modality : str
-        DICOM modality of the images; "auto" for that of the network before, else for the only one there is.
-    min_presence : float or None
-        Least presence score of a pseudo-label; None takes the threshold that it was made with.
-    min_sam_score : float
-        Least score that SAM gave a pseudo-label.
-    min_agreement : float
-        Least Dice between a pseudo-label and the mask of the published network, where that one's own Dice on the
-        validation images is no lower; 0 does without.
-    absent_below : float
-        A pseudo-label with a presence score below it says that the target is absent; 0 uses none so.
-    resume : bool
-        Whether an interrupted training on the same labels with the same options is gone on with.
-    processes : int or None
-        Processes that train together; None is one a GPU, and one on a CPU.
-    tracking : {"none", "tensorboard", "mlflow"}
-        Where the curves are written besides the report: the workspace's `networks/tracking`.
-    """
+    name: str = option(DEFAULT_NAME, "Name of the network, one for each set of labels and kind of image")
+    targets: str = option(
+        "", 'Labels to train, separated by "," or ";" (empty: those of the network before, else all)', shown="empty"
+    )
+    modality: str = option(
+        "auto",
+        "DICOM modality of the images (auto: that of the network before, else the only one)",
+        pattern=r"^(auto|[A-Z][A-Z0-9_]{1,15})$",
+        allowed="auto, or a DICOM modality such as US, MR, CT or DX",
+    )
+    min_presence: float | None = option(
+        None, "Least presence score of a pseudo-label (auto: the threshold that it was made with)", 0, 1
+    )
+    min_sam_score: float = option(0.5, "Least score that SAM gave a pseudo-label", 0, 1)
+    min_agreement: float = option(
+        0.5,
+        "Least Dice of a pseudo-label with the published network's mask; 0 for none",
+        0,
+        1,
+    )
+    absent_below: float = option(
+        0.0, "Presence score below which an empty pseudo-label counts as absence; 0 for never", 0, 1
+    )
+    resume: bool = option(True, "Whether an interrupted training of the same labels and options is continued")
+    processes: int | None = option(None, "Processes that train together (auto: one for each GPU, one on a CPU)", 1, 64)
+    tracking: Literal["none", "tensorboard", "mlflow"] = option(
+        "none", "Tracker that writes training curves beside the report"
+    )
 
-    name: str = DEFAULT_NAME
-    targets: str = ""
-    modality: str = "auto"
-    min_presence: float | None = number(None, 0, 1)
-    min_sam_score: float = number(0.5, 0, 1)
-    min_agreement: float = number(0.5, 0, 1)
-    absent_below: float = number(0.0, 0, 1)
-    resume: bool = True
-    processes: int | None = whole(None, 1, 64)
-    tracking: str = choice("none", *TRACKERS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_network_name(self.name)
-        if self.modality != "auto" and not re.fullmatch(r"[A-Z][A-Z0-9_]{1,15}", self.modality):
-            raise OptionError("modality", self.modality, "auto, or a DICOM modality such as US, MR, CT or DX")
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        checked_network_name(name)
+        return name
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -84,9 +74,8 @@ class Request:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Make a request of strings or JSON values, see `CheckedOptions.from_mapping`."""
-        own = {each.name for each in dataclasses.fields(RunOptions)}
-        theirs = {each.name for each in dataclasses.fields(TrainingOptions)}
+        """Make a request of strings or JSON values, see `Options.from_mapping`."""
+        own, theirs = RunOptions.options().keys(), TrainingOptions.options().keys()
         for key, value in values.items():
             if key not in own | theirs:
                 raise UnknownOptionError(key, value, own | theirs)

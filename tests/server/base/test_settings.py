@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from medclipsam.base.errors import InputError, OptionError
-from medclipsam.base.options import CHOICES, RANGES
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.settings import (
@@ -29,6 +29,7 @@ from medclipsam.server.base.settings import (
 )
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.settings import RunOptions
+from tools.docs_pages import on_page_markdown
 
 ROOT = Path(__file__).parents[3]
 PARSER = argparse.ArgumentParser()
@@ -107,7 +108,7 @@ WITH = {"ssl_certfile": ("ssl_keyfile", "/k.pem"), "ssl_keyfile": ("ssl_certfile
 
 def documented(page: str, heading: str) -> list[str]:
     """Return the names in the first cells of the tables below a heading, up to the next heading."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = on_page_markdown((ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert f"\n{heading}\n" in f"\n{text}", (page, heading)
     part = f"\n{text}".partition(f"\n{heading}\n")[2]
     part = re.split(r"^#{1,6} ", part, maxsplit=1, flags=re.M)[0]
@@ -130,24 +131,20 @@ def value_of(name: str, tmp_path: Path) -> str:
         return str(file)
     if name in VALUES:
         return str(VALUES[name])
-    if name in CHOICES:
-        return CHOICES[name][-1]
-    if name in RANGES:
-        return f"{RANGES[name][0] + 1:g}" if RANGES[name][1] > 1 else "0.123"
-    field = (
-        FinetuneOptions.__dataclass_fields__[name.removeprefix(FINETUNE_PREFIX)]
-        if name.startswith(FINETUNE_PREFIX)
-        else {**RunOptions.__dataclass_fields__, **TrainingOptions.__dataclass_fields__}[
-            name.removeprefix(TRAINING_PREFIX)
-        ]
-    )
-    if "choices" in field.metadata:
-        return str(next(choice for choice in reversed(field.metadata["choices"]) if choice != field.default))
-    if isinstance(field.default, bool):
-        return str(not field.default).lower()
-    low, high = field.metadata["low"], field.metadata["high"]
+    sets = {
+        FINETUNE_PREFIX: FinetuneOptions.options(),
+        TRAINING_PREFIX: {**RunOptions.options(), **TrainingOptions.options()},
+        "": ZeroShotOptions.options(),
+    }
+    prefix = next(prefix for prefix in sets if name.startswith(prefix))
+    option = sets[prefix][name.removeprefix(prefix)]
+    if option.choices:
+        return next(choice for choice in reversed(option.choices) if choice != option.default)
+    if option.kind == "switch":
+        return str(not option.default).lower()
+    low, high = option.low, option.high
     other = low + 1 if low + 1 <= high else (low + high) / 2
-    return f"{other if other != field.default else other + (1 if other + 1 <= high else 0.01):g}"
+    return f"{other if other != option.default else other + (1 if other + 1 <= high else 0.01):g}"
 
 
 def typed(arguments: list[str], environment: Mapping[str, str] | None = None) -> tuple[ServeSettings, AppConf]:

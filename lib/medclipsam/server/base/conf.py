@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
     "cache_days": (1, 3650),
 }
 
-_ROUNDS = tuple(option.name for option in dataclasses.fields(RoundsOptions))
+_ROUNDS = tuple(RoundsOptions.options())
 
 _PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
 # MONAI Label's base class reads this one from the same table.

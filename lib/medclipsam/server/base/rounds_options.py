@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-from medclipsam.base.errors import OptionError
-from medclipsam.training.options import CheckedOptions, number, whole
+from pydantic import field_validator
+
+from medclipsam.base.options import Options, option
 
 
-@dataclass(frozen=True)
-class RoundsOptions(CheckedOptions):
-    """How rounds go.
+class RoundsOptions(Options):
+    """How rounds go."""
 
-    Parameters
-    ----------
-    retrain_after : int
-        New `final` labels after which a training starts by itself; 0 never.
-    retrain_options : str
-        Options of the trainings that start by themselves, a JSON object; the trainer checks them.
-    lease_minutes : float
-        How long an image is kept for whom it was offered to.
-    max_leases : int
-        Images that are kept for one person at a time.
-    prelabels : int
-        The next images for which a mask is made before anyone opens them; 0 for none.
-    sampling_seed : int
-        Of all that is drawn.
+    retrain_after: int = option(20, "New final labels after which a training starts by itself; 0 for never", 0, 10**6)
+    retrain_options: str = option(
+        "{}",
+        "Options of a training that starts by itself, a JSON object",
+        allowed='a JSON object of options of the trainer, as in {"epochs": 100}',
+    )
+    lease_minutes: float = option(
+        30.0, "Time that an image is kept for whom it was offered to", 0.01, 7 * 24 * 60, unit="minutes"
+    )
+    max_leases: int = option(50, "Largest number of images kept for one person at a time", 1, 10**6)
+    prelabels: int = option(4, "Number of next images for which masks are made ahead; 0 for none", 0, 1000)
+    sampling_seed: int = option(0, "Seed of all that is drawn", 0, 2**31 - 1)
 
-    Raises
-    ------
-    OptionError
-        If a value is not allowed.
-    """
-
-    retrain_after: int = whole(20, 0, 10**6)
-    retrain_options: str = "{}"
-    lease_minutes: float = number(30.0, 0.01, 7 * 24 * 60)
-    max_leases: int = whole(50, 1, 10**6)
-    prelabels: int = whole(4, 0, 1000)
-    sampling_seed: int = whole(0, 0, 2**31 - 1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.training
+    @field_validator("retrain_options")
+    @classmethod
+    def _is_object(cls, text: str) -> str:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(cls.options()["retrain_options"].allowed)
+        return text
 
     @property
     def training(self) -> dict[str, Any]:
-        """The options of the trainings."""
-        try:
-            found = json.loads(self.retrain_options)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            allowed = 'a JSON object of options of the trainer, as in {"epochs": 100}'
-            raise OptionError("retrain_options", self.retrain_options, allowed)
-        return found
+        """The options of the trainings; the trainer checks them."""
+        return dict(json.loads(self.retrain_options))

@@ -7,7 +7,6 @@ All four lead to the same texts, which are typed once: here for what concerns th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import json
 import os
@@ -145,12 +144,11 @@ _APP_SETTINGS = (
     Setting("pacs_token_file", _PACS, "file with a bearer token, read again for each request"),
 )
 _PIPELINE_SETTINGS = tuple(
-    Setting(option.name, _PIPELINE, f"default of the option {option.name}")
-    for option in dataclasses.fields(ZeroShotOptions)
+    Setting(name, _PIPELINE, f"default of the option {name}") for name in ZeroShotOptions.options()
 )
 _TRAINING_SETTINGS = tuple(
-    Setting(TRAINING_PREFIX + option.name, _TRAINING, f"default of the training's option {option.name}")
-    for option in (*dataclasses.fields(RunOptions), *dataclasses.fields(TrainingOptions))
+    Setting(TRAINING_PREFIX + name, _TRAINING, f"default of the training's option {name}")
+    for name in (*RunOptions.options(), *TrainingOptions.options())
 )
 _FINETUNE_SETTINGS = tuple(
     Setting(FINETUNE_PREFIX + name, _FINETUNE, f"default of the fine-tuning's option {name}") for name in SERVED_OPTIONS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import threading
@@ -10,12 +9,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, TrainingError
+from medclipsam.base.options import Options, option
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
@@ -29,41 +29,31 @@ from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target, TargetSet
 from medclipsam.training.ensemble import Ensemble, NetworkResult
-from medclipsam.training.options import CheckedOptions, choice, whole
 from medclipsam.training.selection import image_kind
 from medclipsam.training.store import Network, NetworkStore
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("class_entropy", "total_entropy", "welch", "none")
 
+class NetworkOptions(Options):
+    """Options of one request to a trained network. None stands for "auto"."""
 
-@dataclass(frozen=True)
-class NetworkOptions(CheckedOptions):
-    """Options of one request.
-
-    Parameters
-    ----------
-    mirror : bool
-        Whether mirrored inputs are averaged over too.
-    small_parts : bool
-        Whether parts of a mask stay that are smaller than nearly all in training; see `Ensemble.predict`.
-    uncertainty : {"class_entropy", "total_entropy", "welch", "none"}
-        Which uncertainty map is made.
-    members : int or None
-        Only the last so many checkpoints; None takes all.
-    memory : int or None
-        Bytes that the prediction may take beside the network, "500 MB"; None takes 1 GiB.
-    unvalidated : bool
-        Whether the newest network that could not be validated is used in place of the published one.
-    """
-
-    mirror: bool = False
-    small_parts: bool = False
-    uncertainty: str = choice("class_entropy", *METHODS)
-    members: int | None = whole(None, 1, 10_000)
-    memory: int | None = whole(None, 50 * 10**6, 10**13)
-    unvalidated: bool = False
+    mirror: bool = option(False, "Whether mirrored inputs are averaged over too, as far as training mirrored")
+    small_parts: bool = option(
+        False, "Whether parts of a mask are kept that are smaller than half of nearly all (95 %) in training"
+    )
+    uncertainty: Literal["class_entropy", "total_entropy", "welch", "none"] = option(
+        "class_entropy", "Uncertainty map that is made; welch is a t-test across the checkpoints"
+    )
+    members: int | None = option(None, "Number of last checkpoints that are used (auto: all)", 1, 10_000)
+    memory: int | None = option(
+        None,
+        'Memory that the prediction may take beside the network, also as "200 MB" (auto: 1 GiB)',
+        50 * 10**6,
+        10**13,
+        unit="bytes",
+    )
+    unvalidated: bool = option(False, "Whether the newest network that could not be validated is used")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +72,8 @@ class NetworkRequest(InferRequest):
             If a key is unknown, or a value is of the wrong type or not allowed.
         """
         shared = shared_fields(params, envelope)
-        own = {field.name for field in dataclasses.fields(NetworkOptions)}
+        own = NetworkOptions.options().keys()
         return cls(options=NetworkOptions.from_mapping(task_options(params, own)), **shared)
-
-
-def form_of(options: type[CheckedOptions], **defaults: Any) -> dict[str, Any]:
-    """Return options as the flat table that clients draw their forms from.
-
-    A list is a drop-down whose first entry is the default, a boolean a check box, all else a text field; "auto" stands
-    for None.
-    """
-    table: dict[str, Any] = {}
-    for field in dataclasses.fields(options):
-        default = defaults.get(field.name, field.default)
-        if "choices" in field.metadata:
-            choices = field.metadata["choices"]
-            first = "auto" if default is None else default
-            table[field.name] = [first, *(each for each in choices if each != first)]
-        else:
-            table[field.name] = "auto" if default is None else default
-    return table
 
 
 class SharedNetworks:
@@ -229,7 +201,7 @@ class NetworkTask(ModelTask[NetworkRequest]):
             description="",
             type="segmentation",
             labels={},
-            config={"modality": ["auto", *MODALITIES], **form_of(NetworkOptions)},
+            config={"modality": ["auto", *MODALITIES], **NetworkOptions.form()},
         )
         self._name = name
         self._networks = networks

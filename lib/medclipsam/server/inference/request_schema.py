@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 from medclipsam.base.errors import InputError, OptionError, UnknownOptionError
 from medclipsam.base.formats import MASK_SUFFIXES
-from medclipsam.base.options import CHOICES, ZeroShotOptions
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging.write import MASK_DTYPES
 from medclipsam.server.base.names import checked_name, checked_tag
 from medclipsam.targets import joined_text
@@ -40,18 +39,12 @@ def option_table(defaults: ZeroShotOptions) -> dict[str, Any]:
     A list is a drop-down whose first entry is the default, a boolean a check box, all else a text field; "auto" stands
     for None.
     """
-    table: dict[str, Any] = {}
-    for key, default in defaults.to_dict().items():
-        if key in CHOICES:
-            table[key] = [default, *(choice for choice in CHOICES[key] if choice != default)]
-        else:
-            table[key] = "auto" if default is None else default
-    return table
+    return ZeroShotOptions.form(**defaults.to_dict())
 
 
 def option_keys() -> tuple[str, ...]:
     """Return the names of the pipeline's options."""
-    return tuple(option.name for option in dataclasses.fields(ZeroShotOptions))
+    return tuple(ZeroShotOptions.options())
 
 
 def flag(request: Mapping[str, Any], key: str, *, default: bool) -> bool:

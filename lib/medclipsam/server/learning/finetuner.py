@@ -19,7 +19,6 @@ from medclipsam.finetune.options import LOSS_CONSTANTS, SERVED_OPTIONS, Finetune
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging import read_origin
 from medclipsam.server.base.task import TrainTask
-from medclipsam.server.inference.networks import form_of
 from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.datastore import Datastore
 from medclipsam.targets import TargetSet
@@ -112,7 +111,7 @@ class FinetuneTrainer(TrainTask):
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
         own = {"action": list(ACTIONS), "csv": "", "device": self._device or "auto"}
-        form = form_of(FinetuneOptions, **self._defaults)
+        form = FinetuneOptions.form(**self._defaults)
         return {**own, **{key: form[key] for key in SERVED_OPTIONS}}
 
     def stats(self) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class FinetuneTrainer(TrainTask):
 
     def _defaults_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         loss = _text(given.get("loss")) or self._defaults.get("loss")
-        other = loss != self._defaults.get("loss", FinetuneOptions.loss)
+        other = loss != self._defaults.get("loss", FinetuneOptions().loss)
         return {key: value for key, value in self._defaults.items() if not (other and key in LOSS_CONSTANTS)}
 
     def need(self, request: Mapping[str, Any]) -> MemoryNeed | None:

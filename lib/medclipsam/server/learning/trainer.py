@@ -14,7 +14,6 @@ from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.server.base.errors import UnknownError, without_folders
 from medclipsam.server.base.task import TrainTask
-from medclipsam.server.inference.networks import form_of
 from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.studies.datastore import FINAL, Datastore
@@ -71,7 +70,7 @@ class NetworkTrainer(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """Return the options as the flat table that clients draw their forms from."""
-        return {**form_of(RunOptions, **self._defaults), **form_of(TrainingOptions, **self._defaults)}
+        return {**RunOptions.form(**self._defaults), **TrainingOptions.form(**self._defaults)}
 
     def stats(self) -> dict[str, Any]:
         """Return how the running or latest training goes, and what is served, as clients show it."""
