@@ -10,7 +10,7 @@ from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.targets import TargetSet
 from medclipsam.training.collect import read_label_map, read_studies
-from medclipsam.training.selection import Criteria, Selection, named_values, select
+from medclipsam.training.selection import Criteria, Selection, select
 from medclipsam.training.split import Split
 
 TARGETS = TargetSet.load()
@@ -258,20 +258,6 @@ def test_the_digest_is_of_the_labels(studies: Any) -> None:
     studies.label("b", studies.draw(5)[1], "final")
     assert choose(studies).digest != before
     assert choose(studies, split=Split(0, 0.5)).digest != choose(studies).digest
-
-
-@pytest.mark.parametrize(
-    ("info", "pairs"),
-    [
-        ({}, []),
-        ({"label_info": [{"name": "a"}, {"name": "b", "idx": 9}, {"idx": 3}, 4, {"name": "background", "idx": 0}]},
-         [("a", 1), ("b", 9)]),
-        ({"params": {"label_names": {"a": 3, "b": True, "c": "4"}}}, [("a", 3)]),
-        ({"label_names": [], "label_info": {}, "params": 3}, []),
-    ],
-)  # fmt: skip
-def test_descriptions_are_read_as_far_as_they_make_sense(info: dict[str, Any], pairs: list[tuple[str, int]]) -> None:
-    assert named_values(info) == pairs
 
 
 def test_studies_are_read_as_the_server_lists_them(

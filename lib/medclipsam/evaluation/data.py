@@ -21,6 +21,7 @@ from medclipsam.base.formats import LOSSY_SUFFIXES
 from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, read_image, read_mask
+from medclipsam.imaging.label_map import ValueNames
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import DATASTORE, find_images, read_datastore
 from medclipsam.targets import TargetSet
@@ -300,7 +301,7 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
     """
     images = {image.image_id: image.path for image in find_images(studies, only_whole=True)}
     infos = _label_infos(studies)
-    described = _described(studies, infos)
+    described = {name: ValueNames.from_monailabel(info).by_value() for name, info in infos.items()}
     table = {target.label: target.name for target in targets}
     cases = []
     for mask in sorted((studies / "labels" / FINAL).iterdir()):
@@ -316,14 +317,16 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
             present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
         except InputError as error:
             raise InputError(f"The label {mask} cannot be used: {error}") from error
-        names = described.get(name) or label_map or {value: table[value] for value in present if value in table}
+        names: Mapping[int, str] = (
+            described.get(name) or label_map or {value: table[value] for value in present if value in table}
+        )
         for value in present:
             if value not in names:
                 raise InputError(
                     f"The label {mask} holds the value {value}, which "
                     + (
                         "its description does not name."
-                        if name in described
+                        if described.get(name)
                         else f"is not the id of a known target; name it with --label-map {value}=NAME."
                     )
                 )
@@ -342,18 +345,6 @@ def _label_infos(studies: Path) -> dict[str, dict[str, Any]]:
             name: dict(entry["labels"][FINAL]["info"])
             for name, entry in read_datastore(studies).items()
             if FINAL in entry["labels"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{studies / DATASTORE} is not a datastore file of MONAI Label: {error!r}.") from error
-
-
-def _described(studies: Path, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, str]]:
-    """Return for each image what its final label's values mean, where that was saved with it."""
-    try:
-        return {
-            name: {int(part["idx"]): str(part["name"]) for part in info["label_info"] if int(part["idx"])}
-            for name, info in infos.items()
-            if info.get("label_info")
         }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{studies / DATASTORE} is not a datastore file of MONAI Label: {error!r}.") from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.base.formats import LABEL_SUFFIXES, LOSSLESS_SUFFIXES, suffix_of
+from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_indices
 from medclipsam.imaging.read import read_image
@@ -53,17 +54,34 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
         raise ImageError(str(error).replace(str(path), path.name)) from None
     if values.ndim == 4:
         raise InputError(f"The label {path.name} holds colours; one whole number a voxel is allowed.")
-    if _three(mask.grid.size) != _three(image.grid.size):
-        own, theirs = (" x ".join(map(str, each.grid.size)) for each in (mask, image))
-        raise InputError(f"The label {path.name} has {own} voxels, the image {theirs}.")
-    has_grid = not suffix_of(path.name, LOSSLESS_SUFFIXES) and not _both_placeless(path, image)
-    if has_grid and not mask.grid.lies_on(image.grid):
-        raise InputError(
-            f"The label {path.name} does not lie on the image: it has the spacing {_short(mask.grid.spacing)} and the "
-            f"origin {_short(mask.grid.origin)}, the image {_short(image.grid.spacing)} and "
-            f"{_short(image.grid.origin)}, or its axes run in other directions."
-        )
+    by_size = bool(suffix_of(path.name, LOSSLESS_SUFFIXES)) or is_placeless(path, image)
+    check_grid(mask.grid, image, f"The label {path.name}", by_size=by_size)
     return image.from_native(whole_labels(values, f"The label {path.name}"))
+
+
+def check_grid(grid: Grid, image: MedicalImage, what: str, *, by_size: bool = False) -> None:
+    """Raise `InputError` where a label does not lie on its image.
+
+    Parameters
+    ----------
+    grid : Grid
+        The label's.
+    image : MedicalImage
+        The image.
+    what : str
+        The label, as the beginning of a sentence.
+    by_size : bool
+        Whether the number of voxels alone is compared.
+    """
+    if _three(grid.size) != _three(image.grid.size):
+        own, theirs = (" x ".join(map(str, size)) for size in (grid.size, image.grid.size))
+        raise InputError(f"{what} has {own} voxels, the image {theirs}.")
+    if not by_size and not grid.lies_on(image.grid):
+        raise InputError(
+            f"{what} does not lie on the image: it has the spacing {_short(grid.spacing)} and the origin "
+            f"{_short(grid.origin)}, the image {_short(image.grid.spacing)} and {_short(image.grid.origin)}, or its "
+            "axes run in other directions."
+        )
 
 
 def whole_labels(values: np.ndarray, what: str) -> np.ndarray:
@@ -116,7 +134,7 @@ def has_place(path: Path) -> bool:
     return bool({"space", "space dimension"} & nrrd_fields(path).keys())
 
 
-def _both_placeless(path: Path, image: MedicalImage) -> bool:
+def is_placeless(path: Path, image: MedicalImage) -> bool:
     """Return whether neither an NRRD label nor its image says where it lies; DICOM viewers know no more of such."""
     placed = any(image.grid.origin) or (image.grid.direction != np.eye(image.grid.ndim)).any()
     return not placed and path.suffix.lower() == ".nrrd" and not has_place(path)

@@ -79,12 +79,35 @@ def write_mask(
     True
     """
     path = Path(path)
-    suffix = suffix_of(path.name, MASK_SUFFIXES)
+    write = mask_writer(labels, image, path.name, dtype=dtype, compress=compress, read_back=read_back)
+    replace_file(path, suffix_of(path.name, MASK_SUFFIXES), write)
+    return path
+
+
+def mask_writer(
+    labels: np.ndarray,
+    image: MedicalImage,
+    name: str,
+    *,
+    dtype: str = "uint8",
+    compress: bool = True,
+    read_back: bool = False,
+) -> Callable[[Path], None]:
+    """Return what writes a label map to a file, for who gives the file its name himself.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file, for its format and for sentences.
+    labels, image, dtype, compress, read_back
+        See `write_mask`, whose errors it raises, those of reading back when it is called.
+    """
+    suffix = suffix_of(name, MASK_SUFFIXES)
     if not suffix:
-        raise InputError(f"A mask cannot be written to {path.name}; allowed are {', '.join(MASK_SUFFIXES)}.")
+        raise InputError(f"A mask cannot be written to {name}; allowed are {', '.join(MASK_SUFFIXES)}.")
     if dtype not in MASK_DTYPES or (suffix == ".png" and dtype != "uint8"):
         allowed = "uint8" if suffix == ".png" else ", ".join(MASK_DTYPES)
-        raise InputError(f"{path.name} cannot have voxels of type {dtype!r}; allowed: {allowed}.")
+        raise InputError(f"{name} cannot have voxels of type {dtype!r}; allowed: {allowed}.")
     labels = np.asarray(labels)
     if labels.dtype == np.bool_:
         labels = labels.astype(np.uint8)
@@ -94,21 +117,20 @@ def write_mask(
     if suffix == ".png":
         if image.is_volume:
             raise InputError(
-                f"{path.name} cannot hold the {image.n_planes} planes of {image.source.name}; give .nii.gz or .nrrd."
+                f"{name} cannot hold the {image.n_planes} planes of {image.source.name}; give .nii.gz or .nrrd."
             )
         write: Callable[[Path], object] = Image.fromarray(native.reshape(native.shape[-2:])).save
     elif suffix == ".nrrd":
-        write = _nrrd_writer(native, image, path, compress=compress)
+        write = _nrrd_writer(native, image, name, compress=compress)
     else:
         write = partial(nib.save, _nifti(native, image))
 
-    def write_and_check(temporary: Path) -> None:
-        write(temporary)
+    def write_and_check(path: Path) -> None:
+        write(path)
         if read_back:
-            check_same(read_mask(temporary, image), labels, path.name)
+            check_same(read_mask(path, image), labels, name)
 
-    replace_file(path, suffix, write_and_check)
-    return path
+    return write_and_check
 
 
 def check_same(found: np.ndarray, labels: np.ndarray, what: str) -> None:
@@ -206,11 +228,11 @@ _NIFTI_GEOMETRY = (
 )
 
 
-def _nrrd_writer(native: np.ndarray, image: MedicalImage, path: Path, *, compress: bool) -> Callable[[Path], object]:
+def _nrrd_writer(native: np.ndarray, image: MedicalImage, name: str, *, compress: bool) -> Callable[[Path], object]:
     try:
         import SimpleITK as sitk
     except ImportError:
-        raise InputError(f"{path.name} needs SimpleITK: pip install 'medclipsam[server]', or write .nii.gz.") from None
+        raise InputError(f"{name} needs SimpleITK: pip install 'medclipsam[server]', or write .nii.gz.") from None
     grid = image.grid
     if not grid.is_orthonormal:
         raise InputError(

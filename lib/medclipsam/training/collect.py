@@ -10,9 +10,10 @@ from typing import Any
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
+from medclipsam.imaging.label_map import ValueNames
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import LABELS, find_images, read_datastore, stem
-from medclipsam.training.selection import KINDS, Candidate, Label, named_values
+from medclipsam.training.selection import KINDS, Candidate, Label
 from medclipsam.training.split import patient_key
 
 logger = logging.getLogger(__name__)
@@ -137,14 +138,14 @@ def read_label_names(folder: Path) -> dict[str, dict[int, str]]:
         If the datastore's file cannot be read.
     """
     return {
-        image: {value: name for name, value in named_values(tags["final"])}
+        image: ValueNames.from_monailabel(tags["final"]).by_value()
         for image, tags in _infos(folder).items()
         if "final" in tags
     }
 
 
 def _named(info: dict[str, Any], label_map: Mapping[int, str] | None) -> dict[str, Any]:
-    if not label_map or named_values(info):
+    if not label_map or ValueNames.from_monailabel(info).pairs:
         return info
     return {**info, "label_names": {name: value for value, name in label_map.items()}}
 

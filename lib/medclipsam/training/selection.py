@@ -19,6 +19,7 @@ from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.base.files import file_sha256
 from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import read_image, read_mask
+from medclipsam.imaging.label_map import ValueNames
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table, normalise
 from medclipsam.training.examples import Example
 from medclipsam.training.split import Split
@@ -195,7 +196,7 @@ class Vocabulary:
             If it gives one name two values, or one value two names.
         """
         found: dict[str, int] = {}
-        for text, value in named_values(info):
+        for text, value in ValueNames.from_monailabel(info).pairs:
             name = self.name(text)
             if found.setdefault(name, value) != value:
                 raise InputError(f"Its description calls both {found[name]} and {value} {name!r}.")
@@ -292,31 +293,6 @@ def image_kind(modality: str | None) -> str | None:
     return _KINDS_OF_IMAGE.get(modality.upper(), modality.upper()) if modality else None
 
 
-def named_values(info: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the names that a label's description gives to values, as (name, value); the background left out.
-
-    Parameters
-    ----------
-    info : mapping
-        `label_info`: a list of {"name": ..., "idx": ...}, as 3D Slicer sends it; one without `idx` counts by its place,
-        from 1. `label_names`: name to value, as the server answers masks; at the top or in `params`.
-    """
-    params = info.get("params")
-    pairs: list[tuple[Any, Any]] = []
-    for holder in (info, params if isinstance(params, Mapping) else {}):
-        names = holder.get("label_names")
-        pairs += list(names.items()) if isinstance(names, Mapping) else []
-    entries = info.get("label_info")
-    for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
-        if isinstance(entry, Mapping):
-            pairs.append((entry.get("name"), entry.get("idx", place)))
-    return [
-        (name, int(value))
-        for name, value in pairs
-        if isinstance(name, str) and _number(value) and normalise(name) not in ("", "background")
-    ]
-
-
 def _choose(candidates: Iterable[Candidate]) -> list[_Chosen]:
     chosen = []
     for candidate in sorted(candidates, key=lambda each: each.image_id):
@@ -355,7 +331,7 @@ def _told_modality(label: Label, targets: TargetSet) -> str | None:
     told = image.get("modality") if isinstance(image, Mapping) else None
     if isinstance(told, str) and told:
         return image_kind(told)
-    return _only_kind((name for name, _ in named_values(label.info)), targets)
+    return _only_kind((name for name, _ in ValueNames.from_monailabel(label.info).pairs), targets)
 
 
 def _only_kind(names: Iterable[str], targets: TargetSet) -> str | None:
@@ -370,7 +346,7 @@ def _only_kind(names: Iterable[str], targets: TargetSet) -> str | None:
 def _may_hold(label: Label, names: Sequence[str], targets: TargetSet) -> bool:
     """Return whether a label's description lets it hold one of the wanted labels."""
     words = Vocabulary(targets, None)
-    given = {words.name(name) for name, _ in named_values(label.info)}
+    given = {words.name(name) for name, _ in ValueNames.from_monailabel(label.info).pairs}
     return not names or not given or bool(given & {words.name(name) for name in names})
 
 

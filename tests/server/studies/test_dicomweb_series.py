@@ -20,6 +20,7 @@ from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.studies.dicomweb import DicomWebStudies, LabelText
 from medclipsam.server.studies.dicomweb_client import Pacs
 from medclipsam.server.studies.images import ImageReader
+from medclipsam.server.studies.labels import LabelReader
 
 UID = "1.2.826.1"
 
@@ -119,15 +120,10 @@ def test_a_series_that_has_grown_is_fetched_again(make: Any, pacs: FakePacs) -> 
 def test_a_label_of_fewer_slices_is_not_stored(make: Any, pacs: FakePacs, tmp_path: Path) -> None:
     studies = make()
     file = label(studies, tmp_path)
-    check = studies._check_label
-
-    def grow(*_: Any) -> None:
-        add(pacs, "new.dcm", ImagePositionPatient=[-10, 20, 20])
-
-    assert check is None
-    studies._check_label = grow
+    received = LabelReader(ImageReader()).read(Path(studies.get_image_uri(UID)), file, {})
+    add(pacs, "new.dcm", ImagePositionPatient=[-10, 20, 20])
     with pytest.raises(ConflictError, match="5 instances"):
-        studies.save_label(UID, str(file), "final", {})
+        studies.keep_label(UID, "final", received)
     assert pacs.stored == []
 
 

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies import folder as folder_module
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.images import ImageReader
-from medclipsam.server.studies.labels import LabelCheck
+from medclipsam.server.studies.labels import LabelReader
 
 MakeStudies = Callable[..., FolderStudies]
 
@@ -221,14 +222,24 @@ def test_a_label_replaces_the_one_before_it(studies: FolderStudies, root: Path, 
     assert config(root)["objects"] == {}
 
 
+class Picky:
+    """Takes any file as it is, unless what comes with it says that it is bad."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Path, Path, Any]] = []
+
+    def read(self, image: Path, file: Path, info: Any) -> Any:
+        self.asked.append((image, file, info))
+        if info.get("bad"):
+            raise InputError("No.")
+        suffix = "".join(file.suffixes)
+        return SimpleNamespace(suffix=suffix, write=lambda path: shutil.copyfile(file, path), info=info)
+
+
 def test_a_persons_label_outlives_what_takes_its_place(
     make: MakeStudies, root: Path, label: Path, tmp_path: Path
 ) -> None:
-    def check(image: Path, file: Path, info: Any) -> None:
-        if info.get("bad"):
-            raise InputError("No.")
-
-    studies = make(check_label=check, private=True)
+    studies = make(labels=Picky(), private=True)
     first, other = label.read_bytes(), tmp_path / "label.nrrd"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.uint8)), other)
     studies.save_label("a", str(label), "final", {"saved_by": "ada"})
@@ -262,16 +273,10 @@ def test_a_label_put_there_by_hand_is_kept_too(studies: FolderStudies, root: Pat
 
 
 def test_a_label_that_is_refused_leaves_the_one_before_it(make: MakeStudies, root: Path, label: Path) -> None:
-    asked: list[tuple[Path, Path, Any]] = []
-
-    def check(image: Path, file: Path, info: Any) -> None:
-        asked.append((image, file, info))
-        if info.get("bad"):
-            raise InputError("No.")
-
-    studies = make(check_label=check)
+    reader = Picky()
+    studies = make(labels=reader)
     studies.save_label("b", str(label), "final", {"n": 1})
-    assert asked == [(root / "sub/b.png", label, {"n": 1})]
+    assert reader.asked == [(root / "sub/b.png", label, {"n": 1})]
     before = label.read_bytes()
     label.write_bytes(b"x")
     with pytest.raises(InputError, match="No"):
@@ -363,7 +368,7 @@ def test_a_change_that_cannot_be_listed_leaves_everything_as_it_was(
 def test_a_copy_that_is_not_the_label_leaves_the_one_before_it(
     make: MakeStudies, root: Path, label: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    studies = make(check_label=LabelCheck(ImageReader(), [1]))
+    studies = make(labels=LabelReader(ImageReader(), {"heart": 1}))
     studies.save_label("b", str(label), "final", {"n": 1})
     before = Path(studies.get_label_uri("b", "final")).read_bytes()
     other = tmp_path / f"other{suffix}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.server.studies.images import ImageReader
-from medclipsam.server.studies.labels import LabelCheck, named_labels
+from medclipsam.server.studies.labels import LabelReader
 
 Save = Callable[..., Path]
 
@@ -36,8 +36,8 @@ def save(tmp_path: Path) -> Save:
 
 
 @pytest.fixture
-def check() -> LabelCheck:
-    return LabelCheck(ImageReader(), {3, 201})
+def reader() -> LabelReader:
+    return LabelReader(ImageReader(), {"heart": 3, "finding 1": 201})
 
 
 @pytest.mark.parametrize(
@@ -52,39 +52,79 @@ def check() -> LabelCheck:
     ],
 )
 def test_known_labels_and_none_are_taken(
-    check: LabelCheck, image: Path, save: Save, values: list[int], info: dict[str, Any]
+    reader: LabelReader, image: Path, save: Save, values: list[int], info: dict[str, Any]
 ) -> None:
-    check(image, save(*values), info)
+    reader.read(image, save(*values), info)
 
 
-def test_unknown_labels_are_refused(check: LabelCheck, image: Path, save: Save) -> None:
+def test_unknown_labels_are_refused(reader: LabelReader, image: Path, save: Save) -> None:
     with pytest.raises(InputError, match=r"The label holds 7, 9, of which neither .* label_info knows"):
-        check(image, save(3, 9, 7), {"label_info": [{"name": "cyst", "idx": 8}]})
+        reader.read(image, save(3, 9, 7), {"label_info": [{"name": "cyst", "idx": 8}]})
 
 
-def test_a_label_of_another_image_is_refused(check: LabelCheck, image: Path, save: Save) -> None:
+def test_a_label_of_another_image_is_refused(reader: LabelReader, image: Path, save: Save) -> None:
     with pytest.raises(InputError, match=r"^The label has 7 x 6 voxels, the image 8 x 6") as error:
-        check(image, save(3, shape=(6, 7)), {})
+        reader.read(image, save(3, shape=(6, 7)), {})
     assert "tmplabel" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["tmplabel.nii.gz", "tmplabel.nrrd", "tmplabel.png", "tmplabel.bin", "tmplabel"])
-def test_a_file_of_one_byte_is_refused(check: LabelCheck, image: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_of_one_byte_is_refused(reader: LabelReader, image: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises((ImageError, InputError)) as error:
-        check(image, tmp_path / name, {})
+        reader.read(image, tmp_path / name, {})
     assert "tmplabel" not in str(error.value)
 
 
-@pytest.mark.parametrize("number", [-1, 256, 1.5, True, "7", None])
-def test_label_numbers_that_are_none_are_refused(number: Any) -> None:
-    with pytest.raises(InputError, match="whole numbers from 0 to 255"):
-        named_labels({"label_info": [{"name": "cyst", "idx": number}]})
+def test_what_a_label_is_called_is_kept_with_the_numbers_of_its_file(
+    reader: LabelReader, image: Path, save: Save, tmp_path: Path
+) -> None:
+    """3D Slicer counts from 1; what was asked for beside has the same numbers as the list."""
+    info = {
+        "label_info": [{"name": "cyst", "color": "red"}, {"name": "heart", "idx": 2}],
+        "label_names": {"heart": 2, "a stone": 9},
+        "note": "x",
+    }
+    file = save(1, 2, 2, 9)
+    received = reader.read(image, file, info)
+    assert received.file is None
+    assert received.suffix == ".nii.gz"
+    assert received.label.values.ravel()[:4].tolist() == [1, 3, 3, 9]
+    assert received.label.names == {"cyst": 1, "heart": 3, "a stone": 9}
+    assert received.info == {
+        "label_info": [
+            {"name": "cyst", "color": "red", "idx": 1},
+            {"name": "heart", "idx": 3},
+            {"name": "a stone", "idx": 9},
+        ],
+        "label_names": {"heart": 3, "a stone": 9},
+        "note": "x",
+    }
+    received.write(tmp_path / "kept.nii.gz")
+    received.label.check_copy(tmp_path / "kept.nii.gz")
+    # what is kept says of itself what it is
+    again = reader.read(image, tmp_path / "kept.nii.gz", received.info)
+    assert (again.info, again.label.names) == (received.info, received.label.names)
+    assert again.file == tmp_path / "kept.nii.gz"
 
 
-@pytest.mark.parametrize("info", [{"label_info": "x"}, {"label_info": ["x"]}, {"params": 3}, {"label_names": []}])
-def test_label_info_of_another_form_names_nothing(info: dict[str, Any]) -> None:
-    assert named_labels(info) == frozenset()
+def test_a_label_in_the_servers_numbers_stays_the_file_it_is(
+    reader: LabelReader, image: Path, save: Save, tmp_path: Path
+) -> None:
+    for info in ({}, {"label_info": [{"name": "heart", "idx": 3}]}, {"params": {"label_names": {"heart": 3}}}):
+        received = reader.read(image, save(3, 0, 201), info)
+        assert received.info == info
+        received.write(tmp_path / "kept.nii.gz")
+        assert (tmp_path / "kept.nii.gz").read_bytes() == save(3, 0, 201).read_bytes()
+
+
+def test_a_copy_that_is_another_label_is_refused(
+    reader: LabelReader, image: Path, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = reader.read(image, save(3), {})
+    save(201)
+    with pytest.raises(InputError):
+        received.write(tmp_path / "kept.nii.gz")
 
 
 def test_masks_of_the_servers_own_models_are_labels(app: Any, infer: Any) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 
 import medclipsam
 from medclipsam.imaging.dicom_seg import TISSUE, SegmentInfo
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.studies.dicomweb import LabelText
-from medclipsam.server.studies.labels import named_entries
 from medclipsam.studies.final import is_by_person
 from medclipsam.targets import FINDING_LABELS, SnomedCode, StructureCode, TargetSet, label_table
 
@@ -46,7 +46,7 @@ class SegmentDescriber:
         self._table = label_table(targets)
         self._names = {label: name for name, label in self._table.items()}
 
-    def __call__(self, image_id: str, path: Path, labels: np.ndarray, info: Mapping[str, Any]) -> LabelText:
+    def __call__(self, image_id: str, path: Path, label_map: LabelMap, info: Mapping[str, Any]) -> LabelText:
         """Return the segments of a label map.
 
         Parameters
@@ -55,8 +55,8 @@ class SegmentDescriber:
             The image.
         path : Path
             Its file or folder.
-        labels : ndarray of uint8, shape (n_planes, H, W)
-            In display orientation.
+        label_map : LabelMap
+            The label.
         info : mapping
             What came with the label, which tells whether a person saved it, see `is_by_person`.
 
@@ -68,14 +68,13 @@ class SegmentDescriber:
         # who saves it stands beside the label
         client = client_of(Caller(str(info.get("user") or ""), str(info.get("client_id") or "")))
         given = self._masks.find(client, path)
-        if given is not None and given[0].shape != labels.shape:
+        if given is not None and given[0].shape != label_map.values.shape:
             given = None
-        by_person = is_by_person(info)
-        sent, named = named_entries(info)
-        asked = {**(given[1] if given and by_person else {}), **sent}
-        names = {**self._names, **{label: name for name, label in {**named, **asked}.items()}}
-        there = {int(label) for label in np.unique(labels) if label}
-        described = sorted(there | {label for label in asked.values() if label}) or sorted(set(named.values()) - {0})
+        by_person, labels = is_by_person(info), label_map.values
+        asked = {**(given[1] if given and by_person else {}), **label_map.asked}
+        names = {**self._names, **{label: name for name, label in {**label_map.names, **asked}.items()}}
+        there = label_map.present
+        described = sorted(there | {label for label in asked.values() if label}) or sorted(label_map.names.values())
         made = self._masks.made(client, path) if by_person else info
         segments = []
         for label in described:

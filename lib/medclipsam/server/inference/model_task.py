@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.metrics import METRICS
 from medclipsam.server.base.task import InferTask
 from medclipsam.server.inference.infer_request import Envelope, InferRequest, Upload
@@ -79,14 +80,14 @@ class Answer:
     ----------
     file : Path
         The mask's file, which the caller removes.
-    labels : ndarray of uint8, shape (n_planes, H, W)
-        The label map that it holds, in display orientation.
+    label : LabelMap
+        The label map that it holds.
     params : dict
         What is answered beside it, JSON-able: `label_names`, `latencies` in seconds, and what the task says.
     """
 
     file: Path
-    labels: np.ndarray
+    label: LabelMap
     params: dict[str, Any]
 
 
@@ -144,7 +145,8 @@ class ModelTask(InferTask, ABC, Generic[R]):
         made = self._work(request, opened, job)
         after_work = time.perf_counter()
         self._masks.keep(client_of(request.caller), path, made.labels, made.names, made.origin)
-        file = write_result(made.labels, opened.image, request.answer, read_back=request.save_as is not None)
+        label = LabelMap(made.labels, opened.image, made.names, made.names)
+        file = write_result(label, request.answer)
         ended = time.perf_counter()
 
         read, work, write = (
@@ -154,7 +156,7 @@ class ModelTask(InferTask, ABC, Generic[R]):
         METRICS.observe_stages({"read": read, **made.stages, "write": write})
         logger.info("Answered in %.2f s (read %.2f, infer %.2f, write %.2f)", total, read, work, write)
         latencies = {"pre": read, "infer": work, "write": write, "total": total}
-        return Answer(file, made.labels, jsonable({**made.params, "label_names": made.names, "latencies": latencies}))
+        return Answer(file, label, jsonable({**made.params, "label_names": made.names, "latencies": latencies}))
 
     def _open(self, request: R, path: Path) -> Opened:
         return self._read(request, path, request.modality)

@@ -13,49 +13,28 @@ import numpy as np
 from medclipsam.server.inference.infer_request import AnswerFormat
 
 if TYPE_CHECKING:
-    from medclipsam.imaging import MedicalImage
+    from medclipsam.imaging.label_map import LabelMap
 
 
-def write_result(labels: np.ndarray, image: MedicalImage, answer: AnswerFormat, *, read_back: bool = False) -> Path:
+def write_result(label: LabelMap, answer: AnswerFormat) -> Path:
     """Write a label map to a new temporary file, which the caller removes.
-
-    Parameters
-    ----------
-    labels : np.ndarray
-        uint8 [n_planes, H, W] in display orientation.
-    image : MedicalImage
-        The image whose geometry the file takes.
-    answer : AnswerFormat
-        The format, number type and compression.
-    read_back : bool
-        Whether the finished file is read again and compared with the label map voxel by voxel, as for a file that is
-        then saved as a label.
-
-    Returns
-    -------
-    Path
-        The file.
 
     Raises
     ------
     InputError
-        If the label map cannot be written in that format, or what is read back differs.
+        If the label map cannot be written in that format.
     """
-    from medclipsam.imaging import read_mask, write_mask
-    from medclipsam.imaging.write import check_same
+    from medclipsam.imaging import write_mask
 
     handle, name = tempfile.mkstemp(suffix=answer.extension)
     os.close(handle)
     # a PNG has one number type, whatever is asked for
     dtype = "uint8" if answer.extension == ".png" else answer.dtype
     try:
-        write_mask(labels, image, name, dtype=dtype, compress=answer.compress)
-        if read_back:
-            check_same(read_mask(name, image), labels, "The mask")
+        return write_mask(label.values, label.image, name, dtype=dtype, compress=answer.compress)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return Path(name)
 
 
 def jsonable(value: Any) -> Any:

@@ -22,7 +22,7 @@ from medclipsam.active.pool import Pool
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
 from medclipsam.base.errors import MedClipSamError
-from medclipsam.imaging import read_mask
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import BusyError, UpstreamContentError, UpstreamError
 from medclipsam.server.base.rounds_options import RoundsOptions
@@ -281,23 +281,10 @@ class Rounds:
         """End leases, of one image or all and of one holder or anyone, and return their images."""
         return [lease.image for lease in self.ledger.release(image, holder)] if self.is_used else []
 
-    def saved(self, image: str, reader: str, label: Path) -> tuple[Saved, Label]:
-        """Take in a final label that lies with the studies by now.
-
-        Parameters
-        ----------
-        image, reader : str
-        label : Path
-            Its file.
-
-        Raises
-        ------
-        InputError
-            If there is no such image or the label does not fit it.
-        """
+    def saved(self, image: str, reader: str, label: LabelMap) -> tuple[Saved, Label]:
+        """Take in a final label that lies with the studies by now."""
         self._known(image)
-        picture = self.images.read(Path(self._datastore().get_image_uri(image)))
-        return self.ledger.record(image, reader, read_mask(label, picture))
+        return self.ledger.record(image, reader, label.values)
 
     def shown(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
         """Note a mask that was made: for a holder, or "" for whoever opens the image."""

@@ -12,6 +12,7 @@ import psutil
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
+from medclipsam.imaging.label_map import ValueNames
 from medclipsam.server.base.errors import UnknownError, without_folders
 from medclipsam.server.base.task import TrainTask
 from medclipsam.server.inference.work import Job
@@ -23,7 +24,7 @@ from medclipsam.training.lock import Holder, holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.run import train_network
-from medclipsam.training.selection import KINDS, Candidate, Label, named_values
+from medclipsam.training.selection import KINDS, Candidate, Label
 from medclipsam.training.settings import Request, RunOptions
 from medclipsam.training.split import patient_key
 from medclipsam.training.store import NetworkStore
@@ -117,7 +118,7 @@ class NetworkTrainer(TrainTask):
             normalise(name)
             for image in datastore.list_images()
             for tag in datastore.get_labels_by_image_id(image)
-            for name, _ in named_values(dict(datastore.get_label_info(image, str(tag)) or {}))
+            for name, _ in ValueNames.from_monailabel(datastore.get_label_info(image, str(tag)) or {}).pairs
         }
         for name in wanted:
             if normalise(name) not in named:

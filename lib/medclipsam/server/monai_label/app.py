@@ -25,7 +25,7 @@ from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
 from medclipsam.base.errors import InputError, MedClipSamError, TargetError, UnknownOptionError
 from medclipsam.finetune.store import ClipStore
-from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
@@ -43,7 +43,6 @@ from medclipsam.server.inference.infer_request import (
     SessionImage,
     StudyImage,
     Upload,
-    not_final,
 )
 from medclipsam.server.inference.last_masks import LastMasks
 from medclipsam.server.inference.model_task import Answer, ModelTask
@@ -73,8 +72,7 @@ from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.images import ImageReader, unknown_image, unreadable_images
 from medclipsam.server.studies.label_files import LabelFiles
-from medclipsam.server.studies.labels import LabelCheck
-from medclipsam.server.studies.segments import settled
+from medclipsam.server.studies.labels import LabelReader, ReceivedLabel
 from medclipsam.studies.final import SAVED_BY
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.names import DEFAULT_NAME
@@ -162,7 +160,7 @@ class MedClipSamApp(MONAILabelApp):
         self.label_table = table = label_table(self.targets)
         self.images = ImageReader()
         self.masks = LastMasks()
-        self.check_label = LabelCheck(self.images, table.values())
+        self.labels_read = LabelReader(self.images, table)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -297,7 +295,7 @@ class MedClipSamApp(MONAILabelApp):
         return FolderStudies(
             Path(self.studies),
             _set_by_user("MONAI_LABEL_DATASTORE_FILE_EXT"),
-            check_label=self.check_label,
+            labels=self.labels_read,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             private=self.app_conf.label_access == "owner",
         )
@@ -330,7 +328,7 @@ class MedClipSamApp(MONAILabelApp):
             images=self.images,
             describe=describe,
             label_of=describe.label_of,
-            check_label=self.check_label,
+            labels=self.labels_read,
             # a training looks at its images for as long as it takes
             in_use=LISTED_SECONDS if _is_subprocess() else IN_USE_SECONDS,
             fresh=LONG_FRESH_SECONDS if _is_subprocess() else FRESH_SECONDS,
@@ -512,35 +510,21 @@ class MedClipSamApp(MONAILabelApp):
             raise unknown_image(image, lambda name: bool(store.get_image_uri(name)))
         return Path(uri)
 
-    def save_label(
-        self,
-        image: str,
-        file: str,
-        tag: str,
-        info: dict[str, Any],
-        caller: Caller,
-        store: Datastore | None = None,
-        *,
-        by_person: bool = False,
-    ) -> str:
-        """Save a label file and note it in the audit file.
+    def save_label(self, image: str, file: Path, tag: str, info: Mapping[str, Any], caller: Caller) -> str:
+        """Save a label that a person has drawn, and note it in the audit file; a final one then counts in the rounds.
 
         Parameters
         ----------
         image : str
             Id of the image.
-        file : str
+        file : Path
             The label; it is copied.
         tag : str
             The label's tag.
-        info : dict
-            What is kept with the label.
+        info : mapping
+            What is kept with the label, beside who saved it.
         caller : Caller
             Who saves it.
-        store : Datastore, optional
-            The app's own by default.
-        by_person : bool
-            Whether a person has saved it, which is noted with the label; a final one then counts in the rounds.
 
         Returns
         -------
@@ -550,25 +534,20 @@ class MedClipSamApp(MONAILabelApp):
         Raises
         ------
         InputError
-            If there is no such image, the label does not fit it, or it is to be final and nobody has saved it.
+            If there is no such image, or the label does not fit it.
         """
-        store = store or self.datastore()
-        info = {key: value for key, value in info.items() if key != SAVED_BY}
-        if by_person:
-            info[SAVED_BY] = reader_of(caller)
-        elif tag == FINAL:
-            raise not_final(tag)
+        info = {**info, SAVED_BY: reader_of(caller)}
+        received = self.labels_read.read(self.image_path(image), file, info)
+        label = self._keep_label(image, tag, received, caller, self.datastore())
+        if tag == FINAL:
+            self._note_label(image, received.label, caller)
+        return label
 
-        def read() -> MedicalImage:
-            return self.images.read(self.image_path(image, store))
-
-        with settled(Path(file), info, self.label_table, read) as (kept, told):
-            label = str(store.save_label(image, str(kept), tag, told))
-            if by_person and tag == FINAL:
-                self._note_label(image, kept, caller)
-        params = info.get("params")
-        weights = params.get("weights") if isinstance(params, dict) else info.get("weights")
-        model = info.get("model")
+    def _keep_label(self, image: str, tag: str, received: ReceivedLabel, caller: Caller, store: Datastore) -> str:
+        """Save a label and note it in the audit file."""
+        label = store.keep_label(image, tag, received)
+        params, model = received.info.get("params"), received.info.get("model")
+        weights = params.get("weights") if isinstance(params, dict) else received.info.get("weights")
         self.audit.label(caller, "label saved", image, tag, model if isinstance(model, str) else None, weights)
         return label
 
@@ -632,7 +611,8 @@ class MedClipSamApp(MONAILabelApp):
             if request.save_as is None:
                 return Inferred(answer.file, answer.params, tag)
             info = {"model": request.model, "params": answer.params}
-            label = self.save_label(study, str(answer.file), tag, info, caller, store)
+            made = self.labels_read.check(ReceivedLabel(path, answer.label, info, answer.file))
+            label = self._keep_label(study, tag, made, caller, store)
             return Inferred(answer.file, answer.params, tag, label)
         except BaseException:
             answer.file.unlink(missing_ok=True)
@@ -646,7 +626,7 @@ class MedClipSamApp(MONAILabelApp):
         source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
         # one that lies with the studies waits for whoever opens the image
         holder = reader_of(request.caller) if request.save_as is None else ""
-        self.rounds.shown(image, holder, source, answer.labels)
+        self.rounds.shown(image, holder, source, answer.label.values)
         if not isinstance(network, dict):
             self.rounds.presence(image, answer.params)
 
@@ -665,7 +645,7 @@ class MedClipSamApp(MONAILabelApp):
         asked = self.request(model, {**params, "save_label": True}, StudyImage(image), Caller())
         self.run_infer(asked, job).file.unlink(missing_ok=True)
 
-    def _note_label(self, image: str, label: Path, caller: Caller) -> None:
+    def _note_label(self, image: str, label: LabelMap, caller: Caller) -> None:
         """Take a final label that a person has saved into the rounds."""
         try:
             self.rounds.saved(image, reader_of(caller), label)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from medclipsam.server.studies.labels import ReceivedLabel
 
 FINAL, ORIGINAL = "final", "original"
 
@@ -135,7 +138,11 @@ class Datastore(ABC):
 
     @abstractmethod
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save a label and return its id."""
+        """Read a label's file, save it, and return its id."""
+
+    @abstractmethod
+    def keep_label(self, image_id: str, tag: str, received: ReceivedLabel) -> str:
+        """Save a label that was read, and return its id."""
 
     @abstractmethod
     def remove_label(self, label_id: str, label_tag: str) -> None:

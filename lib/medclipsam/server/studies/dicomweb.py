@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.locks import process_start
-from medclipsam.imaging import MedicalImage, read_mask, write_mask
+from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.dicom import read_elements, read_frame_volumes, read_header, source_headers, stored_pixels
 from medclipsam.imaging.dicom_frames import read_choice, write_choice
 from medclipsam.imaging.dicom_geometry import is_slice
@@ -39,13 +39,15 @@ from medclipsam.imaging.dicom_seg import (
     write_segmentation,
 )
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.dicomweb_client import UID, Pacs
 from medclipsam.server.studies.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.studies.kept_info import merged_image_info
-from medclipsam.server.studies.label_files import CheckLabel, LabelFiles, content_of, label_suffix
+from medclipsam.server.studies.label_files import LabelFiles, content_of
+from medclipsam.server.studies.labels import LabelReader, ReceivedLabel, write_label
 from medclipsam.server.studies.stores import SentLabel, SentLabels
 from medclipsam.server.studies.waiting import WAITING_SECONDS, WAITING_THREADS, Places, Turn
 
@@ -101,7 +103,7 @@ class LabelText:
 
 
 # Says what a label's segments are: the image's id, file, label map and what came with it.
-Describe = Callable[[str, Path, np.ndarray, Mapping[str, Any]], LabelText]
+Describe = Callable[[str, Path, LabelMap, Mapping[str, Any]], LabelText]
 # Gives a segment that was read its label.
 LabelOf = Callable[[SegmentInfo, set[int]], int]
 
@@ -210,8 +212,8 @@ class DicomWebStudies(LabelFiles):
         Says what a final label's segments are.
     label_of : callable
         Gives the segments of a segmentation that is read their labels.
-    check_label : callable, optional
-        Raises `InputError` for a label that must not be saved.
+    labels : LabelReader, optional
+        Reads the labels that are to be saved; by default any label map of an image.
     in_use : float
         Seconds for which an image that was asked for stays at least.
     fresh : float
@@ -233,7 +235,7 @@ class DicomWebStudies(LabelFiles):
         images: ImageReader,
         describe: Describe,
         label_of: LabelOf,
-        check_label: CheckLabel | None = None,
+        labels: LabelReader | None = None,
         in_use: float = IN_USE_SECONDS,
         fresh: float = FRESH_SECONDS,
     ) -> None:
@@ -243,7 +245,7 @@ class DicomWebStudies(LabelFiles):
         self._images = images
         self._describe = describe
         self._label_of = label_of
-        self._check_label = check_label
+        self._labels_read = labels or LabelReader(images)
         self._in_use = in_use
         self._fresh = fresh
         self._places = Places(WAITING_THREADS, "the DICOMweb server")
@@ -470,15 +472,17 @@ class DicomWebStudies(LabelFiles):
             If the server does not take it; then nothing is saved. Or if it is stored, but cannot be read back: then a
             copy is kept here, with which it is compared when it is read for the first time.
         """
-        tag, info = _tag(label_tag), dict(label_info or {})
         folder = Path(self.get_image_uri(image_id))
-        check = self._check_label(folder, Path(label_filename), info) if self._check_label else None
+        received = self._labels_read.read(folder, Path(label_filename), dict(label_info or {}))
+        return self.keep_label(image_id, _tag(label_tag), received)
+
+    def keep_label(self, image_id: str, tag: str, received: ReceivedLabel) -> str:
+        """Save a label that was read, as `save_label` does."""
         with self._places.one(), self._fetching[image_id]:
             if tag == FINAL:
-                self._store_label(image_id, folder, Path(label_filename), info)
+                self._store_label(image_id, received)
             else:
-                suffix = label_suffix(os.path.basename(label_filename))
-                self._keep_label(image_id, tag, Path(label_filename), suffix, info, check)
+                self._keep_label(image_id, tag, received.suffix, received.write, received.info)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -839,18 +843,16 @@ class DicomWebStudies(LabelFiles):
         self,
         image_id: str,
         tag: str,
-        file: Path,
         suffix: str,
+        write: Callable[[Path], object],
         info: Mapping[str, Any],
-        check: Callable[[Path], object] | None = None,
     ) -> None:
         with self._changing(image_id) as files:
-            self._put_label(self._entry(image_id), image_id, tag, file, suffix, info, files, check)
+            self._put_label(self._entry(image_id), image_id, tag, suffix, write, info, files)
 
-    def _store_label(self, image_id: str, folder: Path, file: Path, info: dict[str, Any]) -> None:
-        image = self._images.read(folder)
-        labels = read_mask(file, image)
-        text = self._describe(image_id, folder, labels, info)
+    def _store_label(self, image_id: str, received: ReceivedLabel) -> None:
+        label, image, info = received.label, received.label.image, received.info
+        text = self._describe(image_id, received.image, label, info)
         corrections: list[str] = []
         with self._storing(), _temporary(".dcm") as path:
             self.refresh()
@@ -861,7 +863,7 @@ class DicomWebStudies(LabelFiles):
             waiting = [sent.reference for sent in self._sent.all() if sent.image == image_id]
             earlier += [reference for reference in waiting if reference not in earlier]
             made = write_segmentation(
-                labels,
+                label.values,
                 image,
                 text.segments,
                 path,
@@ -873,12 +875,13 @@ class DicomWebStudies(LabelFiles):
             )
             sent = self._send(image_id, path, earlier)
             self.refresh()
-        labels = self._read_back(sent, image)
+        stored = self._read_back(sent, image)
         if corrections:
             logger.warning("A segmentation was written from headers with invalid values: %s", " ".join(corrections))
-            info["corrections"] = corrections
-        told = _label_info(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), [(s.label, s) for s in text.segments])
-        self._keep_final(image_id, labels, image, {**info, **told})
+            info = {**info, "corrections": corrections}
+        named = LabelMap(stored, image, _names((s.label, s) for s in text.segments))
+        told = _about(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), text.segments)
+        self._keep_final(image_id, named, {**info, **told})
 
     @contextmanager
     def _storing(self) -> Iterator[None]:
@@ -1010,13 +1013,14 @@ class DicomWebStudies(LabelFiles):
                 "series has now; correct it and save it again."
             )
         labels, segments = self._read_stored(stored, image)
-        told = _label_info(stored.reference.instance, stored.reference.series, segments)
-        self._keep_final(stored.image, labels, image, told)
+        told = _about(
+            stored.reference.instance, stored.reference.series, [segment for label, segment in segments if label]
+        )
+        self._keep_final(stored.image, LabelMap(labels, image, _names(segments)), told)
 
-    def _keep_final(self, image_id: str, labels: np.ndarray, image: MedicalImage, info: Mapping[str, Any]) -> None:
-        with _temporary(".nii.gz") as path:
-            write_mask(labels, image, path, read_back=True)
-            self._keep_label(image_id, FINAL, path, ".nii.gz", info)
+    def _keep_final(self, image_id: str, label: LabelMap, info: Mapping[str, Any]) -> None:
+        told = {**info, **label.to_monailabel()}
+        self._keep_label(image_id, FINAL, ".nii.gz", partial(write_label, label), told)
 
 
 def _as_stored(sent: SentLabel) -> StoredLabel:
@@ -1028,13 +1032,14 @@ def _as_sent(stored: StoredLabel) -> SentLabel:
     return SentLabel(stored.image, stored.study, stored.reference, stored.when, tuple(stored.supersedes), True)
 
 
-def _label_info(instance: str, series: str, segments: list[tuple[Any, SegmentInfo]]) -> dict[str, Any]:
-    """Return what is kept with a final label: its names as clients and trainers look for them, and where it lies."""
-    named = [(label, segment) for label, segment in segments if label]
+def _names(segments: Iterable[tuple[int | None, SegmentInfo]]) -> dict[str, int]:
+    return {segment.name: label for label, segment in segments if label}
+
+
+def _about(instance: str, series: str, segments: Sequence[SegmentInfo]) -> dict[str, Any]:
+    """Return what is kept with a final label beside its names: who drew each segment, and where it is stored."""
     return {
-        "label_info": [{"name": segment.name, "idx": label} for label, segment in named],
-        "label_names": {segment.name: label for label, segment in named},
-        "algorithms": {segment.name: segment.algorithm for _, segment in named},
+        "algorithms": {segment.name: segment.algorithm for segment in segments if segment.label != 0},
         "SOPInstanceUID": instance,
         "SeriesInstanceUID": series,
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import threading
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import unknown_image
 from medclipsam.server.studies.kept_info import merged_image_info
-from medclipsam.server.studies.label_files import CONFIG, CheckLabel, LabelFiles, copy_file, label_suffix
+from medclipsam.server.studies.label_files import CONFIG, LabelFiles, copy_file, label_suffix
+from medclipsam.server.studies.labels import LabelReader, ReceivedLabel
 from medclipsam.studies import scan
 from medclipsam.studies.final import is_by_person
 from medclipsam.studies.find import pin_of
@@ -43,8 +46,8 @@ class FolderStudies(LabelFiles):
         The studies.
     patterns : sequence of str, optional
         File names to list; by default every format that is read.
-    check_label : callable, optional
-        Raises `InputError` for a label that must not be saved.
+    labels : LabelReader, optional
+        Reads the labels that are to be saved; where it is left out, files are kept as they are.
     auto_reload : bool
         Whether the folder is looked at again at each use; else only by `refresh`.
     settle : float, optional
@@ -65,22 +68,21 @@ class FolderStudies(LabelFiles):
         folder: Path,
         patterns: Sequence[str] | None = None,
         *,
-        check_label: CheckLabel | None = None,
+        labels: LabelReader | None = None,
         auto_reload: bool = True,
         settle: float | None = None,
         private: bool = False,
     ) -> None:
         super().__init__(folder, private=private)
         self._auto_reload = auto_reload
-        self._check_label = check_label
+        self._labels = labels
         self._labels_stamp: dict[str, int] = {}
         self._looked = float("-inf")
         self._looking = threading.Lock()
         self._look_cost = 0.0
         self._listing = Listing()
         self._links = LinkedFolders()
-        labels = folder / self._datastore.labels_dir
-        skip = {labels, folder / CONFIG}
+        skip = {folder / self._datastore.labels_dir, folder / CONFIG}
         self._scan = FolderScan(folder, patterns, skip, scan.SETTLE_SECONDS if settle is None else settle)
         self._read_config(strict=True)
         self._remove_parts()
@@ -315,20 +317,29 @@ class FolderStudies(LabelFiles):
         InputError
             If the label must not be saved, or its copy, read back, is another; the label before it stays.
         """
+        file, info = Path(label_filename), dict(label_info or {})
+        tag = str(getattr(label_tag, "value", label_tag))
         uri = self.get_image_uri(image_id)
         if not uri:
             raise unknown_image(image_id, self._current().images.__contains__)
-        tag = str(getattr(label_tag, "value", label_tag))
-        info = dict(label_info or {})
-        check = self._check_label(Path(uri), Path(label_filename), info) if self._check_label else None
-        suffix = label_suffix(os.path.basename(label_filename))
+        if self._labels is None:
+            return self._save(image_id, tag, label_suffix(file.name), partial(shutil.copyfile, file), info)
+        return self.keep_label(image_id, tag, self._labels.read(Path(uri), file, info))
+
+    def keep_label(self, image_id: str, tag: str, received: ReceivedLabel) -> str:
+        """Save a label that was read, as `save_label` does."""
+        return self._save(image_id, tag, received.suffix, received.write, received.info)
+
+    def _save(
+        self, image_id: str, tag: str, suffix: str, write: Callable[[Path], object], info: Mapping[str, Any]
+    ) -> str:
         with self._changing(image_id) as files:
             found = self._listing.images.get(image_id)
             if found is None:
                 raise UnknownError(f"Image {image_id!r} is not among the studies any more.")
             entry = self._entry(image_id, found)
             entry.image.info["file"] = found.anchor.relative_to(self._root).as_posix()
-            self._put_label(entry, image_id, tag, Path(label_filename), suffix, info, files, check)
+            self._put_label(entry, image_id, tag, suffix, write, info, files)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:

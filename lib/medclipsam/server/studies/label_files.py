@@ -34,10 +34,6 @@ logger = logging.getLogger(__name__)
 # it writes a line each time that a lock is taken or released
 logging.getLogger("filelock").setLevel(logging.ERROR)
 
-# Raises `InputError` for a label that must not be saved: the image's file or folder, the label's file, and what comes
-# with it. Returns what a copy of the file is held against before it takes its place: it raises where they differ.
-CheckLabel = Callable[[Path, Path, dict[str, Any]], Callable[[Path], object] | None]
-
 CONFIG = "datastore_v2.json"
 # How names begin that files have until they are complete; all such are written under the lock.
 _PART = ".medclipsam-part-"
@@ -190,25 +186,21 @@ class LabelFiles(Datastore):
         entry: ImageRecord,
         image_id: str,
         tag: str,
-        file: Path,
         suffix: str,
+        write: Callable[[Path], object],
         info: Mapping[str, Any],
         files: FilesBefore,
-        check: Callable[[Path], object] | None = None,
     ) -> None:
         """Put a label in the place of the one that an image has under a tag, which is kept if it was a person's.
 
-        Call it inside `_changing`.
+        `write` is called with a name that ends in `suffix`. Call it inside `_changing`.
         """
         path = self._label_folder(tag) / f"{image_id}{suffix}"
 
-        def before_replacing(copy: Path) -> None:
-            if check is not None:
-                check(copy)
-            self._keep_versions(entry, image_id, tag, copy, info, files)
-
         files.keep(path)
-        copy_file(file, path, self._mode, before_replacing)
+        with atomic_write(path, mode=self._mode, prefix=_PART, suffix=suffix) as temporary:
+            write(temporary)
+            self._keep_versions(entry, image_id, tag, temporary, info, files)
         for other in self._files_of(entry, image_id, tag):
             if other != path:
                 files.keep(other)
@@ -384,22 +376,10 @@ class FilesBefore:
                 kept.unlink(missing_ok=True)
 
 
-def copy_file(source: Path, target: Path, mode: int, check: Callable[[Path], object] | None = None) -> None:
-    """Copy a file so that it appears under its name only when complete.
-
-    Parameters
-    ----------
-    source, target : Path
-    mode : int
-        Rights of the copy.
-    check : callable, optional
-        Called with the copy under its temporary name, which ends as the target's does. Where it raises, the file that
-        was there before stays.
-    """
+def copy_file(source: Path, target: Path, mode: int) -> None:
+    """Copy a file so that it appears under its name only when complete, with the rights `mode`."""
     with atomic_write(target, mode=mode, prefix=_PART, suffix=label_suffix(target.name)) as temporary:
         shutil.copyfile(source, temporary)
-        if check is not None:
-            check(temporary)
 
 
 def content_of(path: str | Path) -> BinaryIO | None:

@@ -1,114 +1,128 @@
-"""What a label must be to be saved: a label map that lies on its image and holds known labels."""
+"""Labels as they arrive: read once, given the numbers of the server's own labels, and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medclipsam.base.errors import InputError
-from medclipsam.imaging import read_mask
-from medclipsam.imaging.write import check_same
+from medclipsam.base.formats import suffix_of
+from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
+from medclipsam.imaging.write import mask_writer
 from medclipsam.server.studies.images import ImageReader
 
 
-class LabelCheck:
-    """Checks labels before they are saved.
+@dataclass(frozen=True)
+class ReceivedLabel:
+    """A label that may be saved.
+
+    Parameters
+    ----------
+    image : Path
+        File or series folder of the image.
+    label : LabelMap
+        Its values and their names.
+    info : dict
+        What is kept with it; names the values as the label map does.
+    file : Path or None
+        A file that holds the label map as it is; None where one has to be written.
+    """
+
+    image: Path
+    label: LabelMap
+    info: dict[str, Any]
+    file: Path | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The end of its file's name."""
+        return ".nii.gz" if self.file is None else suffix_of(self.file.name)
+
+    def write(self, path: Path) -> None:
+        """Write it to a file that ends in `suffix`, read that again, and compare.
+
+        Raises
+        ------
+        InputError
+            If it reads as another label map.
+        """
+        if self.file is None:
+            write_label(self.label, path)
+        else:
+            shutil.copyfile(self.file, path)
+            self.label.check_copy(path)
+
+
+def write_label(label: LabelMap, path: Path) -> None:
+    """Write a label map to a file, read that again, and compare; `InputError` where it reads as another."""
+    mask_writer(label.values, label.image, path.name, read_back=True)(path)
+
+
+class LabelReader:
+    """Reads labels before they are saved.
 
     Parameters
     ----------
     images : ImageReader
         Reads the images that labels are held against.
-    table : collection of int
-        Labels of the server's own table.
+    table : mapping of str to int, optional
+        The server's own labels. Where it is left out, values stay as they are, and none is unknown.
     """
 
-    def __init__(self, images: ImageReader, table: Collection[int]) -> None:
+    def __init__(self, images: ImageReader, table: Mapping[str, int] | None = None) -> None:
         self._images = images
-        self._table = frozenset(table)
+        self._table = table
 
-    def __call__(self, image: Path, label: Path, info: Mapping[str, Any]) -> Callable[[Path], None]:
-        """Look at the label that is to be saved for an image.
+    def read(self, image: Path, file: Path, info: Mapping[str, Any]) -> ReceivedLabel:
+        """Read a label that is to be saved for an image.
 
         Parameters
         ----------
         image : Path
             The image's file or series folder.
-        label : Path
+        file : Path
             The label's file.
         info : mapping
-            What came with it; may name further labels, see `named_labels`.
-
-        Returns
-        -------
-        callable
-            Given a copy of the file, raises `InputError` if it does not read as the same label map.
+            What came with it; names its values, see `ValueNames`.
 
         Raises
         ------
         InputError
-            If the label is no label map, does not lie on the image, or holds a label that neither the table nor `info`
+            If the label is no label map, does not lie on the image, or holds a value that neither the table nor `info`
             names. An empty label map is a label.
         """
         try:
             picture = self._images.read(image)
-            labels = read_mask(label, picture)
+            label, as_sent = read_label_map(file, picture, ValueNames.from_monailabel(info), self._table)
         except InputError as error:
             # what a file sent along was called here says nothing to who sent it
-            raise InputError(str(error).replace(f" {label.name}", "").replace(label.name, "The label")) from None
-        unknown = sorted({int(value) for value in np.unique(labels)} - {0} - self._table - named_labels(info))
+            raise InputError(str(error).replace(f" {file.name}", "").replace(file.name, "The label")) from None
+        return self.check(ReceivedLabel(image, label, _renamed(info, label), file if as_sent else None))
+
+    def check(self, received: ReceivedLabel) -> ReceivedLabel:
+        """Return a label, having raised `InputError` where nothing names one of its values."""
+        unknown = [] if self._table is None else received.label.unnamed(self._table.values())
         if unknown:
             raise InputError(
                 f"The label holds {', '.join(map(str, unknown))}, of which neither this server's labels nor the "
                 'request\'s label_info knows; name them there, as in [{"name": "cyst", "idx": 7}].'
             )
-        return lambda copy: check_same(read_mask(copy, picture), labels, "The label")
+        return received
 
 
-def named_labels(info: Mapping[str, Any]) -> frozenset[int]:
-    """Return the labels that a request names.
-
-    Parameters
-    ----------
-    info : mapping
-        `label_info`: a list of {"name": ..., "idx": ...}, as 3D Slicer sends it; one without `idx` counts by its place,
-        from 1. `label_names`: name to label, as this server answers masks; at the top or in `params`.
-    """
-    asked, listed = named_entries(info)
-    return frozenset([*asked.values(), *listed.values()])
-
-
-def named_entries(info: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return name to label as a request gives them, see `named_labels`: of `label_names`, and of `label_info`.
-
-    An entry without a name has its number for one.
-    """
-    asked: dict[str, int] = {}
-    listed: dict[str, int] = {}
-    entries = info.get("label_info")
-    for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
-        if isinstance(entry, Mapping):
-            label = label_number(entry.get("idx", place))
-            listed[str(entry.get("name") or f"label {label}")] = label
-    params = info.get("params")
-    for holder in (info, params if isinstance(params, Mapping) else {}):
-        names = holder.get("label_names")
-        if isinstance(names, Mapping):
-            asked.update({str(name): label_number(label) for name, label in names.items()})
-    return asked, listed
-
-
-def label_number(value: Any) -> int:
-    """Return a label's number, a whole one from 0 to 255.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-    """
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and -0.5 < value < 255.5
-    if not usable or abs(value - round(value)) > 1e-3:
-        raise InputError(f"The label number {value!r} cannot be used; whole numbers from 0 to 255 are allowed.")
-    return round(value)
+def _renamed(info: Mapping[str, Any], label: LabelMap) -> dict[str, Any]:
+    """Return what came with a label, with the values that the label map has, and whatever else it says of each name."""
+    told, entries, table = dict(info), info.get("label_info"), info.get("label_names")
+    listed = entries if isinstance(entries, list) else []
+    said = {
+        entry["name"]: entry for entry in listed if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
+    }
+    # names of the file's own segments are in no list yet
+    if isinstance(entries, list) or label.names.keys() - label.asked.keys():
+        told["label_info"] = [{**said.get(name, {}), "name": name, "idx": value} for name, value in label.names.items()]
+    if isinstance(table, Mapping):
+        told["label_names"] = {name: label.asked.get(name, value) for name, value in table.items()}
+    return told

@@ -14,6 +14,7 @@ from starlette.background import BackgroundTask
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_mask
+from medclipsam.imaging.label_map import LabelMap, ValueNames
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import (
     LARGEST,
@@ -35,7 +36,6 @@ from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.images import series_as_volume, unknown_image
 from medclipsam.server.studies.kept_info import image_info, label_info, new_label_info
-from medclipsam.server.studies.labels import named_entries
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
 
@@ -184,7 +184,7 @@ def save_label(
     path = receive(label, suffix)
     try:
         with turns.of(user.username):
-            label_id = app.save_label(image, str(path), tag, {**info, "user": user.username}, caller, by_person=True)
+            label_id = app.save_label(image, path, tag, {**info, "user": user.username}, caller)
         answer = dict(app.on_save_label(image, label_id) or {})
         corrections = app.datastore().corrections(label_id, tag)
         if corrections:
@@ -227,13 +227,12 @@ def get_label(
     source = app.image_path(label)
     with turns.of(user.username):
         image = app.images.read(source)
-        mask = read_mask(kept, image)
-    made = write_result(mask, image, asked)
+        mask = LabelMap(read_mask(kept, image), image)
+    made = write_result(mask, asked)
     client = client_of(caller_of(request, user.username))
     info = app.datastore().get_label_info(label, tag)
     if client and version is None and tag != FINAL and "model" in info:
-        names, _ = named_entries(info)
-        app.masks.keep(client, source, mask, names, info)
+        app.masks.keep(client, source, mask.values, dict(ValueNames.from_monailabel(info).asked), info)
     return FileResponse(
         made,
         media_type=mime_type(made),
@@ -269,7 +268,7 @@ def restore_version(
     caller = caller_of(request, user.username)
     info = {**new_label_info(kept.info), "user": user.username}
     with turns.of(user.username):
-        saved = app.save_label(label, str(kept.path), tag, info, caller, by_person=True)
+        saved = app.save_label(label, kept.path, tag, info, caller)
     return {"image": label, "label": saved}
 
 

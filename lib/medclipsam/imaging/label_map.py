@@ -1,0 +1,349 @@
+"""Label maps and what their values are called: read once from what an annotator's client sent, then passed on.
+
+A client numbers its segments as it likes, and names them beside: 3D Slicer from 1 in the order of its list, in layers
+of one file where segments may overlap (`.seg.nrrd`). A `LabelMap` has one number for each name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medclipsam.base.errors import ImageError, InputError
+from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.masks import check_grid, has_place, is_placeless, read_mask, whole_labels
+from medclipsam.imaging.volumes import read_layers, read_texts
+from medclipsam.imaging.write import check_same
+
+BACKGROUND = "background"
+_LARGEST = 255
+# How far from a whole number a value may be.
+_WHOLE_WITHIN = 1e-3
+# 3D Slicer's keys of one segment.
+_SEGMENT = re.compile(r"Segment([0-9]+)_(Name|LabelValue|Layer)")
+
+
+@dataclass(frozen=True)
+class ValueNames:
+    """What a client says that the values of a label map are called.
+
+    Attributes
+    ----------
+    listed : tuple of (str, int)
+        The list `label_info`, which describes the file: name and value, in the client's order.
+    asked : tuple of (str, int)
+        The table `label_names`: what a mask was asked for, in the words of the request.
+    unusable : tuple of object
+        What stands in the place of a value and is none.
+    """
+
+    listed: tuple[tuple[str, int], ...] = ()
+    asked: tuple[tuple[str, int], ...] = ()
+    unusable: tuple[Any, ...] = ()
+
+    @classmethod
+    def from_monailabel(cls, info: Mapping[str, Any]) -> ValueNames:
+        """Read what MONAI Label's clients send with a label, and its datastore keeps with it.
+
+        Parameters
+        ----------
+        info : mapping
+            `label_info`: a list of {"name": ..., "idx": ...}, as 3D Slicer sends it; an entry without `idx` counts by
+            its place, from 1. `label_names`: name to value, as this server answers masks; at the top or in `params`.
+            What has another form names nothing, and neither does an entry without a name.
+        """
+        entries = info.get("label_info")
+        listed = [
+            (entry.get("name"), entry.get("idx", place))
+            for place, entry in enumerate(entries if isinstance(entries, list) else (), start=1)
+            if isinstance(entry, Mapping)
+        ]
+        params = info.get("params")
+        tables = [holder.get("label_names") for holder in (info, params) if isinstance(holder, Mapping)]
+        asked = [pair for table in tables if isinstance(table, Mapping) for pair in table.items()]
+        return cls(
+            _usable(listed),
+            _usable(asked),
+            tuple(value for _, value in (*listed, *asked) if _whole_value(value) is None),
+        )
+
+    def check(self) -> None:
+        """Raise `InputError` where a value is none."""
+        if self.unusable:
+            raise _no_value(self.unusable[0])
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """All names with their values, without the background; each may come more than once."""
+        return [(name, value) for name, value in (*self.asked, *self.listed) if not _is_background(name)]
+
+    def by_value(self) -> dict[int, str]:
+        """Return the name of each value, without the background; of several names the first one in `label_info` counts.
+
+        What `label_names` calls a value counts where `label_info` says nothing of the value and has no such name.
+        """
+        names: dict[int, str] = {}
+        for name, value in self.listed:
+            if value and not _is_background(name):
+                names.setdefault(value, name)
+        taken = set(names.values())
+        for name, value in self.asked:
+            if value and not _is_background(name) and name not in taken:
+                names.setdefault(value, name)
+        return names
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map of an image, and what its values are called.
+
+    Parameters
+    ----------
+    values : ndarray of uint8, shape (n_planes, H, W)
+        The label of each voxel in display orientation; 0 is the background.
+    image : MedicalImage
+        The image that it is drawn on, whose geometry it has.
+    names : mapping of str to int
+        Name to value, 1 to 255; also of what the map does not hold.
+    asked : mapping of str to int
+        Those of them that were asked for in so many words: what the map does not hold of them is absent.
+
+    Raises
+    ------
+    InputError
+        If the values are of another type or shape than the image's, or a name has no value that can be one.
+
+    Notes
+    -----
+    A voxel has one label. Segments that overlap would be layers of `values`, and a name would lead to its layer too.
+    """
+
+    values: np.ndarray
+    image: MedicalImage
+    names: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (self.image.n_planes, *self.image.plane_shape)
+        if self.values.dtype != np.uint8 or self.values.shape != shape:
+            raise InputError(
+                f"A label map of the type {self.values.dtype} and the shape {self.values.shape} does not fit the "
+                f"image; allowed: uint8 and {shape}."
+            )
+        for name, value in {**self.names, **self.asked}.items():
+            if not 1 <= value <= _LARGEST:
+                raise InputError(f"The value {value} of {name!r} cannot be used; allowed: 1 to {_LARGEST}.")
+
+    @cached_property
+    def present(self) -> frozenset[int]:
+        """The values that voxels have, without the background."""
+        # plane by plane: an index is eight times as large as a value
+        found = np.zeros(_LARGEST + 1, bool)
+        for plane in self.values:
+            found[plane.ravel()] = True
+        return frozenset(map(int, np.flatnonzero(found))) - {0}
+
+    def unnamed(self, known: Iterable[int] = ()) -> list[int]:
+        """Return the values that voxels have and that neither a name nor `known` accounts for, in order."""
+        return sorted(self.present - set(self.names.values()) - set(self.asked.values()) - set(known))
+
+    def to_monailabel(self) -> dict[str, Any]:
+        """Return the names as `ValueNames.from_monailabel` reads them."""
+        return {
+            "label_info": [{"name": name, "idx": value} for name, value in self.names.items()],
+            "label_names": dict(self.names),
+        }
+
+    def check_copy(self, path: str | os.PathLike[str], what: str = "The label") -> None:
+        """Read a file and raise `InputError` where its values are not these.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `read_mask` reads.
+        what : str
+            What it is a copy of, for the sentence.
+        """
+        check_same(read_mask(path, self.image), self.values, what)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One segment of a file of 3D Slicer's: what its name is, and which voxels are its own."""
+
+    name: str
+    value: int
+    layer: int
+
+
+def read_label_map(
+    path: str | os.PathLike[str], image: MedicalImage, said: ValueNames, table: Mapping[str, int] | None = None
+) -> tuple[LabelMap, bool]:
+    """Read a label's file, with the names that it has itself or that were sent with it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file that `read_mask` reads, or a segmentation of 3D Slicer's in layers (`.seg.nrrd`). The names of its own
+        segments go before those of `label_info`.
+    image : MedicalImage
+        The image that it was drawn on.
+    said : ValueNames
+        What was sent with it.
+    table : mapping of str to int, optional
+        Names with values that are the same for all images: what a known name calls gets the value of the table, and
+        what would take such a value gets a free one. Where it is left out, values stay as they are.
+
+    Returns
+    -------
+    label : LabelMap
+        The names are those of the file, or of `label_info`, and those of `label_names` that contradict none of them.
+    as_sent : bool
+        Whether the file holds the values of the label map, in a place of its own.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read.
+    InputError
+        If it does not fit the image, segments overlap, one value has two names, or there are more names than values.
+    """
+    path = Path(path)
+    said.check()
+    segments, n_layers = _segments(path)
+    named = [(segment.name, segment.value) for segment in segments] or list(said.listed)
+    numbers = _numbers(named, table)
+    if n_layers > 1:
+        values, moved = _flat(path, segments, numbers, image), {}
+    else:
+        values = read_mask(path, image)
+        moved = _moved(named, numbers)
+        if moved:
+            lookup = np.arange(_LARGEST + 1, dtype=np.uint8)
+            lookup[list(moved)] = list(moved.values())
+            values = lookup[values]
+    names = {name: numbers[name] for name, _ in named if numbers[name]}
+    asked = {name: numbers.get(name, value) for name, value in said.asked if value and not _is_background(name)}
+    taken = set(names.values())
+    names |= {name: value for name, value in asked.items() if name not in names and value not in taken}
+    placed = path.suffix.lower() != ".nrrd" or has_place(path)
+    return LabelMap(values, image, names, asked), placed and n_layers == 1 and not moved
+
+
+def _usable(pairs: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, int], ...]:
+    whole = ((name, _whole_value(value)) for name, value in pairs if isinstance(name, str) and name.strip())
+    return tuple((name, value) for name, value in whole if value is not None)
+
+
+def _whole_value(value: Any) -> int | None:
+    """Return a value, a whole number from 0 to 255; None for anything else."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -0.5 < value < _LARGEST + 0.5:
+        return None
+    return round(value) if abs(value - round(value)) <= _WHOLE_WITHIN else None
+
+
+def _no_value(value: Any) -> InputError:
+    return InputError(f"The label number {value!r} cannot be used; whole numbers from 0 to {_LARGEST} are allowed.")
+
+
+def _is_background(name: str) -> bool:
+    return " ".join(name.split()).casefold() == BACKGROUND
+
+
+def _segments(path: Path) -> tuple[list[_Segment], int]:
+    """Return the segments that 3D Slicer notes in an NRRD file, and how many layers it has."""
+    if path.suffix.lower() != ".nrrd":
+        return [], 1
+    try:
+        texts, n_layers = read_texts(path)
+    except ImageError:
+        raise ImageError("The label cannot be read as NRRD; it is damaged or not an NRRD file.") from None
+    fields: dict[int, dict[str, str]] = {}
+    for key, text in texts.items():
+        if found := _SEGMENT.fullmatch(key):
+            fields.setdefault(int(found[1]), {})[found[2]] = text
+    segments = [
+        _Segment(each["Name"], _header_value(each.get("LabelValue", "1")), _header_number(each.get("Layer", "0")))
+        for _, each in sorted(fields.items())
+        if each.get("Name")
+    ]
+    return segments, n_layers if segments else 1
+
+
+def _header_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"The label's header has {text[:20]!r} where a segment's number or layer stands.") from None
+
+
+def _header_value(text: str) -> int:
+    value = _whole_value(_header_number(text))
+    if value is None:
+        raise _no_value(text)
+    return value
+
+
+def _numbers(named: Iterable[tuple[str, int]], table: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the value that each name is kept under; several segments of one name are one."""
+    named = list(named)
+    if table is None:
+        first: dict[str, int] = {}
+        for name, value in named:
+            first.setdefault(name, 0 if _is_background(name) else value)
+        return first
+    numbers = {
+        name: 0 if _is_background(name) else table[name] for name, _ in named if name in table or _is_background(name)
+    }
+    taken = {*table.values(), *numbers.values(), 0}
+    free = iter(sorted(set(range(1, _LARGEST + 1)) - taken - {value for _, value in named}))
+    for name, value in named:
+        if name not in numbers:
+            number = next(free, 0) if value in taken else value
+            if not number:
+                raise InputError(f"There is no number left for the segment {name!r}; {_LARGEST} are there.")
+            numbers[name] = number
+            taken.add(number)
+    return numbers
+
+
+def _moved(named: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> dict[int, int]:
+    """Return the values that are kept under others."""
+    owner: dict[int, str] = {}
+    for name, value in named:
+        if owner.setdefault(value, name) != name:
+            raise InputError(f"The value {value} of the label is called both {owner[value]!r} and {name!r}.")
+    return {value: numbers[name] for value, name in owner.items() if numbers[name] != value}
+
+
+def _flat(path: Path, segments: list[_Segment], numbers: Mapping[str, int], image: MedicalImage) -> np.ndarray:
+    """Return the layers of a file as one label map in display orientation."""
+    layers, grid = read_layers(path)
+    values = whole_labels(layers, "The label")
+    flat = np.zeros(values.shape[:-1], np.uint8)
+    owner: dict[int, str] = {}
+    for segment in segments:
+        if not 0 <= segment.layer < values.shape[-1]:
+            raise InputError(f"The label's segment {segment.name!r} is in layer {segment.layer}, which is not there.")
+        number = numbers[segment.name]
+        if not number:
+            continue
+        inside = values[..., segment.layer] == segment.value
+        others = flat[inside]
+        others = others[(others != 0) & (others != number)]
+        if others.size:
+            raise InputError(
+                f"The segments {owner[int(others[0])]!r} and {segment.name!r} overlap in {others.size} voxels; a voxel "
+                "has one label here. Take one away from the other, as 3D Slicer's Logical operators do."
+            )
+        flat[inside] = number
+        owner[number] = segment.name
+    check_grid(grid, image, "The label", by_size=is_placeless(path, image))
+    return image.from_native(flat)
