@@ -25,7 +25,7 @@ def name_of(store: ClipStore) -> str | None:
 def test_what_is_published_is_used_and_undone_step_by_step(tmp_path):
     store = ClipStore(tmp_path / "finetuned")
     assert store.current() is None
-    assert store.history() == []
+    assert store.events() == []
     for number, name in enumerate("abc", start=1):
         assert store.publish(made(tmp_path, name), {"reason": name}) == number
         assert name_of(ClipStore(store.folder)) == name
@@ -43,7 +43,7 @@ def test_what_is_published_is_used_and_undone_step_by_step(tmp_path):
         store.rollback(7)
     assert store.rollback(0) is None
     assert store.publish(made(tmp_path, "d"), {}) == 4
-    events = [(line["event"], line["version"]) for line in store.history()]
+    events = [(line["event"], line["version"]) for line in store.events()]
     assert events == [
         *(("published", number) for number in (1, 2, 3)),
         ("refused", None),
@@ -68,9 +68,9 @@ def test_half_written_lines_and_pointers(tmp_path):
     store.publish(made(tmp_path, "a"), {})
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"event": "publ')
-    assert len(store.history()) == 1
+    assert len(store.events()) == 1
     (tmp_path / "current.json").write_text("{")
-    with pytest.raises(InputError, match="does not say which weights"):
+    with pytest.raises(InputError, match="does not name the current version"):
         store.current()
 
 

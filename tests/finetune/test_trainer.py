@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from medclipsam.base.errors import CancelledError, InputError, OptionError
+from medclipsam.base.checkpoint import OtherTrainingError
+from medclipsam.base.errors import CancelledError, InputError, OptionError, TrainingError
 from medclipsam.encoders import load_folder
 from medclipsam.finetune.data import Listing, prepare
 from medclipsam.finetune.losses import ContrastiveLoss
@@ -209,10 +210,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, clip_folder
 
 def test_a_folder_of_another_run_is_refused_unless_restarted(tmp_path, clip_folder, listing):
     learn(tmp_path, load_folder(clip_folder), listing, epochs=1)
-    with pytest.raises(InputError, match="run of other weights, data or options"):
+    with pytest.raises(OtherTrainingError):
         learn(tmp_path, load_folder(clip_folder), listing, epochs=1, seed=5)
     (tmp_path / "last.pt").write_bytes(b"broken")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(TrainingError, match=r"last\.pt"):
         learn(tmp_path, load_folder(clip_folder), listing, epochs=1)
 
 
@@ -232,7 +233,7 @@ def test_figures_go_to_the_tracker(tmp_path, clip_folder, listing, tracker, monk
     if tracker == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events = EventAccumulator(str(tmp_path / "tensorboard" / "finetuning"))
         events.Reload()
         assert len(events.Scalars("loss")) == 4
         assert len(events.Scalars("retrieval")) == 2
@@ -240,7 +241,7 @@ def test_figures_go_to_the_tracker(tmp_path, clip_folder, listing, tracker, monk
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("medclipsam finetune").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("medclipsam").experiment_id])
     assert run.data.params["loss"] == "dhn-nce"
     assert len(client.get_metric_history(run.info.run_id, "retrieval")) == 2
 

@@ -248,10 +248,9 @@ def test_mlflow_notes_the_curve(tmp_path: Path) -> None:
 
     from medclipsam.training.tracking import tracker
 
-    follow = tracker("mlflow", tmp_path / "tracking", "run", {"epochs": 3})
-    for epoch in (1, 2):
-        follow.log(epoch, {"loss": 1 / epoch, "dice": None})
-    follow.close()
+    with tracker("mlflow", tmp_path / "tracking", "run", {"epochs": 3}) as curves:
+        for epoch in (1, 2):
+            curves.log(epoch, {"loss": 1 / epoch, "dice": None})
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'tracking' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("medclipsam")
     assert experiment is not None

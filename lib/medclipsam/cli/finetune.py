@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -72,10 +71,12 @@ def _run(given: argparse.Namespace) -> int:
     if given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is a file; it must be a folder.")
 
+    from medclipsam.base.distributed import rank, torchrun_group
     from medclipsam.finetune.run import finetune
 
-    with _processes(choose_device(given.device)) as (where, first):
-        work = given.out if first else given.out / f".process{os.environ['RANK']}"
+    with torchrun_group(choose_device(given.device)) as where:
+        first = rank() == 0
+        work = given.out if first else given.out / f".process{rank()}"
         done = finetune(
             given.weights,
             _listing(given, given.data, work),
@@ -140,7 +141,7 @@ def _check(given: argparse.Namespace, weights: list[str], data: list[Path]) -> N
 
 def _history(given: argparse.Namespace) -> int:
     store = _store(given)
-    for line in store.history():
+    for line in store.events():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"]))
         which = (
             f"{line['version']:04d}" if line["version"] else "the server's own" if line["event"] != "refused" else ""
@@ -192,35 +193,6 @@ def _summary(card: dict[str, Any], folder: Path) -> str:
         f"The weights are in {folder}; `medclipsam weights add NAME {folder}` gives them a name.",
     ]
     return "\n".join(lines) + "\n"
-
-
-class _processes:
-    """The process group of torchrun, where it has started this process; yields device and whether it is the first."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._joined = False
-
-    def __enter__(self) -> tuple[str, bool]:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
-            return self._device, True
-        import torch
-        import torch.distributed as dist
-
-        on_gpu = self._device.startswith("cuda")
-        if on_gpu:
-            self._device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-            torch.cuda.set_device(self._device)
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-        self._joined = True
-        return self._device, dist.get_rank() == 0
-
-    def __exit__(self, *error: object) -> None:
-        if self._joined:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
 
 
 def _whole(text: str) -> int:

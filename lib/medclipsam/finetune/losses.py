@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from medclipsam.base.distributed import rank, world_size
 from medclipsam.base.errors import InputError
 from medclipsam.finetune.options import DECOUPLED, LossOptions
 
@@ -136,7 +137,7 @@ def gather(features: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         [world * B, ...]; the argument itself where there is one process.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return features
     return _Gather.apply(features)
 
@@ -144,10 +145,10 @@ def gather(features: torch.Tensor) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: torch.autograd.function.FunctionCtx, features: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(features) for _ in range(world_size())]
         dist.all_gather(parts, features.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(context: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+        return gradient.chunk(world_size())[rank()]

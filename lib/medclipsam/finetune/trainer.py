@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,14 +23,16 @@ import torch
 import torch.distributed as dist
 
 from medclipsam import __version__
-from medclipsam.base.errors import CancelledError, InputError, OptionError
+from medclipsam.base.checkpoint import Checkpoint, save_state
+from medclipsam.base.distributed import rank, wait_for_all, world_size
+from medclipsam.base.errors import CancelledError, InputError, OptionError, TrainingError
 from medclipsam.base.progress import ProgressBar
 from medclipsam.finetune.data import PreparedPairs
 from medclipsam.finetune.losses import ContrastiveLoss, gather
 from medclipsam.finetune.model import TunableClip
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.finetune.retrieval import Retrieval, retrieval
-from medclipsam.finetune.tracking import Tracker
+from medclipsam.training.tracking import tracker
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def run_identity(tuned: TunableClip, train: PreparedPairs, validation: PreparedP
         "weights": tuned.encoder.identity,
         "data": [train.digest, validation.digest],
         "options": options.identity(),
-        "processes": _world(),
+        "processes": world_size(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -158,7 +159,7 @@ def accumulate(
         torch.autograd.backward(
             [one for one, _ in kept], [gradient[part].to(one.dtype) for one, gradient in kept if gradient is not None]
         )
-    if _world() > 1:
+    if world_size() > 1:
         for parameter in tuned.parameters.values():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
@@ -205,7 +206,9 @@ def train(
     Raises
     ------
     InputError
-        If there are too few pairs, or the folder holds another run.
+        If there are too few pairs.
+    TrainingError
+        If the folder holds another training, or a damaged one.
     CancelledError
         If it was cancelled.
     """
@@ -227,10 +230,12 @@ class _Run:
             if len(some) < 2:
                 raise InputError(f"Fine-tuning needs at least two pairs for {name}; given {len(some)}.")
         self.tuned, self.pairs, self.validation, self.folder, self.options = tuned, pairs, validation, folder, options
-        self.batch = min(options.batch_size, len(pairs) - len(pairs) % _world())
-        if self.batch % _world() or self.batch < 2 * _world():
+        self.batch = min(options.batch_size, len(pairs) - len(pairs) % world_size())
+        if self.batch % world_size() or self.batch < 2 * world_size():
             raise OptionError(
-                "batch_size", options.batch_size, f"a multiple of the {_world()} processes, two pairs or more for each"
+                "batch_size",
+                options.batch_size,
+                f"a multiple of the {world_size()} processes, two pairs or more for each",
             )
         self.per_epoch = len(pairs) // self.batch
         self.steps = self.per_epoch * options.epochs
@@ -240,24 +245,25 @@ class _Run:
             groups.append({"params": list(self.loss.parameters()), "weight_decay": 0.0})
         self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), eps=1e-6)
         self.autocast, self.scaler = _mixed_precision(tuned.device)
-        self.identity = run_identity(tuned, pairs, validation, options)
+        self.checkpoint = Checkpoint(folder / _LAST, run_identity(tuned, pairs, validation, options))
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.best_epoch, self.best_score = 0, -1.0
         folder.mkdir(parents=True, exist_ok=True)
-        if restart and _rank() == 0:
+        if restart and rank() == 0:
             for name in (_LAST, _BEST):
                 (folder / name).unlink(missing_ok=True)
-        _wait()
+        wait_for_all()
         self._resume(others=restart is None)
 
     def go(self, show: bool, progress: Progress | None, cancelled: Callable[[], bool] | None) -> Trained:
         start = time.monotonic()
         before = self._first_look()
-        tracker = Tracker.open(self.options, self.folder) if _rank() == 0 else Tracker()
+        kind = self.options.tracker if rank() == 0 else "none"
+        curves = tracker(kind, self.folder, "finetuning", self.options.to_dict())
         with (
-            tracker,
+            curves,
             ProgressBar(total=self.steps, initial=self.step, unit="step", show=show, desc="fine-tuning") as bar,
         ):
             while self.step < self.steps:
@@ -270,9 +276,9 @@ class _Run:
                     self.step += 1
                     bar.update()
                     bar.set_postfix(loss=f"{value:.4f}", best=f"{self.best_score:.3f}", refresh=False)
-                    tracker.step(self.step, {"loss": value, "learning_rate": self.optimiser.param_groups[0]["lr"]})
+                    curves.log(self.step, {"loss": value, "learning_rate": self.optimiser.param_groups[0]["lr"]})
                     if self.step % self.per_epoch == 0:
-                        tracker.step(self.step, self._end_epoch())
+                        curves.log(self.step, self._end_epoch())
                     elif self.step % self.options.checkpoint_steps == 0:
                         self._save()
                     if progress is not None:
@@ -284,8 +290,8 @@ class _Run:
         """Return this process's part of the batches that are left of the epoch."""
         epoch, done = divmod(self.step, self.per_epoch)
         shuffled = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.pairs))
-        share = self.batch // _world()
-        first = _rank() * share
+        share = self.batch // world_size()
+        first = rank() * share
         return [
             shuffled[at * self.batch + first : at * self.batch + first + share].tolist()
             for at in range(done, self.per_epoch)
@@ -301,7 +307,7 @@ class _Run:
             self.loss,
             batch,
             chunk=self.options.chunk_size,
-            seed=(self.options.seed, self.step, _rank()),
+            seed=(self.options.seed, self.step, rank()),
             autocast=self.autocast,
             scale=self.scaler.scale,
         )
@@ -318,8 +324,8 @@ class _Run:
         self.losses = []
         if found.score > self.best_score:
             self.best_score, self.best_epoch = found.score, epoch
-            if _rank() == 0:
-                _write(self.tuned.state(), self.folder / _BEST)
+            if rank() == 0:
+                save_state(self.tuned.state(), self.folder / _BEST)
         self._save()
         logger.info("Epoch %d of %d: loss %.4f, retrieval %.4f", epoch, self.options.epochs, mean, found.score)
         return {"epoch_loss": mean, "retrieval": found.score, **found.rates}
@@ -341,7 +347,7 @@ class _Run:
         return before
 
     def _take_best(self) -> Retrieval:
-        _wait()
+        wait_for_all()
         if self.best_epoch == 0:
             self.tuned.load_state(self.initial)
         else:
@@ -349,9 +355,8 @@ class _Run:
         return self._validate()
 
     def _save(self) -> None:
-        if _rank() == 0:
+        if rank() == 0:
             state = {
-                "identity": self.identity,
                 "step": self.step,
                 "model": self.tuned.state(),
                 "loss": self.loss.state_dict(),
@@ -361,27 +366,19 @@ class _Run:
                 "losses": self.losses,
                 "best": (self.best_epoch, self.best_score),
             }
-            _write(state, self.folder / _LAST)
+            self.checkpoint.save(state)
 
     def _resume(self, *, others: bool) -> None:
-        """Go on where the folder's run stands; one that is not this is left alone if `others`, else an error."""
+        """Go on from the checkpoint in the folder; another training's is ignored if `others`, else an error."""
         self.initial = self.tuned.state()
-        file = self.folder / _LAST
-        if not file.is_file():
-            return
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            same = state["identity"] == self.identity
-        except Exception as error:
-            if others:
-                return
-            raise InputError(f"The checkpoint {file} cannot be read; remove it, or restart the run.") from error
-        if not same and others:
+            state = self.checkpoint.load()
+        except TrainingError:
+            if not others:
+                raise
+            state = None
+        if state is None:
             return
-        if not same:
-            raise InputError(
-                f"{self.folder} holds a run of other weights, data or options; name another folder, or restart it."
-            )
         self.tuned.load_state(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -408,29 +405,3 @@ def _mixed_precision(device: torch.device) -> tuple[Callable[[], AbstractContext
 
 def _widened(features: torch.Tensor) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
-
-
-def _write(content: Any, file: Path) -> None:
-    part = file.with_name(f".{file.name}.part")
-    with part.open("wb") as out:
-        torch.save(content, out)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _world() -> int:
-    return dist.get_world_size() if _several() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _several() else 0
-
-
-def _wait() -> None:
-    if _several():
-        dist.barrier()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medclipsam.base.distributed import process_group
 from medclipsam.base.errors import CancelledError, MedClipSamError, TrainingError
 from medclipsam.training.examples import Example
 from medclipsam.training.options import TrainingOptions
@@ -58,11 +59,11 @@ def train_in(
     import torch.multiprocessing as multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    said, stop = context.SimpleQueue(), context.Event()
+    messages, stop = context.SimpleQueue(), context.Event()
     work = (list(examples), plan, options, folder, list(validation), resume)
-    with tempfile.TemporaryDirectory(prefix="meet-") as place:
+    with tempfile.TemporaryDirectory(prefix="rendezvous-") as place:
         run = multiprocessing.start_processes(
-            _work, (processes, f"file://{place}/store", work, said, stop), nprocs=processes, join=False
+            _work, (processes, f"file://{place}/store", work, messages, stop), nprocs=processes, join=False
         )
         assert run is not None
         failed: BaseException | None = None
@@ -73,9 +74,9 @@ def train_in(
                 except Exception as error:  # a process ended without saying why, or was killed
                     failed = error
                     ended = True
-                heard = _listen(said, progress)
-                if heard is not None:
-                    raise heard
+                failure = _hand_on(messages, progress)
+                if failure is not None:
+                    raise failure
                 if ended:
                     break
                 if should_stop is not None and should_stop():
@@ -89,10 +90,10 @@ def train_in(
         raise TrainingError(f"A training process ended unexpectedly: {str(failed).strip().splitlines()[-1]}.")
 
 
-def _listen(said: Any, progress: Callable[[Progress], None] | None) -> MedClipSamError | None:
-    """Hand on what the processes have said; return the error that one of them ended with."""
-    while not said.empty():
-        kind, content = said.get()
+def _hand_on(messages: Any, progress: Callable[[Progress], None] | None) -> MedClipSamError | None:
+    """Hand on the messages of the processes; return the error that one of them ended with."""
+    while not messages.empty():
+        kind, content = messages.get()
         if kind == "error":
             error: MedClipSamError = content
             return error
@@ -101,28 +102,21 @@ def _listen(said: Any, progress: Callable[[Progress], None] | None) -> MedClipSa
     return None
 
 
-def _work(rank: int, processes: int, meet: str, work: tuple[Any, ...], said: Any, stop: Any) -> None:
+def _work(rank: int, processes: int, rendezvous: str, work: tuple[Any, ...], messages: Any, stop: Any) -> None:
     """Be one of the processes."""
-    import torch
-
     examples, plan, options, folder, validation, resume = work
-    gpu = options.device.startswith("cuda")
-    if gpu:
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-    torch.distributed.init_process_group("nccl" if gpu else "gloo", init_method=meet, rank=rank, world_size=processes)
-    try:
-        train(
-            examples,
-            plan,
-            options,
-            folder,
-            validation=validation,
-            progress=(lambda each: said.put(("progress", each))) if rank == 0 else None,
-            should_stop=stop.is_set,
-            resume=resume,
-        )
-    except MedClipSamError as error:
-        stopped = isinstance(error, CancelledError)
-        said.put(("error", (CancelledError if stopped else TrainingError)(str(error))))
-    finally:
-        torch.distributed.destroy_process_group()
+    with process_group(options.device, rank, init_method=rendezvous, rank=rank, world_size=processes):
+        try:
+            train(
+                examples,
+                plan,
+                options,
+                folder,
+                validation=validation,
+                progress=(lambda each: messages.put(("progress", each))) if rank == 0 else None,
+                should_stop=stop.is_set,
+                resume=resume,
+            )
+        except MedClipSamError as error:
+            stopped = isinstance(error, CancelledError)
+            messages.put(("error", (CancelledError if stopped else TrainingError)(str(error))))

@@ -147,32 +147,29 @@ def _run(
     processes = options.processes or _processes(training)
     digest = _digest(chosen, training, plan, processes)
     work = store.work(options.name, digest)
-    follow = tracker(options.tracking, store.folder / "tracking", f"{options.name}-{digest[:8]}", request.to_dict())
+    curves = tracker(options.tracking, store.folder / "tracking", f"{options.name}-{digest[:8]}", request.to_dict())
     say(state="training")
-    try:
-        with ProgressBar(desc="training", unit="epoch", show=show) as bar:
+    with curves, ProgressBar(desc="training", unit="epoch", show=show) as bar:
 
-            def step(progress: Progress) -> None:
-                told = progress_state(progress)
-                _show_step(bar, progress, training.epochs)
-                bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "dice") if told[key] is not None})
-                if progress.stage == "train":
-                    follow.log(progress.epoch, {key: told[key] for key in ("loss", "dice")})
-                say(**told)
+        def step(progress: Progress) -> None:
+            told = progress_state(progress)
+            _show_step(bar, progress, training.epochs)
+            bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "dice") if told[key] is not None})
+            if progress.stage == "train":
+                curves.log(progress.epoch, {key: told[key] for key in ("loss", "dice")})
+            say(**told)
 
-            train_in(
-                processes,
-                chosen.training,
-                plan,
-                training,
-                work,
-                validation=chosen.validation,
-                progress=step,
-                should_stop=should_stop,
-                resume=options.resume,
-            )
-    finally:
-        follow.close()
+        train_in(
+            processes,
+            chosen.training,
+            plan,
+            training,
+            work,
+            validation=chosen.validation,
+            progress=step,
+            should_stop=should_stop,
+            resume=options.resume,
+        )
     say(state="validating")
     network = _publish(store, request, chosen, work, before, begin, training, show)
     store.forget_work(options.name)

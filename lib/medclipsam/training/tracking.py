@@ -1,22 +1,48 @@
-"""A training's curves in TensorBoard or MLflow, for those who look at many trainings there."""
+"""Curves of a training in TensorBoard or MLflow; nothing leaves the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any
 
 from medclipsam.base.extras import MissingExtraError
 
+_EXPERIMENT = "medclipsam"
 
-class Tracker(Protocol):
-    """Takes down how a training goes."""
 
-    def log(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        """Take down what an epoch came to; what is None was not measured."""
+class Tracker:
+    """Hands figures on, and drops them where there is nobody to hand them to; a context manager.
 
-    def close(self) -> None:
-        """Write what is left to write."""
+    Parameters
+    ----------
+    write : callable, optional
+        Called with name, value and step.
+    close : callable, optional
+        Called at the end.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str, float, int], object] = lambda *_: None,
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._write, self._close = write, close
+
+    def log(self, step: int, figures: Mapping[str, float | None]) -> None:
+        """Hand on the figures of a step; what is None was not measured."""
+        for name, value in figures.items():
+            if value is not None:
+                self._write(name.replace(" ", "_"), value, step)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
 
 
 def tracker(kind: str, folder: Path, run: str, options: Mapping[str, Any]) -> Tracker:
@@ -25,7 +51,7 @@ def tracker(kind: str, folder: Path, run: str, options: Mapping[str, Any]) -> Tr
     Parameters
     ----------
     kind : {"none", "tensorboard", "mlflow"}
-        TensorBoard's event files, or MLflow's SQLite file `mlflow.db`; nothing leaves the machine.
+        TensorBoard's event files in `tensorboard/RUN`, or MLflow's SQLite file `mlflow.db`.
     folder : Path
         Where they go.
     run : str
@@ -38,57 +64,35 @@ def tracker(kind: str, folder: Path, run: str, options: Mapping[str, Any]) -> Tr
     InputError
         If the package is not installed.
     """
-    if kind == "tensorboard":
-        return _TensorBoard(folder / "tensorboard" / run)
-    return _MLflow(folder, run, options) if kind == "mlflow" else _Nowhere()
+    if kind == "none":
+        return Tracker()
+    try:
+        return (_tensorboard if kind == "tensorboard" else _mlflow)(folder, run, options)
+    except ImportError:
+        raise MissingExtraError(kind, f"Tracking with {kind}") from None
 
 
-class _Nowhere:
-    def log(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        pass
+def _tensorboard(folder: Path, run: str, _: Mapping[str, Any]) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
 
-    def close(self) -> None:
-        pass
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtraError("tensorboard", "Tracking with TensorBoard") from None
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._writer: Any = SummaryWriter(str(folder))
-
-    def log(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        for name, value in _measured(values):
-            self._writer.add_scalar(name, value, epoch)
-
-    def close(self) -> None:
-        self._writer.close()
+    place = folder / "tensorboard" / run
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    writer = SummaryWriter(str(place))
+    return Tracker(writer.add_scalar, writer.close)
 
 
-class _MLflow:
-    def __init__(self, folder: Path, run: str, options: Mapping[str, Any]) -> None:
-        try:
-            from mlflow.tracking import MlflowClient
-        except ImportError:
-            raise MissingExtraError("mlflow", "Tracking with MLflow") from None
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-        known = self._client.get_experiment_by_name("medclipsam")
-        experiment = known.experiment_id if known else self._client.create_experiment("medclipsam", str(folder))
-        self._run = self._client.create_run(experiment, run_name=run).info.run_id
-        for name, value in options.items():
-            self._client.log_param(self._run, name, value)
+def _mlflow(folder: Path, run: str, options: Mapping[str, Any]) -> Tracker:
+    from mlflow.tracking import MlflowClient
 
-    def log(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        for name, value in _measured(values):
-            self._client.log_metric(self._run, name, value, step=epoch)
-
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
-
-
-def _measured(values: Mapping[str, float | None]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in values.items() if value is not None]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # the environment may name a server for other experiments
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.absolute() / 'mlflow.db'}")
+    known = client.get_experiment_by_name(_EXPERIMENT)
+    experiment = known.experiment_id if known else client.create_experiment(_EXPERIMENT, str(folder.absolute()))
+    number = client.create_run(experiment, run_name=run).info.run_id
+    for name, value in options.items():
+        client.log_param(number, name, value)
+    return Tracker(
+        lambda name, value, step: client.log_metric(number, name, value, step=step),
+        lambda: client.set_terminated(number),
+    )

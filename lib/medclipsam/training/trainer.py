@@ -33,8 +33,10 @@ import torch
 from torch import nn
 
 from medclipsam import __version__
+from medclipsam.base.checkpoint import Checkpoint, OtherTrainingError
+from medclipsam.base.distributed import first_does, from_first, rank, wait_for_all, world_size
 from medclipsam.base.errors import CancelledError, TrainingError
-from medclipsam.base.files import atomic_write, write_json, write_text
+from medclipsam.base.files import write_json, write_text
 from medclipsam.training.augment import Augmenter
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of
@@ -156,7 +158,7 @@ class _Work:
         assert options.iterations is not None
         self.examples, self.validation = examples, validation
         self.plan, self.options, self.folder = plan, options, folder
-        self.rank, self.world = _place()
+        self.rank, self.world = rank(), world_size()
         self.progress, self.should_stop = progress, should_stop
         self.start = start
         self.schedule = Schedule.from_options(options)
@@ -174,7 +176,7 @@ class _Work:
 
     def run(self, resume: bool) -> None:
         key = self._key()
-        if self._first_does(lambda: self._claim(key, resume)):
+        if first_does(lambda: self._claim(key, resume), self.device):
             return
         planes, seen = self._planes(key)
         with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
@@ -188,7 +190,7 @@ class _Work:
             self._train(network, planes, seen, key)
         if self.rank == 0:
             self._finish(key)
-        self._wait()
+        wait_for_all()
 
     def _start_from(self, network: Network, start: Ensemble) -> None:
         try:
@@ -224,7 +226,7 @@ class _Work:
             self.seconds += time.perf_counter() - start
             if self.rank == 0:
                 self._end_epoch(epoch, mean, network, optimiser, scaler, seen, key)
-            self._wait()
+            wait_for_all()
 
     def _epoch(
         self,
@@ -309,14 +311,12 @@ class _Work:
             write_members([network.state_dict()], self._member(epoch))
         self.curve.append(entry)
         state = {
-            "key": key,
             "network": network.state_dict(),
             "optimiser": optimiser.state_dict(),
             "scaler": scaler.state_dict(),
             "curve": json.dumps(self.curve),
         }
-        with atomic_write(self.folder / STATE_FILE) as temporary:
-            torch.save(state, temporary)
+        Checkpoint(self.folder / STATE_FILE, key).save(state)
         with open(self.folder / LOG_FILE, "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         if self.progress is not None:
@@ -352,7 +352,7 @@ class _Work:
                 opened.append(None)
                 continue
             path = self.folder / f"{name}.bin"
-            self._first_does(partial(self._prepare, examples, path, key))
+            first_does(partial(self._prepare, examples, path, key), self.device)
             opened.append(PlaneStore(path))
         planes = opened[0]
         assert planes is not None
@@ -381,29 +381,22 @@ class _Work:
         if not resume:
             clear(folder)
         finished = (folder / TRAINING_FILE).is_file() and (folder / ENSEMBLE_FILE).is_file()
-        before = None
         if finished:
-            before = read_training(folder)
-        elif (folder / STATE_FILE).is_file():
-            before = _read_state(folder)
-        if before is not None and before["key"] != key:
-            raise TrainingError(
-                f"{folder} holds a training of other images, options or another plan; name another folder, or start it "
-                "over."
-            )
-        if finished:
+            if read_training(folder)["key"] != key:
+                raise OtherTrainingError(folder)
             _clear_working_files(folder)  # a kill may have come before that
             return True
+        Checkpoint(folder / STATE_FILE, key).load()
         self.plan.write(folder)
         return False
 
     def _load_state(self, network: Network, optimiser: torch.optim.SGD, scaler: torch.amp.GradScaler, key: str) -> int:
         """Load what the last finished epoch left, and return the epoch to go on with."""
-        if not (self.folder / STATE_FILE).is_file():
+        state = Checkpoint(self.folder / STATE_FILE, key).load(self.device)
+        if state is None:
             if self.rank == 0:
                 (self.folder / LOG_FILE).unlink(missing_ok=True)
             return 0
-        state = _read_state(self.folder, self.device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
@@ -452,35 +445,8 @@ class _Work:
         if self.should_stop is None and self.world == 1:
             return
         asked = self.should_stop is not None and self.rank == 0 and self.should_stop()
-        if self._from_first(torch.tensor([float(asked)])) > 0:
+        if from_first(float(asked), self.device) > 0:
             raise CancelledError(f"The training was stopped in epoch {epoch + 1} of {self.epochs}; it can be resumed.")
-
-    def _first_does(self, work: Callable[[], bool]) -> bool:
-        """Let the first process do something; if it fails there, all processes end."""
-        failed: BaseException | None = None
-        answer = 0.0
-        if self.rank == 0:
-            try:
-                answer = float(work())
-            except BaseException as error:
-                failed, answer = error, -1.0
-        answer = self._from_first(torch.tensor([answer]))
-        if failed is not None:
-            raise failed
-        if answer < 0:
-            raise TrainingError("The training ended because its first process failed.")
-        return answer > 0
-
-    def _from_first(self, value: torch.Tensor) -> float:
-        """Return the first process's value in all of them."""
-        if self.world > 1:
-            value = value.to(self.device)
-            torch.distributed.broadcast(value, 0)
-        return float(value)
-
-    def _wait(self) -> None:
-        if self.world > 1:
-            torch.distributed.barrier()
 
 
 class Sampler:
@@ -591,13 +557,6 @@ def _by_index(plan: Plan) -> list[str]:
     return [name for name, _ in sorted(plan.classes.items(), key=lambda item: item[1])]
 
 
-def _read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    try:
-        return dict(torch.load(folder / STATE_FILE, map_location=device, weights_only=True))
-    except Exception as error:
-        raise TrainingError(f"{folder / STATE_FILE} is damaged: start the training over.") from error
-
-
 def _clear_working_files(folder: Path) -> None:
     shutil.rmtree(folder / MEMBERS, ignore_errors=True)
     for path in [*folder.glob("planes.*"), *folder.glob("validation.*"), *folder.glob(".*.part"), folder / STATE_FILE]:
@@ -608,10 +567,3 @@ def _multiplies_bfloat16() -> bool:
     """Say whether this CPU has instructions for it; without them it is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _place() -> tuple[int, int]:
-    """Return this process's rank and the number of processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -117,7 +117,7 @@ class FinetuneTrainer(TrainTask):
     def stats(self) -> dict[str, Any]:
         """Return what is used, and what the trainings before came to."""
         current = self._store.current()
-        return {"in_use": None if current is None else current.name, "history": self._store.history()[-20:]}
+        return {"in_use": None if current is None else current.name, "history": self._store.events()[-20:]}
 
     def check(self, request: Mapping[str, Any]) -> FinetuneRequest:
         """Return the typed request.
@@ -199,7 +199,7 @@ class FinetuneTrainer(TrainTask):
                 lock.tell({"state": "training", "trainer": NAME, "fraction": round(share, 4), "message": text})
                 logger.info("%d %%: %s", round(100 * share), text)
 
-        work = self._store.work()
+        work = self._store.work_folder()
         try:
             done = finetune(
                 weights,
