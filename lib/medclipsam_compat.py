@@ -1,10 +1,10 @@
 """A stand-in for one module that pydicom 3 removed and MONAI Label 0.8.5 still needs.
 
 MONAI Label imports pydicom-seg 0.4.1, which imports `pydicom._storage_sopclass_uids`; pydicom 3 no longer has it, and
-the highdicom releases that write DICOM SEG for plain radiographs and ultrasound need pydicom 3. The stock
-`monailabel` command imports pydicom-seg before it reads an app, and so do the sub-processes it starts, so an app cannot
-mend this: the finder below is put in place when the interpreter starts, by the `.pth` file that is installed beside
-this module.
+the highdicom releases that write DICOM SEG for plain radiographs and ultrasound need pydicom 3. `medclipsam.server`
+imports this module before MONAI Label. The stock command `monailabel start_server` imports pydicom-seg before it reads
+an app, so that for it the finder below is put in place when the interpreter starts, by the `.pth` file that is
+installed beside this module.
 
 Every interpreter of the environment imports this module: it imports nothing but `sys` until it is asked.
 """

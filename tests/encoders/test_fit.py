@@ -31,9 +31,9 @@ def test_crop_shows_the_central_square_and_says_so() -> None:
     assert geometry.source == (0, 100, 50, 150)
     assert tensor[0, 25, 25] == 1
     back = geometry.back(torch.ones(50, 50))
-    np.testing.assert_array_equal(back.numpy() > 0, geometry.shown())
-    assert geometry.shown()[:, 50:150].all()
-    assert not geometry.shown()[:, :50].any()
+    np.testing.assert_array_equal(back.numpy() > 0, geometry.covered())
+    assert geometry.covered()[:, 50:150].all()
+    assert not geometry.covered()[:, :50].any()
 
 
 def test_letterbox_pads_evenly_and_marks_the_padding() -> None:

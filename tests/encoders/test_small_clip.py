@@ -8,6 +8,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 import medclipsam
+from medclipsam.encoders.open_clip_adapter import OpenClipTower
 from medclipsam.encoders.small_clip import (
     PAD,
     UNKNOWN,
@@ -17,7 +18,6 @@ from medclipsam.encoders.small_clip import (
     collect_vocabulary,
     vocabulary_rows,
 )
-from medclipsam.encoders.towers import OpenClipTower
 
 SHIPPED = Path(medclipsam.__file__).parent / "demo" / "weights"
 ARCH = {

@@ -152,17 +152,6 @@ def test_planes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
             image.plane(index)
 
 
-def test_the_content_hash_is_that_of_the_pixels(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    Image.fromarray(GREY).save(tmp_path / "b.tif")
-    Image.fromarray(GREY[:, ::-1].copy()).save(tmp_path / "c.png")
-    Image.fromarray(GREY.reshape(7, 5)).save(tmp_path / "d.png")
-    hashes = [read_image(tmp_path / name).content_hash(0) for name in ("a.png", "b.tif", "c.png", "d.png")]
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
-    assert len(hashes[0]) == 64
-
-
 def test_an_array_is_an_image_as_it_is() -> None:
     array = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
     image = MedicalImage.from_array(array, modality="US")

@@ -8,7 +8,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from medclipsam.sam import SamModel, build_sam
-from medclipsam.sam.attention import fuse_attention
+from medclipsam.sam.segment_anything_adapter import fuse_attention
 
 TINY: dict[str, Any] = {
     "image_size": 64,

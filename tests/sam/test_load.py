@@ -14,7 +14,7 @@ from segment_anything.modeling.image_encoder import Attention
 
 from medclipsam.base.errors import WeightsError
 from medclipsam.sam import SamModel, build_sam, load_sam
-from medclipsam.sam.attention import FusedAttention
+from medclipsam.sam.segment_anything_adapter import FusedAttention
 
 
 @pytest.fixture

@@ -54,6 +54,18 @@ def test_starting_an_interpreter_imports_nothing_more_for_it() -> None:
     assert run(*bare).split() == ["False", "False"]
 
 
+def test_the_servers_adapters_need_no_pth_file() -> None:
+    # as if no .pth file had put the finder in place
+    code = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") != "medclipsam_compat"]
+sys.modules.pop("medclipsam_compat", None)
+import medclipsam.server.monai_label.upstream, pydicom_seg
+print("ready")
+"""
+    assert "ready" in run(sys.executable, "-c", code)
+
+
 def test_monailabel_imports_in_a_fresh_interpreter() -> None:
     assert "ready" in run(sys.executable, "-c", "import monailabel.app; print('ready')")
 

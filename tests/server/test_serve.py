@@ -27,7 +27,7 @@ def studies(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"studies": "/no/such/folder"}, "/no/such/folder is no folder"),
+        ({"studies": "/no/such/folder"}, "/no/such/folder"),
         ({"studies": "http://127.0.0.1:9"}, "The DICOMweb server http://127.0.0.1:9 does not answer"),
         ({"targets": ["left ear"]}, "left ear"),
         ({"conf": {"colour": "red"}}, "'colour' is not known"),
@@ -47,7 +47,7 @@ def test_bad_arguments_are_one_sentence(wrong: dict[str, Any], sentence: str, st
 
 def test_a_file_is_no_studies_folder(tmp_path: Path) -> None:
     (tmp_path / "scan.nii.gz").write_text("")
-    with pytest.raises(MedClipSamError, match="is no folder"):
+    with pytest.raises(MedClipSamError, match="neither a folder"):
         serve(str(tmp_path / "scan.nii.gz"), port=0)
 
 

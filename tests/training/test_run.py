@@ -290,7 +290,7 @@ def test_the_command_line(discs: Any, tmp_path: Path, tiny: dict[str, Any], caps
         (["train", "show", "7", *place], "no version 7"),
         (["train", "run", *place, "--validation-share", "0.2"], "share 0.35"),
         (["train", "history"], "--studies FOLDER"),
-        (["train", "run", "--studies", str(tmp_path / "none")], "is no folder"),
+        (["train", "run", "--studies", str(tmp_path / "none")], "none"),
     ):
         assert main(wrong) == 2
         said = capsys.readouterr().err

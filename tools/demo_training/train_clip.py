@@ -35,8 +35,8 @@ from medclipsam.demo import captions
 from medclipsam.demo.phantoms import MODALITIES, Phantom, make_phantom
 from medclipsam.encoders import Encoder
 from medclipsam.encoders.fit import fit_plane
+from medclipsam.encoders.open_clip_adapter import OpenClipTower
 from medclipsam.encoders.small_clip import build_small_clip, collect_vocabulary
-from medclipsam.encoders.towers import OpenClipTower
 from medclipsam.targets import TargetSet
 from tools.demo_training.calibrate import calibrate
 from tools.demo_training.files import write_weights

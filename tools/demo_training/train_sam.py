@@ -27,8 +27,7 @@ from medclipsam import __version__
 from medclipsam.base.progress import ProgressBar
 from medclipsam.demo.phantoms import MODALITIES, make_phantom
 from medclipsam.sam import SamModel, build_sam
-from medclipsam.sam.attention import fuse_attention
-from medclipsam.sam.networks import Sam
+from medclipsam.sam.segment_anything_adapter import Sam, fuse_attention
 from tools.demo_training.files import write_weights
 from tools.demo_training.sam_examples import SIZE, Example, coarse_mask, draw_example, jitter_box, true_box
 

@@ -94,7 +94,7 @@ class Foreground:
         """Return random numbers where the structure whose turn it is was found."""
         if not pool.structures:
             return pool.uniform(_RANDOM)
-        return np.where(pool.found[:, turn(pool)], pool.uniform(_RANDOM), np.nan)
+        return np.where(pool.found[:, structure_for_round(pool)], pool.uniform(_RANDOM), np.nan)
 
 
 class Combined:
@@ -115,7 +115,7 @@ class Combined:
             return Coverage().value(pool, options)
         doubt = pool.total
         if len(pool.structures) > 1:
-            doubt = pool.classes[:, turn(pool)]
+            doubt = pool.classes[:, structure_for_round(pool)]
         beta = min(options.sharpness * options.growth ** (pool.round - 1), 1e6)
         noise = -np.log(-np.log(pool.uniform(_NOISE)))
         value: np.ndarray = beta * np.log(np.maximum(doubt, 1e-12)) + noise
@@ -203,7 +203,7 @@ def choose(pool: Pool, strategy: str, options: SamplingOptions | None = None) ->
     return _best(pool, pool.uniform(_VALIDATION), held_out, "validation")
 
 
-def turn(pool: Pool) -> int:
+def structure_for_round(pool: Pool) -> int:
     """Return which structure's turn it is: the position of one of `pool.structures`, by how many were chosen."""
     return int(pool.batch.sum()) % len(pool.structures)
 

@@ -69,7 +69,7 @@ def _store(given: argparse.Namespace) -> NetworkStore:
     from medclipsam.training.store import NetworkStore
 
     if given.studies is not None and not given.studies.is_dir():
-        raise InputError(f"Studies {given.studies} is no folder.")
+        raise InputError(f"Studies {given.studies} is not a folder.")
     return NetworkStore(workspace_of(given) / "networks")
 
 

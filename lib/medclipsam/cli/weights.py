@@ -73,6 +73,6 @@ def _weights_convert(given: argparse.Namespace) -> int:
 
     like = resolve(given.like)
     if not like.path.is_dir():
-        raise InputError(f"Weights {given.like!r} are no open_clip folder whose configuration could be taken over.")
+        raise InputError(f"Weights {given.like!r} are not an open_clip folder whose configuration could be taken over.")
     print(f"{convert(given.source, like.path, given.out)}")
     return 0

@@ -78,7 +78,7 @@ class Fit:
         plane = F.pad(shown, (t0, width - t1, s0, height - s1))
         return plane.reshape(*maps.shape[:-2], height, width)
 
-    def shown(self) -> np.ndarray:
+    def covered(self) -> np.ndarray:
         """Return the part of the plane that the input shows, as bool [H, W]."""
         mask = np.zeros(self.plane_shape, dtype=bool)
         s0, s1, t0, t1 = self.source

@@ -13,8 +13,9 @@ import torch
 
 from medclipsam.encoders.encoder import Encoder
 from medclipsam.encoders.load import DEFAULT_KEYS, text_folder
+from medclipsam.weights.registry import OPEN_CLIP_CHECKPOINTS, OPEN_CLIP_CONFIG
 
-_CONFIG, _WEIGHTS, _DEFAULTS = "open_clip_config.json", "open_clip_model.safetensors", "medclipsam.json"
+_WEIGHTS, _DEFAULTS = OPEN_CLIP_CHECKPOINTS[0], "medclipsam.json"
 # What a tokenizer and a text tower's configuration consist of.
 _TEXT_FILES = (
     "config.json",
@@ -59,14 +60,14 @@ def write_open_clip(
     for name in _TEXT_FILES:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
-    config = json.loads((like / _CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((like / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     text = config["model_cfg"].get("text_cfg", {})
     if "hf_model_name" in text:
         shutil.copyfile(text_folder(like, str(text["hf_model_name"])) / "config.json", folder / "config.json")
         # As published it names a repository on the hub, which needs the network at every start.
         text["hf_model_name"] = text["hf_tokenizer_name"] = str((final or folder).absolute())
         text["hf_model_pretrained"] = False
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if defaults:
         (folder / _DEFAULTS).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
 

@@ -14,9 +14,10 @@ import torch
 from medclipsam.base.errors import WeightsError
 from medclipsam.base.files import file_sha256
 from medclipsam.encoders.encoder import Encoder
+from medclipsam.encoders.open_clip_adapter import input_settings, load_model, token_counter
 from medclipsam.encoders.sam_clip import Embedder
+from medclipsam.weights.registry import OPEN_CLIP_CHECKPOINTS, OPEN_CLIP_CONFIG
 
-_CONFIG = "open_clip_config.json"
 # What weights may recommend, see `Encoder`.
 DEFAULT_KEYS = (
     "saliency",
@@ -57,15 +58,13 @@ def load_folder(
     WeightsError
         If a file is missing, or does not fit the architecture that the folder's config states.
     """
-    import open_clip
-
-    config_file = folder / _CONFIG
+    config_file = folder / OPEN_CLIP_CONFIG
     if not config_file.is_file():
-        raise WeightsError(f"{folder} is no open_clip model folder: {_CONFIG} is missing.")
+        raise WeightsError(f"{folder} is not an open_clip model folder: {OPEN_CLIP_CONFIG} is missing.")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))["model_cfg"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{config_file} is no open_clip config: {error}.") from error
+        raise WeightsError(f"{config_file} is not an open_clip config: {error}.") from error
     checkpoint = _checkpoint(folder)
     overrides: dict[str, Any] = {}
     text = dict(config.get("text_cfg", {}))
@@ -78,8 +77,7 @@ def load_folder(
             raise WeightsError(f"{folder} lacks tokenizer.json, the tokenizer of its text tower.")
     source = f"local-dir:{folder}"
     try:
-        model = open_clip.create_model(source, pretrained_text=False, **overrides)
-        tokenizer = open_clip.get_tokenizer(source)
+        model, tokenizer = load_model(source, pretrained_text=False, **overrides)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         raise WeightsError(f"The weights in {folder} cannot be loaded: {_first_line(error)}.") from error
     defaults_file = folder / "medclipsam.json"
@@ -117,13 +115,10 @@ def load_open_clip(
     WeightsError
         If the model is unknown or the weights do not fit it.
     """
-    import open_clip
-
     if seed is not None:
         torch.manual_seed(seed)
     try:
-        model = open_clip.create_model(model_name, pretrained=str(pretrained) if pretrained else None)
-        tokenizer = open_clip.get_tokenizer(model_name)
+        model, tokenizer = load_model(model_name, pretrained=str(pretrained) if pretrained else None)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise WeightsError(f"The open_clip model {model_name!r} cannot be loaded: {_first_line(error)}.") from error
     if identity is None:
@@ -231,7 +226,7 @@ def _load_described(
         identity=identity or file_sha256(weights),
         name=name,
         defaults={key: settings[key] for key in DEFAULT_KEYS if key in settings},
-        count_tokens=_counter(tokenizer),
+        count_tokens=token_counter(tokenizer),
         device=device,
     )
 
@@ -244,41 +239,26 @@ def _wrap(
     device: str | torch.device,
     defaults: dict[str, Any],
 ) -> Encoder:
-    from open_clip.transform import PreprocessCfg
-
-    settings = PreprocessCfg(**model.visual.preprocess_cfg)
-    size = settings.size if isinstance(settings.size, int) else settings.size[0]
+    size, mean, std = input_settings(model)
     return Encoder(
         model,
         tokenizer,
-        image_size=int(size),
-        mean=settings.mean,
-        std=settings.std,
+        image_size=size,
+        mean=mean,
+        std=std,
         identity=identity,
         name=name,
         defaults=defaults,
-        count_tokens=_counter(tokenizer),
+        count_tokens=token_counter(tokenizer),
         device=device,
     )
 
 
-def _counter(tokenizer: Any) -> Callable[[str], int] | None:
-    """Return how to count a text's tokens before open_clip cuts them at the context length."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    if inner is not None:  # open_clip's HFTokenizer round a transformers tokenizer
-        return lambda text: len(inner(text)["input_ids"])
-    if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer; start and end are added later
-        return lambda text: len(tokenizer.encode(text)) + 2
-    return None
-
-
 def _checkpoint(folder: Path) -> Path:
-    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+    for file in OPEN_CLIP_CHECKPOINTS:
         if (folder / file).is_file():
             return folder / file
-    raise WeightsError(
-        f"{folder} holds no weights: open_clip_model.safetensors or open_clip_pytorch_model.bin is missing."
-    )
+    raise WeightsError(f"{folder} holds no weights: {' or '.join(OPEN_CLIP_CHECKPOINTS)} is missing.")
 
 
 def text_folder(folder: Path, named: str) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from medclipsam.base.imports import import_part
+from medclipsam.encoders.open_clip_adapter import byte_pair_tokenizer, new_clip
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -80,7 +80,7 @@ class CompactTokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], context_length: int) -> None:
-        self._base = import_part("open_clip", "tokenizer").SimpleTokenizer(context_length=context_length)
+        self._base = byte_pair_tokenizer(context_length=context_length)
         self.context_length = context_length
         self.vocab_size = vocabulary_rows(vocabulary)
         self._rows = {self._base.encoder[word]: row for row, word in enumerate(vocabulary, start=_FIRST_WORD)}
@@ -107,7 +107,7 @@ def vocabulary_rows(vocabulary: Sequence[str]) -> int:
 
 def collect_vocabulary(texts: Sequence[str]) -> list[str]:
     """Return the byte pairs that texts use, in the order of open_clip's own ids."""
-    base = import_part("open_clip", "tokenizer").SimpleTokenizer()
+    base = byte_pair_tokenizer()
     words = {word for text in texts for word in text.split()}
     return [base.decoder[token] for token in sorted({token for word in words for token in base.encode(word)})]
 
@@ -133,28 +133,25 @@ def build_small_clip(config: Mapping[str, Any]) -> tuple[CLIP, Callable[[list[st
     KeyError
         If the config lacks an entry.
     """
-    import open_clip
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
     arch = config["arch"]
     vocabulary = config["vocab"]
-    model = open_clip.CLIP(
-        embed_dim=arch["embed_dim"],
-        vision_cfg=CLIPVisionCfg(
-            image_size=config["image_size"],
-            patch_size=arch["patch_size"],
-            width=arch["width"],
-            layers=arch["layers"],
-            head_width=arch["width"] // arch["heads"],
-            pool_type="avg",
-        ),
-        text_cfg=CLIPTextCfg(
-            context_length=arch["context_length"],
-            vocab_size=vocabulary_rows(vocabulary),
-            width=arch["text_width"],
-            layers=arch["text_layers"],
-            heads=arch["text_heads"],
-        ),
+    model = new_clip(
+        arch["embed_dim"],
+        {
+            "image_size": config["image_size"],
+            "patch_size": arch["patch_size"],
+            "width": arch["width"],
+            "layers": arch["layers"],
+            "head_width": arch["width"] // arch["heads"],
+            "pool_type": "avg",
+        },
+        {
+            "context_length": arch["context_length"],
+            "vocab_size": vocabulary_rows(vocabulary),
+            "width": arch["text_width"],
+            "layers": arch["text_layers"],
+            "heads": arch["text_heads"],
+        },
     )
     model.visual.conv1 = ConvStem(arch["width"], arch["stem_channels"], arch["patch_size"])
     return model, CompactTokenizer(vocabulary, arch["context_length"])

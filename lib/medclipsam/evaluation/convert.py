@@ -155,7 +155,7 @@ def _figshare(source: Path) -> Iterator[Pair]:
                 image, mask = (np.asarray(record[key]).T for key in ("image", "tumorMask"))
                 patient = "".join(chr(code) for code in np.asarray(record["PID"]).ravel())
         except (OSError, KeyError) as error:
-            raise ImageError(f"{path} is no file of the set: {error}.") from error
+            raise ImageError(f"{path} is not a file of the set: {error}.") from error
         low, high = float(image.min()), float(image.max())
         grey = np.rint(255 * (image - low) / max(high - low, 1.0)).astype(np.uint8)
         yield Pair(f"{int(path.stem):04d}", patient, grey, mask > 0)

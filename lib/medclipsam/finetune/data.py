@@ -78,7 +78,7 @@ class Pair:
     modality: str | None = None
     group: str = ""
 
-    def look(self) -> tuple[np.ndarray, str | None]:
+    def load(self) -> tuple[np.ndarray, str | None]:
         """Return the display plane, uint8 [H, W, 3], as inference sees it, and the image's modality where it is known.
 
         Raises
@@ -213,7 +213,7 @@ def read_csv(
         elif allowed is not None and not any(place.resolve().is_relative_to(folder) for folder in allowed):
             found.bad.append(BadRow(name, "the image lies outside the folders that may be read"))
         elif not re.fullmatch("[0-9]{1,9}", more.get("plane", "0")):
-            found.bad.append(BadRow(name, f"plane {more['plane'][:20]!r} is no whole number from 0"))
+            found.bad.append(BadRow(name, f"plane {more['plane'][:20]!r} is not a whole number from 0"))
         else:
             plane = int(more["plane"]) if "plane" in more else None
             found.pairs.append(Pair(name, place, caption, plane, more.get("modality")))
@@ -582,7 +582,7 @@ class _Loader:
         self._preprocess = encoder.input_maker()
 
     def __call__(self, pair: Pair) -> tuple[torch.Tensor, str | None]:
-        plane, modality = pair.look()
+        plane, modality = pair.load()
         return self._preprocess(plane), modality
 
 

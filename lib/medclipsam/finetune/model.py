@@ -11,10 +11,9 @@ from torch import nn
 from medclipsam.base.errors import WeightsError
 from medclipsam.base.extras import MissingExtraError
 from medclipsam.encoders import Encoder
+from medclipsam.encoders.open_clip_adapter import PROJECTIONS
 from medclipsam.finetune.options import FinetuneOptions
 
-# Where open_clip's models keep the projections into the common space.
-_HEADS = ("visual.proj", "visual.head.", "text_projection", "text.proj.", "text.text_projection")
 # The model's own scale and bias of a cosine are no part of our losses, which have their own.
 _LEFT_ALONE = frozenset({"logit_scale", "logit_bias"})
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -55,7 +54,7 @@ class TunableClip:
             self._lora = _with_lora(self._model, options)
             wanted = [name for name, _ in self._model.named_parameters() if "lora_" in name]
         elif options.method == "heads":
-            wanted = [name for name, _ in self._model.named_parameters() if name.startswith(_HEADS)]
+            wanted = [name for name, _ in self._model.named_parameters() if name.startswith(PROJECTIONS)]
         else:
             wanted = [name for name, _ in self._model.named_parameters() if name not in _LEFT_ALONE]
         if not wanted:
@@ -136,7 +135,7 @@ def _lora_targets(model: nn.Module) -> Iterator[str]:
     attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     yield from attentions
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or name.startswith(_HEADS):
+        if not isinstance(module, nn.Linear) or name.startswith(PROJECTIONS):
             continue
         if not any(name.startswith(f"{attention}.") for attention in attentions):
             yield name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,13 +247,6 @@ class MedicalImage:
         """
         pixels, region = self.plane(index, window), self.valid_region(index)
         return pixels if region is None else np.where(region[..., None], pixels, 0).astype(np.uint8)
-
-    def content_hash(self, index: int, window: Window | None = None) -> str:
-        """Return the SHA-256 of the display plane's pixels and shape, an identity for caches."""
-        plane = self.plane(index, window)
-        digest = hashlib.sha256(repr(plane.shape).encode())
-        digest.update(plane.tobytes())
-        return digest.hexdigest()
 
     def to_native(self, labels: np.ndarray) -> np.ndarray:
         """Bring a label map from display orientation to the file's own order.

@@ -712,7 +712,7 @@ class _Pass:
         if self.image.is_volume:
             for job in self.jobs:
                 with self.clock.stage("steady"):
-                    self._make_steady(job)
+                    self._make_consistent(job)
 
     def _batches(self, planes: list[int]) -> Iterator[tuple[float, list[int]]]:
         for start in range(0, len(planes), self.batch_planes):
@@ -796,7 +796,7 @@ class _Pass:
         options = self.options
         pixels = self.image.model_plane(plane, self.window)
         region = self.image.valid_region(plane)
-        valid = fit.shown() if region is None else fit.shown() & region
+        valid = fit.covered() if region is None else fit.covered() & region
         with self.clock.stage("coarse"):
             coarse = coarse_mask(saliency, options.postprocess, threshold=options.threshold, valid=valid, plane=pixels)
             components = largest_components(coarse, job.num_components, options.min_size)
@@ -837,7 +837,7 @@ class _Pass:
         region = self.image.valid_region(plane)
         return answer.mask if region is None else answer.mask & region
 
-    def _make_steady(self, job: _Job) -> None:
+    def _make_consistent(self, job: _Job) -> None:
         """Keep the largest components in 3-D, then fill planes that were lost between two that hold the target."""
         lost = self._lost_planes(job.mask)
         # A lost plane must not cut a structure in two: for the count of components it is bridged.

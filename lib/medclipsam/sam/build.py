@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medclipsam.base.errors import WeightsError
-from medclipsam.sam.attention import fuse_attention
-from medclipsam.sam.networks import (
+from medclipsam.sam.segment_anything_adapter import (
     ImageEncoderViT,
     MaskDecoder,
     PromptEncoder,
     Sam,
     TwoWayTransformer,
+    fuse_attention,
     sam_model_registry,
 )
 from medclipsam.sam.tiny_vit import EMBED_DIM, GRID, IMAGE_SIZE, TinyViT

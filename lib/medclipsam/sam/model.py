@@ -20,7 +20,7 @@ from medclipsam.base.errors import InputError, OptionError, WeightsError
 from medclipsam.base.options import VOTINGS
 from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
-from medclipsam.sam.networks import Sam
+from medclipsam.sam.segment_anything_adapter import Sam
 from medclipsam.sam.tiny_vit import TinyViT
 from medclipsam.sam.voting import vote
 

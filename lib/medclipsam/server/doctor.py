@@ -216,7 +216,7 @@ def check_workspace(folder: Path) -> Check:
     """Look at the place, mode, disk and lock of a workspace; nothing is made."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        return Check("workspace", "failed", f"{there} is no folder.", "Name another with --workspace.")
+        return Check("workspace", "failed", f"{there} is not a folder.", "Name another with --workspace.")
     if not os.access(there, os.W_OK | os.X_OK):
         return Check("workspace", "failed", f"{there} is not writable.", "Make it so, or name another: --workspace.")
     free = shutil.disk_usage(there).free
@@ -299,7 +299,7 @@ def check_ledger(workspace: Path) -> Check:
 def check_folder(folder: Path) -> Check:
     """Look whether a studies folder can be read and written."""
     if not folder.is_dir():
-        return Check("studies", "failed", f"{folder} is no folder.", "Name the folder that holds the images.")
+        return Check("studies", "failed", f"{folder} is not a folder.", "Name the folder that holds the images.")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         found = f"{folder} is not readable and writable."
         return Check("studies", "failed", found, "Make it so: labels are kept in it.")

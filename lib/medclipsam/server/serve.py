@@ -226,7 +226,7 @@ def _checked_studies(studies: str, conf: AppConf) -> str:
         return studies
     folder = Path(studies).expanduser()
     if not folder.is_dir():
-        raise InputError(f"Studies {studies} is no folder and no http(s) URL of a DICOMweb server.")
+        raise InputError(f"Studies {studies} is neither a folder nor an http(s) URL of a DICOMweb server.")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"Studies folder {studies} must be readable and writable: labels are kept in it.")
     return str(folder.resolve())
@@ -246,7 +246,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind)
     except OSError as error:
-        raise InputError(f"Host {host!r} is no address of this machine: {error.strerror}.") from error
+        raise InputError(f"Host {host!r} is not an address of this machine: {error.strerror}.") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
@@ -290,7 +290,7 @@ def _run(
     from medclipsam.server.monai_label import upstream
 
     port = listener.getsockname()[1]
-    origins = upstream.take_origins(space.app, studies, reached.host, port, conf)
+    origins = upstream.apply_settings(space.app, studies, reached.host, port, conf)
     log_config = _quiet(upstream.write_log_config(space.app))
     # uvicorn does so too, but only after the app has looked at the studies and has warned of files that it cannot read
     logging.config.dictConfig(json.loads(log_config.read_text()))

@@ -88,10 +88,10 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
     Raises
     ------
     InputError
-        If it is no folder, or the datastore's file cannot be read.
+        If it is not a folder, or the datastore's file cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"Studies {folder} is no folder.")
+        raise InputError(f"Studies {folder} is not a folder.")
     labels: dict[str, dict[str, Path]] = defaultdict(dict)
     for kind in KINDS:
         place = folder / LABELS / kind

@@ -12,7 +12,6 @@ from typing import Any
 from medclipsam import __version__
 from medclipsam.training.selection import Selection
 
-REPORT_FILES = ("report.md", "report.json", "curve.png")
 # Left-out labels that the readable report names; the JSON has all.
 _LISTED = 50
 

@@ -96,21 +96,21 @@ def train_network(
     with TrainingLock(store.folder, options.name) as lock:
         state: dict[str, Any] = {"name": options.name, "started": time.time()}
 
-        def say(**more: Any) -> None:
+        def report_progress(**more: Any) -> None:
             state.update(more)
             lock.tell(state)
             if tell is not None:
                 tell(dict(state))
 
         try:
-            network = _run(candidates, targets, store, request, split, say, should_stop, show)
+            network = _run(candidates, targets, store, request, split, report_progress, should_stop, show)
         except CancelledError:
-            say(state="stopped")
+            report_progress(state="stopped")
             raise
         except Exception as error:
-            say(state="failed", reason=str(error).splitlines()[0] if str(error) else type(error).__name__)
+            report_progress(state="failed", reason=str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise
-        say(state="done", version=network.version, status=network.status, reason=network.reason)
+        report_progress(state="done", version=network.version, status=network.status, reason=network.reason)
         return network
 
 
@@ -120,7 +120,7 @@ def _run(
     store: NetworkStore,
     request: Request,
     split: Split | None,
-    say: Callable[..., None],
+    report_progress: Callable[..., None],
     should_stop: Callable[[], bool] | None,
     show: bool,
 ) -> Network:
@@ -131,24 +131,24 @@ def _run(
     published = store.current(options.name)
     before = published or store.newest(options.name)
     criteria = _criteria(options, training, before, targets)
-    say(state="collecting")
+    report_progress(state="collecting")
     # a network that fits people's labels less well than that is no judge of others
     trusted = (
         published is not None
         and (published.metrics.get("verdict", {}).get("child") or 0.0) >= options.min_agreement > 0
     )
-    judge_pseudo = _Agreement(published, training) if trusted and published is not None else None
-    chosen = select(candidates(), criteria, targets, drawn, agreement=judge_pseudo, show=show)
-    del judge_pseudo
+    agreement = _LabelAgreement(published, training) if trusted and published is not None else None
+    chosen = select(candidates(), criteria, targets, drawn, agreement=agreement, show=show)
+    del agreement
     _check_stopped(should_stop)
-    say(state="planning", images=chosen.counts())
+    report_progress(state="planning", images=chosen.counts())
     logger.info("Training on %s", chosen.counts())
     plan = make_plan(chosen.training, chosen.classes, training, show=show)
     processes = options.processes or _processes(training)
     digest = _digest(chosen, training, plan, processes)
     work = store.work(options.name, digest)
     curves = tracker(options.tracking, store.folder / "tracking", f"{options.name}-{digest[:8]}", request.to_dict())
-    say(state="training")
+    report_progress(state="training")
     with curves, ProgressBar(desc="training", unit="epoch", show=show) as bar:
 
         def step(progress: Progress) -> None:
@@ -157,7 +157,7 @@ def _run(
             bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "dice") if told[key] is not None})
             if progress.stage == "train":
                 curves.log(progress.epoch, {key: told[key] for key in ("loss", "dice")})
-            say(**told)
+            report_progress(**told)
 
         train_in(
             processes,
@@ -170,7 +170,7 @@ def _run(
             should_stop=should_stop,
             resume=options.resume,
         )
-    say(state="validating")
+    report_progress(state="validating")
     network = _publish(store, request, chosen, work, before, begin, training, show)
     store.forget_work(options.name)
     return network
@@ -256,7 +256,7 @@ def _criteria(options: RunOptions, training: TrainingOptions, before: Network | 
     )
 
 
-class _Agreement:
+class _LabelAgreement:
     """How well a pseudo-label agrees with the network before: mean Dice over the classes."""
 
     def __init__(self, before: Network, training: TrainingOptions) -> None:

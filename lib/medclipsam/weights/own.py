@@ -12,10 +12,15 @@ from typing import Any
 from medclipsam.base.errors import WeightsError
 from medclipsam.base.files import write_json
 from medclipsam.weights.hashes import read_json
-from medclipsam.weights.registry import OPEN_CLIP_CONFIG, PAIRS, REGISTRY, expand_user, weights_home
+from medclipsam.weights.registry import (
+    OPEN_CLIP_CHECKPOINTS,
+    OPEN_CLIP_CONFIG,
+    PAIRS,
+    REGISTRY,
+    expand_user,
+    weights_home,
+)
 
-# In the order in which open_clip itself prefers them.
-_OPEN_CLIP_CHECKPOINTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SAM_SUFFIXES = (".pth", ".pt", ".safetensors")
 # Files are called lite_medsam and medsam_vit_b: the more special name comes first.
 _SAM_ARCHS = ("lite_medsam", "medsam", "vit_h", "vit_l", "vit_b")
@@ -69,10 +74,10 @@ def recognise(path: Path) -> tuple[str, str | Mapping[str, Any], Path]:
             )
         return "sam", arch, path
     if (path / OPEN_CLIP_CONFIG).is_file():
-        for name in _OPEN_CLIP_CHECKPOINTS:
+        for name in OPEN_CLIP_CHECKPOINTS:
             if (path / name).is_file():
                 return "clip", "open_clip", path / name
-        raise WeightsError(f"The folder {path} has {OPEN_CLIP_CONFIG} but no {' or '.join(_OPEN_CLIP_CHECKPOINTS)}.")
+        raise WeightsError(f"The folder {path} has {OPEN_CLIP_CONFIG} but no {' or '.join(OPEN_CLIP_CHECKPOINTS)}.")
     try:
         files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix in _SAM_SUFFIXES]
     except OSError as error:

@@ -20,6 +20,8 @@ DEFAULT_SAM = "sam_vit_h"
 PACKAGE_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 # What open_clip reads a folder by.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+# In the order in which open_clip itself prefers them.
+OPEN_CLIP_CHECKPOINTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUB = "https://huggingface.co"
 
 

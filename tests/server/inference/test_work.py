@@ -6,7 +6,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -183,21 +182,6 @@ def test_a_closed_queue_cancels_all_and_takes_no_more(held: Held) -> None:
             job.future.result(5)
     with pytest.raises(BusyError, match="shutting down"):
         queue.submit(lambda _: 1, what="x")
-
-
-def test_observers_see_ended_jobs_and_cannot_stop_the_queue() -> None:
-    queue = WorkQueue(length=5, max_seconds=60)
-    seen: list[Any] = []
-
-    def bad(job: Job) -> None:
-        raise RuntimeError("an observer's bug")
-
-    queue.subscribe(bad)
-    queue.subscribe(lambda job: seen.append((job.what, job.state)))
-    queue.submit(lambda _: 1, what="a").future.result(5)
-    queue.submit(lambda _: 1, what="b").future.result(5)
-    queue.submit(lambda _: 1, what="c").future.result(5)
-    assert seen[:2] == [("a", "done"), ("b", "done")]
 
 
 def test_work_sees_its_callers_context() -> None:

@@ -117,7 +117,7 @@ def create_app(
         label_app.rounds,
         queue,
         start_training=lambda: tasks.train_for_rounds(label_app, queue),
-        trains=tasks.trains,
+        trains=tasks.running_trainer,
         prelabel=label_app.prelabel,
     )
     app.state.scorings = ScoringJobs(queue, paused=lambda: tasks.scoring_pauses(label_app))

@@ -166,7 +166,6 @@ class WorkQueue:
         self._waiting: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lately: deque[float] = deque(maxlen=20)
-        self._observers: list[Callable[[Job], None]] = []
         self._changed = threading.Condition()
         self._closed = False
         threading.Thread(target=self._serve, name="model-work", daemon=True).start()
@@ -175,10 +174,6 @@ class WorkQueue:
     def waiting(self) -> int:
         """Jobs in the queue."""
         return len(self._waiting)
-
-    def subscribe(self, observer: Callable[[Job], None]) -> None:
-        """Call `observer` with each job that has ended, in the worker's thread."""
-        self._observers.append(observer)
 
     def submit(
         self,
@@ -289,11 +284,6 @@ class WorkQueue:
                 self.running = None
                 if job.state == "done":
                     self._lately.append(job.seconds)
-            for observer in self._observers:
-                try:
-                    observer(job)
-                except Exception:
-                    logger.exception("An observer of the queue failed")
             # the frames of a failed job hold its arrays, and the local name would hold it until the next job comes
             del job
 

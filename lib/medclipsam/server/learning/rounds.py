@@ -114,7 +114,7 @@ class Rounds:
     def look(self) -> None:
         """Take in which images there are, and which have a final label."""
         with self._looking:
-            self._sync(self._here())
+            self._sync(self._list_studies())
 
     def prepare(self) -> None:
         """Do beside the requests what the next of them would wait for.
@@ -125,18 +125,18 @@ class Rounds:
         if not self.is_used and self._datastore().is_remote:
             return
         with self._looking:
-            found = self._here()
+            found = self._list_studies()
             if self.is_used:
-                with self._beside():
+                with self._in_background():
                     self._sync(found)
 
     def score(self, method: Method, job: Job | None = None) -> int:
         """Do a step of a scoring method; see `ImageScorer.step`."""
-        with self._beside(), self.images.in_background():
+        with self._in_background(), self.images.in_background():
             return self.scorer.step(method, job=job)
 
     @contextmanager
-    def _beside(self) -> Iterator[None]:
+    def _in_background(self) -> Iterator[None]:
         """Change the ledger so that no request waits until the pool is loaded anew: it sees the pool as it was."""
         with self._lock:
             self._preparing += 1
@@ -152,7 +152,7 @@ class Rounds:
             with self._lock:
                 self._preparing -= 1
 
-    def _here(self) -> tuple[list[str], set[str]]:
+    def _list_studies(self) -> tuple[list[str], set[str]]:
         """Return the images that can be read, as far as is known, and which images are finished.
 
         What tells the patients of the images is known from then on.
@@ -215,10 +215,10 @@ class Rounds:
             self.look()
         refused: set[str] = set()
         while True:
-            taken = self._take(strategy, holder)
+            taken = self._acquire_lease(strategy, holder)
             if taken is None:
                 self.look()
-                taken = self._take(strategy, holder, again=True)
+                taken = self._acquire_lease(strategy, holder, again=True)
             if taken is None:
                 return None
             choice, lease = taken
@@ -281,12 +281,12 @@ class Rounds:
         """End leases, of one image or all and of one holder or anyone, and return their images."""
         return [lease.image for lease in self.ledger.release(image, holder)] if self.is_used else []
 
-    def saved(self, image: str, reader: str, label: LabelMap) -> tuple[Saved, Label]:
+    def record_label(self, image: str, reader: str, label: LabelMap) -> tuple[Saved, Label]:
         """Take in a final label that lies with the studies by now."""
         self._known(image)
         return self.ledger.record(image, reader, label.values)
 
-    def shown(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
+    def record_offer(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
         """Note a mask that was made: for a holder, or "" for whoever opens the image."""
         self._known(image)
         self.ledger.show(image, holder, source, labels)
@@ -348,7 +348,7 @@ class Rounds:
             pool.refresh(reload=False)
             return chosen
 
-    def _take(self, strategy: str, holder: str, *, again: bool = False) -> tuple[Choice, Lease] | None:
+    def _acquire_lease(self, strategy: str, holder: str, *, again: bool = False) -> tuple[Choice, Lease] | None:
         """Choose an image and keep it for a holder; `again`: it may be one that they were offered before."""
         seconds, most = self.options.lease_minutes * 60, self.options.max_leases
         with self._lock:
@@ -375,7 +375,7 @@ class Rounds:
             return None if lease is None else (Choice(held[0].image, "offered before", None), lease)
 
     def _current_pool(self) -> Pool:
-        """Return the pool, up to date but for what `_beside` is about to take in."""
+        """Return the pool, up to date but for what `_in_background` is about to take in."""
         if self._pool is None:
             self._pool = Pool(self.ledger, self.options.sampling_seed)
         else:

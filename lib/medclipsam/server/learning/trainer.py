@@ -216,7 +216,7 @@ def patient_of(datastore: Datastore, image: str) -> str:
     return patient_key(image, Path(path))
 
 
-def adopted(store: NetworkStore, own: set[int]) -> Holder | None:
+def orphaned_training(store: NetworkStore, own: set[int]) -> Holder | None:
     """Return who trains in the workspace and is no process of this server.
 
     Parameters
@@ -229,7 +229,7 @@ def adopted(store: NetworkStore, own: set[int]) -> Holder | None:
     return None if holder is None or holder.pid in own else holder
 
 
-def describe(store: NetworkStore, holder: Holder) -> dict[str, Any]:
+def describe_training(store: NetworkStore, holder: Holder) -> dict[str, Any]:
     """Return an adopted training as MONAI Label describes its own."""
     asked = {"model": FINETUNE} if holder.what == FINETUNE else {"model": DEFAULT_NAME, "name": holder.what}
     return {
@@ -243,9 +243,9 @@ def describe(store: NetworkStore, holder: Holder) -> dict[str, Any]:
     }
 
 
-def end(store: NetworkStore, holder: Holder) -> dict[str, Any]:
+def stop_training_of(store: NetworkStore, holder: Holder) -> dict[str, Any]:
     """End an adopted training with all its processes, and describe it; what was published before stays."""
-    answer = describe(store, holder)
+    answer = describe_training(store, holder)
     try:
         process = psutil.Process(holder.pid)
         family = [process, *process.children(recursive=True)]

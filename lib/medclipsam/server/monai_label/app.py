@@ -184,17 +184,17 @@ class MedClipSamApp(MONAILabelApp):
     @property
     def model_names(self) -> list[str]:
         """Names of the infer tasks that are served."""
-        return [name for name, task in self._served().items() if task.is_valid()]
+        return [name for name, task in self._infer_tasks().items() if task.is_valid()]
 
     def info(self) -> dict[str, Any]:
         """Return what clients are told."""
-        self._served()
+        self._infer_tasks()
         told, rounds = dict(super().info()), self.rounds.brief()
         # 3D Slicer shows what stands with the trainer
         told["train_stats"].setdefault(DEFAULT_NAME, {})["rounds"] = rounds
         return {**told, "rounds": rounds}
 
-    def _served(self) -> dict[str, ModelTask[Any]]:
+    def _infer_tasks(self) -> dict[str, ModelTask[Any]]:
         """Return the infer tasks, with those of networks that were published since."""
         for name in self.networks.store.names():
             if name not in self._infers:
@@ -372,7 +372,7 @@ class MedClipSamApp(MONAILabelApp):
             404 for an unknown model, 400 for unusable options; in a sub-process SystemExit, since its last lines of
             output are what the client is shown.
         """
-        with self._told():
+        with self._errors_as_answers():
             each = self.batch_request(request.get("model"), _params(request), _caller(request, "batch inference"))
 
             def infer_one(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
@@ -432,7 +432,7 @@ class MedClipSamApp(MONAILabelApp):
             404 if the trainer is unknown, 400 if the request holds anything but what the trainer takes; in a
             sub-process SystemExit, since its last lines of output are what the client is shown.
         """
-        with self._told():
+        with self._errors_as_answers():
             params = _params(request)
             return self.check_trainer(request.get("model"), params)(params, self.datastore(), job)
 
@@ -445,7 +445,7 @@ class MedClipSamApp(MONAILabelApp):
             404 if the method is unknown, 400 if the request holds anything but what the method takes, 409 where there
             is nothing yet to score by; in a sub-process SystemExit, as from `train`.
         """
-        with self._told():
+        with self._errors_as_answers():
             self.scoring_method(request.get("method"), _params(request))
             return dict(super().scoring(request, datastore))
 
@@ -469,7 +469,7 @@ class MedClipSamApp(MONAILabelApp):
         return task
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_as_answers(self) -> Iterator[None]:
         """Turn errors into an HTTP answer, or in a sub-process into its last line, which the client is shown."""
         try:
             yield
@@ -488,7 +488,7 @@ class MedClipSamApp(MONAILabelApp):
         UnknownError
             If there is none of that name.
         """
-        task = self._served().get(model) if isinstance(model, str) else None
+        task = self._infer_tasks().get(model) if isinstance(model, str) else None
         if task is None or not task.is_valid():
             raise UnknownError(f"Model {model!r} is not served; allowed: {_list(self.model_names)}.")
         return task
@@ -626,7 +626,7 @@ class MedClipSamApp(MONAILabelApp):
         source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
         # one that lies with the studies waits for whoever opens the image
         holder = reader_of(request.caller) if request.save_as is None else ""
-        self.rounds.shown(image, holder, source, answer.label.values)
+        self.rounds.record_offer(image, holder, source, answer.label.values)
         if not isinstance(network, dict):
             self.rounds.presence(image, answer.params)
 
@@ -648,7 +648,7 @@ class MedClipSamApp(MONAILabelApp):
     def _note_label(self, image: str, label: LabelMap, caller: Caller) -> None:
         """Take a final label that a person has saved into the rounds."""
         try:
-            self.rounds.saved(image, reader_of(caller), label)
+            self.rounds.record_label(image, reader_of(caller), label)
         except MedClipSamError as error:
             # the label lies with the studies all the same, and counts as one from the next look at them on
             logger.warning("A saved label could not be taken into the rounds: %s", error)

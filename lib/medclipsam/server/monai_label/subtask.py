@@ -2,7 +2,7 @@
 
 MONAI Label hands a request, with its texts, to a sub-process on the command line, which every account of the machine
 can read. Here it goes through standard input: `python -m medclipsam.server.monai_label.subtask PARENT METHOD` is such a
-process. A batch ends with its server; a training goes on, see `medclipsam.server.learning.trainer.adopted`.
+process. A batch ends with its server; a training goes on, see `medclipsam.server.learning.trainer.orphaned_training`.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ __all__ = [
     "BatchInferImageType",
     "SessionInfo",
     "Sessions",
+    "apply_settings",
     "loaded_app",
     "make_app",
     "processes",
     "settings",
     "stop_sub_processes",
-    "take_origins",
     "tasks",
     "write_log_config",
 ]
@@ -41,7 +41,7 @@ __all__ = [
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 
 
-def take_origins(app: Path, studies: str, host: str, port: int, conf: Mapping[str, str]) -> list[str]:
+def apply_settings(app: Path, studies: str, host: str, port: int, conf: Mapping[str, str]) -> list[str]:
     """Set MONAI Label's settings as its command `start_server` does, for this process and its sub-processes.
 
     Returns

@@ -81,7 +81,7 @@ def add_image(
     suffix = file_suffix(file.filename)
     if not suffix:
         raise InputError(
-            f"The file {file.filename!r} is no image that is served; its name must end in .nii.gz, .png ..."
+            f"The file {file.filename!r} is not an image that is served; its name must end in .nii.gz, .png ..."
         )
     if image_id in app.datastore().list_images():
         raise ConflictError(f"Image {image_id!r} is among the studies already; remove it first, or name another id.")
@@ -179,7 +179,7 @@ def save_label(
     suffix = file_suffix(label.filename)
     if not suffix:
         raise InputError(
-            f"The label {label.filename!r} is no image file; its name must end in .nii.gz, .nrrd, .png ..."
+            f"The label {label.filename!r} is not an image file; its name must end in .nii.gz, .nrrd, .png ..."
         )
     path = receive(label, suffix)
     try:

@@ -19,7 +19,7 @@ from medclipsam.server.inference.memory import ensure_memory
 from medclipsam.server.inference.request_schema import checked_object, without_address
 from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.scoring import ScoringJobs
-from medclipsam.server.learning.trainer import adopted, describe, end
+from medclipsam.server.learning.trainer import describe_training, orphaned_training, stop_training_of
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.upstream import AsyncTask, BatchInferImageType, processes, tasks
 from medclipsam.server.studies.images import unknown_image
@@ -124,9 +124,9 @@ def training_status(app: App, user: AsUser, all: bool = False, check_if_running:
     The folders of the server's files are answered to admins only.
     """
     store = app.networks.store
-    holder = adopted(store, _own_processes("train"))
+    holder = orphaned_training(store, _own_processes("train"))
     if holder is not None:
-        running = describe(store, holder)
+        running = describe_training(store, holder)
         return _for_user(user, [*tasks("train"), running] if all else running)
     answer = _status("train", all, check_if_running)
     if not all and answer["status"] == "RUNNING" and holder_of(store.folder) is not None:
@@ -137,9 +137,9 @@ def training_status(app: App, user: AsUser, all: bool = False, check_if_running:
 @router.delete("/train/", tags=["Train"], summary="Stop the training")
 def stop_training(app: App, user: AsAdmin) -> Any:
     """Stop the training that runs; what was published before stays."""
-    holder = adopted(app.networks.store, _own_processes("train"))
+    holder = orphaned_training(app.networks.store, _own_processes("train"))
     if holder is not None:
-        return end(app.networks.store, holder)
+        return stop_training_of(app.networks.store, holder)
     return _stop("train")
 
 
@@ -185,7 +185,7 @@ def _train(
     asked = without_address(params, model=model)
     trainer = app.check_trainer(model, asked)
     request = {**asked, "model": model, "user": user.username}
-    if adopted(app.networks.store, _own_processes("train")) is not None:
+    if orphaned_training(app.networks.store, _own_processes("train")) is not None:
         raise AlreadyRunningError("A training runs that was started before; ask for its state, or stop it first.", 30)
     if sync:
         return _wait(queue, lambda job: app.train(request, job), f"training of {model}", user)
@@ -203,7 +203,7 @@ def train_for_rounds(app: MedClipSamApp, queue: Queue) -> None:
     _train(app, queue, DEFAULT_NAME, app.app_conf.rounds.training, False, False, User("rounds"))
 
 
-def trains() -> str | None:
+def running_trainer() -> str | None:
     """Return the name of what this server trains, a network's or another trainer's; None where it trains nothing."""
     running = processes("train")
     request = next((task["request"] for task in tasks("train") if task["id"] in running), None)

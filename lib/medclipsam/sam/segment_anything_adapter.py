@@ -1,4 +1,7 @@
-"""SAM's image-encoder attention through PyTorch's fused kernel."""
+"""What is used of segment_anything, imported without its predictor and mask generator.
+
+Its attention is replaced by PyTorch's fused kernel, which takes over the inner parts of the package's own.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,35 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medclipsam.sam.networks import Attention, ImageEncoderViT, get_rel_pos
+from medclipsam.base.imports import import_part
+
+import_part("segment_anything", "build_sam")
+
+from segment_anything.build_sam import sam_model_registry  # noqa: E402
+from segment_anything.modeling import (  # noqa: E402
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos  # noqa: E402
+
+__all__ = [
+    "Attention",
+    "FusedAttention",
+    "ImageEncoderViT",
+    "MaskDecoder",
+    "PromptEncoder",
+    "Sam",
+    "TwoWayTransformer",
+    "fuse_attention",
+    "sam_model_registry",
+]
 
 
 class FusedAttention(nn.Module):
-    """The numbers of `segment_anything`'s `Attention` with relative positions, without its score matrices.
+    """The numbers of `Attention` with relative positions, without its score matrices.
 
     The package makes the scores [B * heads, HW, HW] and adds to score (i, j) one term for the row and one for the
     column of key j, each a function of query i. Such a sum is itself a scalar product: of query i's terms for all
