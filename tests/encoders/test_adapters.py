@@ -51,7 +51,7 @@ def required(function: Any) -> list[str]:
 
 def test_open_clips_transformer_has_the_parts_that_are_used(own: Any) -> None:
     assert open_clip_adapter.is_own_transformer(own.visual), OPEN_CLIP
-    assert lacking(own.visual, "transformer grid_size ln_post proj _embeds _pool conv1 preprocess_cfg") == [], OPEN_CLIP
+    assert lacking(own.visual, "transformer grid_size ln_post proj _embeds _pool conv1") == [], OPEN_CLIP
     assert lacking(own.visual.transformer, "resblocks batch_first") == [], OPEN_CLIP
     for name in ("_embeds", "_pool"):
         assert len(required(getattr(own.visual, name))) == 1, f"{name} of {OPEN_CLIP}"
@@ -77,6 +77,7 @@ def test_open_clips_functions_take_what_they_are_given() -> None:
     assert takes(open_clip.create_model, "model_name", "pretrained", "pretrained_text", "text_cfg"), OPEN_CLIP
     assert required(open_clip.get_tokenizer) in ([], ["model_name"]), OPEN_CLIP
     assert lacking(PreprocessCfg(), "size mean std") == [], OPEN_CLIP
+    assert lacking(open_clip.model, "set_model_preprocess_cfg get_model_preprocess_cfg") == [], OPEN_CLIP
     source = inspect.getsource(factory)
     for name in ("local-dir:", OPEN_CLIP_CONFIG):
         assert name in source, f"{name!r} of {OPEN_CLIP}"

@@ -31,7 +31,7 @@ def test_the_result_loads_with_open_clip_and_as_weights(done, listing):
     weights = resolve(str(done.folder))
     assert (weights.kind, weights.arch) == ("clip", "open_clip")
     encoder = load_encoder(weights)
-    image = encoder.preprocess(listing.pairs[0].look()[0])[0][None]
+    image = encoder.preprocess(listing.pairs[0].load()[0])[0][None]
     with torch.no_grad():
         theirs = model.eval().encode_image(image, normalize=True)
     torch.testing.assert_close(encoder.encode_images(image), theirs, atol=1e-6, rtol=0)

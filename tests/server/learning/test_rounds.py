@@ -422,11 +422,11 @@ def test_an_image_whose_patient_cannot_be_read_is_no_part_of_the_rounds_until_it
     client = unlabelled()
     client.app.state.keeper.stop()  # type: ignore[attr-defined]
     rounds = rounds_of(client)
-    images, _ = rounds._here()
+    images, _ = rounds._list_studies()
     assert "i03" not in images
     assert "i04" in images
     hide_patients.clear()
-    assert "i03" in rounds._here()[0]
+    assert "i03" in rounds._list_studies()[0]
 
 
 def fail(error: Exception) -> Callable[..., Any]:

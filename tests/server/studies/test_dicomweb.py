@@ -1413,7 +1413,7 @@ def test_a_series_that_cannot_be_read_is_offered_again_when_it_has_changed(
         store.refresh()
         assert viewer.get("/datastore/").json()["unreadable"]["images"] == {}
         rounds.look()
-        assert "1.9.1" in rounds._here()[0]
+        assert "1.9.1" in rounds._list_studies()[0]
 
 
 def _beside(data: pydicom.Dataset) -> pydicom.Dataset:

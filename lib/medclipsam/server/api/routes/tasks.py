@@ -245,7 +245,7 @@ def _for_each(params: dict[str, Any] | None, known: dict[str, Any], what: str) -
         if name not in known:
             raise UnknownError(f"{what} {name!r} is not served; allowed: {', '.join(known) or 'none'}.")
         if not isinstance(value, dict):
-            raise UnknownError(f"The params of {what.lower()} {name!r} are no JSON object.")
+            raise UnknownError(f"The params of {what.lower()} {name!r} are not a JSON object.")
     return {name: given.get(name, {}) for name in known}
 
 
