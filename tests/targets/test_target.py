@@ -221,8 +221,8 @@ def test_a_malformed_target_is_refused_with_file_target_and_key(tmp_path, change
         ("targets: {name: x}", "a list of at least one target"),
         ("targets: [x]", "target 1: 'x' is no mapping"),
         ("targets: []\nmore: 1", "one key 'targets'"),
-        ("targets: [", "no valid YAML"),
-        ("targets: !!python/object/apply:os.getcwd []", "no valid YAML"),
+        ("targets: [", "not valid YAML"),
+        ("targets: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_targets_file_is_refused(tmp_path, text, complaint):
@@ -234,7 +234,7 @@ def test_a_missing_file_and_a_binary_file_are_refused(tmp_path):
     with pytest.raises(TargetError, match=r"none\.yaml cannot be read: No such file"):
         TargetSet.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(TargetError, match="no valid YAML"):
+    with pytest.raises(TargetError, match="not valid YAML"):
         TargetSet.load(tmp_path / "binary.yaml")
 
 

@@ -99,7 +99,7 @@ def read_tasks(file: Path, targets: TargetSet) -> list[Task]:
     except OSError as error:
         raise InputError(f"The tasks file {file} cannot be read: {error.strerror or error}.") from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"The tasks file {file} is no valid YAML: {' '.join(str(error).split())}.") from error
+        raise InputError(f"The tasks file {file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or set(content) != {"tasks"} or not isinstance(content["tasks"], dict):
         raise InputError(f"The tasks file {file} must hold the one key 'tasks', a mapping of names to entries.")
     return [
@@ -257,7 +257,7 @@ def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]], targets: Target
     except OSError as error:
         raise InputError(f"The prompts file {file} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
-        raise InputError(f"The prompts file {file} is no valid JSON: {error}.") from error
+        raise InputError(f"The prompts file {file} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise InputError(f"The prompts file {file} must hold a mapping of image names to texts.")
     if not any(isinstance(value, dict) for value in content.values()):

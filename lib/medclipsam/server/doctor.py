@@ -144,7 +144,7 @@ def check_versions(
     if not needed:
         wrong.append("medclipsam is not installed as a package, so that what it needs is not known")
     if wrong:
-        return Check("versions", "failed", f"{'; '.join(wrong)}.", "Install the package anew from its lock file.")
+        return Check("versions", "failed", f"{'; '.join(wrong)}.", "Install the package again from its lock file.")
     return Check("versions", "ok", ", ".join(found) + ".")
 
 

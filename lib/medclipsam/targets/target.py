@@ -357,7 +357,7 @@ def read_targets(file: Path) -> list[Target]:
     except OSError as error:
         raise TargetError(f"The targets file {file} cannot be read: {error.strerror or error}.") from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise TargetError(f"The targets file {file} is no valid YAML: {' '.join(str(error).split())}.") from error
+        raise TargetError(f"The targets file {file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or set(content) != {"targets"}:
         raise TargetError(f"The targets file {file} must hold the one key 'targets'.")
     entries = content["targets"]

@@ -150,7 +150,7 @@ class Plan:
             read = json.loads(text)
             if read["version"] != VERSION:
                 raise TrainingError(
-                    f"The plan is of version {read['version']}; this release reads {VERSION}: train the network anew."
+                    f"The plan is of version {read['version']}; this release reads {VERSION}: train the network again."
                 )
             read["normalisation"] = Normalisation(**read["normalisation"])
             for key in ("window", "spacing", "patch_size", "filters", "mirror_axes"):

@@ -392,7 +392,7 @@ class MedClipSamApp(MONAILabelApp):
         """
         task = self.task(model)
         if isinstance(task, RefineTask):
-            raise InputError(f"Model {CLICK_TASK!r} mends one mask by clicks and takes no batch.")
+            raise InputError(f"Model {CLICK_TASK!r} corrects one mask by clicks and takes no batch.")
         return task.request({**params, "save_label": True}, Envelope(model, StudyImage(""), caller))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class LabelFiles(Datastore):
             return
         except ValueError as error:
             if strict:
-                raise InputError(f"{path} cannot be read; mend it, or move it away to begin a new one.") from error
+                raise InputError(f"{path} cannot be read; correct it, or move it away to begin a new one.") from error
             logger.error("%s cannot be read; what was known before stands.", path.name)
             return
         # ids are written with composed characters, which earlier versions took from the disk as they were

@@ -161,7 +161,7 @@ def infer_whole_slide(user: AsUser, model: str) -> None:
 @router.post("/reload", include_in_schema=False)
 def reload(user: AsAdmin) -> None:
     """Refuse: it would make a second app beside the first, with models of its own."""
-    raise ForbiddenError("The app is not made anew while it serves; restart the server.")
+    raise ForbiddenError("The app cannot be reloaded while it serves; restart the server.")
 
 
 def _must_authenticate(request: Request, what: str) -> None:
