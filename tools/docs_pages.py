@@ -19,6 +19,8 @@ from mkdocs.exceptions import PluginError
 import medclipsam
 from medclipsam.base.options import Options, ZeroShotOptions
 from medclipsam.finetune.options import SERVED_OPTIONS, FinetuneOptions
+from medclipsam.server.base.conf import ACCESS, AUDIT, LIMITS, MODELS, NETWORKS, PACS, ROUNDS
+from medclipsam.server.base.settings import OIDC, SERVER, SETTINGS
 from medclipsam.server.inference.networks import NetworkOptions
 from medclipsam.training.options import PRESETS, TrainingOptions
 from medclipsam.training.settings import RunOptions
@@ -73,6 +75,21 @@ def http() -> str:
     return "\n".join(parts)
 
 
+def setting_table(*groups: str) -> str:
+    """Return the table of the settings of the server that are listed under some headings of its help."""
+    rows = [
+        (
+            f"`{each.name}`",
+            f"`{each.option.shown_default}`",
+            _cell(each.option.range or each.option.more.get("allowed", each.option.kind)),
+            _cell(each.option.about),
+        )
+        for each in SETTINGS.values()
+        if each.group in groups
+    ]
+    return "\n".join(["| name | default | allowed | meaning |", "|---|---|---|---|", *(_row(row) for row in rows)])
+
+
 def option_table(options: type[Options], names: Collection[str] = (), more: Mapping[str, str] | None = None) -> str:
     """Return the table of a set of options.
 
@@ -96,11 +113,6 @@ def option_table(options: type[Options], names: Collection[str] = (), more: Mapp
         if each.name in (names or options.options())
     ]
     return "\n".join(["| option | default | allowed | meaning |", "|---|---|---|---|", *(_row(row) for row in rows)])
-
-
-def pipeline_options() -> str:
-    """Return the table of the pipeline's options."""
-    return option_table(ZeroShotOptions)
 
 
 def training_options() -> str:
@@ -132,7 +144,10 @@ def packages() -> str:
 
 
 _PARTS: dict[str, Callable[[], str]] = {
-    "options of the pipeline": pipeline_options,
+    "settings of the server": lambda: setting_table(SERVER, MODELS, LIMITS, AUDIT, NETWORKS, ACCESS, OIDC),
+    "settings of the DICOMweb server": lambda: setting_table(PACS),
+    "settings of the rounds": lambda: setting_table(ROUNDS),
+    "options of the pipeline": lambda: option_table(ZeroShotOptions),
     "options of a training": lambda: option_table(RunOptions),
     "options of the network": training_options,
     "options of fine-tuning": lambda: option_table(FinetuneOptions, SERVED_OPTIONS),

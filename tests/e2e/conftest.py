@@ -112,7 +112,7 @@ class Tumours:
     def __post_init__(self) -> None:
         from medclipsam.training.split import Split
 
-        self.split = Split(4, 0.4)
+        self.split = Split(seed=4, share=0.4)
         self.names = [f"b{number:02d}" for number in range(30)]
         self.held = [name for name in self.names if self.split.holds(f"image:{name}")]
 

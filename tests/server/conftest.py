@@ -237,7 +237,7 @@ def infer(app: Any) -> Iterator[Callable[..., tuple[np.ndarray, dict[str, Any]]]
         file.unlink()
 
 
-SPLIT = Split(4, 0.35)
+SPLIT = Split(seed=4, share=0.35)
 
 
 @pytest.fixture(scope="module")

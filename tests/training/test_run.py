@@ -24,7 +24,7 @@ from medclipsam.training.settings import Request
 from medclipsam.training.split import Split
 from medclipsam.training.store import Network, NetworkStore
 
-SPLIT = Split(4, 0.35)
+SPLIT = Split(seed=4, share=0.35)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_network_is_trained_published_and_replaced(discs: Any, store: NetworkS
 
 
 def test_few_validation_images_make_it_unvalidated(discs: Any, store: NetworkStore, tiny: dict[str, Any]) -> None:
-    network = train(discs, store, tiny, split=Split(0, 0.1))
+    network = train(discs, store, tiny, split=Split(seed=0, share=0.1))
     assert network.status == "unvalidated"
     assert store.current() is None
     assert store.newest() == network
@@ -149,7 +149,7 @@ from medclipsam.training.split import Split
 from medclipsam.training.store import NetworkStore
 studies, networks, options = sys.argv[1:]
 train_network(lambda: read_studies(Path(studies)), TargetSet.load(), NetworkStore(Path(networks)),
-              Request.from_mapping(json.loads(options)), split=Split(4, 0.35),
+              Request.from_mapping(json.loads(options)), split=Split(seed=4, share=0.35),
               tell=lambda state: print(json.dumps(state), flush=True))
 """
 

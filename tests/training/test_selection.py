@@ -14,7 +14,7 @@ from medclipsam.training.selection import Criteria, Selection, select
 from medclipsam.training.split import Split
 
 TARGETS = TargetSet.load()
-NOBODY = Split(0, 0.0)
+NOBODY = Split(seed=0, share=0.0)
 LABEL = {"label_names": {"breast tumour": 1}}
 
 
@@ -59,7 +59,7 @@ def test_an_image_whose_patient_cannot_be_read_is_neither_trained_on_nor_validat
     for name in ("one", "two", "three"):
         studies.add(name, len(name), "final", info=LABEL)
     hide_patients.add("two")
-    for split in (NOBODY, Split(0, 0.5)):
+    for split in (NOBODY, Split(seed=0, share=0.5)):
         found = choose(studies, split=split)
         assert {each.name for each in (*found.training, *found.validation)} == {"one", "three"}
     hide_patients.clear()
@@ -67,7 +67,7 @@ def test_an_image_whose_patient_cannot_be_read_is_neither_trained_on_nor_validat
 
 
 def test_validation_patients_are_never_trained_on(studies: Any) -> None:
-    split = Split(0, 0.3)
+    split = Split(seed=0, share=0.3)
     for number in range(30):
         studies.add(
             f"i{number:02d}",
@@ -85,7 +85,7 @@ def test_validation_patients_are_never_trained_on(studies: Any) -> None:
 
 
 def test_validation_images_keep_their_zero_shot_masks_and_patients(studies: Any) -> None:
-    everybody = Split(0, 0.5)
+    everybody = Split(seed=0, share=0.5)
     for number in range(12):
         studies.add(f"i{number:02d}", number, "final", info=LABEL)
         if number % 2:
@@ -257,7 +257,7 @@ def test_the_digest_is_of_the_labels(studies: Any) -> None:
     assert choose(studies).digest == before
     studies.label("b", studies.draw(5)[1], "final")
     assert choose(studies).digest != before
-    assert choose(studies, split=Split(0, 0.5)).digest != choose(studies).digest
+    assert choose(studies, split=Split(seed=0, share=0.5)).digest != choose(studies).digest
 
 
 def test_studies_are_read_as_the_server_lists_them(
@@ -286,7 +286,7 @@ def test_studies_are_read_as_the_server_lists_them(
 
 
 def test_labels_of_validation_patients_alone_are_named_where_nothing_is_left(studies: Any) -> None:
-    held = next(split for split in (Split(seed, 0.5) for seed in range(99)) if split.holds("image:only"))
+    held = next(split for split in (Split(seed=seed, share=0.5) for seed in range(99)) if split.holds("image:only"))
     studies.add("only", 0, "final", info=LABEL)
     with pytest.raises(InputError, match=r"1 of the labels .*validation.*only"):
         choose(studies, split=held)

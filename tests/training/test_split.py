@@ -26,7 +26,7 @@ def test_it_is_the_documented_hash() -> None:
 
 
 def test_another_seed_draws_other_patients() -> None:
-    one, two = ({key for key in KEYS if Split(seed, 0.15).holds(key)} for seed in (0, 1))
+    one, two = ({key for key in KEYS if Split(seed=seed, share=0.15).holds(key)} for seed in (0, 1))
     # independent draws share about the square of their share
     assert 0.01 < len(one & two) / len(KEYS) < 0.04
 

@@ -139,8 +139,8 @@ def _publish(store: NetworkStore, made: Path) -> None:
 
 
 def test_validation_images_are_drawn_once(store: NetworkStore) -> None:
-    assert store.split(Split(3, 0.3)) == Split(3, 0.3)
-    assert store.split() == Split(3, 0.3)
+    assert store.split(Split(seed=3, share=0.3)) == Split(seed=3, share=0.3)
+    assert store.split() == Split(seed=3, share=0.3)
     with pytest.raises(InputError, match=r"share 0\.3 and seed 3.*Share 0\.15"):
         store.split(Split())
     (store.folder / "split.json").write_text("{")

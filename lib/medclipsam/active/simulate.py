@@ -59,7 +59,7 @@ class SimulationOptions(Options):
     training: TrainingOptions = option(TrainingOptions(preset="small"), "Options of each training but its seed")
     # The network of all labels then starts from that of the first round too, and is trained for as many epochs as all
     # further rounds.
-    go_on: bool = option(False, "Whether each training starts from the network of the round before")
+    go_on: bool = option(False, "Start each training from the network of the round before")
 
     @field_validator("strategies")
     @classmethod

@@ -147,7 +147,7 @@ class MissingOptionError(OptionError):
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that a misspelt word is most likely to mean; None where none is similar."""
-    found = process.extractOne(word.lower(), list(names), scorer=fuzz.ratio, score_cutoff=_SIMILAR)
+    found = process.extractOne(word, list(names), scorer=fuzz.ratio, processor=str.lower, score_cutoff=_SIMILAR)
     return None if found is None else str(found[0])
 
 

@@ -20,11 +20,19 @@ from pydantic.fields import FieldInfo
 
 from medclipsam.base.errors import MissingOptionError, OptionError, UnknownOptionError
 
-Kind = Literal["number", "whole", "switch", "choice", "text", "path", "other"]
+Kind = Literal["number", "whole", "switch", "choice", "text", "path", "list", "object", "other"]
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_KINDS: dict[Any, Kind] = {bool: "switch", int: "whole", float: "number", str: "text", Path: "path"}
+_KINDS: dict[Any, Kind] = {
+    bool: "switch",
+    int: "whole",
+    float: "number",
+    str: "text",
+    Path: "path",
+    tuple: "list",
+    dict: "object",
+}
 _NUMBERS = {"whole": "a whole number", "number": "a number"}
 
 
@@ -39,14 +47,15 @@ def option(
     pattern: str | None = None,
     shown: str = "",
     group: str = "",
-    setting: str = "",
+    setting: str | None = "",
 ) -> Any:
     """Return the field of an option.
 
     Parameters
     ----------
     default : object
-        Its value where none is given; None means that something else decides, and is written "auto".
+        Its value where none is given, or a function that returns it; None means that something else decides, and is
+        written "auto". `...` is for an option that must be given.
     about : str
         What it is, in one line that begins with a noun or an imperative.
     low, high : float, optional
@@ -61,17 +70,17 @@ def option(
         How the default is written, where not as the value itself.
     group : str
         Heading under which `serve --help` lists a setting.
-    setting : str
-        Name as a setting of the server where it is not the field's.
+    setting : str or None
+        Name as a setting of the server where it is not the field's; None for an option that is no setting.
     """
     more = {"unit": unit, "allowed": allowed, "shown": shown, "group": group, "setting": setting}
     return Field(
-        default,
+        **{"default_factory" if callable(default) else "default": default},
         description=about,
         ge=low,
         le=high,
         pattern=pattern,
-        json_schema_extra={f"x-{key}": value for key, value in more.items() if value},
+        json_schema_extra={f"x-{key}": value for key, value in more.items() if value != ""},
     )
 
 
@@ -85,7 +94,7 @@ class Option:
         Its name.
     about : str
         What it is, in one line.
-    kind : {"number", "whole", "switch", "choice", "text", "path", "other"}
+    kind : {"number", "whole", "switch", "choice", "text", "path", "list", "object", "other"}
         What its value is.
     default : object
         Value where none is given.
@@ -104,7 +113,7 @@ class Option:
     choices: tuple[str, ...]
     low: float | None
     high: float | None
-    more: Mapping[str, str]
+    more: Mapping[str, Any]
 
     @classmethod
     def of(cls, name: str, field: FieldInfo) -> Option:
@@ -121,12 +130,12 @@ class Option:
         return cls(
             name,
             field.description or "",
-            "choice" if choices else _KINDS.get(inner, "other"),
+            "choice" if choices else _KINDS.get(get_origin(inner) or inner, "other"),
             field.get_default(call_default_factory=True, validated_data={}),
             choices,
             low,
             high,
-            {key.removeprefix("x-"): str(value) for key, value in extra.items()},
+            {key.removeprefix("x-"): value for key, value in extra.items()},
         )
 
     @property
@@ -148,7 +157,7 @@ class Option:
     def allowed(self) -> str:
         """What is allowed, as the end of a sentence."""
         if "allowed" in self.more:
-            return self.more["allowed"]
+            return str(self.more["allowed"])
         if self.choices:
             return f"one of {self.range}"
         if self.kind in _NUMBERS:
@@ -159,10 +168,33 @@ class Option:
     def shown_default(self) -> str:
         """The default, as people write it."""
         if "shown" in self.more:
-            return self.more["shown"]
+            return str(self.more["shown"])
         if self.default is None:
             return "auto"
+        if self.kind == "list":
+            return ",".join(map(str, self.default)) or "none"
+        if isinstance(self.default, float):
+            return _digits(self.default)
         return str(self.default).lower() if self.kind == "switch" else str(self.default)
+
+    @property
+    def help(self) -> str:
+        """The help text of the option's flag."""
+        allowed = f"{self.range}, " if self.low is not None else ""
+        about, end = (self.about[:-1], "; ") if self.about.endswith(")") else (self.about, " (")
+        return f"{about}{end}{allowed}default: {self.shown_default})".replace("%", "%%")
+
+    @property
+    def metavar(self) -> str | None:
+        """What stands for the value in the help of the flag; None for a choice, whose words argparse shows."""
+        if self.choices:
+            return None
+        return {"switch": "true|false", "object": "JSON"}.get(self.kind, "VALUE")
+
+    @property
+    def setting(self) -> str | None:
+        """The name as a setting of the server, without the prefix of the set; None if it is no setting."""
+        return self.more.get("setting", self.name)
 
     def form(self, default: Any) -> Any:
         """Return a default as the table of a client's form holds it, see `Options.form`."""
@@ -242,12 +274,35 @@ class Options(BaseModel):
         for key, given in values.items():
             if key not in known:
                 raise UnknownOptionError(cls.prefix + key, given, [cls.prefix + name for name in known])
-            value = given[0] if isinstance(given, (list, tuple)) and given else given
-            value = known[key].parse(value)
+            first = isinstance(given, (list, tuple)) and given and known[key].kind != "list"
+            value = known[key].parse(given[0] if first else given)
             if value is None or value == "" or (value == "auto" and known[key].default is None):
                 continue
             chosen[key] = value
         return cls(**chosen)
+
+    @classmethod
+    def settings(cls, prefix: str | None = None) -> dict[str, str]:
+        """Return the name of each option as a setting of the server, to its name here.
+
+        Parameters
+        ----------
+        prefix : str, optional
+            What goes before the names; by default the set's own prefix.
+        """
+        before = cls.prefix if prefix is None else prefix
+        return {before + each.setting: name for name, each in cls.options().items() if each.setting is not None}
+
+    @classmethod
+    def from_settings(cls, given: Mapping[str, str]) -> Self:
+        """Make options of a server's settings, of which those of other sets are passed over.
+
+        Raises
+        ------
+        OptionError
+            If a value is not allowed.
+        """
+        return cls.from_mapping({field: given[name] for name, field in cls.settings().items() if name in given})
 
     @classmethod
     def form(cls, **defaults: Any) -> dict[str, Any]:
@@ -285,8 +340,9 @@ def option_error(error: ValidationError, options: type[Options]) -> OptionError:
         return UnknownOptionError(options.prefix + key, value, [options.prefix + name for name in known])
     if first["type"] == "missing":
         return MissingOptionError(options.prefix + key, known[key].allowed)
+    name = options.prefix + (known[key].setting or key)
     allowed = str(first["ctx"]["error"]) if first["type"] == "value_error" else known[key].allowed
-    return OptionError(options.prefix + key, value, allowed)
+    return OptionError(name, value, allowed)
 
 
 def _digits(value: float) -> str:
@@ -331,7 +387,7 @@ class ZeroShotOptions(Options):
         None, "Weight of the subtracted similarity to captions of other targets; 0 is plain M2IB", 0, 10
     )
     fit: Fit = option("letterbox", "Way in which a plane becomes the encoder's square input")
-    presence: bool = option(True, "Whether to check first that the target is in the image")
+    presence: bool = option(True, "Check first that the target is in the image")
     presence_threshold: float | None = option(
         None, "Presence score below which the mask is empty (auto: calibrated for the weights)", 0, 1
     )
@@ -345,7 +401,7 @@ class ZeroShotOptions(Options):
         "auto", "Prompt that SAM is given; mask is boxes and coarse mask (auto: the target's, boxes for free text)"
     )
     box_per_component: bool | None = option(
-        None, "Whether each component has its own box instead of one around all (auto: the target's choice)"
+        None, "Give each component its own box instead of one around all (auto: the target's choice)"
     )
     num_points: int = option(5, "Number of points drawn inside the coarse mask", 1, 1000)
     negative_points: int = option(0, "Number of points drawn outside the coarse mask", 0, 1000)

@@ -29,12 +29,11 @@ class Parser(argparse.ArgumentParser):
 def add_options(group: Any, options: type[Options]) -> None:
     """Add a flag for each option of a set to a parser or a group of it."""
     for each in options.options().values():
-        allowed = "" if each.choices or not each.range else f"{each.range}, "
         group.add_argument(
             each.flag,
             choices=each.choices or None,
-            metavar=None if each.choices else "VALUE",
-            help=f"{each.about} ({allowed}default: {each.shown_default})".replace("%", "%%"),
+            metavar=each.metavar,
+            help=each.help,
         )
 
 

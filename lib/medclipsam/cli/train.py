@@ -20,6 +20,7 @@ def add_train(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
     from medclipsam.training.options import TrainingOptions
     from medclipsam.training.settings import RunOptions
+    from medclipsam.training.split import Split
 
     train = commands.add_parser("train", help="train a network on the labels of a studies folder")
     actions = train.add_subparsers(dest="action", required=True, parser_class=Parser)
@@ -27,8 +28,8 @@ def add_train(commands: Any) -> None:
     run = actions.add_parser("run", help="train, validate, publish")
     run.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     group = run.add_argument_group("validation images, which are drawn once for a workspace")
-    group.add_argument("--validation-share", type=float, metavar="SHARE", help="share of the patients (default: 0.15)")
-    group.add_argument("--validation-seed", type=int, metavar="SEED", help="seed of the split (default: 0)")
+    for name, field in Split.settings().items():
+        group.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=Split.options()[field].help)
     add_options(run.add_argument_group("what is trained"), RunOptions)
     add_options(run.add_argument_group("how it is trained"), TrainingOptions)
     run.set_defaults(run=_run)
@@ -86,11 +87,7 @@ def _run(given: argparse.Namespace) -> int:
     label_map = read_label_map(given.label_map)
     split = None
     if given.validation_share is not None or given.validation_seed is not None:
-        default = Split()
-        split = Split(
-            default.seed if given.validation_seed is None else given.validation_seed,
-            default.share if given.validation_share is None else given.validation_share,
-        )
+        split = Split.from_settings(vars(given))
     network = train_network(
         lambda: read_studies(given.studies, label_map),
         TargetSet.load(*given.targets_file),

@@ -89,7 +89,9 @@ class FinetuneOptions(Options):
     max_bad: float = option(0.1, "Share of the rows that may be unusable", 0, 1)
     checkpoint_steps: int = option(500, "Steps between two checkpoints, besides one after each epoch", 1, 1 << 30)
     workers: int = option(0, "Processes that read images", 0, 256)
-    tracker: Literal["none", "tensorboard", "mlflow"] = option("none", "Tracker of each step's figures beside the log")
+    tracker: Literal["none", "tensorboard", "mlflow"] = option(
+        "none", "Tracker of each step's figures beside the log", setting=None
+    )
     seed: int = option(0, "Seed of the held-out pairs, the order of the pairs and dropout", 0, 2**31 - 1)
 
     @model_validator(mode="after")
@@ -111,4 +113,4 @@ class FinetuneOptions(Options):
 
 
 # What a server's fine-tunings take: the tracker writes into a folder that a server does not keep.
-SERVED_OPTIONS = tuple(name for name in FinetuneOptions.options() if name != "tracker")
+SERVED_OPTIONS = tuple(FinetuneOptions.settings())

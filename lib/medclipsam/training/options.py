@@ -77,11 +77,11 @@ class TrainingOptions(Options):
     foreground: float = option(0.33, "Share of each batch whose patches contain a class", 0, 1)
     final_weight: float = option(3.0, "Sampling weight of images with a corrected label", 0, 1000)
     original_weight: float = option(1.0, "Sampling weight of images with a pseudo-label", 0, 1000)
-    augment: bool = option(True, "Whether images are augmented as nnU-Net does")
+    augment: bool = option(True, "Augment the images as nnU-Net does")
     mirror: Literal["auto", "none", "horizontal", "both"] = option(
         "auto", "Axes that images are mirrored along (auto: left-right, none where a label's name has a side)"
     )
-    deep_supervision: bool = option(True, "Whether the loss is computed at all resolutions")
+    deep_supervision: bool = option(True, "Compute the loss at all resolutions")
     spacing: float | None = option(
         None, "Pixel spacing that images are resampled to (auto: their median)", 1e-3, 1000, unit="mm"
     )
@@ -99,7 +99,7 @@ class TrainingOptions(Options):
         "CT window as centre/width in Hounsfield units (auto: none)",
         allowed='"centre/width" in Hounsfield units, such as "-600/1500"',
     )
-    amp: bool = option(True, "Whether mixed precision is used: float16 on CUDA, bfloat16 on CPUs that support it")
+    amp: bool = option(True, "Use mixed precision: float16 on CUDA, bfloat16 on CPUs that support it")
     validate_every: int = option(1, "Epochs between two validations", 1, 100_000)
     validation_planes: int = option(50, "Largest number of planes in each validation", 1, 100_000)
 

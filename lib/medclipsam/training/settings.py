@@ -41,7 +41,7 @@ class RunOptions(Options):
     absent_below: float = option(
         0.0, "Presence score below which an empty pseudo-label counts as absence; 0 for never", 0, 1
     )
-    resume: bool = option(True, "Whether an interrupted training of the same labels and options is continued")
+    resume: bool = option(True, "Continue an interrupted training of the same labels and options")
     processes: int | None = option(None, "Processes that train together (auto: one for each GPU, one on a CPU)", 1, 64)
     tracking: Literal["none", "tensorboard", "mlflow"] = option(
         "none", "Tracker that writes training curves beside the report"

@@ -7,35 +7,22 @@ seen, whatever is labelled when.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from medclipsam.base.errors import OptionError
-from medclipsam.imaging import read_origin
+from medclipsam.base.options import Options, option
 
 SHARE = 0.15
 
 
-@dataclass(frozen=True)
-class Split:
-    """How validation patients are drawn.
+class Split(Options):
+    """How validation patients are drawn."""
 
-    Parameters
-    ----------
-    seed : int
-        Another seed draws other patients.
-    share : float
-        Expected share of patients, 0 to 0.5. A greater share adds patients and keeps those of a smaller one.
-    """
+    prefix: ClassVar[str] = "validation_"
 
-    seed: int = 0
-    share: float = SHARE
-
-    def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
-            raise OptionError("validation_seed", self.seed, f"a whole number from 0 to {2**31 - 1}")
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 <= self.share <= 0.5:
-            raise OptionError("validation_share", self.share, "a number from 0 to 0.5")
+    seed: int = option(0, "Seed of the choice of validation patients; another one draws other patients", 0, 2**31 - 1)
+    # A greater share adds patients and keeps those of a smaller one.
+    share: float = option(SHARE, "Expected share of patients kept for validation, chosen once for a workspace", 0, 0.5)
 
     def holds(self, key: str) -> bool:
         """Return whether a patient is kept for validation, see `patient_key`."""
@@ -76,6 +63,9 @@ def patient_key(
         PatientID and StudyInstanceUID where they are known already.
     """
     if path is not None and not patient and not study:
+        # The settings of the server import this module, and its help waits for no image library.
+        from medclipsam.imaging import read_origin
+
         patient, study, _ = read_origin(path)
     if patient:
         return f"patient:{patient}"

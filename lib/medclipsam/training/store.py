@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medclipsam.base.errors import InputError
+from medclipsam.base.errors import InputError, OptionError
 from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import locked
 from medclipsam.base.versions import VersionStore
@@ -112,8 +112,8 @@ class NetworkStore:
                 kept = Split(**json.loads(file.read_text()))
             except FileNotFoundError:
                 kept = default or Split()
-                write_json(file, asdict(kept), mode=PRIVATE)
-            except (ValueError, TypeError):
+                write_json(file, kept.to_dict(), mode=PRIVATE)
+            except (ValueError, TypeError, OptionError):
                 raise InputError(f"{file} cannot be read; it states which images are used for validation.") from None
         if default is not None and default != kept:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +74,7 @@ def provider(running: Provider) -> Provider:
 @pytest.fixture
 def options(provider: Provider, tmp_path: Path) -> OidcOptions:
     (tmp_path / "secret").write_text("s3cret\n")
-    return OidcOptions(provider.issuer, "medclipsam", "medclipsam", str(tmp_path / "secret"))
+    return OidcOptions(issuer=provider.issuer, client_id="medclipsam", client_secret_file=str(tmp_path / "secret"))
 
 
 @pytest.fixture
@@ -159,14 +158,14 @@ def test_tokens_with_unknown_keys_do_not_make_the_server_ask_again_and_again(
 
 def test_a_provider_with_another_name_or_none_at_all_is_no_users_fault(provider: Provider) -> None:
     port = urlsplit(provider.issuer).port
-    renamed = OidcProvider(OidcOptions(f"http://127.0.0.1:{port}", audience="medclipsam"))
+    renamed = OidcProvider(OidcOptions(issuer=f"http://127.0.0.1:{port}", audience="medclipsam"))
     # the provider's name is that of the request, so that a token names another one
     with pytest.raises(UnauthenticatedError):
         renamed.user_of(provider.token())
     with pytest.raises(UpstreamError):
-        OidcProvider(OidcOptions(provider.issuer + "/nowhere")).user_of(provider.token())
+        OidcProvider(OidcOptions(issuer=provider.issuer + "/nowhere")).user_of(provider.token())
     with pytest.raises(UpstreamError):
-        OidcProvider(OidcOptions("http://localhost:9", timeout=1)).user_of(provider.token())
+        OidcProvider(OidcOptions(issuer="http://localhost:9"), timeout=1).user_of(provider.token())
 
 
 def browser(oidc: OidcProvider, base: str = "http://testserver") -> TestClient:
@@ -255,7 +254,7 @@ def test_the_code_of_another_log_in_is_refused_for_its_nonce(oidc: OidcProvider,
 
 def test_a_session_ends(provider: Provider, options: OidcOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     provider.set_user("ann", **ROLES)
-    client = browser(OidcProvider(dataclasses.replace(options, session_minutes=1)))
+    client = browser(OidcProvider(options.replace(session_minutes=1)))
     client.get(agree(client.get("/auth/login").headers["Location"]))
     assert client.get("/page").status_code == 200
     later = time.monotonic() + 61
@@ -265,7 +264,7 @@ def test_a_session_ends(provider: Provider, options: OidcOptions, monkeypatch: p
 
 @pytest.mark.parametrize("public", [False, True])
 def test_a_client_sends_its_secret_if_it_has_one(provider: Provider, options: OidcOptions, public: bool) -> None:
-    client = browser(OidcProvider(dataclasses.replace(options, client_secret_file=None) if public else options))
+    client = browser(OidcProvider(options.replace(client_secret_file=None) if public else options))
     client.get(agree(client.get("/auth/login").headers["Location"]))
     (form,) = [form for path, form in provider.asked if path == "/oauth2/token"]
     assert form.get("client_secret") == (None if public else "s3cret")
@@ -305,6 +304,6 @@ def test_without_a_provider_there_is_no_log_in() -> None:
 def test_options_are_typed() -> None:
     assert OidcOptions.from_strings({}) is None
     found = OidcOptions.from_strings({"issuer": "https://id.example", "client_id": "me"})
-    assert found == OidcOptions("https://id.example", "me", "me")
+    assert found == OidcOptions(issuer="https://id.example", client_id="me", audience="me")
     with pytest.raises(InputError):
         OidcOptions.from_strings({"audience": "me"})

@@ -7,7 +7,7 @@ from medclipsam.server.base.settings import UnknownSettingError
 
 
 def test_no_settings_are_the_defaults() -> None:
-    assert AppConf.from_strings({}) == AppConf((), "demo", None, (), ZeroShotOptions())
+    assert AppConf.from_strings({}) == AppConf(weights="demo")
 
 
 def test_strings_become_types() -> None:

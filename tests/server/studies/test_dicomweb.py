@@ -1229,7 +1229,7 @@ def test_a_token_goes_along_and_is_read_anew(
     ("key", "value", "allowed"),
     [
         ("modalities", "CT,SEG", "modalities of images"),
-        ("modalities", "", "modalities of images"),
+        ("modalities", ",", "modalities of images"),
         ("modalities", "ct", "modalities of images"),
         ("filter", "Modality=CT", "other than Modality"),
         ("filter", "NoSuchThing=1", "DICOM keywords"),
@@ -1243,13 +1243,13 @@ def test_a_token_goes_along_and_is_read_anew(
 )
 def test_settings_out_of_range_are_told(key: str, value: str, allowed: str) -> None:
     with pytest.raises(OptionError, match=allowed) as error:
-        PacsOptions.from_strings({key: value})
+        PacsOptions.from_settings({f"pacs_{key}": value})
     assert f"pacs_{key}" in str(error.value)
 
 
 def test_settings_are_read() -> None:
-    given = {"modalities": "CT, PT", "filter": "StudyDate=20260101-; PatientID=A*", "cache_mb": "100"}
-    options = PacsOptions.from_strings(given)
+    given = {"pacs_modalities": "CT, PT", "pacs_filter": "StudyDate=20260101-; PatientID=A*", "pacs_cache_mb": "100"}
+    options = PacsOptions.from_settings(given)
     assert options.modalities == ("CT", "PT")
     assert options.filters == (("StudyDate", "20260101-"), ("PatientID", "A*"))
     assert options.cache_mb == 100

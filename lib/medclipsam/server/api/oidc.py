@@ -54,14 +54,18 @@ class OidcProvider:
     Parameters
     ----------
     options : OidcOptions
+        How users log in.
+    timeout : float
+        Seconds that the provider has for each answer.
 
     Notes
     -----
     Nothing is asked of the provider before the first user comes. Safe to use from several threads.
     """
 
-    def __init__(self, options: OidcOptions) -> None:
+    def __init__(self, options: OidcOptions, *, timeout: float = 10.0) -> None:
         self.options = options
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._known: dict[str, Any] | None = None
         self._keys: jwt.PyJWKClient | None = None
@@ -224,7 +228,7 @@ class OidcProvider:
         with self._lock:
             if self._keys is None:
                 uri = self._discovered()["jwks_uri"]
-                self._keys = jwt.PyJWKClient(uri, lifespan=_KEY_SECONDS, timeout=self.options.timeout)
+                self._keys = jwt.PyJWKClient(uri, lifespan=_KEY_SECONDS, timeout=self._timeout)
             found = None if renew else _named(self._keys.get_signing_keys(), name)
             # anyone can send tokens that no key has signed
             if found is None and time.monotonic() - self._vain >= _VAIN_SECONDS:
@@ -244,7 +248,7 @@ class OidcProvider:
         if self._known is None:
             url = f"{self.options.issuer.rstrip('/')}/.well-known/openid-configuration"
             try:
-                answer = requests.get(url, timeout=self.options.timeout)
+                answer = requests.get(url, timeout=self._timeout)
                 answer.raise_for_status()
                 found = answer.json()
                 missing = [
@@ -271,7 +275,7 @@ class OidcProvider:
                 raise InputError(f"The setting oidc_client_secret_file: {error.strerror}.") from None
             sent["client_secret"] = secret
         try:
-            answer = requests.post(self._endpoint("token_endpoint"), data=sent, timeout=self.options.timeout)
+            answer = requests.post(self._endpoint("token_endpoint"), data=sent, timeout=self._timeout)
             if answer.status_code in (400, 401, 403):
                 raise UnauthenticatedError("The OpenID provider refuses this log-in.")
             answer.raise_for_status()

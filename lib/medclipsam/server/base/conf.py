@@ -4,144 +4,126 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
-from medclipsam.base.errors import OptionError
-from medclipsam.base.options import ZeroShotOptions
+from pydantic import Field, field_validator
+
+from medclipsam.base.errors import OptionError, UnknownOptionError
+from medclipsam.base.options import Options, ZeroShotOptions, option
 from medclipsam.finetune.options import FinetuneOptions
-from medclipsam.server.base.pacs_options import PACS_KEYS, PacsOptions
+from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.rounds_options import RoundsOptions
-from medclipsam.server.base.settings import (
-    APP_SETTINGS,
-    FINETUNE_PREFIX,
-    TRAINING_PREFIX,
-    UnknownSettingError,
-    as_switch,
-)
-from medclipsam.training.settings import Request
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.settings import Request, RunOptions
 from medclipsam.training.split import Split
 from medclipsam.weights import default_pair
 
-# What a server lets its clients have: key -> (least, greatest), all whole numbers.
-_LIMITS: dict[str, tuple[int, int]] = {
-    "queue_length": (0, 1000),
-    "max_seconds": (1, 7 * 24 * 3600),
-    "max_upload_mb": (1, 1024 * 1024),
-    "cache_days": (1, 3650),
-}
+# Headings under which the settings are listed.
+MODELS, ACCESS, LIMITS, AUDIT = "models and targets", "access", "limits", "audit"
+NETWORKS, ROUNDS, PACS = "trained networks", "rounds", "DICOMweb server"
 
-_ROUNDS = tuple(RoundsOptions.options())
-
-_PACS_KEYS = tuple(f"pacs_{key}" for key in PACS_KEYS)
+TRAINING_PREFIX = "train_"
+FINETUNE_PREFIX = "finetune_"
 # MONAI Label's base class reads this one from the same table.
 _MONAI_LABEL_KEYS = frozenset({"server_mode"})
-# Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
-LABEL_ACCESS = ("folder", "owner")
-_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?|mps")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server lets its clients have.
+class UnknownSettingError(UnknownOptionError):
+    """A setting has a name that there is not."""
 
-    Parameters
-    ----------
-    queue_length : int
-        Requests that may wait for the models beside the one that is worked on.
-    max_seconds : int
-        Longest a request may take; one that is estimated to take longer is refused at once.
-    max_upload_mb : int
-        Largest body of a request, in MiB; an archive may unpack to four times as much.
-    cache_days : int
-        Days after which series fetched from a DICOMweb server and no longer asked for are removed.
-    """
+    def __init__(self, key: str, value: object, names: Mapping[str, Any], where: str = "the server") -> None:
+        super().__init__(key, value, names, what=where)
 
-    queue_length: int = 8
-    max_seconds: int = 1800
-    max_upload_mb: int = 2048
-    cache_days: int = 7
 
+class Limits(Options):
+    """What a server lets its clients have."""
+
+    queue_length: int = option(8, "Number of requests that may wait for the models", 0, 1000)
+    max_seconds: int = option(
+        1800, "Longest time that a request may take; a longer estimate is refused at once", 1, 7 * 24 * 3600, unit="s"
+    )
+    max_upload_mb: int = option(
+        2048, "Largest request; an archive may unpack to four times as much", 1, 1024 * 1024, unit="MiB"
+    )
+    cache_days: int = option(7, "Time that fetched DICOM series are kept unused", 1, 3650, unit="days")
+
+
+class AppSettings(Options):
+    """The settings that concern the app itself."""
+
+    targets: tuple[str, ...] = option(
+        (),
+        "Targets that are served as models of their own",
+        allowed="names, separated by commas",
+        shown="none",
+        group=MODELS,
+    )
+    targets_files: tuple[str, ...] = option(
+        (),
+        "Further targets (YAML)",
+        allowed="files, separated by commas",
+        shown="none",
+        setting="targets_file",
+        group=MODELS,
+    )
+    weights: str = option(default_pair, "Pair of weights, see `medclipsam weights list`", shown="default", group=MODELS)
+    device: str | None = option(
+        None,
+        "Device: cpu, cuda, cuda:1 (auto: the GPU where there is one)",
+        pattern=r"^(cpu|cuda(:[0-9]+)?|mps)$",
+        allowed="auto, cpu, cuda, cuda:0 ... or mps",
+        group=MODELS,
+    )
+    release_models: bool = option(
+        False, "Drop the models for a training or batch that needs their memory", group=MODELS
+    )
+    label_access: Literal["folder", "owner"] = option(
+        "folder",
+        "Readers of labels in a studies folder: who may read the folder, or the server's account",
+        group=ACCESS,
+    )
+    audit_file: str | None = option(None, "File that notes each mask and label", shown="in the workspace", group=AUDIT)
+    audit_text: bool = option(False, "Note the texts of requests in the audit file", group=AUDIT)
+    networks: str | None = option(None, "Folder of the trained networks", shown="in the workspace", group=NETWORKS)
+    ledger: str | None = option(None, "File of the rounds", shown="in the workspace", setting="rounds", group=ROUNDS)
+
+    @field_validator("targets", "targets_files", mode="before")
     @classmethod
-    def from_strings(cls, given: Mapping[str, str]) -> Limits:
-        """Read `--conf` strings.
-
-        Raises
-        ------
-        OptionError
-            If a value is no whole number or out of range.
-        """
-        values: dict[str, int] = {}
-        for key, text in given.items():
-            low, high = _LIMITS[key]
-            if not re.fullmatch(r"[0-9]{1,9}", str(text).strip()) or not low <= int(text) <= high:
-                raise OptionError(key, text, f"a whole number from {low} to {high}")
-            values[key] = int(text)
-        return cls(**values)
+    def _are_names(cls, given: Any) -> Any:
+        return split_names(given) if isinstance(given, str) else given
 
 
-@dataclass(frozen=True)
-class AppConf:
-    """Configuration of the app.
+class AppConf(AppSettings):
+    """Configuration of the app: its own settings, and the sets of options that it hands on.
 
     Parameters
     ----------
-    targets : tuple of str
-        Names of the known targets that get an infer task of their own.
-    weights : str
-        Name of the weights bundle.
-    device : str or None
-        "cpu", "cuda", "cuda:1" ...; None takes the GPU where there is one.
-    targets_files : tuple of str
-        Targets files that are read after the package's own.
     defaults : ZeroShotOptions
         What a request's options are when the request does not say.
     limits : Limits
         What clients may have.
-    audit_file : str or None
-        Where each mask and label is noted; None keeps no notes.
-    audit_text : bool
-        Whether the notes hold the texts that were asked for.
-    release_models : bool
-        Whether the server drops its models where a training or a batch would not fit beside them.
-    networks : str or None
-        Folder of the trained networks; None takes the one of the studies' default workspace.
     split : Split or None
         How the patients that networks are validated with are drawn; None takes what was kept, or the defaults.
     pacs : PacsOptions
         How the DICOMweb server of the studies is asked.
-    ledger : str or None
-        File of the rounds; None takes the one of the studies' default workspace.
     rounds : RoundsOptions
         How rounds go.
-    training : mapping of str to object
+    training : dict of str to object
         Options of trainings whose request does not name them, see `medclipsam.training.settings.Request`.
-    finetuning : mapping of str to object
+    finetuning : dict of str to object
         Options of fine-tunings whose request does not name them, see `medclipsam.finetune.options.FinetuneOptions`.
-    label_access : {"folder", "owner"}
-        Who may read the labels in a studies folder: whoever may read that folder, or the server's account alone.
     """
 
-    targets: tuple[str, ...] = ()
-    weights: str = field(default_factory=default_pair)
-    device: str | None = None
-    targets_files: tuple[str, ...] = ()
-    defaults: ZeroShotOptions = field(default_factory=ZeroShotOptions)
-    limits: Limits = field(default_factory=Limits)
-    audit_file: str | None = None
-    audit_text: bool = False
-    release_models: bool = False
-    networks: str | None = None
+    defaults: ZeroShotOptions = Field(default_factory=ZeroShotOptions)
+    limits: Limits = Field(default_factory=Limits)
     split: Split | None = None
-    pacs: PacsOptions = field(default_factory=PacsOptions)
-    ledger: str | None = None
-    rounds: RoundsOptions = field(default_factory=RoundsOptions)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    finetuning: Mapping[str, Any] = field(default_factory=dict)
-    label_access: str = "folder"
+    pacs: PacsOptions = Field(default_factory=PacsOptions)
+    rounds: RoundsOptions = Field(default_factory=RoundsOptions)
+    training: dict[str, Any] = Field(default_factory=dict)
+    finetuning: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
-    def from_strings(cls, conf: Mapping[str, str]) -> AppConf:
+    def from_strings(cls, conf: Mapping[str, str]) -> Self:
         """Read `--conf` strings.
 
         Raises
@@ -149,73 +131,48 @@ class AppConf:
         OptionError
             If a key is unknown or a value is not allowed.
         """
-        chosen: dict[str, str] = {}
-        for key, value in conf.items():
-            if key in _MONAI_LABEL_KEYS:
-                continue
-            if key not in APP_SETTINGS:
-                raise UnknownSettingError(key, value, APP_SETTINGS)
-            chosen[key] = value
-        device = chosen.pop("device", "auto").strip()
-        if device != "auto" and not _DEVICE.fullmatch(device):
-            raise OptionError("device", device, "auto, cpu, cuda, cuda:0 ... or mps")
-        weights = chosen.pop("weights", default_pair()).strip()
-        if not weights:
-            raise OptionError("weights", weights, "the name of a pair of weights, such as default")
-        label_access = chosen.pop("label_access", "folder").strip()
-        if label_access not in LABEL_ACCESS:
-            raise OptionError("label_access", label_access, " or ".join(LABEL_ACCESS))
-        switches = {key: as_switch(key, chosen.pop(key, "false")) for key in ("audit_text", "release_models")}
-        rounds = {key: chosen.pop(key) for key in _ROUNDS if key in chosen}
-        training, finetuning = (
-            {key.removeprefix(prefix): chosen.pop(key) for key in list(chosen) if key.startswith(prefix)}
-            for prefix in (TRAINING_PREFIX, FINETUNE_PREFIX)
-        )
-        limits = {key: chosen.pop(key) for key in _LIMITS if key in chosen}
-        pacs = {key.removeprefix("pacs_"): chosen.pop(key) for key in _PACS_KEYS if key in chosen}
+        given = {key: str(value) for key, value in conf.items() if key not in _MONAI_LABEL_KEYS}
+        known = {name for options, prefix, _ in APP_SETS for name in options.settings(prefix)}
+        for key, value in given.items():
+            if key not in known:
+                raise UnknownSettingError(key, value, dict.fromkeys(known))
+        if not given.get("weights", "default").strip():
+            raise OptionError("weights", given["weights"], "the name of a pair of weights, such as default")
+        split = {key: text for key, text in given.items() if key in Split.settings()}
         return cls(
-            targets=split_names(chosen.pop("targets", "")),
-            weights=weights,
-            device=None if device == "auto" else device,
-            targets_files=split_names(chosen.pop("targets_file", "")),
-            limits=Limits.from_strings(limits),
-            pacs=PacsOptions.from_strings(pacs),
-            audit_file=chosen.pop("audit_file", "").strip() or None,
-            networks=chosen.pop("networks", "").strip() or None,
-            ledger=chosen.pop("rounds", "").strip() or None,
-            rounds=RoundsOptions.from_mapping(rounds),
-            split=_split(chosen.pop("validation_share", None), chosen.pop("validation_seed", None)),
-            training=_defaults(training, Request, TRAINING_PREFIX),
-            finetuning=_defaults(finetuning, FinetuneOptions, FINETUNE_PREFIX),
-            label_access=label_access,
-            **switches,
-            defaults=ZeroShotOptions.from_mapping(chosen),
+            **dict(AppSettings.from_settings(given)),
+            defaults=ZeroShotOptions.from_settings(given),
+            limits=Limits.from_settings(given),
+            split=Split.from_settings(split) if split else None,
+            pacs=PacsOptions.from_settings(given),
+            rounds=RoundsOptions.from_settings(given),
+            training=_defaults(given, Request, TRAINING_PREFIX),
+            finetuning=_defaults(given, FinetuneOptions, FINETUNE_PREFIX),
         )
 
 
-def _split(share: str | None, seed: str | None) -> Split | None:
-    if share is None and seed is None:
-        return None
-    default, given = Split(), {}
-    for key, text, number in (("validation_share", share, float), ("validation_seed", seed, int)):
-        try:
-            given[key] = None if text is None else number(str(text))
-        except ValueError:
-            raise OptionError(key, text, "a number") from None
-    wanted_share, wanted_seed = given["validation_share"], given["validation_seed"]
-    return Split(
-        default.seed if wanted_seed is None else int(wanted_seed),
-        default.share if wanted_share is None else float(wanted_share),
-    )
+# The sets of the app's settings, what goes before their names, and the heading of those that name none.
+APP_SETS: tuple[tuple[type[Options], str, str], ...] = (
+    (AppSettings, "", ""),
+    (Limits, "", LIMITS),
+    (Split, Split.prefix, NETWORKS),
+    (RoundsOptions, "", ROUNDS),
+    (PacsOptions, PacsOptions.prefix, PACS),
+    (ZeroShotOptions, "", "pipeline"),
+    (RunOptions, TRAINING_PREFIX, "training"),
+    (TrainingOptions, TRAINING_PREFIX, "training"),
+    (FinetuneOptions, FINETUNE_PREFIX, "fine-tuning"),
+)
 
 
 def _defaults(given: Mapping[str, str], options: type[Request] | type[FinetuneOptions], prefix: str) -> dict[str, Any]:
     """Return the typed options of trainings or fine-tunings, those alone that were given."""
+    chosen = {key.removeprefix(prefix): text for key, text in given.items() if key.startswith(prefix)}
     try:
-        typed = options.from_mapping(given).to_dict()
+        typed = options.from_mapping(chosen).to_dict()
     except OptionError as error:
         raise OptionError(prefix + error.key, error.value, error.allowed) from None
-    return {key: typed[key] for key, value in given.items() if str(value).strip() not in ("", "auto")}
+    return {key: typed[key] for key, text in chosen.items() if text.strip() not in ("", "auto")}
 
 
 def split_names(text: str) -> tuple[str, ...]:

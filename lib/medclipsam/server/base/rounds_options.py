@@ -1,4 +1,4 @@
-"""How the rounds of a server go, typed once from the strings of `--conf`."""
+"""How the rounds of a server go."""
 
 from __future__ import annotations
 
@@ -14,30 +14,26 @@ class RoundsOptions(Options):
     """How rounds go."""
 
     retrain_after: int = option(20, "New final labels after which a training starts by itself; 0 for never", 0, 10**6)
-    retrain_options: str = option(
-        "{}",
-        "Options of a training that starts by itself, a JSON object",
+    # The trainer checks them.
+    training: dict[str, Any] = option(
+        {},
+        "Options of a training that starts by itself; they take precedence over train_... settings",
         allowed='a JSON object of options of the trainer, as in {"epochs": 100}',
+        setting="retrain_options",
     )
     lease_minutes: float = option(
-        30.0, "Time that an image is kept for whom it was offered to", 0.01, 7 * 24 * 60, unit="minutes"
+        30.0, "Time that an image is reserved for the person it was offered to", 0.01, 7 * 24 * 60, unit="minutes"
     )
-    max_leases: int = option(50, "Largest number of images kept for one person at a time", 1, 10**6)
+    max_leases: int = option(50, "Largest number of images reserved for one person at a time", 1, 10**6)
     prelabels: int = option(4, "Number of next images for which masks are made ahead; 0 for none", 0, 1000)
     sampling_seed: int = option(0, "Seed of all that is drawn", 0, 2**31 - 1)
 
-    @field_validator("retrain_options")
+    @field_validator("training", mode="before")
     @classmethod
-    def _is_object(cls, text: str) -> str:
+    def _from_json(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
         try:
-            found = json.loads(text)
+            return json.loads(given)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(cls.options()["retrain_options"].allowed)
-        return text
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """The options of the trainings; the trainer checks them."""
-        return dict(json.loads(self.retrain_options))
+            raise ValueError(cls.options()["training"].allowed) from None

@@ -7,25 +7,21 @@ All four lead to the same texts, which are typed once: here for what concerns th
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import yaml
+from pydantic import Field
 
 from medclipsam.base.errors import InputError, OptionError
-from medclipsam.base.options import ZeroShotOptions
-from medclipsam.finetune.options import SERVED_OPTIONS
+from medclipsam.base.options import Option, Options, option
+from medclipsam.server.base.conf import ACCESS, APP_SETS, FINETUNE_PREFIX, TRAINING_PREFIX, UnknownSettingError
 from medclipsam.server.base.oidc_options import OidcOptions
-from medclipsam.training.options import TrainingOptions
-from medclipsam.training.settings import RunOptions
-
-Kind = Literal["text", "switch", "list", "object"]
 
 _PREFIX = "MEDCLIPSAM_"
 CONFIG_VARIABLE = _PREFIX + "CONFIG"
@@ -40,12 +36,85 @@ OTHER_VARIABLES = frozenset(
         "MEDCLIPSAM_OIDC_CLIENT_SECRET",
     }
 )
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _PROXY = "127.0.0.1"
-TRAINING_PREFIX = "train_"
-FINETUNE_PREFIX = "finetune_"
+# Headings under which the settings are listed.
+SERVER, OIDC = "server", "OpenID Connect"
 # Goes before a value that begins with a dash, which argparse would take for a flag; no argument can hold it.
 _VALUE = "\0"
+
+
+class ProcessSettings(Options):
+    """The settings that concern the server's process."""
+
+    studies: str = option(..., "Folder of images, or URL of a DICOMweb server", group=SERVER, shown="required")
+    host: str = option("127.0.0.1", "Address to listen on", group=SERVER)
+    port: int = option(8000, "Port to listen on, 0 for a free one", 0, 65535, group=SERVER)
+    workspace: Path | None = option(
+        None, "Folder that the server writes to", shown="one for each studies", allowed="a folder", group=SERVER
+    )
+    warm_up: bool = option(False, "Load the models before the server answers", group=SERVER)
+    token_file: Path | None = option(
+        None,
+        "File with the users' tokens, one a line: USER ROLE TOKEN",
+        shown="none",
+        allowed="a file",
+        group=ACCESS,
+    )
+    ssl_certfile: Path | None = option(
+        None, "Certificate chain for TLS (PEM)", shown="none", allowed="a file", group=ACCESS
+    )
+    ssl_keyfile: Path | None = option(
+        None, "Private key of the certificate (PEM)", shown="none", allowed="a file", group=ACCESS
+    )
+    behind_proxy: str | None = option(
+        None, f"Address of a proxy that ends TLS ({_PROXY} if the flag has no value)", shown="none", group=ACCESS
+    )
+    insecure: bool = option(False, "Allow requests from other machines without authentication or TLS", group=ACCESS)
+
+
+class ServeSettings(ProcessSettings):
+    """The settings of one server.
+
+    Parameters
+    ----------
+    oidc : OidcOptions or None
+        Provider of the users' tokens.
+    conf : dict of str to str
+        The settings of the app, see `AppConf.from_strings`.
+    """
+
+    oidc: OidcOptions | None = None
+    conf: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        """Certificate chain and private key for TLS."""
+        return (self.ssl_certfile, self.ssl_keyfile) if self.ssl_certfile and self.ssl_keyfile else None
+
+    @classmethod
+    def from_strings(cls, given: Mapping[str, str]) -> Self:
+        """Type what `gather_settings` returns.
+
+        Raises
+        ------
+        OptionError
+            If a name is unknown or a value is not allowed.
+        InputError
+            If something is missing: the studies, or one of certificate and key.
+        """
+        for key, value in given.items():
+            if key not in SETTINGS:
+                raise UnknownSettingError(key, value, SETTINGS)
+        if not given.get("studies", "").strip():
+            raise InputError("The studies are missing; name a folder or a DICOMweb server with --studies.")
+        own = ProcessSettings.from_settings(given)
+        if (own.ssl_certfile is None) != (own.ssl_keyfile is None):
+            raise InputError("TLS needs both --ssl-certfile and --ssl-keyfile.")
+        oidc = OidcOptions.from_strings(
+            {field: given[name] for name, field in OidcOptions.settings().items() if name in given}
+        )
+        conf = {key: value for key, value in given.items() if key in APP_SETTINGS}
+        return cls(**dict(own), oidc=oidc, conf=conf)
 
 
 @dataclass(frozen=True)
@@ -56,21 +125,15 @@ class Setting:
     ----------
     name : str
         As `--conf` and a YAML file name it.
+    option : Option
+        What it sets.
     group : str
         Under which `--help` lists it.
-    help : str
-        One line.
-    kind : {"text", "switch", "list", "object"}
-        "list" may be a list in a YAML file, and its flag be given several times; "object" may be a mapping there.
-    absent : str
-        Value of a flag without one; only where that is allowed.
     """
 
     name: str
+    option: Option
     group: str
-    help: str
-    kind: Kind = "text"
-    absent: str = ""
 
     @property
     def flag(self) -> str:
@@ -84,179 +147,17 @@ class Setting:
         return _PREFIX + ("WEIGHTS_NAME" if self.name == "weights" else self.name.upper())
 
 
-_PROCESS, _MODELS, _ACCESS = "server", "models and targets", "access"
-_LIMITS, _AUDIT, _NETWORKS = "limits", "audit", "trained networks"
-_ROUNDS, _PACS, _PIPELINE = "rounds", "DICOMweb server", "pipeline"
-_OIDC, _TRAINING = "OpenID Connect", "--train-OPTION for each option of `medclipsam train run`"
-_FINETUNE = "--finetune-OPTION for each option of `medclipsam finetune run`"
+def _settings(*sets: tuple[type[Options], str, str]) -> dict[str, Setting]:
+    return {
+        name: Setting(name, options.options()[field], options.options()[field].more.get("group", group))
+        for options, prefix, group in sets
+        for name, field in options.settings(prefix).items()
+    }
 
-_PROCESS_SETTINGS = (
-    Setting("studies", _PROCESS, "folder of images, or URL of a DICOMweb server"),
-    Setting("host", _PROCESS, "address to listen on (default: 127.0.0.1)"),
-    Setting("port", _PROCESS, "port to listen on, 0 for a free one (default: 8000)"),
-    Setting("workspace", _PROCESS, "folder that the server writes to (default: one for each studies)"),
-    Setting("warm_up", _PROCESS, "load the models before the server answers", "switch"),
-    Setting("token_file", _ACCESS, "file with the users' tokens, one a line: USER ROLE TOKEN"),
-    Setting("ssl_certfile", _ACCESS, "certificate chain for TLS (PEM)"),
-    Setting("ssl_keyfile", _ACCESS, "private key of the certificate (PEM)"),
-    Setting("behind_proxy", _ACCESS, f"address of a proxy that ends TLS ({_PROXY} if none is given)", absent=_PROXY),
-    Setting("insecure", _ACCESS, "allow requests from other machines without authentication or TLS", "switch"),
-    Setting("oidc_issuer", _OIDC, "issuer (URL) of the users' tokens"),
-    Setting("oidc_client_id", _OIDC, "this server's client id (default: monailabel-app)"),
-    Setting("oidc_client_secret_file", _OIDC, "file with the client's secret (default: a public client)"),
-    Setting("oidc_audience", _OIDC, "audience that tokens must name (default: the client id)"),
-    Setting("oidc_scopes", _OIDC, "scopes that browsers ask for (default: openid profile)"),
-    Setting("oidc_username_claim", _OIDC, "claim with the user's name (default: preferred_username)"),
-    Setting("oidc_roles_claim", _OIDC, "claim with the roles, # between levels (default: realm_access#roles)"),
-    Setting("oidc_session_minutes", _OIDC, "longest time that a browser stays logged in (default: 480)"),
-)
-_APP_SETTINGS = (
-    Setting("targets", _MODELS, "targets that are served as models of their own", "list"),
-    Setting("targets_file", _MODELS, "further targets (YAML)", "list"),
-    Setting("weights", _MODELS, "pair of weights, see `medclipsam weights list` (default: default)"),
-    Setting("device", _MODELS, "cpu, cuda, cuda:1 ... (default: cuda where there is one)"),
-    Setting("release_models", _MODELS, "drop the models for a training or batch that needs their memory", "switch"),
-    Setting("queue_length", _LIMITS, "requests that may wait for the models (default: 8)"),
-    Setting("max_seconds", _LIMITS, "longest time that a request may take (default: 1800)"),
-    Setting("max_upload_mb", _LIMITS, "largest request, in MiB (default: 2048)"),
-    Setting("cache_days", _LIMITS, "days that fetched DICOM series are kept unused (default: 7)"),
-    Setting("label_access", _ACCESS, "who may read labels in a studies folder: folder or owner (default: folder)"),
-    Setting("audit_file", _AUDIT, "file that notes each mask and label (default: in the workspace)"),
-    Setting("audit_text", _AUDIT, "note the texts of requests in the audit file", "switch"),
-    Setting("networks", _NETWORKS, "folder of the trained networks (default: in the workspace)"),
-    Setting("validation_share", _NETWORKS, "share of patients kept for validation, chosen once (default: 0.15)"),
-    Setting("validation_seed", _NETWORKS, "seed of the choice of these patients (default: 0)"),
-    Setting("rounds", _ROUNDS, "file of the rounds (default: in the workspace)"),
-    Setting("retrain_after", _ROUNDS, "new final labels after which a training starts, 0 for never (default: 20)"),
-    Setting("retrain_options", _ROUNDS, "options of such a training, a JSON object", "object"),
-    Setting("lease_minutes", _ROUNDS, "time that an image is kept for whom it was offered to (default: 30)"),
-    Setting("max_leases", _ROUNDS, "images that are kept for one person at a time (default: 50)"),
-    Setting("prelabels", _ROUNDS, "images for which masks are made ahead (default: 4)"),
-    Setting("sampling_seed", _ROUNDS, "seed of all that is drawn (default: 0)"),
-    Setting("pacs_modalities", _PACS, "modalities of the series that are listed", "list"),
-    Setting("pacs_filter", _PACS, "further conditions of the search: StudyDate=20260101-; PatientID=TRIAL*", "list"),
-    Setting("pacs_timeout", _PACS, "seconds within which the server must go on with its answer (default: 20)"),
-    Setting("pacs_max_seconds", _PACS, "seconds within which an answer must be complete (default: 900)"),
-    Setting("pacs_retries", _PACS, "further attempts at a failed search or retrieval (default: 2)"),
-    Setting("pacs_cache_mb", _PACS, "MiB that fetched series may take (default: 20480)"),
-    Setting("pacs_foreign_labels", _PACS, "use SEGs of other programs where there is none of ours", "switch"),
-    Setting("pacs_ca_file", _PACS, "certificates (PEM) that may vouch for the server"),
-    Setting("pacs_token_file", _PACS, "file with a bearer token, read again for each request"),
-)
-_PIPELINE_SETTINGS = tuple(
-    Setting(name, _PIPELINE, f"default of the option {name}") for name in ZeroShotOptions.options()
-)
-_TRAINING_SETTINGS = tuple(
-    Setting(TRAINING_PREFIX + name, _TRAINING, f"default of the training's option {name}")
-    for name in (*RunOptions.options(), *TrainingOptions.options())
-)
-_FINETUNE_SETTINGS = tuple(
-    Setting(FINETUNE_PREFIX + name, _FINETUNE, f"default of the fine-tuning's option {name}") for name in SERVED_OPTIONS
-)
 
 # Those that the app reads, which MONAI Label's own start command can give it as well.
-APP_SETTINGS: dict[str, Setting] = {
-    each.name: each for each in (*_APP_SETTINGS, *_PIPELINE_SETTINGS, *_TRAINING_SETTINGS, *_FINETUNE_SETTINGS)
-}
-SETTINGS: dict[str, Setting] = {each.name: each for each in _PROCESS_SETTINGS} | APP_SETTINGS
-
-
-class UnknownSettingError(OptionError):
-    """A setting has a name that there is not.
-
-    Attributes
-    ----------
-    suggestion : str or None
-        The most similar name.
-    """
-
-    def __init__(self, key: str, value: object, names: Iterable[str], where: str = "") -> None:
-        similar = difflib.get_close_matches(key, list(names), 1)
-        self.suggestion = similar[0] if similar else None
-        hint = f"Did you mean {self.suggestion!r}?" if similar else "`medclipsam serve --help` lists all settings."
-        InputError.__init__(self, f"Setting {key!r}{f' {where}' if where else ''} is not known. {hint}")
-        self.key, self.value, self.allowed = key, value, ", ".join(similar)
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """The settings of one server.
-
-    Parameters
-    ----------
-    studies : str
-        Folder, or URL of a DICOMweb server.
-    host, port : str, int
-        Where to listen.
-    workspace : Path or None
-        None for the studies' own.
-    warm_up : bool
-        Whether the models are loaded before the server answers.
-    token_file : Path or None
-        Tokens of the users.
-    certificate : tuple of Path or None
-        Certificate chain and private key for TLS.
-    behind_proxy : str or None
-        Addresses of a proxy that ends TLS.
-    insecure : bool
-        Whether requests from other machines are allowed without authentication or TLS.
-    oidc : OidcOptions or None
-        Provider of the users' tokens.
-    conf : dict of str to str
-        All others, see `AppConf.from_strings`.
-    """
-
-    studies: str
-    host: str = "127.0.0.1"
-    port: int = 8000
-    workspace: Path | None = None
-    warm_up: bool = False
-    token_file: Path | None = None
-    certificate: tuple[Path, Path] | None = None
-    behind_proxy: str | None = None
-    insecure: bool = False
-    oidc: OidcOptions | None = None
-    conf: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_strings(cls, given: Mapping[str, str]) -> ServeSettings:
-        """Type what `gather_settings` returns.
-
-        Raises
-        ------
-        OptionError
-            If a name is unknown or a value is not allowed.
-        InputError
-            If something is missing: the studies, or one of certificate and key.
-        """
-        chosen = dict(given)
-        for key, value in chosen.items():
-            if key not in SETTINGS:
-                raise UnknownSettingError(key, value, SETTINGS)
-        studies = chosen.pop("studies", "").strip()
-        if not studies:
-            raise InputError("The studies are missing; name a folder or a DICOMweb server with --studies.")
-        port = chosen.pop("port", "8000").strip()
-        if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise OptionError("port", port, "a whole number from 0 to 65535")
-        paths = {key: _path(chosen.pop(key, "")) for key in ("workspace", "token_file", "ssl_certfile", "ssl_keyfile")}
-        chain, private = paths["ssl_certfile"], paths["ssl_keyfile"]
-        if (chain is None) != (private is None):
-            raise InputError("TLS needs both --ssl-certfile and --ssl-keyfile.")
-        oidc = {key: chosen.pop(key) for key in [key for key in chosen if key.startswith("oidc_")]}
-        return cls(
-            studies,
-            host=chosen.pop("host", "127.0.0.1").strip(),
-            port=int(port),
-            workspace=paths["workspace"],
-            warm_up=as_switch("warm_up", chosen.pop("warm_up", "false")),
-            token_file=paths["token_file"],
-            certificate=(chain, private) if chain and private else None,
-            behind_proxy=chosen.pop("behind_proxy", "").strip() or None,
-            insecure=as_switch("insecure", chosen.pop("insecure", "false")),
-            oidc=OidcOptions.from_strings({key.removeprefix("oidc_"): value for key, value in oidc.items()}),
-            conf=chosen,
-        )
+APP_SETTINGS = _settings(*APP_SETS)
+SETTINGS = {**_settings((ProcessSettings, "", ""), (OidcOptions, OidcOptions.prefix, OIDC)), **APP_SETTINGS}
 
 
 def join_values(arguments: Sequence[str]) -> list[str]:
@@ -300,17 +201,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for setting in SETTINGS.values():
         if setting.group not in groups:
             groups[setting.group] = parser.add_argument_group(setting.group)
-        more: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.kind == "switch" else {}
-        if setting.absent:
-            more = {"nargs": "?", "const": setting.absent}
-        if setting.kind == "list":
+        kind, about = setting.option.kind, setting.option.help
+        more: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "switch" else {}
+        if setting.name == "behind_proxy":
+            more = {"nargs": "?", "const": _PROXY}
+        if kind == "list":
             more = {"action": "append"}
         groups[setting.group].add_argument(
             setting.flag,
             dest=f"setting_{setting.name}",
-            metavar={"switch": "true|false", "object": "JSON"}.get(setting.kind, "VALUE"),
-            # 50 options that another page explains would hide the rest
-            help=argparse.SUPPRESS if setting.group in (_TRAINING, _FINETUNE) else setting.help,
+            metavar=setting.option.metavar or "|".join(setting.option.choices),
+            # The options of `train run` and `finetune run`, which their own help explains, would hide the rest.
+            help=argparse.SUPPRESS if setting.name.startswith((TRAINING_PREFIX, FINETUNE_PREFIX)) else about,
             **more,
         )
 
@@ -363,23 +265,9 @@ def gather_settings(
     found |= _read_environment(environment)
     for key, value in conf:
         if key not in SETTINGS:
-            raise UnknownSettingError(key, value, SETTINGS, "of --conf")
+            raise UnknownSettingError(key, value, SETTINGS, "--conf")
         found[key] = value
     return found | {key: _as_text(SETTINGS[key], value, "") for key, value in flags.items()}
-
-
-def as_switch(key: str, text: str) -> bool:
-    """Return a switch's text as a bool.
-
-    Raises
-    ------
-    OptionError
-        If it is neither true nor false.
-    """
-    value = _WORDS.get(str(text).strip().lower())
-    if value is None:
-        raise OptionError(key, text, "true or false")
-    return value
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -389,7 +277,9 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if not variable.startswith(_PREFIX) or variable in OTHER_VARIABLES or not value:
             continue
         if variable not in variables:
-            raise UnknownSettingError(variable, value, [*variables, *OTHER_VARIABLES], "of the environment")
+            raise UnknownSettingError(
+                variable, value, {**variables, **dict.fromkeys(OTHER_VARIABLES)}, "the environment"
+            )
         found[variables[variable]] = value
     return found
 
@@ -409,7 +299,7 @@ def _read_file(file: Path) -> dict[str, str]:
     found = {}
     for key, value in content.items():
         if key not in SETTINGS:
-            raise UnknownSettingError(str(key), value, SETTINGS, f"in {file}")
+            raise UnknownSettingError(str(key), value, SETTINGS, str(file))
         if value is not None:
             found[key] = _as_text(SETTINGS[key], value, f" in {file}")
     return found
@@ -422,13 +312,13 @@ def _as_text(setting: Setting, value: Any, where: str) -> str:
         return "true" if value else "false"
     if isinstance(value, (str, int, float)):
         return str(value)
-    if setting.kind == "list" and isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
+    if (
+        setting.option.kind == "list"
+        and isinstance(value, list)
+        and all(isinstance(each, (str, int)) for each in value)
+    ):
         return separator.join(map(str, value))
-    if setting.kind == "object" and isinstance(value, dict):
+    if setting.option.kind == "object" and isinstance(value, dict):
         return json.dumps(value)
     allowed = {"list": "a text, or a list of texts", "object": "a mapping, or its JSON"}
-    raise OptionError(setting.name, value, allowed.get(setting.kind, "a text, a number, true or false") + where)
-
-
-def _path(text: str) -> Path | None:
-    return Path(text.strip()).expanduser() if text.strip() else None
+    raise OptionError(setting.name, value, allowed.get(setting.option.kind, "a text, a number, true or false") + where)

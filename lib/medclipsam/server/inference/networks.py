@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 class NetworkOptions(Options):
     """Options of one request to a trained network. None stands for "auto"."""
 
-    mirror: bool = option(False, "Whether mirrored inputs are averaged over too, as far as training mirrored")
+    mirror: bool = option(False, "Average over mirrored inputs too, as far as training mirrored")
     small_parts: bool = option(
-        False, "Whether parts of a mask are kept that are smaller than half of nearly all (95 %) in training"
+        False, "Keep parts of a mask that are smaller than half of nearly all (95 %) in training"
     )
     uncertainty: Literal["class_entropy", "total_entropy", "welch", "none"] = option(
         "class_entropy", "Uncertainty map that is made; welch is a t-test across the checkpoints"
@@ -53,7 +53,7 @@ class NetworkOptions(Options):
         10**13,
         unit="bytes",
     )
-    unvalidated: bool = option(False, "Whether the newest network that could not be validated is used")
+    unvalidated: bool = option(False, "Use the newest network that could not be validated")
 
 
 @dataclass(frozen=True, kw_only=True)

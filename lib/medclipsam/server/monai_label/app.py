@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import os
@@ -30,7 +29,7 @@ from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
 from medclipsam.server.base.names import checked_name
-from medclipsam.server.base.pacs_options import PacsOptions, checked_filters, checked_modalities
+from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.task import TrainTask
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
@@ -715,10 +714,9 @@ def _with_search(options: PacsOptions, asked: dict[str, Any]) -> PacsOptions:
     """
     conditions = {str(name): str(value) for name, value in asked.items()}
     modalities = conditions.pop("Modality", "")
-    return dataclasses.replace(
-        options,
-        modalities=checked_modalities(modalities.split(",")) if modalities else options.modalities,
-        filters=checked_filters([*options.filters, *conditions.items()]),
+    return options.replace(
+        modalities=modalities or options.modalities,
+        filters=(*options.filters, *conditions.items()),
     )
 
 
