@@ -58,7 +58,7 @@ class OptionError(InputError):
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"Option {key!r} cannot be {_shown(value)}; allowed: {allowed}.")
+        super().__init__(f"Option {key!r} cannot be {shown(value)}; allowed: {allowed}.")
         self.key = key
         self.value = value
         self.allowed = allowed
@@ -124,7 +124,7 @@ class UnknownOptionError(OptionError):
             rest = f"of the {len(names)} options these are the most similar: {', '.join(name for name, *_ in similar)}."
         else:
             rest = f"allowed: {self.allowed}."
-        given = _shown(value, _LONGEST_VALUE)
+        given = shown(value, _LONGEST_VALUE)
         known_to = f" to {what}" if what else ""
         InputError.__init__(self, f"Option {key!r} (given as {given}) is not known{known_to}; {rest}")
 
@@ -163,7 +163,7 @@ class CancelledError(MedClipSamError):
     """The caller asked to stop; nothing was written."""
 
 
-def _shown(value: object, most: int = 200) -> str:
+def shown(value: object, most: int = 200) -> str:
     """Return a value as it goes into a sentence: the beginning of it where it is long."""
     try:
         text = repr(value)

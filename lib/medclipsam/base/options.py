@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from medclipsam.base.errors import MissingOptionError, OptionError, UnknownOptionError
+from medclipsam.base.errors import MissingOptionError, OptionError, UnknownOptionError, shown
 
 Kind = Literal["number", "whole", "switch", "choice", "text", "path", "list", "object", "other"]
 
@@ -332,17 +332,49 @@ def option_error(error: ValidationError, options: type[Options]) -> OptionError:
 
     A validator says what is allowed by the text of its `ValueError`; all else follows from the option's description.
     """
-    known = options.options()
     found = error.errors(include_url=False)
     first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    key, value = str(first["loc"][0]), first["input"]
-    if first["type"] == "extra_forbidden":
-        return UnknownOptionError(options.prefix + key, value, [options.prefix + name for name in known])
-    if first["type"] == "missing":
-        return MissingOptionError(options.prefix + key, known[key].allowed)
-    name = options.prefix + (known[key].setting or key)
-    allowed = str(first["ctx"]["error"]) if first["type"] == "value_error" else known[key].allowed
-    return OptionError(name, value, allowed)
+    path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
+    if first["type"] in ("extra_forbidden", "missing") and len(path) > 1:
+        path.pop()  # what is wrong is the object that has the key, or lacks it
+    known = options.options()
+    if first["type"] == "extra_forbidden" and path[0] not in known:
+        return UnknownOptionError(options.prefix + path[0], first["input"], [options.prefix + name for name in known])
+    described = known[path[0]]
+    if first["type"] == "missing" and len(first["loc"]) == 1:
+        return MissingOptionError(options.prefix + path[0], described.allowed)
+    key = options.prefix + ".".join([described.setting or path[0], *path[1:]])
+    allowed = str(first["ctx"]["error"]) if first["type"] == "value_error" else _described(options, path).allowed
+    return OptionError(key, first["input"], allowed)
+
+
+def _described(model: type[BaseModel], path: Sequence[str]) -> Option:
+    """Return the innermost option on the way to what is wrong, through models in models."""
+    found, inner = None, [model]
+    for part in path:
+        fields = inner[0].model_fields if inner else {}
+        if part in fields:
+            found = Option.of(part, fields[part])
+            inner = [each for each in _types(fields[part].annotation) if issubclass(each, BaseModel)]
+    assert found is not None
+    return found
+
+
+def _types(annotation: Any) -> list[type]:
+    arguments = get_args(annotation)
+    if arguments:
+        return [each for argument in arguments for each in _types(argument)]
+    return [annotation] if isinstance(annotation, type) else []
+
+
+def entry_problem(error: OptionError) -> str:
+    """Return what is wrong with an entry of a file, as the end of a sentence that names file and entry."""
+    if isinstance(error, UnknownOptionError):
+        return f"the key {error.key!r} is unknown; allowed: {error.allowed}."
+    if isinstance(error, MissingOptionError):
+        return f"the key {error.key!r} is missing."
+    value = list(error.value) if isinstance(error.value, tuple) else error.value
+    return f"{error.key} cannot be {shown(value)}; allowed: {error.allowed}."
 
 
 def _digits(value: float) -> str:

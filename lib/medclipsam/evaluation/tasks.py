@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError, OptionError
+from medclipsam.base.options import Options, entry_problem, option
 from medclipsam.targets import Target, TargetSet, check_text, normalise, parse_prompt
 
 # The four tasks of the paper, by the names that their folders commonly have.
@@ -24,8 +26,6 @@ NONSENSE = (
     "blorptang quixel vandrim",
     "tax form for small businesses",
 )
-_TEXT_KEYS = ("paraphrases", "other_structures", "other_modality", "nonsense")
-_KEYS = ("folder", "prompt", "modality", "labels", "published", *_TEXT_KEYS)
 _MAX_OTHERS = 4
 
 
@@ -77,6 +77,61 @@ class Task:
             "other modality": self.other_modality,
             "nonsense": self.nonsense,
         }
+
+
+def _stripped(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text.strip()
+
+
+def _once(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(texts)) != len(texts):
+        raise ValueError("each text once")
+    return texts
+
+
+_Listed = BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
+_Text = Annotated[str, AfterValidator(_stripped)]
+_Texts = Annotated[tuple[_Text, ...], _Listed, AfterValidator(_once)]
+_ALLOWED = "a list of texts that are not empty"
+
+
+class _Entry(Options):
+    """One entry of a tasks file; None stands for what the known targets say."""
+
+    folder: _Text = option(..., "Folder below the data folder")
+    prompt: _Text = option(..., "Fixed text of protocol B")
+    modality: _Text | None = option(None, "DICOM modality of images whose files do not say")
+    labels: tuple[Annotated[int, Field(ge=1)], ...] | None = option(
+        None, "Values of the mask that belong to the structure", allowed="whole numbers from 1"
+    )
+    published: _Text | None = option(None, "Key of the published figures beside this task's")
+    paraphrases: _Texts = option((), "Other texts for the same structure", allowed=_ALLOWED)
+    other_structures: _Texts | None = option(None, "Texts for other structures", allowed=_ALLOWED)
+    other_modality: _Texts | None = option(None, "Texts for structures of other modalities", allowed=_ALLOWED)
+    nonsense: _Texts = option(NONSENSE, "Texts that mean nothing in a medical image", allowed=_ALLOWED)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_below(cls, folder: str) -> str:
+        if Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise ValueError("a folder below the data folder")
+        return folder
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_tuple(cls, given: Any) -> Any:
+        if isinstance(given, int):
+            return (given,)
+        return tuple(given) if isinstance(given, list) else given
+
+    @field_validator("labels")
+    @classmethod
+    def _are_any(cls, labels: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if labels == ():
+            raise ValueError(cls.options()["labels"].allowed)
+        return None if labels is None else tuple(sorted(set(labels)))
 
 
 def read_tasks(file: Path, targets: TargetSet) -> list[Task]:
@@ -144,38 +199,31 @@ def task_of_folder(
     return _task(f"Task {name!r}", name, entry, targets)
 
 
-def _task(where: str, name: str, entry: object, targets: TargetSet) -> Task:
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: {entry!r} is no mapping of keys to values.")
-    for key in entry:
-        if key not in _KEYS:
-            raise InputError(f"{where}: the key {key!r} is unknown; allowed: {', '.join(_KEYS)}.")
+def _task(where: str, name: str, given: object, targets: TargetSet) -> Task:
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: {given!r} is not a mapping of keys to values.")
     if not normalise(name):
         raise InputError(f"{where}: a task's name must hold a word.")
-    folder = _text(where, "folder", entry.get("folder", name))
-    if Path(folder).is_absolute() or ".." in Path(folder).parts:
-        raise InputError(f"{where}: folder cannot be {folder!r}; allowed: a folder below the data folder.")
-    prompt = _text(where, "prompt", entry.get("prompt", name.replace("_", " ")))
-    modality = None if entry.get("modality") is None else _text(where, "modality", entry["modality"])
+    try:
+        entry = _Entry(**{"folder": name, "prompt": name.replace("_", " "), **{str(key): given[key] for key in given}})
+    except OptionError as error:
+        raise InputError(f"{where}: {entry_problem(error)}") from None
+    prompt, modality = entry.prompt, entry.modality
     target = _known(where, "prompt", prompt, modality, targets)
     modality = modality or (target.modality[0] if target and target.modality else None)
-    given = {key: _texts(where, key, entry[key]) for key in _TEXT_KEYS if key in entry}
-    for text in given.get("other_structures", ()):
+    for text in entry.other_structures or ():
         other = _known(where, "other_structures", text, modality, targets)
         if target is not None and other is not None and target.overlaps_with(other):
             raise InputError(f"{where}: other_structures cannot hold {text!r}, which shares pixels with {prompt!r}.")
-    others = _other_targets(target, modality, targets)
+    beside, elsewhere = _other_targets(target, modality, targets)
     return Task(
-        name=name,
-        folder=folder,
-        prompt=prompt,
-        modality=modality,
-        labels=_labels(where, entry.get("labels")),
-        paraphrases=given.get("paraphrases", ()),
-        other_structures=given.get("other_structures", others[0]),
-        other_modality=given.get("other_modality", others[1]),
-        nonsense=given.get("nonsense", NONSENSE),
-        published=None if entry.get("published") is None else _text(where, "published", entry["published"]),
+        **{
+            **dict(entry),
+            "name": name,
+            "modality": modality,
+            "other_structures": beside if entry.other_structures is None else entry.other_structures,
+            "other_modality": elsewhere if entry.other_modality is None else entry.other_modality,
+        }
     )
 
 
@@ -204,30 +252,6 @@ def _known(where: str, key: str, text: str, modality: str | None, targets: Targe
     if len(asked) > 1:
         raise InputError(f"{where}: {key} cannot be {text!r}, which asks for {len(asked)} targets; allowed: one.")
     return asked[0].target
-
-
-def _text(where: str, key: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key} cannot be {value!r}; allowed: a text that is not empty.")
-    return value.strip()
-
-
-def _texts(where: str, key: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise InputError(f"{where}: {key} cannot be {value!r}; allowed: a list of texts.")
-    texts = tuple(_text(where, key, text) for text in value)
-    if len(set(texts)) != len(texts):
-        raise InputError(f"{where}: {key} holds a text twice.")
-    return texts
-
-
-def _labels(where: str, value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    values: Sequence[Any] = value if isinstance(value, list) else [value]
-    if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-        raise InputError(f"{where}: labels cannot be {value!r}; allowed: whole numbers from 1.")
-    return tuple(sorted(set(values)))
 
 
 def read_prompts(file: Path, tasks: Mapping[str, Sequence[str]], targets: TargetSet) -> dict[str, dict[str, str]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from medclipsam.base.errors import TargetError
-from medclipsam.base.options import PRESETS, PROMPT_KINDS, ZeroShotOptions
+from medclipsam.base.errors import OptionError, TargetError
+from medclipsam.base.options import PRESETS, Options, Preset, PromptKind, ZeroShotOptions, entry_problem, option
 from medclipsam.targets.wording import loose_key, normalise, typing_errors, words_of
 
 # Labels above this one belong to free text, see `medclipsam.targets.prompt.FINDING_LABELS`.
@@ -21,32 +21,8 @@ MAX_LABEL = 200
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (_FOLDER / "paper.yaml", _FOLDER / "demo.yaml")
 
-_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_MODALITY = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _RESERVED = re.compile(r"finding \d+|background")
-RANGES = {name: (each.low or 0, each.high or 0) for name, each in ZeroShotOptions.options().items()}
-_SALIENCY_KEYS = ("beta", "variance", "layer")
-_KEYS = (
-    "name",
-    "label",
-    "modality",
-    "meaning",
-    "overlaps",
-    "synonyms",
-    "captions",
-    "absence_captions",
-    "window",
-    "num_components",
-    "box_per_component",
-    "visual_prompt",
-    "saliency",
-    "code",
-    "plausible_volume_ml",
-    "plausible_area_mm2",
-)
-_CODE_KEYS = ("category", "type", "modifier", "region")
 _SNOMED_ID = re.compile(r"[1-9][0-9]{5,17}")
-
 
 # "Morphologically abnormal structure" of DICOM CID 7150.
 _ABNORMAL = "49755003"
@@ -363,7 +339,7 @@ def read_targets(file: Path) -> list[Target]:
     entries = content["targets"]
     if not isinstance(entries, list) or not entries:
         raise TargetError(f"The targets file {file} must hold a list of at least one target below 'targets'.")
-    targets = [_Entry(file, place, entry).target() for place, entry in enumerate(entries, start=1)]
+    targets = [_read_entry(file, place, entry) for place, entry in enumerate(entries, start=1)]
     try:
         TargetSet(targets)
     except TargetError as error:
@@ -389,163 +365,162 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-class _Entry:
-    """One entry of a targets file, with what its errors have to name."""
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text.strip()
 
-    def __init__(self, file: Path, place: int, entry: object) -> None:
-        self.file = file
-        self.where = f"target {place}"
-        if not isinstance(entry, dict):
-            raise TargetError(f"Targets file {file}, {self.where}: {entry!r} is no mapping of keys to values.")
-        self.entry: Mapping[Any, Any] = entry
-        if isinstance(entry.get("name"), str):
-            self.where = f"target {entry['name']!r}"
-        for key in entry:
-            if key not in _KEYS:
-                raise TargetError(
-                    f"Targets file {file}, {self.where}: the key {key!r} is unknown; allowed: {', '.join(_KEYS)}."
-                )
-        for key in ("name", "label", "captions"):
-            if key not in entry:
-                raise TargetError(f"Targets file {file}, {self.where}: the key {key!r} is missing.")
 
-    def target(self) -> Target:
-        name = self._text("name", self.entry["name"])
+def _worded(text: str) -> str:
+    if not normalise(text):
+        raise ValueError("texts with a word in them")
+    return text
+
+
+def _once(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(texts)) != len(texts):
+        raise ValueError("each text once")
+    return texts
+
+
+def _code(given: Any) -> SnomedCode:
+    number, meaning = given if isinstance(given, list) and len(given) == 2 else (None, None)
+    if isinstance(number, bool) or not _SNOMED_ID.fullmatch(str(number)) or not isinstance(meaning, str):
+        raise ValueError("a SNOMED CT number and its meaning, such as [80891009, Heart]")
+    # DICOM allows 64 characters
+    if not 0 < len(meaning.strip()) <= 64:
+        raise ValueError("a meaning of 1 to 64 characters")
+    return SnomedCode(str(number), meaning.strip())
+
+
+_OPTIONS = ZeroShotOptions.options()
+_Listed = BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
+_Text = Annotated[str, AfterValidator(_text)]
+_Texts = Annotated[tuple[Annotated[_Text, AfterValidator(_worded)], ...], _Listed, AfterValidator(_once)]
+_Modality = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,15}$")]
+_Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+_Size = Annotated[float, Field(ge=0, le=1e9)]
+_Sizes = Annotated[tuple[_Size, _Size], _Listed]
+_Code = Annotated[SnomedCode, BeforeValidator(_code)]
+
+
+class _Saliency(BaseModel):
+    """M2IB's settings of one preset."""
+
+    model_config = Options.model_config
+
+    beta: float = option(..., "Trade-off", _OPTIONS["beta"].low, _OPTIONS["beta"].high)
+    variance: float = option(..., "Variance of the noise", _OPTIONS["variance"].low, _OPTIONS["variance"].high)
+    layer: int = option(..., "Vision block", _OPTIONS["layer"].low, _OPTIONS["layer"].high)
+
+
+class _Codes(BaseModel):
+    """What a structure is in SNOMED CT."""
+
+    model_config = Options.model_config
+
+    category: _Code
+    type: _Code
+    modifier: _Code | None = None
+    region: _Code | None = None
+
+
+class _Entry(Options):
+    """One entry of a targets file."""
+
+    name: _Text = option(..., "Unique name", allowed="a text (in quotes if YAML would read it as a number or yes)")
+    label: int = option(..., "Stable id in label maps", 1, MAX_LABEL)
+    captions: _Texts = option(..., "Captions of images with the structure", allowed="a list of texts, at least one")
+    modality: Annotated[tuple[_Modality, ...], _Listed, AfterValidator(_once)] = option(
+        (), "DICOM modalities it is known in", allowed="a list of DICOM modalities such as [CR, DX]"
+    )
+    meaning: _Slug | None = option(
+        None,
+        "Structure that targets share",
+        allowed="lower-case letters and digits joined by '-', such as lung-nodule",
+    )
+    overlaps: Annotated[tuple[_Slug, ...], _Listed, AfterValidator(_once)] = option(
+        (),
+        "Meanings that it overlaps",
+        allowed="a list of lower-case letters and digits joined by '-', such as [lung-nodule]",
+    )
+    synonyms: _Texts = option((), "Other texts that mean it", allowed="a list of texts")
+    absence_captions: _Texts = option((), "Captions of images without the structure", allowed="a list of texts")
+    window: Annotated[tuple[float, float], _Listed] | None = option(
+        None, "CT window", allowed="two numbers [centre, width] in Hounsfield units, width above 0"
+    )
+    num_components: int = option(1, "Number of largest components that are kept", 1, 100)
+    box_per_component: bool = option(False, "Whether each component has its own box")
+    visual_prompt: PromptKind = option("boxes", "Prompt that SAM is given")
+    saliency: dict[Preset, _Saliency] = option(
+        {},
+        "M2IB's settings by preset",
+        allowed=f"the presets {', '.join(PRESETS)}, each with the keys beta, variance and layer",
+    )
+    code: _Codes | None = option(
+        None, "SNOMED CT codes", allowed="the keys category and type, and where they help modifier and region"
+    )
+    plausible_volume_ml: _Sizes | None = option(
+        None, "Plausible volume", allowed="two numbers [least, greatest] from 0, the greater last"
+    )
+    plausible_area_mm2: _Sizes | None = option(
+        None, "Plausible area", allowed="two numbers [least, greatest] from 0, the greater last"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
         key = normalise(name)
         if not key or _RESERVED.fullmatch(key) or any(mark in name for mark in ";|\n"):
-            raise self._bad("name", name, "a text with a word, without ';' and '|', other than 'finding N'")
-        modality = self._texts("modality")
-        for code in modality:
-            if not _MODALITY.fullmatch(code):
-                raise self._bad("modality", code, "a list of DICOM modalities such as [CR, DX]")
-        window = self._window()
-        if window is not None and modality and "CT" not in modality:
-            raise self._bad("window", list(window), "a window only where modality has CT")
-        meaning = self.entry.get("meaning", key.replace(" ", "-"))
+            raise ValueError("a text with a word, without ';' and '|', other than 'finding N'")
+        return name
+
+    @field_validator("captions")
+    @classmethod
+    def _are_any(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
+        if not captions:
+            raise ValueError(cls.options()["captions"].allowed)
+        return captions
+
+    @field_validator("window")
+    @classmethod
+    def _has_width(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and window[1] <= 0:
+            raise ValueError(cls.options()["window"].allowed)
+        return window
+
+    @field_validator("plausible_volume_ml", "plausible_area_mm2")
+    @classmethod
+    def _is_range(cls, sizes: tuple[float, float] | None) -> tuple[float, float] | None:
+        if sizes is not None and sizes[0] >= sizes[1]:
+            raise ValueError(cls.options()["plausible_area_mm2"].allowed)
+        return sizes
+
+    @model_validator(mode="after")
+    def _is_ct(self) -> Self:
+        if self.window is not None and self.modality and "CT" not in self.modality:
+            raise OptionError("window", list(self.window), "a window only where modality has CT")
+        return self
+
+    def target(self) -> Target:
+        """Return the target that the entry describes."""
         return Target(
-            name=name,
-            label=self._whole("label", self.entry["label"], 1, MAX_LABEL),
-            captions=self._texts("captions", required=True),
-            modality=modality,
-            meaning=self._slug("meaning", meaning) if "meaning" in self.entry else meaning,
-            overlaps=tuple(self._slug("overlaps", text) for text in self._texts("overlaps")),
-            synonyms=self._texts("synonyms"),
-            absence_captions=self._texts("absence_captions"),
-            window=window,
-            num_components=self._whole(
-                "num_components", self.entry.get("num_components", 1), *map(int, RANGES["num_components"])
-            ),
-            box_per_component=self._truth("box_per_component"),
-            visual_prompt=self._visual_prompt(),
-            saliency=self._saliency(),
-            code=self._code(),
-            plausible_volume_ml=self._sizes("plausible_volume_ml"),
-            plausible_area_mm2=self._sizes("plausible_area_mm2"),
-        )
-
-    def _bad(self, key: str, value: object, allowed: str) -> TargetError:
-        return TargetError(f"Targets file {self.file}, {self.where}: {key} cannot be {value!r}; allowed: {allowed}.")
-
-    def _text(self, key: str, value: object) -> str:
-        if not isinstance(value, str) or not value.strip():
-            raise self._bad(key, value, "a text that is not empty (in quotes if YAML would read it as a number or yes)")
-        return value.strip()
-
-    def _texts(self, key: str, *, required: bool = False) -> tuple[str, ...]:
-        values = self.entry.get(key, [])
-        if not isinstance(values, list) or (required and not values):
-            raise self._bad(key, values, "a list of texts" + (", at least one" if required else ""))
-        texts = [self._text(key, value) for value in values]
-        for text in texts:
-            if not normalise(text):
-                raise self._bad(key, text, "texts with a word in them")
-            if texts.count(text) > 1:
-                raise self._bad(key, text, "each text once")
-        return tuple(texts)
-
-    def _slug(self, key: str, value: object) -> str:
-        if not isinstance(value, str) or not _SLUG.fullmatch(value):
-            raise self._bad(key, value, "lower-case letters and digits joined by '-', such as lung-nodule")
-        return value
-
-    def _whole(self, key: str, value: object, low: int, high: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._bad(key, value, f"a whole number from {low} to {high}")
-        return value
-
-    def _number(self, key: str, value: object, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise self._bad(key, value, f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    def _truth(self, key: str) -> bool:
-        value = self.entry.get(key, False)
-        if not isinstance(value, bool):
-            raise self._bad(key, value, "true or false")
-        return value
-
-    def _visual_prompt(self) -> str:
-        value = self.entry.get("visual_prompt", "boxes")
-        if value not in PROMPT_KINDS:
-            raise self._bad("visual_prompt", value, "one of " + ", ".join(PROMPT_KINDS))
-        return str(value)
-
-    def _window(self) -> tuple[float, float] | None:
-        value = self.entry.get("window")
-        if value is None:
-            return None
-        numbers = isinstance(value, list) and all(
-            isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-            for number in value
-        )
-        if not numbers or len(value) != 2 or value[1] <= 0:
-            raise self._bad("window", value, "two numbers [centre, width] in Hounsfield units, width above 0")
-        return float(value[0]), float(value[1])
-
-    def _sizes(self, key: str) -> tuple[float, float] | None:
-        value = self.entry.get(key)
-        if value is None:
-            return None
-        allowed = "two numbers [least, greatest] from 0, the greater last"
-        if not isinstance(value, list) or len(value) != 2:
-            raise self._bad(key, value, allowed)
-        least, greatest = (self._number(key, number, 0, 1e9) for number in value)
-        if least >= greatest:
-            raise self._bad(key, value, allowed)
-        return least, greatest
-
-    def _saliency(self) -> dict[str, dict[str, float]]:
-        presets = self.entry.get("saliency", {})
-        if not isinstance(presets, dict):
-            raise self._bad("saliency", presets, "preset names with beta, variance and layer")
-        settings: dict[str, dict[str, float]] = {}
-        for preset, values in presets.items():
-            if preset not in PRESETS:
-                raise self._bad("saliency", preset, "the presets " + ", ".join(PRESETS))
-            if not isinstance(values, dict) or set(values) != set(_SALIENCY_KEYS):
-                raise self._bad(f"saliency.{preset}", values, "the keys " + ", ".join(_SALIENCY_KEYS) + ", each once")
-            where = f"saliency.{preset}."
-            settings[preset] = {
-                "beta": self._number(where + "beta", values["beta"], *RANGES["beta"]),
-                "variance": self._number(where + "variance", values["variance"], *RANGES["variance"]),
-                "layer": self._whole(where + "layer", values["layer"], *map(int, RANGES["layer"])),
+            **{
+                **dict(self),
+                "meaning": self.meaning or normalise(self.name).replace(" ", "-"),
+                "saliency": {preset: dict(each) for preset, each in self.saliency.items()},
+                "code": None if self.code is None else StructureCode(**dict(self.code)),
             }
-        return settings
+        )
 
-    def _code(self) -> StructureCode | None:
-        codes = self.entry.get("code")
-        if codes is None:
-            return None
-        if not isinstance(codes, dict) or not {"category", "type"} <= set(codes) <= set(_CODE_KEYS):
-            raise self._bad("code", codes, "the keys category and type, and where they help modifier and region")
-        found: dict[str, SnomedCode] = {}
-        for key, value in codes.items():
-            pair = value if isinstance(value, list) and len(value) == 2 else [None, None]
-            number, meaning = (None if isinstance(pair[0], bool) else str(pair[0])), pair[1]
-            # DICOM allows 64 characters for a meaning
-            if number is None or not _SNOMED_ID.fullmatch(number) or not isinstance(meaning, str):
-                raise self._bad(f"code.{key}", value, "a SNOMED CT number and its meaning, such as [80891009, Heart]")
-            if not 0 < len(meaning.strip()) <= 64:
-                raise self._bad(f"code.{key}", value, "a meaning of 1 to 64 characters")
-            found[key] = SnomedCode(number, meaning.strip())
-        return StructureCode(**found)
+
+def _read_entry(file: Path, place: int, entry: object) -> Target:
+    where = f"Targets file {file}, target {place}"
+    if not isinstance(entry, dict):
+        raise TargetError(f"{where}: {entry!r} is not a mapping of keys to values.")
+    if isinstance(entry.get("name"), str):
+        where = f"Targets file {file}, target {entry['name']!r}"
+    try:
+        return _Entry(**{str(key): value for key, value in entry.items()}).target()
+    except OptionError as error:
+        raise TargetError(f"{where}: {entry_problem(error)}") from None
