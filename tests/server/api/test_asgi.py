@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+import jsonschema
 import numpy as np
 import pytest
 import SimpleITK
@@ -30,6 +31,7 @@ from requests_toolbelt import MultipartDecoder
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.locks import take_lock
+from medclipsam.base.options import ZeroShotOptions
 from medclipsam.evaluation.data import find_cases
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
@@ -1112,6 +1114,26 @@ def test_what_cannot_be_read_is_named_with_the_studies(client: TestClient, studi
         assert str(studies) not in str(told)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((2, 4, 4), np.uint8)), studies / "broken.nii.gz")
     assert client.get("/datastore/").json()["unreadable"]["images"] == {}
+
+
+def test_the_document_describes_params_by_the_options_of_the_tasks(client: TestClient) -> None:
+    """What the schema allows and refuses is what the server allows and refuses."""
+    document = client.get("/openapi.json").json()
+    form = document["paths"]["/infer/{model}"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    params = document["components"]["schemas"][form["$ref"].rpartition("/")[2]]["properties"]["params"]
+    assert (params["type"], params["contentMediaType"]) == ("string", "application/json")
+    schema = params["contentSchema"]
+    (text,) = [way for way in schema["anyOf"] if way["$ref"].endswith("TextParams")]
+    described = jsonschema.Draft7Validator({**schema, "components": document["components"], "anyOf": [text]})
+    for name, option in ZeroShotOptions.options().items():
+        value = option.default if option.default is not None else option.low
+        if value is not None and option.kind != "other":
+            assert described.is_valid({**TEXT, name: value}), name
+    for wrong in ({"presence_threshold": 1.5}, {"saliency": "gradcam"}, {"layer": 2.5}, {"presense": True}):
+        assert not described.is_valid({**TEXT, **wrong}), wrong
+        assert infer(client, {**TEXT, **wrong}).status_code == 400, wrong
+    body = document["paths"]["/train/{model}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert jsonschema.Draft7Validator({**body, "components": document["components"]}).is_valid({"epochs": 5})
 
 
 def test_the_description_of_the_api_is_whole(client: TestClient) -> None:

@@ -19,6 +19,7 @@ from starlette.background import BackgroundTask
 
 from medclipsam.base.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.api.access import AsUser, User
+from medclipsam.server.api.params import InferParams, ParamsOf
 from medclipsam.server.api.routes.common import App, Queue, caller_of, mime_type, receive
 from medclipsam.server.api.routes.sessions import session_image
 from medclipsam.server.base.errors import ForbiddenError, UnknownError, headers_of, status_of, told
@@ -71,7 +72,7 @@ async def infer(
     session_id: str = "",
     output: Output = Output.all,
     request_id: str | None = None,
-    params: Annotated[str, Form(description="JSON object of options")] = "{}",
+    params: Annotated[str, Form(description="JSON object of options"), ParamsOf(InferParams, text=True)] = "{}",
     file: Annotated[UploadFile | None, File(description="an image, in place of an id")] = None,
     label: Annotated[UploadFile | None, File(description="a mask to begin with")] = None,
 ) -> Response:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
+from medclipsam.server.api.params import InferParams, ParamsOf, TrainParams
 from medclipsam.server.api.routes.common import App, Queue, caller_of
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import AlreadyRunningError, ConflictError, UnknownError, without_folders
@@ -35,6 +36,8 @@ _LOAD_MODELS = {"batch_infer": "A batch", "train": "A training"}
 _START_SECONDS = 20.0
 
 Params = Annotated[dict[str, Any] | None, Body(description="JSON object of options")]
+InferBody = Annotated[dict[str, Any] | None, Body(description="JSON object of options"), ParamsOf(InferParams)]
+TrainBody = Annotated[dict[str, Any] | None, Body(description="JSON object of options"), ParamsOf(TrainParams)]
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Get the image to look at next")
@@ -63,7 +66,7 @@ def start_batch(
     user: AsAdmin,
     model: str,
     images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
-    params: Params = None,
+    params: InferBody = None,
     run_sync: bool = False,
 ) -> Any:
     """Start a batch, which saves a label for each image; `run_sync` waits for it and answers its results."""
@@ -100,7 +103,7 @@ def start_training(
     queue: Queue,
     user: AsAdmin,
     model: str,
-    params: Params = None,
+    params: TrainBody = None,
     run_sync: bool = False,
     enqueue: bool = False,
 ) -> Any:
