@@ -28,7 +28,7 @@ from medclipsam.base.options import ZeroShotOptions
 from medclipsam.encoders import load_open_clip
 from medclipsam.imaging import MedicalImage
 from medclipsam.pipeline.zero_shot import ZeroShot
-from medclipsam.saliency.m2ib import m2ib_maps, noise_generator
+from medclipsam.saliency.m2ib import Schedule, m2ib_maps, noise_generator
 from medclipsam.sam import SamModel, build_sam
 from medclipsam.sam.build import speed_up
 from medclipsam.targets import TargetSet
@@ -211,8 +211,7 @@ def saliency(table: Table, sizes: Sizes, device: torch.device) -> None:
                         beta=[0.1] * (2 * planes),
                         variance=1.0,
                         layer=sizes.layer,
-                        steps=sizes.steps,
-                        samples=sizes.samples,
+                        schedule=Schedule((sizes.samples,) * sizes.steps),
                     )
 
             table.line("m2ib", f"{kind(bfloat16)}, {planes} planes of 2 targets", work, 2 * planes)

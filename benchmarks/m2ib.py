@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from medclipsam.encoders import Encoder, load_open_clip
-from medclipsam.saliency.m2ib import m2ib_maps, noise_generator
+from medclipsam.saliency.m2ib import Schedule, m2ib_maps, noise_generator
 
 
 def plain(encoder: Encoder, image: torch.Tensor, text: str, layer: int, steps: int, samples: int) -> torch.Tensor:
@@ -72,8 +72,7 @@ def ours(encoder: Encoder, image: torch.Tensor, text: str, layer: int, steps: in
         beta=[1.0],
         variance=1.0,
         layer=layer,
-        steps=steps,
-        samples=samples,
+        schedule=Schedule((samples,) * steps),
     )
 
 

@@ -381,7 +381,7 @@ def _digits(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-SaliencyMethod = Literal["m2ib", "m2ib_token", "patch_text"]
+SaliencyMethod = Literal["m2ib", "m2ib_token", "nib", "patch_text"]
 Fit = Literal["letterbox", "squash", "crop"]
 Postprocess = Literal["kmeans", "threshold", "crf"]
 # What SAM can be given; "auto" is the target's choice.
@@ -412,8 +412,15 @@ class ZeroShotOptions(Options):
     beta: float | None = option(None, "Weight of compression against fit in M2IB (auto: the preset's)", 0, 100)
     variance: float | None = option(None, "Variance of the noise in M2IB (auto: the preset's)", 1e-6, 100)
     layer: int | None = option(None, "Vision block of M2IB's bottleneck, counted from 0 (auto: the preset's)", 0, 63)
-    steps: int | None = option(None, "Optimisation steps of M2IB (auto: those of the weights, else 10)", 1, 1000)
-    samples: int | None = option(None, "Noise samples in a step of M2IB (auto: those of the weights, else 10)", 1, 1000)
+    steps: int | None = option(
+        None, "Optimisation steps of M2IB, points of NIB (auto: 10; M2IB runs the network at 3 of them)", 1, 1000
+    )
+    samples: int | None = option(
+        None,
+        "Independent noise samples in each step of M2IB (auto: 5 in all, antithetic; 10 once steps are given)",
+        1,
+        1000,
+    )
     seed: int = option(0, "Seed of the noise and of drawn points", 0, 2**31 - 1)
     contrast: float | None = option(
         None, "Weight of the subtracted similarity to captions of other targets; 0 is plain M2IB", 0, 10

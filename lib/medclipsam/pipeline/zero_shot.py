@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ from medclipsam.presence import (
     smooth_over_planes,
 )
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
-from medclipsam.saliency import SaliencyRequest, SaliencySettings, saliency_maps
+from medclipsam.saliency import FAST, PUBLISHED, SaliencyRequest, SaliencySettings, Schedule, saliency_maps
 from medclipsam.sam import SamModel
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
 from medclipsam.weights import ResolvedWeights, default_pair, resolve, resolve_pair
@@ -50,7 +50,6 @@ KeepMask = Callable[[str, str, int, np.ndarray], None]
 
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
-_PUBLISHED_STEPS = _PUBLISHED_SAMPLES = 10
 _PRINTED_DEPTH = 12
 
 
@@ -579,7 +578,10 @@ class ZeroShot:
         evidence.treated_as = known.name if known else None
         evidence.window = (window.center, window.width) if window else None
         evidence.presence_threshold = threshold if options.presence else None
-        evidence.settings = {"source": source, "beta": beta, **vars(settings)}
+        evidence.settings = {
+            **{"source": source, "beta": beta, **vars(settings)},
+            **{"schedule": list(settings.schedule.samples), "paired": settings.schedule.paired},
+        }
         reference = (
             presence_reference(self.encoder, captions, known, self.targets, image.modality)
             if options.presence
@@ -650,7 +652,7 @@ class ZeroShot:
             # Printed for a tower of 12 blocks; the same relative depth in others.
             depth = self.encoder.tower.n_blocks
             values["layer"] = min(depth - 1, round(values["layer"] * depth / _PRINTED_DEPTH))
-        for key in ("beta", "variance", "layer", "steps", "samples", "contrast"):
+        for key in ("beta", "variance", "layer", "contrast"):
             given = getattr(options, key)
             if given is not None:
                 values[key] = given
@@ -661,14 +663,24 @@ class ZeroShot:
             method=str(values.get("method", "m2ib")) if options.saliency == "auto" else options.saliency,
             variance=float(values["variance"]),
             layer=int(values["layer"]),
-            steps=int(values.get("steps", _PUBLISHED_STEPS)),
-            samples=int(values.get("samples", _PUBLISHED_SAMPLES)),
+            schedule=_schedule(options, values),
+            steps=options.steps or len(PUBLISHED.samples),
             seed=options.seed,
             contrast=float(values.get("contrast") or 0.0),
             smooth=int(values.get("smooth", 1)),
             clip_percentile=float(values.get("clip_percentile", 100.0)),
         )
         return settings, float(values["beta"]), preset
+
+
+def _schedule(options: ZeroShotOptions, weights: Mapping[str, Any]) -> Schedule:
+    """Return M2IB's schedule: the published one for steps and samples that were asked for and for the presets that
+    are to be exact, else that of the weights or the fast one.
+    """
+    if options.steps or options.samples or options.preset in ("published", "paper"):
+        published = PUBLISHED.samples
+        return Schedule((options.samples or published[0],) * (options.steps or len(published)))
+    return Schedule(tuple(weights["schedule"]), paired=True) if "schedule" in weights else FAST
 
 
 class _Pass:

@@ -16,14 +16,58 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from medclipsam.base.errors import OptionError
 from medclipsam.encoders.towers import Tower
 
 LEARNING_RATE = 1.0
 ALPHA_START = 5.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the expectation over the noise is estimated at each Adam step.
+
+    Attributes
+    ----------
+    samples : tuple of int
+        Noise samples S of each step. At a step with 0 samples the network is not run: the slope of the fitting term
+        with respect to lambda is kept from the step before, while that of the compression and the slope of lambda with
+        respect to alpha stay exact.
+    paired : bool
+        Draw antithetic pairs eps and -eps, in which all odd terms of the estimate's error cancel; an odd sample out is
+        the mean, eps = 0 (a first-order mean field, nearly exact in the first steps, where lambda is nearly 1).
+        Otherwise the samples are independent.
+    """
+
+    samples: tuple[int, ...]
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.samples or self.samples[0] < 1 or min(self.samples) < 0:
+            raise OptionError("schedule", self.samples, "numbers of samples from 0, the first from 1")
+
+    @property
+    def work(self) -> int:
+        """Number of runs of the blocks after the bottleneck, forward and back."""
+        return sum(self.samples)
+
+    def draw(self, step: int, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Return the unit noise [S, *shape] of a step."""
+        samples = self.samples[step]
+        if not self.paired:
+            return torch.randn(samples, *shape, generator=generator)
+        half = torch.randn(samples // 2, *shape, generator=generator)
+        return torch.cat([half, -half, torch.zeros(samples % 2, *shape)])
+
+
+# The published 100 runs; and 5 runs that give nearly the same map (benchmarks/saliency.py).
+PUBLISHED = Schedule((10,) * 10)
+FAST = Schedule((1, 0, 0, 0, 0, 2, 0, 2, 0, 0), paired=True)
 
 
 def noise_generator(seed: int, content: bytes) -> torch.Generator:
@@ -59,6 +103,23 @@ def kl_divergence(z: torch.Tensor, alpha: torch.Tensor, variance: float) -> torc
     return 0.5 * ((lam * z).square() / variance + keep.square() - 2 * F.logsigmoid(-alpha) - 1)
 
 
+def fitting_term(
+    features: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: Sequence[torch.Tensor | None] | None,
+    contrast: float,
+) -> torch.Tensor:
+    """Return the mean similarity [N] of unit features [N, S, E] to each pair's text, less that to its negatives."""
+    fitting = torch.einsum("nse,ne->ns", features, positives).mean(dim=1)
+    if not contrast or negatives is None:
+        return fitting
+    against = [
+        fitting.new_zeros(()) if other is None else (features[row] @ other.T).mean()
+        for row, other in enumerate(negatives)
+    ]
+    return fitting - contrast * torch.stack(against)
+
+
 def m2ib_maps(
     tower: Tower,
     tokens: torch.Tensor,
@@ -70,8 +131,7 @@ def m2ib_maps(
     beta: Sequence[float],
     variance: float,
     layer: int,
-    steps: int = 10,
-    samples: int = 10,
+    schedule: Schedule = PUBLISHED,
     contrast: float = 0.0,
     per_token: bool = False,
     on_step: Callable[[], None] | None = None,
@@ -98,8 +158,8 @@ def m2ib_maps(
         sigma squared.
     layer : int
         0-based block whose output `tokens` is.
-    steps, samples : int
-        Adam steps; noise samples S a step.
+    schedule : Schedule
+        Adam steps and their noise samples.
     contrast : float
         Weight of the mean similarity to the negatives that the fitting term subtracts.
     per_token : bool
@@ -127,26 +187,25 @@ def m2ib_maps(
     alpha.requires_grad_(True)
     adam = torch.optim.Adam([alpha], lr=LEARNING_RATE)
     used = sorted(set(planes))
-    for _ in range(steps):
-        noise = {
-            row: torch.randn(samples, n_tokens, width, generator=generators[row]).to(z.device, z.dtype) * sigma
-            for row in used
-        }
-        eps = torch.stack([noise[row] for row in planes])
+    slope = torch.zeros_like(alpha)
+    for step, samples in enumerate(schedule.samples):
+        if samples:
+            noise = {
+                row: schedule.draw(step, (n_tokens, width), generators[row]).to(z.device, z.dtype) * sigma
+                for row in used
+            }
+            eps = torch.stack([noise[row] for row in planes])
+            with torch.enable_grad():
+                lam = torch.sigmoid(alpha.detach()).requires_grad_(True)
+                # 1 - lambda, but with the digits that it has where lambda is nearly 1.
+                keep = torch.sigmoid(-alpha.detach()) + (lam.detach() - lam)
+                noisy = lam[:, None] * z[:, None] + keep[:, None] * eps
+                features = F.normalize(tower.suffix(noisy.flatten(0, 1), layer), dim=-1)
+                fitting = fitting_term(features.unflatten(0, (n_pairs, samples)), positives, negatives, contrast)
+                (slope,) = torch.autograd.grad(fitting.sum(), lam)
         with torch.enable_grad():
-            lam, keep = torch.sigmoid(alpha)[:, None], torch.sigmoid(-alpha)[:, None]
-            noisy = (lam * z[:, None] + keep * eps).flatten(0, 1)
-            features = F.normalize(tower.suffix(noisy, layer), dim=-1).unflatten(0, (n_pairs, samples))
-            fitting = torch.einsum("nse,ne->ns", features, positives).mean(dim=1)
-            if contrast and negatives is not None:
-                fitting = fitting - contrast * torch.stack(
-                    [
-                        fitting.new_zeros(()) if other is None else (features[row] @ other.T).mean()
-                        for row, other in enumerate(negatives)
-                    ]
-                )
             compression = kl_divergence(z, alpha, variance).mean(dim=(1, 2))
-            loss = (weights * compression - fitting).sum()
+            loss = (weights * compression).sum() - (slope * torch.sigmoid(alpha)).sum()
             (alpha.grad,) = torch.autograd.grad(loss, alpha)
         adam.step()
         if on_step is not None:

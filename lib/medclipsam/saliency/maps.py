@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from medclipsam.base.errors import OptionError
 from medclipsam.base.options import SALIENCY_METHODS
 from medclipsam.encoders import Encoder, Fit
-from medclipsam.saliency.m2ib import m2ib_maps, noise_generator
+from medclipsam.saliency.m2ib import PUBLISHED, Schedule, m2ib_maps, noise_generator
+from medclipsam.saliency.nib import nib_maps
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,19 @@ class SaliencySettings:
 
     Attributes
     ----------
-    method : {"m2ib", "m2ib_token", "patch_text"}
-        M2IB with an alpha for each element or each token; or the cosine of projected patch tokens and the text.
+    method : {"m2ib", "m2ib_token", "nib", "patch_text"}
+        M2IB with an alpha for each element or each token; the narrowing bottleneck; or the cosine of projected patch
+        tokens and the text.
     variance : float
         Noise variance sigma squared (M2IB).
     layer : int
-        0-based vision block that carries the bottleneck (M2IB).
-    steps, samples, seed : int
-        Adam steps, noise samples and seed (M2IB).
+        0-based vision block that carries the bottleneck (M2IB, NIB).
+    schedule : Schedule
+        Adam steps and their noise samples (M2IB).
+    steps : int
+        Points on the way from nothing to the whole image (NIB).
+    seed : int
+        Seed of the noise (M2IB).
     contrast : float
         Weight of the similarity to negative captions; 0 leaves them out.
     smooth : int
@@ -40,8 +46,8 @@ class SaliencySettings:
     method: str = "m2ib"
     variance: float = 1.0
     layer: int = 9
+    schedule: Schedule = PUBLISHED
     steps: int = 10
-    samples: int = 10
     seed: int = 0
     contrast: float = 0.0
     smooth: int = 1
@@ -114,7 +120,8 @@ def saliency_maps(
         One float32 [H, W] a request, on the CPU, in [0, 1], min-max scaled over what is not padding; a constant map
         is all 0.
     """
-    step = max(1, max_copies // settings.samples)
+    copies = 1 if settings.method == "nib" else max(settings.schedule.samples)
+    step = max(1, max_copies // copies)
     maps: list[torch.Tensor] = []
     for start in range(0, len(requests), step):
         chosen = requests[start : start + step]
@@ -133,18 +140,32 @@ def _grids(
 ) -> torch.Tensor:
     if settings.method == "patch_text":
         return _patch_text(encoder, tokens, requests, settings)
+    planes = [request.plane for request in requests]
+    texts = torch.stack([request.text for request in requests])
+    negatives = [request.negatives for request in requests]
+    if settings.method == "nib":
+        return nib_maps(
+            encoder.tower,
+            tokens,
+            planes,
+            texts,
+            negatives,
+            layer=settings.layer,
+            steps=settings.steps,
+            contrast=settings.contrast,
+            on_step=on_step,
+        )
     return m2ib_maps(
         encoder.tower,
         tokens,
-        [request.plane for request in requests],
-        torch.stack([request.text for request in requests]),
-        [request.negatives for request in requests],
+        planes,
+        texts,
+        negatives,
         generators=[noise_generator(settings.seed, content) for content in contents],
         beta=[request.beta for request in requests],
         variance=settings.variance,
         layer=settings.layer,
-        steps=settings.steps,
-        samples=settings.samples,
+        schedule=settings.schedule,
         contrast=settings.contrast,
         per_token=settings.method == "m2ib_token",
         on_step=on_step,

@@ -36,7 +36,10 @@ def test_a_volume_is_estimated_from_one_plane() -> None:
     assert pace.estimate(1, 3, options) == pytest.approx(3 * 2.6)
     # half of the steps take half of the saliency's time
     assert pace.estimate(1, 1, ZeroShotOptions(steps=5, samples=10)) == pytest.approx(0.1 + 1.0 + 0.5)
-    assert pace.estimate(1, 1, ZeroShotOptions(presence=False)) == pytest.approx(2.5)
+    assert pace.estimate(1, 1, ZeroShotOptions(steps=10, presence=False)) == pytest.approx(2.5)
+    assert pace.estimate(1, 1, ZeroShotOptions(preset="published")) == pytest.approx(2.6)
+    # 5 of the published 100 runs, unless more are asked for
+    assert pace.estimate(1, 1, ZeroShotOptions()) == pytest.approx(0.1 + 0.1 + 0.5)
     # nothing was measured with another method
     assert pace.estimate(1, 1, ZeroShotOptions(saliency="patch_text")) is None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.options import ZeroShotOptions
+from medclipsam.saliency import FAST, PUBLISHED
 
 if TYPE_CHECKING:
     from medclipsam.pipeline.zero_shot import ZeroShotResult
@@ -95,5 +96,10 @@ class RuntimeEstimator:
 def _work(options: ZeroShotOptions) -> int:
     if options.saliency == "patch_text":
         return 1
-    # What the weights take where the request says nothing does not change from request to request.
-    return (options.steps or 10) * (options.samples or 10)
+    published = PUBLISHED.samples
+    if options.saliency == "nib":
+        return options.steps or len(published)
+    if options.steps or options.samples or options.preset in ("published", "paper"):
+        return (options.steps or len(published)) * (options.samples or published[0])
+    # The weights may name another schedule, which does not change from request to request.
+    return FAST.work
