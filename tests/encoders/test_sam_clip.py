@@ -54,6 +54,7 @@ VISION = {
     "channels": CHANNELS,
     "side": 8,
     "widths": [8, 12, 16],
+    "depths": [1, 2, 2, 1, 1],
     "structures": ["lung", "heart"],
     "globals": ["modality XR", "normal"],
     "global_shares": [0.5, 0.7],
@@ -73,7 +74,7 @@ CONFIG = {
     "std": [1.0] * 3,
     "image_size": SIZE,
     "embedding": {"sam": "lite_medsam", "sha256": FakeSam.identity},
-    "saliency": {"beta": 0.5, "variance": 1.0, "layer": 0, "steps": 4, "samples": 2},
+    "saliency": {"beta": 0.5, "variance": 1.0, "layer": 0, "schedule": [1, 0, 2, 2]},
 }
 
 
@@ -191,6 +192,8 @@ def test_m2ib_lights_the_part_that_carries_the_structure(files: tuple[Path, Path
             parameter.zero_()
         visual.local[0].weight.fill_(1.0)
         visual.stem[0].weight[0, 0] = 1.0
+        # Against this constant the first channel keeps its size through the normalisation.
+        visual.stem[0].bias[1] = 3.0
         visual.stem[1].weight.fill_(1.0)
         visual.local[1].weight[0, 0] = 4.0
         visual.local[1].bias.fill_(-4.0)
@@ -198,7 +201,7 @@ def test_m2ib_lights_the_part_that_carries_the_structure(files: tuple[Path, Path
     tokens[0, 27:29, 0] = 6.0
     plane = np.zeros((SIZE, SIZE, 3), np.uint8)
     _, fit = made.preprocess(plane)
-    settings = SaliencySettings(layer=0, steps=10, samples=4)
+    settings = SaliencySettings(layer=0)
     asked = [SaliencyRequest(0, visual.directions[0], beta=0.1)]
     (saliency,) = saliency_maps(made, tokens, [fit], [b"x"], asked, settings)
     inside = saliency[24:32, 24:40].mean()

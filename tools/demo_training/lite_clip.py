@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ DICOM = {"US": "US", "MR": "MR", "XR": "DX", "CT": "CT"}
 _FAMILY = {"US": "US", "MR": "MR", "CT": "CT", "CR": "XR", "DX": "XR"}
 # Structures that X-rays and CT both show: by the other modality's name they are neither there nor not.
 _SHARED = frozenset({"lungs", "left lung", "right lung", "heart"})
+# Modalities in which no structure is called left or right.
+_SIDELESS = frozenset({"US", "MR"})
 # Tokens below which a structure is neither there nor not, and above which it is there.
 _LEAST, _ENOUGH = 0.02, 0.3
 # M2IB's beta that the sharpening has in mind.
@@ -61,17 +63,24 @@ class Recipe:
     dropped: float = 0.15
     sharpened: int = 6
     logit_scale: float = 20.0
+    # Shares of planes whose embedding is mirrored (where no structure has a side), moved and scaled.
+    mirrored: float = 0.35
+    moved: float = 0.55
+    scaled: float = 0.4
+    # What is kept is a running mean of the weights, over about 1 / (1 - memory) steps.
+    memory: float = 0.995
     widths: tuple[int, int, int] = (64, 128, 160)
+    depths: tuple[int, int, int, int, int] = (1, 3, 4, 2, 2)
     # How often each source is drawn: kind, modality, whether a real image shows its target.
     shares: Mapping[tuple[str, str, bool], float] = field(
         default_factory=lambda: {
-            ("real", "US", True): 0.15,
-            ("real", "US", False): 0.09,
-            ("real", "MR", True): 0.17,
-            ("real", "MR", False): 0.09,
-            ("real", "XR", True): 0.13,
-            ("pasted", "CT", True): 0.09,
-            ("ct", "CT", True): 0.05,
+            ("real", "US", True): 0.20,
+            ("real", "US", False): 0.10,
+            ("real", "MR", True): 0.19,
+            ("real", "MR", False): 0.10,
+            ("real", "XR", True): 0.08,
+            ("pasted", "CT", True): 0.12,
+            ("ct", "CT", True): 0.08,
             ("phantom", "CT", True): 0.09,
             ("phantom", "US", True): 0.05,
             ("phantom", "MR", True): 0.055,
@@ -87,6 +96,7 @@ def vision_config(recipe: Recipe) -> dict[str, Any]:
         "channels": CHANNELS,
         "side": SIDE,
         "widths": list(recipe.widths),
+        "depths": list(recipe.depths),
         "structures": list(STRUCTURES),
         "globals": list(GLOBALS),
         "global_shares": [0.5] * len(MODALITIES) + [0.7] * len(STATES) + [1.0],
@@ -182,6 +192,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.06
         )
+        self.averaged = {name: value.clone() for name, value in self.vision.state_dict().items()}
         self.step = 0
 
     def _encode(self, texts: Any) -> torch.Tensor:
@@ -227,12 +238,14 @@ class Trainer:
                     torch.save(self.state(), part)
                     os.replace(part, checkpoint)
                     saved = time.monotonic()
+        self.vision.load_state_dict(self.averaged)
         self.vision.eval()
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed training needs."""
         return {
             "vision": self.vision.state_dict(),
+            "averaged": self.averaged,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -242,6 +255,7 @@ class Trainer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a training where `state` left it."""
         self.vision.load_state_dict(state["vision"])
+        self.averaged = {name: value.clone() for name, value in state["averaged"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
@@ -256,12 +270,17 @@ class Trainer:
         self.optimiser.step()
         self.schedule.step()
         self.step += 1
+        # The first steps' weights are forgotten sooner.
+        memory = min(self.recipe.memory, self.step / (self.step + 19))
+        for name, value in self.vision.state_dict().items():
+            self.averaged[name].lerp_(value, 1 - memory)
         return {name: float(part.detach()) for name, part in parts.items()}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the weighted parts of the loss of a batch."""
         vision, generator = self.vision, self.generator
         n = len(batch.modalities)
+        batch = move(batch, self.recipe, generator)
         tokens = vision.tokens(batch.embeddings)
         if self._chance(0.5):
             tokens = tokens + 0.15 * torch.randn(tokens.shape, generator=generator)
@@ -391,6 +410,32 @@ def dense_loss(local: torch.Tensor, coverage: torch.Tensor, known: torch.Tensor)
     overlap = (2 * (found * goal).sum(dim=2) + 0.5) / (found.square().sum(dim=2) + goal.square().sum(dim=2) + 0.5)
     loss = (1.5 * inside + 2 * (1 - overlap)) * there + outside + (1 - 0.8 * there) * wrong
     return (loss * counted).sum() / counted.sum().clamp_min(1)
+
+
+def move(batch: Batch, recipe: Recipe, generator: torch.Generator) -> Batch:
+    """Return a batch whose embeddings and coverage are mirrored, moved and scaled alike, each plane in its own way.
+
+    An embedding that is moved is not that of the moved image (their correlation is 0.6 to 0.9), but near enough to
+    keep the blocks from learning planes by heart.
+    """
+    n = len(batch.modalities)
+
+    def drawn() -> torch.Tensor:
+        return torch.rand(n, generator=generator)
+
+    sideless = torch.tensor([modality in _SIDELESS for modality in batch.modalities])
+    mirrored = (drawn() < recipe.mirrored) & sideless
+    moved, scaled = drawn() < recipe.moved, drawn() < recipe.scaled
+    width = torch.where(scaled, torch.exp((drawn() - 0.5) * 0.5), 1.0)
+    height = width * torch.where(scaled, torch.exp((drawn() - 0.5) * 0.2), 1.0)
+    placed = torch.zeros(n, 2, 3)
+    placed[:, 0, 0] = torch.where(mirrored, -width, width)
+    placed[:, 1, 1] = height
+    placed[:, 0, 2] = torch.where(moved, (drawn() - 0.5) * 0.3, 0.0)
+    placed[:, 1, 2] = torch.where(moved, (drawn() - 0.5) * 0.3, 0.0)
+    grid = F.affine_grid(placed, [n, 1, SIDE, SIDE], align_corners=False)
+    embeddings = F.grid_sample(batch.embeddings, grid, padding_mode="border", align_corners=False)
+    return replace(batch, embeddings=embeddings, coverage=F.grid_sample(batch.coverage, grid, align_corners=False))
 
 
 def drop_channels(tokens: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:

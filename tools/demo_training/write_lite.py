@@ -27,13 +27,10 @@ SALIENCY: dict[str, Any] = {
     "beta": 1.0,
     "variance": 1.0,
     "layer": 0,
-    "steps": 10,
-    "samples": 2,
     "smooth": 1,
     "clip_percentile": 99.0,
 }
 SALIENCY_TARGETS: dict[str, dict[str, Any]] = {
-    "brain tumour": {"method": "m2ib_token", "beta": 4.0},
     "lungs x-ray": {"method": "m2ib_token", "beta": 35.0},
 }
 # On CT LiteMedSAM takes liver or heart for lungs now and then; chosen on two CTs, pasted lungs and phantoms.

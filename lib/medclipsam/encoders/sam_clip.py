@@ -123,6 +123,10 @@ class _Block(nn.Module):
         return x + self.narrow(F.gelu(self.widen(self.norm(self.depthwise(x)))))
 
 
+def _blocks(channels: int, depth: int, kernel: int = 5) -> nn.Sequential:
+    return nn.Sequential(*(_Block(channels, kernel) for _ in range(depth)))
+
+
 class EmbeddingVision(nn.Module):
     """The tower's own blocks, from SAM's image embedding to the image feature.
 
@@ -130,8 +134,9 @@ class EmbeddingVision(nn.Module):
     ----------
     config : mapping
         `channels` of the embedding, `side` of the token grid (a multiple of 4), `widths` (three, from the full grid to
-        a quarter of it), `embed_dim`, `structures` (names of the directions with a place in the image), `globals`
-        (names of those of the whole image) and `global_shares` (the amount of each in the feature), `rest_share`.
+        a quarter of it), `depths` (number of blocks: three on the way down, two on the way up), `embed_dim`,
+        `structures` (names of the directions with a place in the image), `globals` (names of those of the whole image)
+        and `global_shares` (the amount of each in the feature), `rest_share`.
     """
 
     mean: torch.Tensor
@@ -142,7 +147,7 @@ class EmbeddingVision(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        channels, (fine, middle, coarse) = config["channels"], config["widths"]
+        channels, (fine, middle, coarse), depths = config["channels"], config["widths"], config["depths"]
         self.grid = (config["side"], config["side"])
         # Not a submodule: its weights are those of the SAM, and are neither stored nor trained here.
         self._embedder: tuple[Embedder, ...] = ()
@@ -153,15 +158,17 @@ class EmbeddingVision(nn.Module):
         self.register_buffer("sizes", torch.ones(n_local))
         self.register_buffer("shares", torch.tensor([*config["global_shares"], config["rest_share"]]))
         self.stem = nn.Sequential(nn.Conv2d(channels, fine, 1), _Norm(fine))
-        self.fine = _Block(fine)
+        self.fine = _blocks(fine, depths[0])
         self.down = nn.Conv2d(fine, middle, 2, 2)
-        self.middle = nn.Sequential(_Block(middle), _Block(middle))
+        # What the stem leaves out of the embedding reaches the middle level by this way.
+        self.beside = nn.Conv2d(channels, middle, 2, 2)
+        self.middle = _blocks(middle, depths[1])
         self.down_again = nn.Conv2d(middle, coarse, 2, 2)
-        self.coarse = nn.Sequential(_Block(coarse, 7), _Block(coarse, 7))
+        self.coarse = _blocks(coarse, depths[2], kernel=7)
         self.up = nn.Conv2d(coarse, middle, 1)
-        self.middle_up = _Block(middle)
+        self.middle_up = _blocks(middle, depths[3])
         self.up_again = nn.Conv2d(middle, fine, 1)
-        self.fine_up = _Block(fine)
+        self.fine_up = _blocks(fine, depths[4])
         self.local = nn.Sequential(_Norm(fine), nn.Conv2d(fine, n_local, 1))
         self.whole = nn.Linear(2 * coarse, n_global)
 
@@ -187,8 +194,9 @@ class EmbeddingVision(nn.Module):
 
     def logits(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of every structure at every token [B, K, rows, cols], and of the whole image [B, G]."""
-        x = self.fine(self.stem(tokens.transpose(1, 2).unflatten(2, self.grid)))
-        y = self.middle(self.down(x))
+        planes = tokens.transpose(1, 2).unflatten(2, self.grid)
+        x = self.fine(self.stem(planes))
+        y = self.middle(self.down(x) + self.beside(planes))
         z = self.coarse(self.down_again(y))
         y = self.middle_up(y + F.interpolate(self.up(z), scale_factor=2.0, mode="bilinear", align_corners=False))
         x = self.fine_up(x + F.interpolate(self.up_again(y), scale_factor=2.0, mode="bilinear", align_corners=False))
