@@ -197,7 +197,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Itera
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "XDG_DATA_HOME": str(place / "data"), "OMP_NUM_THREADS": "2", **environment},
+                env={**os.environ, "XDG_DATA_HOME": str(place / "data"), "OMP_NUM_THREADS": "1", **environment},
             )
         server = Server(f"http://127.0.0.1:{port}", process, log, studies, phantoms.masks)
         servers.append(server)

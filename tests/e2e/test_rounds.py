@@ -39,7 +39,7 @@ def test_corrections_train_a_network_by_themselves(start: Callable[..., Any], tu
         more = ["--retrain-after", str(AFTER), "--retrain-options", json.dumps(options)]
         return tumours.serve(studies, port, *more)
 
-    server = start(command, OMP_NUM_THREADS="1")
+    server = start(command)
     # a validation set, as a reader would draw it first
     for name in held:
         save(server.url, name, truths[name], "chief")
@@ -80,7 +80,7 @@ def test_corrections_train_a_network_by_themselves(start: Callable[..., Any], tu
         time.sleep(0.2)
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait(20)
-    again = start(serve, again=server, OMP_NUM_THREADS="1")
+    again = start(serve, again=server)
     late = next(name for name in tumours.names if name not in held and name not in seen["ada"] + seen["bob"])
     save(again.url, late, truths[late], "ada")
     found = wait(again.url, ended)

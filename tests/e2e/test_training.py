@@ -35,7 +35,7 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
         return serve(studies, port)
 
     assert 10 <= len(held) <= 16, "or the network could not be validated"
-    server = start(command, OMP_NUM_THREADS="1")
+    server = start(command)
     url = server.url
     assert "network" not in requests.get(f"{url}/info/", timeout=60).json()["models"]
     refused = requests.post(f"{url}/infer/network", params={"image": "b00"}, timeout=60)
@@ -100,7 +100,7 @@ def test_labels_become_a_network_that_survives_a_kill(start: Callable[..., Any],
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait(20)
     try:
-        again = start(serve, again=server, OMP_NUM_THREADS="1")
+        again = start(serve, again=server)
         status = requests.get(f"{again.url}/train/", timeout=60).json()
         assert (status["status"], status["adopted"], status["id"]) == ("RUNNING", True, f"process-{training.pid}")
         before = status["progress"]["epoch"]

@@ -30,7 +30,7 @@ def studies(tmp_path: Path) -> str:
         ({"studies": "/no/such/folder"}, "/no/such/folder"),
         ({"studies": "http://127.0.0.1:9"}, "The DICOMweb server http://127.0.0.1:9 does not answer"),
         ({"targets": ["left ear"]}, "left ear"),
-        ({"conf": {"colour": "red"}}, "'colour' is not known"),
+        ({"conf": {"colour": "red"}}, "'colour' (given as 'red') is not known"),
         ({"conf": {"beta": "much"}}, "'beta' cannot be 'much'"),
         ({"conf": {"targets_file": "/no/such.yaml"}}, "/no/such.yaml"),
         ({"device": "gpu"}, "'device' cannot be 'gpu'"),

@@ -223,7 +223,7 @@ REGISTRY: dict[str, PublishedWeights] = {
             (),
             "Apache-2.0",
             "the CLIP of this package on LiteMedSAM's image embedding",
-            _memory(5, 1008),
+            _memory(7, 552),
             own_file="lite_clip.safetensors",
         ),
         PublishedWeights(

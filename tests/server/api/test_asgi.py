@@ -622,9 +622,9 @@ def test_a_client_that_leaves_stops_its_work(client: TestClient, loaded: Any, tm
 def test_a_request_that_would_take_too_long_is_refused_with_the_estimate(make_client: MakeClient) -> None:
     client = make_client(max_seconds="60")
     pace = client.app.state.label_app.pipeline.pace  # type: ignore[attr-defined]
-    for rate, seconds in (("presence", 1.0), ("saliency auto", 0.25), ("rest", 4.0)):
+    for rate, seconds in (("presence", 1.0), ("saliency auto", 5.0), ("rest", 4.0)):
         pace._rates[rate].append(seconds)
-    # 1 s of presence, 100 steps and samples at 0.25 s, 4 s of SAM
+    # 1 s of presence, the 5 runs of the fast schedule at 5 s, 4 s of SAM
     assert infer(client, image="chest").status_code == 200
     detail = sentence(infer(client, image="stack"), 400)
     assert "about 90 s (3 planes at 30 s" in detail

@@ -17,7 +17,7 @@ from medclipsam.base.metrics import dice
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.doctor import check_networks
 from medclipsam.server.inference.request_schema import MONAI_LABEL_KEYS
-from medclipsam.server.learning.trainer import candidates, describe
+from medclipsam.server.learning.trainer import candidates, describe_training
 from medclipsam.training.collect import read_studies
 from medclipsam.training.lock import Holder, TrainingLock, holder_of
 from medclipsam.training.store import NetworkStore
@@ -247,7 +247,7 @@ def test_a_training_that_outlived_its_server_is_seen_and_can_be_ended(
 
 def test_an_adopted_training_says_which_trainer_it_is(place: Path) -> None:
     store = NetworkStore(place / "networks")
-    told = [describe(store, Holder(1, "", what, 0.0))["request"] for what in ("finetune_clip", "liver")]
+    told = [describe_training(store, Holder(1, "", what, 0.0))["request"] for what in ("finetune_clip", "liver")]
     assert told == [{"model": "finetune_clip"}, {"model": "network", "name": "liver"}]
 
 
