@@ -384,6 +384,40 @@ def test_maps_are_handed_on_as_they_are_made(pipeline: ZeroShot, tmp_path: Path)
     assert maps["something bright", 1][30, 40] > 0.9 > 0.1 > maps["something bright", 1][3, 3]
 
 
+def test_masks_are_handed_on_plane_by_plane_and_again_where_they_are_corrected(
+    pipeline: ZeroShot, tmp_path: Path
+) -> None:
+    planes = np.stack([disc((60, 80), 30, 40) & (n not in (0, 3)) for n in range(6)])
+    planes[4] |= disc((60, 80), 8, 8, 5)  # smaller than the disc, and dropped
+    image = volume(tmp_path, planes * np.uint8(255))
+    calls: list[tuple[str, int]] = []
+    latest: dict[tuple[str, int], np.ndarray] = {}
+
+    def keep_partial(name: str, plane: int, mask: np.ndarray) -> None:
+        assert mask.dtype == bool
+        calls.append((name, plane))
+        latest[name, plane] = mask.copy()
+
+    result = pipeline.segment(image, "something bright; a heart", OPTIONS, keep_partial=keep_partial)
+    assert {"something bright"} == {name for name, _ in calls}
+    built = np.zeros(result.labels.shape, dtype=bool)
+    for (_, plane), mask in latest.items():
+        built[plane] = mask
+    np.testing.assert_array_equal(built, result.labels > 0)
+    assert built.any()
+
+    done: list[int] = []
+    with pytest.raises(CancelledError):
+        pipeline.segment(
+            image,
+            "something bright",
+            OPTIONS,
+            keep_partial=lambda name, plane, mask: done.append(plane),
+            cancelled=lambda: len(done) >= 2,
+        )
+    assert len(done) == 2  # no plane is begun once it has been asked to stop
+
+
 def test_results_and_images_print_in_one_short_line_without_arrays_and_addresses(
     pipeline: ZeroShot, tmp_path: Path
 ) -> None:

@@ -47,6 +47,8 @@ Cancelled = Callable[[], bool]
 KeepMap = Callable[[str, int, np.ndarray], None]
 # Stage ("coarse", "components"), name of the target, plane, and that stage's mask, bool [H, W].
 KeepMask = Callable[[str, str, int, np.ndarray], None]
+# Name of the target, plane, and its mask as it is by now, bool [H, W].
+KeepPartial = Callable[[str, int, np.ndarray], None]
 
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
@@ -420,6 +422,7 @@ class ZeroShot:
         cancelled: Cancelled | None = None,
         keep_map: KeepMap | None = None,
         keep_mask: KeepMask | None = None,
+        keep_partial: KeepPartial | None = None,
     ) -> ZeroShotResult:
         """Find what a text asks for in an image.
 
@@ -441,6 +444,10 @@ class ZeroShot:
         keep_mask : callable, optional
             Called with the stage, a target's name, a plane and a mask (bool [H, W]): "coarse" for the coarse mask,
             "components" for what its choice of components left.
+        keep_partial : callable, optional
+            Called with a target's name, a plane and its mask (bool [H, W], display orientation) as soon as the mask is
+            made, and again for each plane whose mask is corrected later. The array must not be changed. Where targets
+            overlap, only the result decides which of them a pixel belongs to.
 
         Returns
         -------
@@ -483,7 +490,7 @@ class ZeroShot:
         shared = self._by_window(jobs)
         for part, (window, group) in enumerate(shared):
             clock.span(part / len(shared), (part + 1) / len(shared))
-            _Pass(self, image, window, group, indices, options, clock, keep_map, keep_mask).run()
+            _Pass(self, image, window, group, indices, options, clock, keep_map, keep_mask, keep_partial).run()
         labels = _merge(jobs, image)
         for job in jobs:
             _conclude(job, labels, image)
@@ -539,7 +546,7 @@ class ZeroShot:
         for window, jobs in self._by_window(
             [self._job(target, labels[target.name], image, options) for target in asked]
         ):
-            _Pass(self, image, window, jobs, indices, options, clock, None, None).scan()
+            _Pass(self, image, window, jobs, indices, options, clock).scan()
             for job in jobs:
                 score, threshold = job.evidence.presence_score, job.evidence.presence_threshold
                 assert score is not None
@@ -695,11 +702,13 @@ class _Pass:
         indices: list[int],
         options: ZeroShotOptions,
         clock: _Clock,
-        keep_map: KeepMap | None,
-        keep_mask: KeepMask | None,
+        keep_map: KeepMap | None = None,
+        keep_mask: KeepMask | None = None,
+        keep_partial: KeepPartial | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.keep_mask = keep_mask
+        self.keep_partial = keep_partial
         self.encoder = pipeline.encoder
         self.sam = pipeline.sam
         self.batch_planes = pipeline.batch_planes
@@ -829,7 +838,13 @@ class _Pass:
             if job.least_agreement and dice(mask, components) < job.least_agreement:
                 mask = components
                 job.evidence.planes[-1].kept_coarse = True
-            job.mask[plane] = mask
+            self._set_mask(job, plane, mask)
+
+    def _set_mask(self, job: _Job, plane: int, mask: np.ndarray) -> None:
+        """Take a plane's mask into the result, and hand it out."""
+        job.mask[plane] = mask
+        if self.keep_partial is not None:
+            self.keep_partial(job.evidence.name, plane, mask)
 
     def _ask_sam(self, job: _Job, plane: int, pixels: np.ndarray, prompt: VisualPrompt) -> np.ndarray:
         """Return SAM's mask for a prompt, and note the evidence."""
@@ -859,13 +874,14 @@ class _Pass:
         kept = largest_components(linked, job.num_components, self.options.min_size)
         if len(job.evidence.planes) > 1:
             kept = _without_single_planes(kept)
-        job.mask &= kept
+        for plane in np.flatnonzero((job.mask & ~kept).any(axis=(1, 2))):
+            self._set_mask(job, int(plane), job.mask[plane] & kept[plane])
         for plane in self._lost_planes(job.mask):
             below, above = job.mask[plane - 1], job.mask[plane + 1]
             self.clock.check()
             job.evidence.planes = [seen for seen in job.evidence.planes if seen.plane != plane]
             between = VisualPrompt(boxes=(boxes_of(below) + boxes_of(above)) / 2)
-            job.mask[plane] = self._ask_sam(job, plane, self.image.model_plane(plane, self.window), between)
+            self._set_mask(job, plane, self._ask_sam(job, plane, self.image.model_plane(plane, self.window), between))
         seen = [seen for seen in job.evidence.planes if job.mask[seen.plane].any()]
         job.evidence.planes = sorted(seen, key=lambda seen: seen.plane)
 

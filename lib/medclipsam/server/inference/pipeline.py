@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medclipsam.finetune.store import ClipStore
     from medclipsam.imaging import MedicalImage, Window
     from medclipsam.pipeline.refine import Clicks, RefineResult
-    from medclipsam.pipeline.zero_shot import KeepMap, ZeroShot, ZeroShotResult
+    from medclipsam.pipeline.zero_shot import KeepMap, KeepPartial, ZeroShot, ZeroShotResult
     from medclipsam.targets import TargetSet
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class SharedPipeline:
         options: ZeroShotOptions,
         keep_map: KeepMap | None = None,
         job: Job | None = None,
+        keep_partial: KeepPartial | None = None,
     ) -> ZeroShotResult:
         """Segment `image` as `ZeroShot.segment` does; `job` gets the progress and may stop it.
 
@@ -99,6 +100,7 @@ class SharedPipeline:
                 text,
                 options,
                 keep_map=keep_map,
+                keep_partial=keep_partial,
                 progress=job.progress if job else None,
                 cancelled=job.stopped if job else None,
             )
