@@ -24,7 +24,7 @@ from pydicom import uid
 
 from medclipsam.demo.dicom import DicomPhantom, ultrasound, volume, xray
 from medclipsam.demo.pacs import Orthanc
-from medclipsam.server.base.pacs_options import MODALITIES
+from medclipsam.dicomweb.options import MODALITIES
 from medclipsam.server.learning.trainer import candidates
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.targets import TargetSet

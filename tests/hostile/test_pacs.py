@@ -25,11 +25,11 @@ import pytest
 from pydicom.uid import generate_uid
 
 from medclipsam.base.errors import MedClipSamError
+from medclipsam.dicomweb.client import Pacs
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.imaging.dicom_seg import SegmentInfo
-from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.studies.dicomweb import DicomWebStudies, LabelText
-from medclipsam.server.studies.dicomweb_client import Pacs
 from medclipsam.server.studies.images import ImageReader
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.timeout(3600)]

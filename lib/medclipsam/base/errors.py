@@ -6,6 +6,7 @@ and exits with 2, the server answers it as a 4xx.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rapidfuzz import fuzz, process
@@ -157,6 +158,56 @@ class WeightsError(MedClipSamError):
 
 class TrainingError(MedClipSamError):
     """A network cannot be trained or used: out of memory, a folder of another training, a damaged network."""
+
+
+class UnknownError(InputError):
+    """A request names something that does not exist: an image, a series, a model, a strategy."""
+
+
+class UpstreamError(MedClipSamError):
+    """The DICOMweb server that holds the studies did not do what it was asked.
+
+    Attributes
+    ----------
+    permanent : bool
+        Whether asking again is of no use.
+    """
+
+    permanent = False
+
+    def as_permanent(self) -> UpstreamError:
+        """Return this error, as one for which asking again is of no use."""
+        self.permanent = True
+        return self
+
+    def adding(self, sentence: str) -> UpstreamError:
+        """Return this error with a further sentence."""
+        self.args = (f"{self} {sentence}",)
+        return self
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The DICOMweb server that holds the studies did not answer in time."""
+
+
+class UpstreamBusyError(UpstreamError):
+    """The DICOMweb server that holds the studies asks for the request to be repeated later.
+
+    Parameters
+    ----------
+    sentence : str
+        What it answered.
+    retry_after : float
+        Seconds after which it may be asked again, as it says.
+    """
+
+    def __init__(self, sentence: str, retry_after: float = 30.0) -> None:
+        super().__init__(sentence)
+        self.retry_after = max(1, math.ceil(retry_after))
+
+
+class UpstreamContentError(UpstreamError):
+    """The DICOMweb server that holds the studies sent something else than what was requested."""
 
 
 class CancelledError(MedClipSamError):

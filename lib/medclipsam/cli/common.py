@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.options import Options, ZeroShotOptions
-from medclipsam.server.base.addresses import is_url
+from medclipsam.dicomweb.addresses import is_url
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.weights import default_pair
 

@@ -23,7 +23,7 @@ from medclipsam.cli.targets import add_targets
 from medclipsam.cli.train import add_train
 from medclipsam.cli.weights import add_weights
 from medclipsam.cli.workspace import add_workspace
-from medclipsam.server.base.addresses import hide_passwords
+from medclipsam.dicomweb.addresses import hide_passwords
 from medclipsam.server.base.settings import join_values
 
 

@@ -26,8 +26,8 @@ from medclipsam import __version__
 from medclipsam.base.devices import Machine, gpu_problem
 from medclipsam.base.engine import VARIABLE, chosen_engine, missing_packages
 from medclipsam.base.errors import InputError, MedClipSamError, OptionError
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.server.base.conf import AppConf
-from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.workspace import default_workspace, owner_of
 from medclipsam.server.inference.memory import LIBRARIES
 from medclipsam.studies.identity import nearby
@@ -308,8 +308,8 @@ def check_folder(folder: Path) -> Check:
 
 def check_pacs(url: str, options: PacsOptions | None = None) -> Check:
     """Ask a DICOMweb server for one study, in the way that the server would."""
-    from medclipsam.server.base.errors import UpstreamError
-    from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
+    from medclipsam.base.errors import UpstreamError
+    from medclipsam.dicomweb.client import Credentials, Pacs
 
     options = options or PacsOptions()
     try:

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 from medclipsam.base.devices import Machine, cpu_warning
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.dicomweb.addresses import is_url, keep_user
 from medclipsam.imaging.limits import resource
 from medclipsam.server.api.access import Access, check_exposure, is_loopback, load_tokens
 from medclipsam.server.api.oidc import OidcProvider
-from medclipsam.server.base.addresses import is_url, keep_user
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.oidc_options import OidcOptions
 from medclipsam.server.base.workspace import Workspace, default_workspace

@@ -19,12 +19,12 @@ from authlib.jose import RSAKey
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medclipsam.base.errors import InputError, MedClipSamError
+from medclipsam.base.errors import InputError, MedClipSamError, UpstreamError
 from medclipsam.server.api.access import Access, AsUser
 from medclipsam.server.api.middleware import refused
 from medclipsam.server.api.oidc import OidcProvider, local_path
 from medclipsam.server.api.routes import login
-from medclipsam.server.base.errors import UnauthenticatedError, UpstreamError
+from medclipsam.server.base.errors import UnauthenticatedError
 from medclipsam.server.base.oidc_options import OidcOptions
 
 ROLES = {"realm_access": {"roles": ["monailabel-user"]}}

@@ -30,14 +30,14 @@ from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
 from medclipsam.active.ledger import Score
-from medclipsam.base.errors import OptionError
+from medclipsam.base.errors import OptionError, UpstreamError
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.imaging import read_image, read_mask, write_mask
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
 from medclipsam.server.api.routes import proxy
 from medclipsam.server.base.audit import AuditFile
-from medclipsam.server.base.errors import UnknownError, UpstreamError
-from medclipsam.server.base.pacs_options import PacsOptions
+from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.studies.dicomweb import DicomWebStudies
 from medclipsam.server.studies.waiting import Places, Turn

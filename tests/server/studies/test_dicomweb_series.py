@@ -14,11 +14,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from medclipsam.base.errors import UpstreamError
+from medclipsam.dicomweb.client import Pacs
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.imaging import read_image, write_mask
-from medclipsam.server.base.errors import ConflictError, UnknownError, UpstreamError
-from medclipsam.server.base.pacs_options import PacsOptions
+from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies.dicomweb import DicomWebStudies, LabelText
-from medclipsam.server.studies.dicomweb_client import Pacs
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.server.studies.labels import LabelReader
 

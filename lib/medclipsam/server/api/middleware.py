@@ -14,16 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medclipsam.base.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError, UpstreamError
 from medclipsam.server.api.access import Access, is_loopback
-from medclipsam.server.base.errors import (
-    UnauthenticatedError,
-    UpstreamError,
-    headers_of,
-    status_of,
-    storage_error,
-    told,
-)
+from medclipsam.server.base.errors import UnauthenticatedError, headers_of, status_of, storage_error, told
 
 logger = logging.getLogger(__name__)
 

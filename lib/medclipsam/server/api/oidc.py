@@ -16,9 +16,9 @@ from urllib.parse import urlencode
 import jwt
 import requests
 
-from medclipsam.base.errors import InputError
+from medclipsam.base.errors import InputError, UpstreamError
 from medclipsam.server.api.users import User
-from medclipsam.server.base.errors import UnauthenticatedError, UpstreamError
+from medclipsam.server.base.errors import UnauthenticatedError
 from medclipsam.server.base.oidc_options import OidcOptions
 
 # Only signatures that a public key checks: with others the key itself could sign.

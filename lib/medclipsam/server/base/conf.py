@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 
 from medclipsam.base.errors import OptionError, UnknownOptionError
 from medclipsam.base.options import Options, ZeroShotOptions, option
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.finetune.options import FinetuneOptions
-from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.rounds_options import RoundsOptions
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.settings import Request, RunOptions

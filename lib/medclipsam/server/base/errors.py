@@ -16,14 +16,21 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from medclipsam.base.errors import CancelledError, InputError, LockedError, MedClipSamError, StorageError, TooLargeError
+from medclipsam.base.errors import (
+    CancelledError,
+    InputError,
+    LockedError,
+    MedClipSamError,
+    StorageError,
+    TooLargeError,
+    UnknownError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from medclipsam.imaging.write import DISK_FULL, NOT_WRITABLE
 from medclipsam.training.lock import TrainingRunsError
 from medclipsam.training.store import UnknownNetworkError
-
-
-class UnknownError(InputError):
-    """A request names an image, a model or a strategy that is not there."""
 
 
 class UnauthenticatedError(InputError):
@@ -36,52 +43,6 @@ class ForbiddenError(InputError):
 
 class ConflictError(InputError):
     """What is asked for cannot be done as things stand now."""
-
-
-class UpstreamError(MedClipSamError):
-    """The DICOMweb server that holds the studies did not do what it was asked.
-
-    Attributes
-    ----------
-    permanent : bool
-        Whether asking again is of no use.
-    """
-
-    permanent = False
-
-    def as_permanent(self) -> UpstreamError:
-        """Return this error, as one for which asking again is of no use."""
-        self.permanent = True
-        return self
-
-    def adding(self, sentence: str) -> UpstreamError:
-        """Return this error with a further sentence."""
-        self.args = (f"{self} {sentence}",)
-        return self
-
-
-class UpstreamTimeoutError(UpstreamError):
-    """The DICOMweb server that holds the studies did not answer in time."""
-
-
-class UpstreamBusyError(UpstreamError):
-    """The DICOMweb server that holds the studies asks for the request to be repeated later.
-
-    Parameters
-    ----------
-    sentence : str
-        What it answered.
-    retry_after : float
-        Seconds after which it may be asked again, as it says.
-    """
-
-    def __init__(self, sentence: str, retry_after: float = 30.0) -> None:
-        super().__init__(sentence)
-        self.retry_after = max(1, math.ceil(retry_after))
-
-
-class UpstreamContentError(UpstreamError):
-    """The DICOMweb server that holds the studies sent something else than what was requested."""
 
 
 class BusyError(MedClipSamError):

@@ -17,7 +17,7 @@ from filelock import BaseFileLock
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import PRIVATE, write_json
 from medclipsam.base.locks import lock_is_held, process_start, take_lock
-from medclipsam.server.base.addresses import is_url, without_user
+from medclipsam.dicomweb.addresses import is_url, without_user
 from medclipsam.studies.identity import workspace_of
 from medclipsam.training.lock import holder_of
 

@@ -21,10 +21,10 @@ from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Sav
 from medclipsam.active.pool import Pool
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
-from medclipsam.base.errors import MedClipSamError
+from medclipsam.base.errors import MedClipSamError, UpstreamContentError, UpstreamError
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import Caller
-from medclipsam.server.base.errors import BusyError, UpstreamContentError, UpstreamError
+from medclipsam.server.base.errors import BusyError
 from medclipsam.server.base.rounds_options import RoundsOptions
 from medclipsam.server.base.task import Task
 from medclipsam.server.inference.networks import SharedNetworks

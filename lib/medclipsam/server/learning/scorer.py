@@ -16,11 +16,11 @@ import numpy as np
 
 from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.score import score_of
-from medclipsam.base.errors import InputError
+from medclipsam.base.errors import InputError, UpstreamError
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage, read_mask
-from medclipsam.server.base.errors import ConflictError, UpstreamError
+from medclipsam.server.base.errors import ConflictError
 from medclipsam.server.inference.networks import NetworkOptions, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
 from medclipsam.server.inference.work import Job

@@ -23,13 +23,14 @@ from medclipsam.active import LEDGER_FILE
 from medclipsam.active.strategies import DEFAULT as DEFAULT_STRATEGY
 from medclipsam.active.strategies import STRATEGIES
 from medclipsam.base.errors import InputError, MedClipSamError, TargetError, UnknownOptionError
+from medclipsam.dicomweb.client import Credentials, Pacs
+from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.finetune.store import ClipStore
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
 from medclipsam.server.base.names import checked_name
-from medclipsam.server.base.pacs_options import PacsOptions
 from medclipsam.server.base.task import TrainTask
 from medclipsam.server.base.workspace import default_workspace
 from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
@@ -67,7 +68,6 @@ from medclipsam.server.studies.dicomweb import (
     LONG_FRESH_SECONDS,
     DicomWebStudies,
 )
-from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.images import ImageReader, unknown_image, unreadable_images
 from medclipsam.server.studies.label_files import LabelFiles

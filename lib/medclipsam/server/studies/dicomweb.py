@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medclipsam.base.errors import InputError
+from medclipsam.base.errors import InputError, UpstreamContentError, UpstreamError
 from medclipsam.base.locks import process_start
+from medclipsam.dicomweb.client import UID, Pacs
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.dicom import read_elements, read_frame_volumes, read_header, source_headers, stored_pixels
 from medclipsam.imaging.dicom_frames import read_choice, write_choice
@@ -41,9 +42,8 @@ from medclipsam.imaging.dicom_seg import (
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.imaging.write import check_same, replace_file
-from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError, UpstreamContentError, UpstreamError
+from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
-from medclipsam.server.studies.dicomweb_client import UID, Pacs
 from medclipsam.server.studies.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.studies.kept_info import merged_image_info
 from medclipsam.server.studies.label_files import LabelFiles, content_of

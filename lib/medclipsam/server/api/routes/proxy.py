@@ -17,13 +17,14 @@ import requests
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
+from medclipsam.base.errors import UpstreamBusyError, UpstreamError
+from medclipsam.dicomweb.client import Pacs, says_stored
+from medclipsam.dicomweb.multipart import instances_of
 from medclipsam.server.api.access import AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import App, caller_of
-from medclipsam.server.base.errors import BusyError, ForbiddenError, UnknownError, UpstreamBusyError, UpstreamError
+from medclipsam.server.base.errors import BusyError, ForbiddenError, UnknownError
 from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.dicomweb import DicomWebStudies
-from medclipsam.server.studies.dicomweb_client import Pacs, says_stored
-from medclipsam.server.studies.multipart import instances_of
 from medclipsam.server.studies.waiting import PROXY_THREADS, WAITING_SECONDS
 
 router = APIRouter(prefix="/proxy/dicom", tags=["Others"], include_in_schema=False)

@@ -16,10 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from medclipsam.base.errors import OptionError
-from medclipsam.server.base.errors import UpstreamError
-from medclipsam.server.base.pacs_options import PacsOptions
-from medclipsam.server.studies.dicomweb_client import Credentials, Pacs
+from medclipsam.base.errors import OptionError, UpstreamError
+from medclipsam.dicomweb.client import Credentials, Pacs
+from medclipsam.dicomweb.options import PacsOptions
 
 # Answers a method, path and query with a status, headers and a body.
 Answer = Callable[[str, str, dict[str, list[str]]], tuple[int, dict[str, str], bytes]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medclipsam.server.studies.multipart import IncompleteError, boundary_of, write_parts
+from medclipsam.dicomweb.multipart import IncompleteError, boundary_of, write_parts
 
 BOUNDARY = b"cut"
 

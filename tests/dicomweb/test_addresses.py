@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from medclipsam.server.base.addresses import hide_passwords, keep_user, user_of, without_user
+from medclipsam.dicomweb.addresses import hide_passwords, keep_user, user_of, without_user
 from medclipsam.server.base.workspace import default_workspace
 
 PLAIN = "https://pacs.example:8443/dicom-web"
@@ -62,7 +62,7 @@ def test_a_command_line_with_a_password_is_replaced(monkeypatch: pytest.MonkeyPa
 def test_other_users_of_the_machine_do_not_see_a_password() -> None:
     """The process goes on under its id with a command line that does not have it, and with the password."""
     program = (
-        "import os, sys; from medclipsam.server.base.addresses import hide_passwords; hide_passwords();"
+        "import os, sys; from medclipsam.dicomweb.addresses import hide_passwords; hide_passwords();"
         "print(os.environ['MONAI_LABEL_DICOMWEB_PASSWORD'], flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, "serve", "--studies", "https://reader:s3cret@pacs.example/"]

@@ -7,6 +7,7 @@ nor `.netrc` files of the environment are looked at. Certificates are checked.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,20 +28,20 @@ import pydicom
 import requests
 from pydicom.dataelem import empty_value_for_VR
 
-from medclipsam.base.errors import OptionError
-from medclipsam.imaging.dicom import read_elements
-from medclipsam.imaging.whole import is_whole
-from medclipsam.server.base.addresses import user_of, without_user
-from medclipsam.server.base.errors import (
+from medclipsam.base.errors import (
+    OptionError,
     UnknownError,
     UpstreamBusyError,
     UpstreamContentError,
     UpstreamError,
     UpstreamTimeoutError,
 )
-from medclipsam.server.base.pacs_options import PacsOptions
-from medclipsam.server.studies.multipart import IncompleteError, boundary_of, write_parts
-from medclipsam.server.studies.transport import LEAST_RATE, TimedAdapter, TooMuchError, TotalTimeout, timed_chunks
+from medclipsam.dicomweb.addresses import user_of, without_user
+from medclipsam.dicomweb.multipart import IncompleteError, boundary_of, write_parts
+from medclipsam.dicomweb.options import PacsOptions
+from medclipsam.dicomweb.transport import LEAST_RATE, TimedAdapter, TooMuchError, TotalTimeout, timed_chunks
+from medclipsam.imaging.dicom import read_elements
+from medclipsam.imaging.whole import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -217,8 +218,21 @@ class Pacs:
         UpstreamError
             If the server does not answer as DICOM PS3.18 says.
         """
-        found: list[pydicom.Dataset] = []
-        seen: set[str] = set()
+        return [entry for page in self.search_pages(path, conditions, fields) for entry in page]
+
+    def search_pages(
+        self, path: str, conditions: Mapping[str, str], fields: Sequence[str] = ()
+    ) -> Iterator[list[pydicom.Dataset]]:
+        """Yield what `search` returns page by page, each when the server has answered it.
+
+        Only the identifiers of what was found are kept, so that a search of a whole archive fits the memory.
+
+        Parameters
+        ----------
+        path, conditions, fields
+            As for `search`, whose errors it raises.
+        """
+        seen: set[int] = set()
         offset = 0
         while True:
             params = [*conditions.items(), *(("includefield", name) for name in fields)]
@@ -226,10 +240,10 @@ class Pacs:
             new = {key: entry for entry in page if (key := _identity(entry)) not in seen}
             seen |= new.keys()
             offset += len(page)
-            found += [entry for entry in new.values() if _fits(entry, conditions)]
+            yield [entry for entry in new.values() if _fits(entry, conditions)]
             # a server that ignores the offset answers the same again
             if len(page) < _PAGE or not new:
-                return found
+                return
 
     def metadata(self, study: str, series: str) -> list[pydicom.Dataset]:
         """Return the metadata of a series' instances; none where the series is gone.
@@ -604,9 +618,11 @@ def _left_there(tag: str, vr: str, address: str) -> Any:
     return empty_value_for_VR(vr)
 
 
-def _identity(entry: pydicom.Dataset) -> str:
+def _identity(entry: pydicom.Dataset) -> int:
+    """Return a number of 128 bits for the identifiers of an answer."""
     names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    return " ".join(str(entry.get(name, "")) for name in names)
+    told = " ".join(str(entry.get(name, "")) for name in names)
+    return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=16).digest(), "big")
 
 
 def _fits(entry: pydicom.Dataset, conditions: Mapping[str, str]) -> bool:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import requests
 
-from medclipsam.server.base.errors import UpstreamBusyError, UpstreamError, UpstreamTimeoutError, headers_of, status_of
-from medclipsam.server.base.pacs_options import PacsOptions
-from medclipsam.server.studies import dicomweb_client as pacs_module
-from medclipsam.server.studies import transport
-from medclipsam.server.studies.dicomweb_client import Pacs
+from medclipsam.base.errors import UpstreamBusyError, UpstreamError, UpstreamTimeoutError
+from medclipsam.dicomweb import client as pacs_module
+from medclipsam.dicomweb import transport
+from medclipsam.dicomweb.client import Pacs
+from medclipsam.dicomweb.options import PacsOptions
+from medclipsam.server.base.errors import headers_of, status_of
 
 # Sends an answer over a connection whose request was read.
 Answer = Callable[[socket.socket], None]

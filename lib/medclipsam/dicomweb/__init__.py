@@ -1,0 +1,1 @@
+"""Speaking with a DICOMweb server: addresses, options, searches, retrievals and stores."""
