@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from medclipsam.imaging.overlay import draw_overlay
     from medclipsam.imaging.read import read_image
     from medclipsam.imaging.write import write_mask
+    from medclipsam.measurements.measure import Measurements, measure
     from medclipsam.pipeline.refine import Clicks, RefineResult, refine
     from medclipsam.pipeline.zero_shot import ZeroShot, ZeroShotResult
     from medclipsam.targets.target import Target, TargetSet
 
 __all__ = [
     "Clicks",
+    "Measurements",
     "MedClipSamError",
     "MedicalImage",
     "RefineResult",
@@ -48,6 +50,7 @@ __all__ = [
     "ZeroShotResult",
     "__version__",
     "draw_overlay",
+    "measure",
     "read_image",
     "read_mask",
     "refine",
@@ -62,6 +65,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 _MODULES = {
     **dict.fromkeys(("Clicks", "RefineResult", "refine"), "medclipsam.pipeline.refine"),
     **dict.fromkeys(("MedicalImage", "draw_overlay", "read_image", "read_mask", "write_mask"), "medclipsam.imaging"),
+    **dict.fromkeys(("Measurements", "measure"), "medclipsam.measurements"),
     **dict.fromkeys(("Target", "TargetSet"), "medclipsam.targets"),
     **dict.fromkeys(("ZeroShot", "ZeroShotResult"), "medclipsam.pipeline.zero_shot"),
     "MedClipSamError": "medclipsam.base.errors",

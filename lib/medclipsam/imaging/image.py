@@ -34,6 +34,8 @@ _LEAST_SPAN = 3.0
 # Where air and the body are once 1000 or 1024 was added, and the share of each that a CT holds at least.
 _SHIFTED_AIR, _SHIFTED_BODY = (-50.0, 150.0), (850.0, 1250.0)
 _LEAST_SHARE = 0.05
+# Modalities whose pictures have no place in the patient.
+_PROJECTIONS = ("CR", "DX", "MG", "US")
 
 
 class MedicalImage:
@@ -145,6 +147,14 @@ class MedicalImage:
     def plane_spacing(self) -> float | None:
         """Millimetres between planes; None for a single plane, a time stack, or where not known."""
         return self._known_spacing[self.layout.axes[0]] if self.is_volume else None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the file says where its voxels lie in the patient."""
+        grid = self.grid
+        somewhere = any(grid.origin) or bool((grid.direction != np.eye(grid.ndim)).any())
+        # of a projection the sides may be known, and yet no place
+        return grid.ndim == 3 and self.layout.name is not None and (somewhere or self.modality not in _PROJECTIONS)
 
     @property
     def is_colour(self) -> bool:

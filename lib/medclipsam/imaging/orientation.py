@@ -73,6 +73,24 @@ class Layout:
         planes = np.transpose(stored, self.axes)[np.asarray(self.plane_order)]
         return np.ascontiguousarray(planes[:, :: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1])
 
+    def stored_positions(self, axis: int, length: int) -> np.ndarray:
+        """Return where the indices along a display axis are along the stored axis that it shows.
+
+        Parameters
+        ----------
+        axis : int
+            0 planes, 1 rows, 2 columns; the stored axis is `axes[axis]`.
+        length : int
+            Indices along it.
+
+        Returns
+        -------
+        ndarray of int, shape (length,)
+        """
+        if axis == 0:
+            return np.asarray(self.plane_order)
+        return np.arange(length)[:: -1 if (self.flip_rows, self.flip_columns)[axis - 1] else 1]
+
     def display_index(self, stored: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Return stored indices [n, 3] of (k, j, i) as display indices (plane, row, column).
 

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from scipy import ndimage
-from scipy.spatial import ConvexHull
-from scipy.spatial.distance import pdist
-
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.targets import Target
 
@@ -53,59 +48,6 @@ def _size_in_words(pixels: int, image: MedicalImage) -> str:
     if volume is None:
         return f"{rounded(area)} mm² on all planes together"
     return f"{rounded(volume / 1000)} mL" if volume >= _MILLILITRES_FROM else f"{rounded(volume)} mm³"
-
-
-def largest_diameter_mm(mask: np.ndarray, image: MedicalImage) -> float | None:
-    """Return the long axis of a finding: the greatest distance within one connected part of it on one plane.
-
-    Parameters
-    ----------
-    mask : ndarray of bool, shape (n_planes, H, W)
-        In display orientation. Pixels that touch at a corner are connected.
-    image : MedicalImage
-        The image.
-
-    Returns
-    -------
-    float or None
-        Millimetres between the middles of outer edges of pixels, so that a row of four pixels is four pixels long;
-        None where the mask is empty or the spacing is not known.
-    """
-    spacing = image.pixel_spacing
-    if spacing is None or not mask.any():
-        return None
-    longest = 0.0
-    for plane in mask[mask.any(axis=(1, 2))]:
-        parts, _ = ndimage.label(plane, structure=np.ones((3, 3)))
-        places = enumerate(ndimage.find_objects(parts), start=1)
-        bounded = sorted(
-            ((_bound(place, spacing), number, place) for number, place in places), key=lambda each: -each[0]
-        )
-        for bound, number, place in bounded:
-            # a mask may have thousands of parts, most of them specks
-            if bound <= longest * (1 + 1e-9):
-                break
-            longest = max(longest, _diameter(parts[place] == number, spacing))
-    return longest
-
-
-def _bound(place: tuple[slice, slice], spacing: tuple[float, float]) -> float:
-    """Return what the diameter of a part within a box of pixels cannot exceed; that of one pixel is met."""
-    rows, columns = (each.stop - each.start for each in place)
-    sides = np.array([[rows, columns - 1], [rows - 1, columns], [rows - 0.5, columns - 0.5]]) * spacing
-    return float(np.hypot(*sides.T).max())
-
-
-def _diameter(part: np.ndarray, spacing: tuple[float, float]) -> float:
-    """Return the greatest distance between middles of the edges of a mask's pixels, bool [H, W]."""
-    rows = np.flatnonzero(part.any(axis=1))
-    first = part[rows].argmax(axis=1)
-    last = part.shape[1] - 1 - part[rows, ::-1].argmax(axis=1)
-    # of each row the ends alone can be furthest apart
-    ends = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
-    steps = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])
-    points = (ends[:, None] + steps).reshape(-1, 2) * spacing
-    return float(pdist(points[ConvexHull(points).vertices]).max())
 
 
 def doubt_of_size(target: Target, pixels: int, image: MedicalImage) -> str:

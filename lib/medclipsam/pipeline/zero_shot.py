@@ -26,7 +26,8 @@ from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
-from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
+from medclipsam.imaging.sizes import area_mm2, doubt_of_size, size_in_words, volume_mm3
+from medclipsam.measurements import Measurements, measure
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
     PresenceReference,
@@ -114,6 +115,8 @@ class TargetEvidence:
         Only where spacings are known; the area is that of all planes together.
     diameter_mm : float or None
         Largest diameter within one plane, of findings such as tumours alone; None where the spacing is not known.
+    measurements : Measurements or None
+        What its mask measures; None until it has been drawn.
     doubt : str
         A sentence where the size is not plausible for the known target; empty otherwise.
     settings : dict
@@ -141,9 +144,15 @@ class TargetEvidence:
     area_mm2: float | None = None
     volume_mm3: float | None = None
     diameter_mm: float | None = None
+    measurements: Measurements | None = None
     doubt: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evidence, JSON-able."""
+        measured = None if self.measurements is None else self.measurements.to_dict()
+        return {**vars(self), "planes": [vars(plane) for plane in self.planes], "measurements": measured}
 
 
 @dataclass
@@ -234,7 +243,7 @@ class ZeroShotResult:
             "sentence": self.sentence,
             "text": self.text,
             "label_names": self.label_names,
-            "targets": [{**vars(t), "planes": [vars(p) for p in t.planes]} for t in self.targets],
+            "targets": [t.to_dict() for t in self.targets],
             "options": self.options,
             "seed": self.options["seed"],
             "weights": self.weights,
@@ -994,11 +1003,12 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
     area = int((labels == evidence.label).sum())
     evidence.area_pixels, evidence.found = area, area > 0
     evidence.area_mm2, evidence.volume_mm3 = area_mm2(area, image), volume_mm3(area, image)
+    evidence.measurements = measure(labels == evidence.label, image)
     target = job.text.target
     if target is not None:
         evidence.doubt = doubt_of_size(target, area, image)
         if target.is_finding:
-            evidence.diameter_mm = largest_diameter_mm(labels == evidence.label, image)
+            evidence.diameter_mm = evidence.measurements.long_axis_mm
     scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
     evidence.sam_score = float(np.mean(scores)) if scores else None
     evidence.reason = _reason(job, image)

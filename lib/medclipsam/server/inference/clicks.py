@@ -14,6 +14,7 @@ from medclipsam import __version__
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
+from medclipsam.measurements import measure
 from medclipsam.pipeline.refine import Clicks, RefineResult
 from medclipsam.server.inference.infer_request import Envelope, InferRequest, shared_fields, task_options
 from medclipsam.server.inference.last_masks import LastMasks, client_of
@@ -144,6 +145,7 @@ class RefineTask(ModelTask[RefineRequest]):
             "sentence": _sentence(result, named, source, image),
             "present_mask": source,
             "planes": [vars(plane) for plane in result.planes],
+            "measurements": {name: measure(result.labels == label, image).to_dict() for name, label in named.items()},
             "weights": weights,
             "image": image.describe(),
             "seconds": result.seconds,

@@ -17,7 +17,8 @@ from medclipsam import __version__
 from medclipsam.base.errors import InputError, TrainingError
 from medclipsam.base.options import Options, option
 from medclipsam.imaging import MedicalImage
-from medclipsam.imaging.sizes import area_mm2, doubt_of_size, largest_diameter_mm, size_in_words, volume_mm3
+from medclipsam.imaging.sizes import area_mm2, doubt_of_size, size_in_words, volume_mm3
+from medclipsam.measurements import measure
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.infer_request import Envelope, InferRequest, shared_fields, task_options
@@ -315,7 +316,8 @@ def _target(
     mask = labels == label
     pixels = int(np.count_nonzero(mask))
     planes = int(mask.any(axis=(1, 2)).sum())
-    diameter = largest_diameter_mm(mask, image) if known is not None and known.is_finding else None
+    measured = measure(mask, image)
+    diameter = measured.long_axis_mm if known is not None and known.is_finding else None
     doubt = doubt_of_size(known, pixels, image) if known is not None else ""
     size = size_in_words(pixels, image, diameter)
     where = f" on {planes} of {image.n_planes} planes" if image.is_volume else ""
@@ -327,6 +329,7 @@ def _target(
         "area_mm2": area_mm2(pixels, image),
         "volume_mm3": volume_mm3(pixels, image),
         "diameter_mm": diameter,
+        "measurements": measured.to_dict(),
         "uncertainty_score": result.scores.get(name),
         "reason": " ".join(filter(None, [f"{name}: {size}{where}." if pixels else f"{name}: not found.", doubt])),
     }
