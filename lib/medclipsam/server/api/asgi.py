@@ -46,6 +46,7 @@ from medclipsam.server.api.routes import (
     sessions,
     targets,
     tasks,
+    viewer_page,
 )
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import status_of, storage_error
@@ -76,6 +77,8 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         datastore.router,
         sessions.router,
         proxy.router,
+        # takes every address below its own that is not taken yet
+        viewer_page.router,
     ]
 
 
