@@ -8,7 +8,8 @@ import struct
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -471,23 +472,66 @@ def has_short_header(path: Path) -> bool:
             if syntax is not None and (syntax.is_compressed or syntax.is_deflated):
                 return False
             start, size = head.tell(), path.stat().st_size
-            element = file.read(12)
+            tag, length = _next_element(file, data)
     except Exception:
         return False
-    implicit, little = data.original_encoding
-    order = "<" if little else ">"
-    if len(element) < 12:
-        return False
-    group, number, length = struct.unpack_from(f"{order}HHI", element)
-    if not implicit:
-        (length,) = struct.unpack_from(f"{order}I", element, 8)
-    if group << 16 | number not in _PIXEL_DATA or not data.get("Rows"):
+    if tag not in _PIXEL_DATA or not data.get("Rows"):
         return False
     # a length that is wrong is corrected in the other process
     stated = _check_stated_size(path, data)
     # of bits, and of colours of which some are stored for two pixels, there are fewer bytes
     least = stated // 8 if data.get("BitsAllocated") == 1 else stated * 2 // 3
     return bool(least <= length <= size - start <= length + MAX_HEADER)
+
+
+@contextmanager
+def at_pixels(path: Path, tags: Sequence[str | int]) -> Iterator[tuple[Dataset, BinaryIO, int]]:
+    """Open a DICOM file at the value of its pixel data.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    tags : sequence of str
+        Keywords of the elements before the pixels that are wanted.
+
+    Yields
+    ------
+    header : pydicom.Dataset
+        These elements, and the file meta information.
+    file : binary file
+        At the first byte of the value.
+    length : int
+        Bytes of the value; 2**32 - 1 where it is encapsulated.
+
+    Raises
+    ------
+    ImageError
+        If there is no pixel data behind a header of a usual length.
+    """
+    with path.open("rb") as file:
+        try:
+            data = _parse(path, _Bounded(file, MAX_HEADER if not isolation.inside else None), tags)
+        except _LongHeaderError:
+            raise ImageError(f"{path.name} has a header of more than {MAX_HEADER} bytes.") from None
+        tag, length = _next_element(file, data)
+        if tag not in _PIXEL_DATA:
+            raise ImageError(f"{path.name} is DICOM but its pixel data is missing.")
+        yield data, file, length
+
+
+def _next_element(file: BinaryIO, data: FileDataset) -> tuple[int, int]:
+    """Return tag and length of the element that a file is at, and go to its value."""
+    head = file.read(8)
+    implicit, little = data.original_encoding
+    order = "<" if little else ">"
+    if len(head) < 8:
+        return 0, 0
+    group, number, length = struct.unpack(f"{order}HHI", head)
+    if not implicit:
+        # the pixels' value representations have lengths of four bytes, behind two that are reserved
+        (length,) = struct.unpack(f"{order}I", file.read(4).ljust(4, b"\0"))
+    return group << 16 | number, length
 
 
 class _LongHeaderError(Exception):

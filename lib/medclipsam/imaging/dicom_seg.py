@@ -24,8 +24,9 @@ from pydicom.sequence import Sequence as DicomSequence
 import medclipsam
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import isolation
-from medclipsam.imaging.dicom import has_short_header, read_data, source_headers
+from medclipsam.imaging.dicom import has_short_header, read_data, read_tags, source_headers
 from medclipsam.imaging.dicom_sources import sources_for
+from medclipsam.imaging.frames import ImageFrames
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.limits import allow_voxels
 from medclipsam.imaging.overlay import COLOURS
@@ -181,9 +182,9 @@ def write_segmentation(
                 software_versions=medclipsam.__version__,
                 device_serial_number="none",
                 content_label="SEGMENTATION",
-                content_description=one_line(content_description) or None,
-                content_creator_name=person_name(creator) or None,
-                series_description=one_line(series_description) or None,
+                content_description=_short(content_description) or None,
+                content_creator_name=_person_name(creator) or None,
+                series_description=_short(series_description) or None,
                 **given,
             )
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -211,8 +212,28 @@ def write_segmentation(
     return made
 
 
+def read_seg_header(path: Path) -> Dataset:
+    """Return what stands in a DICOM SEG before its pixels.
+
+    Raises
+    ------
+    ImageError
+        If the file is no segmentation or damaged.
+    """
+    try:
+        data = read_tags(path, None)
+    except Exception as error:
+        raise ImageError(f"{path.name} cannot be read as DICOM; it is damaged or no DICOM file.") from error
+    if data.get("Modality") != "SEG":
+        raise ImageError(f"{path.name} is a DICOM {data.get('Modality', 'object')}, not a segmentation.")
+    return data
+
+
 def read_segmentation(
-    path: str | os.PathLike[str], image: MedicalImage, label_of: Callable[[SegmentInfo], int]
+    path: str | os.PathLike[str],
+    image: MedicalImage,
+    label_of: Callable[[SegmentInfo], int],
+    frames: ImageFrames | None = None,
 ) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
     """Read a DICOM SEG, ours or another program's, as a label map of the image that it was drawn on.
 
@@ -221,9 +242,11 @@ def read_segmentation(
     path : str or path-like
         The segmentation.
     image : MedicalImage
-        The image, read from DICOM.
+        The image, read from DICOM unless `frames` are given.
     label_of : callable
         Gives a segment its label, 1 to 255; 0 leaves it out.
+    frames : ImageFrames, optional
+        The frames that viewers are shown for an image of another format.
 
     Returns
     -------
@@ -240,14 +263,14 @@ def read_segmentation(
         If it was not drawn on this image.
     """
     path = Path(path)
-    sources = source_headers(image.source)
-    drawn_on = _DrawnOn.of(sources, image)
+    drawn_on = _DrawnOn.of(source_headers(image.source), image) if frames is None else _DrawnOn.of_frames(frames)
     # what is uncompressed and short is parsed by Python code alone, in memory that the file's own size bounds
     call = _call_here if has_short_header(path) else _call_isolated
     described = call(_read_infos, path, drawn_on)
     found = [(label_of(info), info) for _, info in described]
     labels = [(number, label) for (number, _), (label, _) in zip(described, found, strict=True) if label]
-    return image.from_native(call(_read_labels, path, drawn_on, labels)), found
+    values = call(_read_labels, path, drawn_on, labels)
+    return (image.from_native(values) if frames is None else values), found
 
 
 @dataclass(frozen=True)
@@ -278,6 +301,13 @@ class _DrawnOn:
         frames = [frame + 1 for frame in image.frames or range(count)] if count > 1 else []
         names = [str(source.SOPInstanceUID) for source in sources]
         return cls(names, (int(sources[0].Rows), int(sources[0].Columns)), frames, image.frames is not None)
+
+    @classmethod
+    def of_frames(cls, frames: ImageFrames) -> _DrawnOn:
+        """Return what the labels of frames that have the pixels of the display planes are drawn on."""
+        instances = list(dict.fromkeys(instance for instance, _ in frames.frames))
+        numbers = [number for _, number in frames.frames] if len(instances) < len(frames.frames) else []
+        return cls(instances, frames.shape, numbers, others=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -404,6 +434,28 @@ def _check_drawn_on(segmentation: Dataset, drawn_on: _DrawnOn) -> None:
             raise InputError("The segmentation was not drawn on the frames of this image, or does not say on which.")
 
 
+def drawn_on(data: Dataset) -> tuple[str, str, str, int]:
+    """Return what a segmentation was drawn on: UIDs of study, series and one instance, and one of its frames.
+
+    Raises
+    ------
+    InputError
+        If it does not say, or refers to several series.
+    """
+    series = {str(item.get("SeriesInstanceUID", "")) for item in data.get("ReferencedSeriesSequence") or []}
+    references = [
+        item
+        for frame in data.get("PerFrameFunctionalGroupsSequence") or []
+        for derivation in frame.get("DerivationImageSequence") or []
+        for item in derivation.get("SourceImageSequence") or []
+    ]
+    if len(series) != 1 or not references or not data.get("StudyInstanceUID"):
+        raise InputError("The segmentation does not say on which frames of one series it was drawn.")
+    first = references[0]
+    frame = (referenced_frames(first) or [1])[0]
+    return str(data.StudyInstanceUID), series.pop(), str(first.get("ReferencedSOPInstanceUID", "")), frame
+
+
 def referenced_frames(reference: Dataset) -> list[int]:
     """Return the numbers of the frames, counted from 1, that a reference names; empty where it names none."""
     value = reference.get("ReferencedFrameNumber")
@@ -442,9 +494,9 @@ def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
     algorithm = None
     if segment.algorithm != "MANUAL":
         algorithm = AlgorithmIdentificationSequence(
-            name=one_line(segment.algorithm_name or MODEL_NAME),
+            name=_short(segment.algorithm_name or MODEL_NAME),
             family=codes.DCM.ArtificialIntelligence,
-            version=one_line(segment.algorithm_version or medclipsam.__version__),
+            version=_short(segment.algorithm_version or medclipsam.__version__),
             source=MANUFACTURER,
             parameters=segment.parameters or None,
         )
@@ -576,15 +628,15 @@ def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray, segme
 
 def _segment_label(number: int, segment: SegmentInfo) -> str:
     """Return a segment's name as DICOM keeps it, where it must not be empty."""
-    return one_line(segment.name) or f"segment {number}"
+    return _short(segment.name) or f"segment {number}"
 
 
-def one_line(text: str) -> str:
+def _short(text: str) -> str:
     """Return a text as DICOM's LO: one line of 64 characters, without a backslash and control characters."""
     line = " ".join(text.replace("\\", "/").split())
     return "".join(character for character in line if character.isprintable())[:_LONGEST_LO].strip()
 
 
-def person_name(text: str) -> str:
-    plain = one_line(text.replace("^", " ").replace("=", " "))
+def _person_name(text: str) -> str:
+    plain = _short(text.replace("^", " ").replace("=", " "))
     return f"{plain}^" if plain else ""

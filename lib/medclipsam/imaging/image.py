@@ -195,6 +195,24 @@ class MedicalImage:
             raise ImageError(f"{self.source} has look-up tables that cannot be applied: {error}.") from error
 
     @property
+    def is_inverted(self) -> bool:
+        """Whether high values are shown dark, as in DICOM's MONOCHROME1."""
+        return bool(self._luts) and self._luts[0].get("PhotometricInterpretation") == "MONOCHROME1"
+
+    def default_window(self) -> Window | None:
+        """Return the grey window that `plane` shows without one, where it is one for all planes and not the file's own.
+
+        None for colours and display values, and where the file has a window or look-up table itself.
+        """
+        lut = self._luts[0] if self._luts else None
+        if not self.has_units or (lut is not None and ("WindowWidth" in lut or "VOILUTSequence" in lut)):
+            return None
+        if self.modality == "CT":
+            return SOFT_TISSUE
+        low, high = self._display_range()
+        return Window((low + high) / 2, high - low) if high - low >= 1 else None
+
+    @property
     def has_units(self) -> bool:
         """Whether the file holds more than 8-bit display values: grey values in the modality's units."""
         if self.is_colour:
@@ -353,6 +371,21 @@ class MedicalImage:
             )
         return self.layout.display_index(rounded[:, ::-1].astype(np.int64), (k, j, i))
 
+    def voxel_index(self, display: np.ndarray) -> np.ndarray:
+        """Return display indices as the file's voxel indices: the inverse of `display_index`.
+
+        Parameters
+        ----------
+        display : ndarray of int, shape (n, 3)
+            (plane, row, column), within the image.
+
+        Returns
+        -------
+        ndarray of int, shape (n, 3)
+            (i, j, k).
+        """
+        return self.layout.stored_index(display, self._stored.shape[:3])[:, ::-1]
+
     def voxels(self) -> np.ndarray:
         """Return the voxels in the file's own order, shape (k, j, i) or (k, j, i, 3), not to be written to.
 
@@ -453,9 +486,7 @@ class MedicalImage:
         elif self.modality == "CT":
             grey = apply_window(values, SOFT_TISSUE)
         else:
-            if self._range is None:
-                self._range = foreground_range(self._samples())
-            grey = stretch(values, *self._range)
+            grey = stretch(values, *self._display_range())
         if lut is None:
             return grey
         if lut.get("PhotometricInterpretation") == "MONOCHROME1":
@@ -463,6 +494,12 @@ class MedicalImage:
         padding = padding_of(stored, lut)
         # padding is background, whichever way round values are shown
         return grey if padding is None else np.where(padding, np.uint8(0), grey)
+
+    def _display_range(self) -> tuple[float, float]:
+        """Return the values that are shown black and white where neither modality nor file says it."""
+        if self._range is None:
+            self._range = foreground_range(self._samples())
+        return self._range
 
     def _samples(self) -> Iterator[np.ndarray]:
         """Yield values in modality units, evenly from all planes, without padding and what lies outside the region."""

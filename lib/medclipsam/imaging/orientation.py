@@ -55,7 +55,18 @@ class Layout:
 
     def plane(self, stored: np.ndarray, index: int) -> np.ndarray:
         """Return display plane `index` of a stored array [k, j, i] or [k, j, i, channel] as a view."""
-        plane = stored[(slice(None),) * self.axes[0] + (self.plane_order[index],)]
+        return self.plane_to_display(stored[(slice(None),) * self.axes[0] + (self.plane_order[index],)])
+
+    def plane_to_stored(self, plane: np.ndarray) -> np.ndarray:
+        """Return one display plane [row, column] in the order of the file's own rows and columns: a view.
+
+        The exact inverse of what `plane` does to a plane, and `plane_to_display` is its inverse.
+        """
+        plane = plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+        return np.swapaxes(plane, 0, 1) if self.axes[1] > self.axes[2] else plane
+
+    def plane_to_display(self, plane: np.ndarray) -> np.ndarray:
+        """Return one plane in the file's own order of rows and columns as it is on display: a view."""
         if self.axes[1] > self.axes[2]:
             plane = np.swapaxes(plane, 0, 1)
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
@@ -108,6 +119,21 @@ class Layout:
         if self.flip_columns:
             column = shape[self.axes[2]] - 1 - column
         return np.stack([position[plane], row, column], axis=1)
+
+    def stored_index(self, display: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return display indices [n, 3] of (plane, row, column) as stored indices (k, j, i).
+
+        The exact inverse of `display_index`, whose parameters it takes.
+        """
+        plane, row, column = np.asarray(display).T
+        if self.flip_rows:
+            row = shape[self.axes[1]] - 1 - row
+        if self.flip_columns:
+            column = shape[self.axes[2]] - 1 - column
+        stored = np.empty((len(plane), 3), np.int64)
+        stored[:, self.axes[0]] = np.asarray(self.plane_order)[plane]
+        stored[:, self.axes[1]], stored[:, self.axes[2]] = row, column
+        return stored
 
 
 def layout_for(

@@ -11,7 +11,7 @@ import tempfile
 import time
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import jsonschema
 import numpy as np
 import pytest
 import SimpleITK
-from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from monailabel.interfaces.utils.app import apps
@@ -34,9 +33,7 @@ from medclipsam.base.locks import take_lock
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.evaluation.data import find_cases
 from medclipsam.server.api.access import Access, load_tokens
-from medclipsam.server.api.asgi import create_app
 from medclipsam.server.learning.trainer import candidates
-from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.training.collect import read_studies
 
 MakeClient = Callable[..., TestClient]
@@ -57,26 +54,6 @@ PUBLIC = {
     "/auth/callback",
     "/auth/logout",
 }
-
-
-@pytest.fixture
-def make_client(make_app: Callable[..., MedClipSamApp], loaded: Any, tmp_path: Path) -> Iterator[MakeClient]:
-    asgi: list[FastAPI] = []
-
-    def make(access: Access | None = None, local: bool = False, **conf: str) -> TestClient:
-        app = make_app(**{"targets": "lungs x-ray", "audit_file": str(tmp_path / "audit.jsonl"), **conf})
-        asgi.append(create_app(app, access, local=local))
-        return TestClient(asgi[-1], base_url="http://127.0.0.1:8000")
-
-    yield make
-    loaded.gate.open.set()
-    for app in asgi:
-        app.state.queue.close()
-
-
-@pytest.fixture
-def client(make_client: MakeClient) -> TestClient:
-    return make_client()
 
 
 def infer(client: TestClient, params: Any = TEXT, model: str = "text_prompt", **query: Any) -> httpx.Response:

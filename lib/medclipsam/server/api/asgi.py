@@ -37,6 +37,7 @@ from medclipsam.server.api.middleware import (
 )
 from medclipsam.server.api.routes import (
     datastore,
+    dicomweb,
     infer,
     login,
     networks,
@@ -46,7 +47,7 @@ from medclipsam.server.api.routes import (
     sessions,
     targets,
     tasks,
-    viewer_page,
+    viewer,
 )
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import status_of, storage_error
@@ -77,8 +78,8 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         datastore.router,
         sessions.router,
         proxy.router,
-        # takes every address below its own that is not taken yet
-        viewer_page.router,
+        dicomweb.router,
+        viewer.router,
     ]
 
 

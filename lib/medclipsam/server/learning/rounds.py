@@ -277,6 +277,12 @@ class Rounds:
         self._known(image)
         return self.ledger.lease(image, holder, self.options.lease_minutes * 60, most=self.options.max_leases)
 
+    def lease_of(self, image: str) -> dict[str, Any] | None:
+        """Return holder and end of the lease on an image, JSON-able; None where nobody holds it."""
+        leases = self.ledger.leases() if self.is_used else []
+        held = next((lease for lease in leases if lease.image == image), None)
+        return None if held is None else {"holder": held.holder, "until": _iso(held.until)}
+
     def release(self, image: str | None, holder: str | None) -> list[str]:
         """End leases, of one image or all and of one holder or anyone, and return their images."""
         return [lease.image for lease in self.ledger.release(image, holder)] if self.is_used else []

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore as MonaiDatastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from pydicom.dataset import Dataset
 
 import medclipsam
 from medclipsam.active import LEDGER_FILE
@@ -26,13 +28,14 @@ from medclipsam.base.errors import InputError, MedClipSamError, TargetError, Unk
 from medclipsam.dicomweb.client import Credentials, Pacs
 from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.finetune.store import ClipStore
+from medclipsam.imaging.dicom_seg import SegmentInfo, drawn_on, read_seg_header, read_segmentation
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
 from medclipsam.server.base.errors import UnknownError, as_http, told
 from medclipsam.server.base.names import checked_name
 from medclipsam.server.base.task import TrainTask
-from medclipsam.server.base.workspace import default_workspace
+from medclipsam.server.base.workspace import VIEWER, default_workspace
 from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
 from medclipsam.server.inference.describe import SegmentDescriber
 from medclipsam.server.inference.evidence import EvidenceStore
@@ -60,6 +63,7 @@ from medclipsam.server.learning.trainer import NetworkTrainer
 from medclipsam.server.monai_label import subtask
 from medclipsam.server.monai_label.batch import ZeroShotBatch
 from medclipsam.server.monai_label.sessions import expire_sessions
+from medclipsam.server.studies.catalogue import Catalogue
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore
 from medclipsam.server.studies.dicomweb import (
     FRESH_SECONDS,
@@ -72,7 +76,9 @@ from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.images import ImageReader, unknown_image, unreadable_images
 from medclipsam.server.studies.label_files import LabelFiles
 from medclipsam.server.studies.labels import LabelReader, ReceivedLabel
+from medclipsam.server.studies.viewing import ViewedImages
 from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.identity import studies_id
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.store import NetworkStore
@@ -535,12 +541,57 @@ class MedClipSamApp(MONAILabelApp):
         InputError
             If there is no such image, or the label does not fit it.
         """
-        info = {**info, SAVED_BY: reader_of(caller)}
-        received = self.labels_read.read(self.image_path(image), file, info)
+        received = self.labels_read.read(self.image_path(image), file, {**info, SAVED_BY: reader_of(caller)})
+        return self._keep_by_person(image, tag, received, caller)
+
+    def keep_label_map(
+        self, image: str, label: LabelMap, info: Mapping[str, Any], caller: Caller, tag: str = FINAL
+    ) -> str:
+        """Save a label map that a person has drawn, as `save_label` does; its names are kept with it."""
+        info = {**info, **label.to_monailabel(), SAVED_BY: reader_of(caller)}
+        received = self.labels_read.check(ReceivedLabel(self.image_path(image), label, info))
+        return self._keep_by_person(image, tag, received, caller)
+
+    def _keep_by_person(self, image: str, tag: str, received: ReceivedLabel, caller: Caller) -> str:
         label = self._keep_label(image, tag, received, caller, self.datastore())
         if tag == FINAL:
             self._note_label(image, received.label, caller)
         return label
+
+    def store_segmentation(self, file: Path, caller: Caller) -> Dataset:
+        """Save a DICOM SEG that was drawn on frames of an image of the studies as the image's final label.
+
+        Parameters
+        ----------
+        file : Path
+            The segmentation.
+        caller : Caller
+            Who saves it.
+
+        Returns
+        -------
+        pydicom.Dataset
+            The header of the segmentation.
+
+        Raises
+        ------
+        InputError
+            If it is no segmentation, or was not drawn on an image of the studies.
+        """
+        header = read_seg_header(file)
+        image = self.viewed.image_of(*drawn_on(header))
+        frames, taken = self.viewed.frames(image), set[int]()
+        describe = SegmentDescriber(self.targets, self.masks)
+
+        def label_of(segment: SegmentInfo) -> int:
+            label = describe.label_of(segment, taken)
+            taken.add(label)
+            return label
+
+        values, segments = read_segmentation(file, frames.image, label_of, frames if frames.as_displayed else None)
+        names = {segment.name: label for label, segment in segments if label}
+        self.keep_label_map(image, LabelMap(values, frames.image, names, names), {"user": caller.user}, caller)
+        return header
 
     def _keep_label(self, image: str, tag: str, received: ReceivedLabel, caller: Caller, store: Datastore) -> str:
         """Save a label and note it in the audit file."""
@@ -549,6 +600,15 @@ class MedClipSamApp(MONAILabelApp):
         weights = params.get("weights") if isinstance(params, dict) else received.info.get("weights")
         self.audit.label(caller, "label saved", image, tag, model if isinstance(model, str) else None, weights)
         return label
+
+    @cached_property
+    def viewed(self) -> ViewedImages:
+        """What viewers are told of the images."""
+        store, catalogue = self.datastore(), None
+        if isinstance(store, FolderStudies):
+            known = studies_id(Path(self.studies)) or str(self.studies)
+            catalogue = Catalogue(store, self.images, known, self.workspace / VIEWER)
+        return ViewedImages(store, self.images, self.image_path, catalogue)
 
     def studies_not_ready(self) -> str | None:
         """Return why labels cannot be saved with the studies at the moment; None where they can."""

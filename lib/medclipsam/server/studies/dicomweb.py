@@ -517,6 +517,38 @@ class DicomWebStudies(LabelFiles):
             image = self._entry(image_id).image
             image.info = merged_image_info(image.info, info)
 
+    def images_of(self, study: str, series: str, instance: str | None) -> list[str]:
+        """Return the ids of the images that an instance belongs to, or of those of the series where none is named.
+
+        Whether a series holds several volumes is known once it was fetched, which is done for it.
+
+        Raises
+        ------
+        UnknownError
+            If the server has no such series.
+        """
+
+        def listed() -> list[str]:
+            found = [name for name, each in self._series().items() if (each.study, each.series) == (study, series)]
+            if not found:
+                raise UnknownError(f"Series {series} of study {study} is not among those of {self.name()}.")
+            return found
+
+        images = listed()
+        if instance in images:
+            return [instance] if instance else images
+        if images == [series]:
+            with suppress(UnknownError):
+                self.get_image_uri(series)
+            images = listed()
+        members = self._volumes.get(series, {})
+        holding = [
+            image
+            for image in images
+            if instance is not None and any(each.partition("#")[0] == instance for each in members.get(image, ()))
+        ]
+        return holding or images
+
     def forget_series(self, seconds: float) -> int:
         """Remove the fetched series that have not been asked for so long, and return how many; labels are kept."""
         oldest = time.time() - seconds

@@ -114,6 +114,10 @@ class FolderStudies(LabelFiles):
         """Return the ids of all images that can be asked for."""
         return list(self._current().images)
 
+    def listing(self) -> Listing:
+        """Return what the folder holds; the same object as before where nothing has changed."""
+        return self._current()
+
     def unreadable_files(self) -> dict[str, str]:
         """Return the files and folders, from the studies' folder on, that cannot be read or listed, and why."""
         return dict(self._current().faults)

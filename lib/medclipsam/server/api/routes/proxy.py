@@ -54,10 +54,30 @@ T = TypeVar("T")
 @router.get("/{operation}/{path:path}")
 async def retrieve(request: Request, app: App, user: AsUser, operation: str, path: str) -> StreamingResponse:
     """Pass on a search or a retrieval, with its query."""
-    operation, path = _split(operation, path)
+    return await pass_on(request, _pacs(app), *_split(operation, path))
+
+
+async def pass_on(request: Request, pacs: Pacs, operation: str, path: str) -> StreamingResponse:
+    """Pass on a search or a retrieval to the DICOMweb server.
+
+    Parameters
+    ----------
+    request : Request
+        Its query, and what it accepts, go along.
+    pacs : Pacs
+        The server.
+    operation : {"qido", "wado", ""}
+        The service, whose address may be one of its own.
+    path : str
+        What is asked for, below the service's address.
+
+    Raises
+    ------
+    ForbiddenError
+        If that is neither a search nor a retrieval.
+    """
     if not (_SEARCH.fullmatch(path) or _RETRIEVE.fullmatch(path)):
         raise ForbiddenError(f"{path[:80]!r} is no DICOMweb search or retrieval; only these and stores are passed on.")
-    pacs = _pacs(app)
     # some OHIF versions ask for metadata by the search service
     address = pacs.address("wado" if path.endswith("metadata") else operation, path)
     # what is wanted of several forms, such as a transfer syntax; nothing else that the viewer says leaves this server
@@ -67,21 +87,35 @@ async def retrieve(request: Request, app: App, user: AsUser, operation: str, pat
     return StreamingResponse(_blocks(pacs, answer), answer.status_code, _passed(answer))
 
 
+def is_search(path: str) -> bool:
+    """Return whether a path of DICOMweb is a search."""
+    return _SEARCH.fullmatch(path) is not None
+
+
 @router.post("/{operation}/{path:path}")
 async def store(request: Request, app: App, user: AsAnnotator, operation: str, path: str) -> Response:
     """Pass on DICOM instances to be stored, and note in the audit file which they are and what came of it."""
-    operation, path = _split(operation, path)
+    return await pass_on_store(request, app, user.username, _split(operation, path)[1])
+
+
+async def pass_on_store(request: Request, app: App, user: str, path: str) -> Response:
+    """Pass on instances to be stored to the DICOMweb server; `path` is below the service's address."""
     if not _STORE.fullmatch(path):
         raise ForbiddenError(f"{path[:80]!r} is no DICOMweb store; only searches, retrievals and stores are passed on.")
     pacs = _pacs(app)
-    caller = caller_of(request, user.username)
+    caller = caller_of(request, user)
     with tempfile.TemporaryFile() as body:
-        async for chunk in request.stream():
-            await _in_thread(partial(body.write, chunk))
+        await receive_body(request, body)
         kind = request.headers.get("content-type", "")
         return await _in_thread(
             partial(_store, pacs, partial(app.audit.stored, caller), pacs.address("stow", path), body, kind)
         )
+
+
+async def receive_body(request: Request, body: IO[bytes]) -> None:
+    """Write the body of a request to a file while it arrives."""
+    async for chunk in request.stream():
+        await _in_thread(partial(body.write, chunk))
 
 
 def _store(

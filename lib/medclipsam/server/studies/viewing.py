@@ -1,0 +1,98 @@
+"""What a viewer must know of an image: its id here, and which DICOM frames show its planes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from medclipsam.base.errors import InputError
+from medclipsam.imaging.frames import ImageFrames
+from medclipsam.server.base.errors import UnknownError
+from medclipsam.server.studies.catalogue import Catalogue
+from medclipsam.server.studies.datastore import Datastore
+from medclipsam.server.studies.dicomweb import DicomWebStudies
+from medclipsam.server.studies.images import ImageReader, Signature, signature
+
+# Images whose frames are remembered; the images themselves are not.
+_MOST = 64
+
+
+class ViewedImages:
+    """Finds the images of the studies by their DICOM names, and their frames; safe to use from several threads.
+
+    Parameters
+    ----------
+    store : Datastore
+        The studies.
+    images : ImageReader
+        Reads their images.
+    path_of : callable
+        Returns the file or folder of an image by its id; raises `UnknownError` where there is none.
+    catalogue : Catalogue or None
+        The studies as DICOM where they are in a folder; None where they are on a DICOMweb server.
+    """
+
+    def __init__(
+        self, store: Datastore, images: ImageReader, path_of: Callable[[str], Path], catalogue: Catalogue | None
+    ) -> None:
+        self.catalogue = catalogue
+        self._store = store
+        self._images = images
+        self._path_of = path_of
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, Signature], tuple[str, str, tuple[tuple[str, int], ...]]] = OrderedDict()
+
+    def frames(self, image_id: str) -> ImageFrames:
+        """Return which frames show the planes of an image, which is read for it.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        ImageError
+            If it cannot be read.
+        """
+        path = self._path_of(image_id)
+        image = self._images.read(path)
+        made = self.catalogue.frames(image_id, image) if self.catalogue is not None else None
+        if made is not None:
+            return made
+        # the headers of many slices take their time
+        key = (image_id, signature(path))
+        with self._lock:
+            known = self._known.get(key)
+        if known is not None:
+            return ImageFrames(*known, image)
+        found = ImageFrames.of_dicom(image)
+        with self._lock:
+            self._known[key] = (found.study, found.series, found.frames)
+            while len(self._known) > _MOST:
+                self._known.popitem(last=False)
+        return found
+
+    def image_of(self, study: str, series: str, instance: str | None = None, frame: int | None = None) -> str:
+        """Return the id of the image that a series, an instance or a frame belongs to.
+
+        Raises
+        ------
+        UnknownError
+            If it is not there.
+        InputError
+            If it holds several images, and neither instance nor frame tells which is meant.
+        """
+        if self.catalogue is not None:
+            found = self.catalogue.images_of(study, series, instance)
+        elif isinstance(self._store, DicomWebStudies):
+            found = self._store.images_of(study, series, instance)
+        else:
+            raise UnknownError("The studies have no DICOM names.")
+        if len(found) > 1 and frame is not None:
+            found = [each for each in found if (instance, frame) in self.frames(each).planes] or found
+        if len(found) > 1:
+            what = f"Series {series}" if instance is None else f"Instance {instance}"
+            raise InputError(
+                f"{what} holds several images; name an instance, or a frame, of one of them: {', '.join(found)}."
+            )
+        return found[0]
