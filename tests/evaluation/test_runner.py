@@ -1,5 +1,6 @@
 """Runs on images whose masks are known: what is recorded, and that an interrupted run goes on."""
 
+import csv
 import json
 import os
 import subprocess
@@ -7,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from medclipsam.base.errors import InputError
@@ -17,7 +20,10 @@ from medclipsam.demo.data import write_data
 from medclipsam.evaluation.command import Request, evaluate
 from medclipsam.evaluation.data import find_cases
 from medclipsam.evaluation.predictors import Prediction, ZeroShotPredictor, ladder
-from medclipsam.evaluation.runner import Methods, Plan, read_results, run
+from medclipsam.evaluation.report import write_report
+from medclipsam.evaluation.runner import Methods, Plan, read_identity, read_results, run
+from medclipsam.evaluation.summary import summarise
+from medclipsam.evaluation.tables import write_tables
 from medclipsam.imaging import MedicalImage
 from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.targets import TargetSet
@@ -42,6 +48,34 @@ def test_a_row_says_what_was_found(spots: Path, tmp_path: Path, pipeline: ZeroSh
     absent = rows[3]
     assert (absent["present"], absent["found"], absent["presence_right"], absent["dice"]) == (False, False, True, 1.0)
     assert absent["presence"] < absent["threshold"]
+
+
+def test_volumes_have_figures_in_mm_lesions_and_flicker(tmp_path: Path, pipeline: ZeroShot) -> None:
+    truth = np.zeros((8, 40, 40), bool)
+    truth[1:4, 8:20, 8:20] = True
+    truth[6, 30:34, 30:34] = True  # too small for the one component that is kept
+    folder = tmp_path / "data" / "spot"
+    for kind, values in (("images", np.where(truth, 255, 20)), ("masks", truth)):
+        (folder / f"test_{kind}").mkdir(parents=True)
+        nifti = nib.Nifti1Image(values.astype(np.uint8).transpose(2, 1, 0), np.diag([1.0, 1.0, 4.0, 1.0]))
+        nib.save(nifti, folder / f"test_{kind}" / "body.nii.gz")
+    entry = {"tasks": {"spot": {"prompt": "something bright"}}}
+    (tmp_path / "data" / "tasks.yaml").write_text(yaml.safe_dump(entry))
+    request = Request(data=tmp_path / "data", out=tmp_path / "run", options=OPTIONS, draws=100)
+    cases = find_cases(request.data, TARGETS)
+    rows = run(cases, Plan(Methods(ZeroShotPredictor(pipeline, OPTIONS))), request.out)
+    (row,) = rows
+    assert (row["lesions"], row["lesions_found"], row["lesions_false"]) == (2, 1, 0)
+    assert row["lesion_f1"] == pytest.approx(2 / 3)
+    assert row["hd95_mm"] is not None
+    assert row["flicker"] > 0
+    summary = summarise(rows, draws=100)
+    write_tables(request.out, rows, summary)
+    write_report(request.out, cases, rows, summary, read_identity(request.out))
+    assert summary["tasks"]["spot"]["lesion_sensitivity"]["mean"] == 0.5
+    (line,) = csv.DictReader((request.out / "per_image.csv").read_text().splitlines())
+    assert float(line["flicker"]) == row["flicker"]
+    assert "HD95" in (request.out / "report.md").read_text()
 
 
 def test_each_text_is_asked_with_presence_on_and_off(spots: Path, tmp_path: Path, pipeline: ZeroShot) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -79,10 +80,7 @@ def surface_dice(
     import torch
     from monai.metrics import compute_surface_dice
 
-    # The box round both masks, and a rim of background so that a mask at the image's border has a boundary there.
-    both = np.nonzero(mask | truth)
-    window = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in both)
-    one, two = (torch.from_numpy(np.pad(array[window], 1))[None, None] for array in (mask, truth))
+    one, two = (torch.from_numpy(array)[None, None] for array in _cropped(mask, truth))
     with warnings.catch_warnings():
         # MONAI warns of a deprecated argument that it itself passes on.
         warnings.simplefilter("ignore")
@@ -95,6 +93,129 @@ def surface_dice(
             use_subvoxels=True,
         )
     return float(value.item())
+
+
+def hausdorff95(mask: np.ndarray, truth: np.ndarray, *, spacing: Sequence[float] | None = None) -> float | None:
+    """Return the 95th percentile of the Hausdorff distance (HD95), as MONAI computes it.
+
+    For each of the two boundaries, the distances of its pixels (voxels) to the other boundary are taken; the result is
+    the greater of the two 95th percentiles.
+
+    Parameters
+    ----------
+    mask, truth : numpy.ndarray
+        bool, [H, W] or [N, H, W].
+    spacing : sequence of float
+        Distance between pixels along each axis; 1 by default, so that the result is in pixels.
+
+    Returns
+    -------
+    float or None
+        In the unit of `spacing`; 0 where both are empty, None where one is, since no distance is then defined.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ or there are not two or three axes.
+    """
+    mask, truth = _pair(mask, truth)
+    if mask.ndim not in (2, 3):
+        raise InputError(f"A Hausdorff distance takes masks of two or three axes; given {mask.ndim}.")
+    if not mask.any() or not truth.any():
+        return 0.0 if mask.any() == truth.any() else None
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    one, two = (torch.from_numpy(array)[None, None] for array in _cropped(mask, truth))
+    value = compute_hausdorff_distance(
+        one,
+        two,
+        include_background=True,
+        percentile=95,
+        spacing=[float(step) for step in spacing or (1.0,) * mask.ndim],
+    )
+    return float(value.item())
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions of one image: connected components of a mask and of the truth, neighbours by faces, edges and corners.
+
+    Attributes
+    ----------
+    true : int
+        Lesions of the truth.
+    found : int
+        Those that the mask touches with at least one voxel.
+    false : int
+        Components of the mask that touch no lesion.
+    """
+
+    true: int
+    found: int
+    false: int
+
+    @property
+    def f1(self) -> float:
+        """2 found / (2 found + false + missed); 1 where there is neither a lesion nor a false one."""
+        total = self.found + self.false + self.true
+        return 1.0 if total == 0 else 2 * self.found / total
+
+
+def lesion_counts(mask: np.ndarray, truth: np.ndarray) -> LesionCounts:
+    """Count the lesions that a mask finds and its components that are none.
+
+    Parameters
+    ----------
+    mask, truth : numpy.ndarray
+        bool, of one shape.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
+    """
+    from scipy import ndimage
+
+    mask, truth = _pair(mask, truth)
+    neighbours = np.ones((3,) * mask.ndim, dtype=bool)
+    lesions, n_true = ndimage.label(truth, neighbours)
+    parts, n_parts = ndimage.label(mask, neighbours)
+    found = len(np.unique(lesions[mask & truth]))
+    return LesionCounts(n_true, found, n_parts - len(np.unique(parts[mask & truth])))
+
+
+def area_flicker(mask: np.ndarray, truth: np.ndarray) -> float | None:
+    """Return how much more a mask's area changes from plane to plane than the truth's does.
+
+    With the areas a_k of the mask and t_k of the truth on plane k: the mean of |(a_{k+1} - a_k) - (t_{k+1} - t_k)| over
+    the neighbouring planes of which at least one holds mask or truth, divided by the mean of t_k over the planes that
+    hold the truth. 0 is a mask that changes exactly as the truth.
+
+    Parameters
+    ----------
+    mask, truth : numpy.ndarray
+        bool, [N, H, W].
+
+    Returns
+    -------
+    float or None
+        None where the truth is empty, or there is one plane only.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ or there are not three axes.
+    """
+    mask, truth = _pair(mask, truth)
+    if mask.ndim != 3:
+        raise InputError(f"Flicker is that of planes [N, H, W]; given are {mask.ndim} axes.")
+    areas, true_areas = (np.count_nonzero(each, axis=(1, 2)).astype(np.float64) for each in (mask, truth))
+    if not true_areas.any() or len(areas) < 2:
+        return None
+    held = (areas > 0) | (true_areas > 0)
+    excess = np.abs(np.diff(areas) - np.diff(true_areas))[held[1:] | held[:-1]]
+    return float(excess.mean() / true_areas[true_areas > 0].mean())
 
 
 def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
@@ -162,6 +283,17 @@ def expected_calibration_error(bins: Sequence[Sequence[float]]) -> float | None:
     table = np.asarray(bins, dtype=np.float64).reshape(-1, 3)
     total = table[:, 0].sum()
     return None if total == 0 else float(np.abs(table[:, 1] - table[:, 2]).sum() / total)
+
+
+def _cropped(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut both masks to the box round them, with a rim of background so that a mask at the image's border has a
+    boundary there.
+    """
+    both = mask | truth
+    axes = range(both.ndim)
+    held = [np.flatnonzero(both.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
+    window = tuple(slice(int(places[0]), int(places[-1]) + 1) for places in held)
+    return np.pad(mask[window], 1), np.pad(truth[window], 1)
 
 
 def _pair(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

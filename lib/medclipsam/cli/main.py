@@ -21,6 +21,7 @@ from medclipsam.cli.segment import add_segment
 from medclipsam.cli.serve import add_doctor, add_serve
 from medclipsam.cli.targets import add_targets
 from medclipsam.cli.train import add_train
+from medclipsam.cli.viewer import add_viewer
 from medclipsam.cli.weights import add_weights
 from medclipsam.cli.workspace import add_workspace
 from medclipsam.dicomweb.addresses import hide_passwords
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_workspace,
         add_demo,
         add_weights,
+        add_viewer,
         add_finetune,
         add_targets,
     ):

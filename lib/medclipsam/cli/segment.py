@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.base.files import file_sha256
-from medclipsam.base.formats import MASK_SUFFIXES
+from medclipsam.base.formats import MASK_SUFFIXES, STUDY_SUFFIXES, suffix_of
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.cli.common import add_model_arguments, add_pipeline_options, choose_device, pipeline_options, target_set
 
 if TYPE_CHECKING:
-    from medclipsam.pipeline.zero_shot import ZeroShot
+    from medclipsam.pipeline.zero_shot import ZeroShot, ZeroShotResult
 
 # What `segment` has written to a folder: a line for each mask.
 _RECORD = ".masks.tsv"
@@ -41,6 +41,9 @@ def add_segment(commands: Any) -> None:
     segment.add_argument("--out", required=True, type=Path, help="mask file; a folder for several images")
     segment.add_argument("--overlay", type=Path, help="picture of the mask on the image (PNG); a folder for several")
     segment.add_argument("--report", type=Path, help="evidence as JSON; a folder for several images")
+    segment.add_argument(
+        "--measure", type=Path, metavar="CSV", help="table of measurements, a line for each target of each image"
+    )
     segment.add_argument(
         "--suffix", choices=MASK_SUFFIXES, default=".nii.gz", help="mask format where --out is a folder"
     )
@@ -71,8 +74,10 @@ def _segment(given: argparse.Namespace) -> int:
     jobs = _jobs(given)
 
     from medclipsam.base.progress import ProgressBar
+    from medclipsam.measurements.table import MeasurementTable
     from medclipsam.pipeline.zero_shot import ZeroShot
 
+    table = MeasurementTable(given.measure, keep=given.skip_existing) if given.measure else None
     if given.skip_existing and len(jobs) == 1:
         raise InputError("--skip-existing is for several images; there is only one.")
     pipeline = ZeroShot.load(given.weights, device=choose_device(given.device), targets=known)
@@ -80,6 +85,8 @@ def _segment(given: argparse.Namespace) -> int:
     settings = _settings(pipeline, given, options)
     if given.skip_existing:
         before, made = len(jobs), _read_record(given.out)
+        if table is not None:
+            made = {name: digest for name, digest in made.items() if _image_name(name) in table.images}
         jobs = [(source, files) for source, files in jobs if not _is_done(source, files, settings, made, given.out)]
         print(f"{before - len(jobs)} of {before} images were done already.")
     failed = 0
@@ -87,7 +94,10 @@ def _segment(given: argparse.Namespace) -> int:
         for source, files in bar:
             try:
                 digest = _digest(source, settings)
-                sentence = _segment_one(pipeline, source, files, given, options, show=not several)
+                result = _segment_one(pipeline, source, files, given, options, show=not several)
+                if table is not None:
+                    name = files["out"].relative_to(given.out).as_posix() if several else source.name
+                    table.add(_image_name(name), ((t.name, t.label, t.measurements) for t in result.targets))
                 if several:
                     _record(given.out, files["out"], digest)
             except MedClipSamError as error:
@@ -96,7 +106,7 @@ def _segment(given: argparse.Namespace) -> int:
                 failed += 1
                 ProgressBar.write(f"medclipsam: {error}", file=sys.stderr)
                 continue
-            ProgressBar.write(sentence if not several else f"{source}: {sentence}", file=sys.stdout)
+            ProgressBar.write(result.sentence if not several else f"{source}: {result.sentence}", file=sys.stdout)
     if failed:
         raise InputError(f"{failed} of {len(jobs)} images could not be segmented; the others are done.")
     return 0
@@ -204,7 +214,7 @@ def _segment_one(
     options: ZeroShotOptions,
     *,
     show: bool,
-) -> str:
+) -> ZeroShotResult:
     from medclipsam.base.progress import ProgressBar
     from medclipsam.imaging import read_image, write_mask, write_overlay
 
@@ -239,7 +249,12 @@ def _segment_one(
     finally:
         for folder in folders:
             folder.cleanup()
-    return result.sentence
+    return result
+
+
+def _image_name(name: str) -> str:
+    """Return what an image is called in the table, given the name of its mask below the folder or its own."""
+    return name[: len(name) - len(suffix_of(name, (*MASK_SUFFIXES, *STUDY_SUFFIXES)))]
 
 
 def _stem(name: str) -> str:

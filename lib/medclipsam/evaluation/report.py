@@ -175,8 +175,54 @@ def _tables(summary: Mapping[str, Any]) -> list[_Part]:
             "that among tasks.",
         ),
         _Part("table", header=header, rows=tuple(rows)),
+        *_volumes(summary),
         *(_certainty(certain) if certain else ()),
     ]
+
+
+def _volumes(summary: Mapping[str, Any]) -> list[_Part]:
+    tasks = {name: part for name, part in summary["tasks"].items() if part["lesion_f1"]["n"]}
+    if not tasks:
+        return []
+    rows = [
+        (
+            name,
+            str(part["lesion_f1"]["n"]),
+            _plain(part["hd95_mm"]),
+            str(part["hd95_mm"]["n"]),
+            with_interval(part["lesion_sensitivity"]),
+            _plain(part["lesions_false"]),
+            with_interval(part["lesion_f1"]),
+            with_interval(part["flicker"]),
+        )
+        for name, part in tasks.items()
+    ]
+    return [
+        _Part("heading", "Volumes"),
+        _Part(
+            "text",
+            "HD95: 95th percentile of the Hausdorff distance; volumes with one empty mask have none and are left out. "
+            "A lesion is a connected component; it is found where the mask has one of its voxels, and a component of "
+            "the mask that touches no lesion is a false one. Flicker: the mean difference between the mask's and the "
+            "truth's change of area from plane to plane, in per cent of the truth's mean area.",
+        ),
+        _Part(
+            "table",
+            header=(
+                *("task", "volumes", "HD95 (mm)", "with HD95", "lesions found %", "false lesions a volume"),
+                *("lesion F1 %", "flicker %"),
+            ),
+            rows=tuple(rows),
+        ),
+    ]
+
+
+def _plain(figure: Mapping[str, Any]) -> str:
+    """Return mean and interval in the figure's own unit."""
+    if figure["mean"] is None:
+        return NONE
+    interval = "" if figure["low"] is None else f" ({figure['low']:.2f} to {figure['high']:.2f})"
+    return f"{figure['mean']:.2f}{interval}"
 
 
 def _certainty(rows: Sequence[tuple[str, ...]]) -> list[_Part]:

@@ -29,7 +29,7 @@ from medclipsam.base.errors import InputError
 from medclipsam.base.files import write_json
 from medclipsam.base.formats import PICTURE_SUFFIXES
 from medclipsam.base.locks import take_lock
-from medclipsam.base.metrics import calibration_bins, dice, surface_dice
+from medclipsam.base.metrics import area_flicker, calibration_bins, dice, hausdorff95, lesion_counts, surface_dice
 from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.data import Case, read_case
 from medclipsam.evaluation.predictors import Prediction, Predictor
@@ -273,12 +273,26 @@ def _figures(made: Prediction, truth: np.ndarray, image: MedicalImage) -> Row:
     mask, true = (made.mask[0], truth[0]) if flat else (made.mask, truth)
     steps = (*(() if flat else (image.plane_spacing,)), *(image.pixel_spacing or (None,)))
     spacing = [step for step in steps if step is not None]
+    in_mm = len(spacing) == len(steps)
     return {
         "found": found,
         "presence_right": found == bool(truth.any()),
         "dice": dice(mask, true),
         "nsd": surface_dice(mask, true),
-        "nsd_mm": surface_dice(mask, true, spacing=spacing) if len(spacing) == len(steps) else None,
+        "nsd_mm": surface_dice(mask, true, spacing=spacing) if in_mm else None,
+        **({} if flat else _volume_figures(mask, true, spacing if in_mm else None)),
+    }
+
+
+def _volume_figures(mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None) -> Row:
+    lesions = lesion_counts(mask, truth)
+    return {
+        "hd95_mm": None if spacing is None else hausdorff95(mask, truth, spacing=spacing),
+        "lesions": lesions.true,
+        "lesions_found": lesions.found,
+        "lesions_false": lesions.false,
+        "lesion_f1": lesions.f1,
+        "flicker": area_flicker(mask, truth),
     }
 
 

@@ -74,6 +74,12 @@ _FIGURES: Mapping[str, Of] = {
     "presence_right": lambda row: float(row["presence_right"]),
     "found_present": lambda row: float(row["found"]) if row["present"] else None,
     "found_absent": lambda row: None if row["present"] else float(row["found"]),
+    # of volumes only
+    "hd95_mm": lambda row: row.get("hd95_mm"),
+    "lesion_sensitivity": lambda row: row["lesions_found"] / row["lesions"] if row.get("lesions") else None,
+    "lesions_false": lambda row: row.get("lesions_false"),
+    "lesion_f1": lambda row: row.get("lesion_f1"),
+    "flicker": lambda row: row.get("flicker"),
 }
 
 

@@ -19,6 +19,7 @@ _COLUMNS = (
     *("task", "name", "text", "present", "found", "presence_right", "presence", "threshold"),
     *("dice", "nsd", "nsd_mm", "prediction"),
 )
+_VOLUME_COLUMNS = ("hd95_mm", "lesions", "lesions_found", "lesions_false", "lesion_f1", "flicker")
 
 
 def write_tables(out: Path, rows: Sequence[Row], summary: dict[str, Any]) -> None:
@@ -40,7 +41,8 @@ def write_tables(out: Path, rows: Sequence[Row], summary: dict[str, Any]) -> Non
     """
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_text(out / "per_image.json", json.dumps([_without_seconds(row) for row in rows], indent=1) + "\n")
-    _write_csv(out / "per_image.csv", _COLUMNS, rows)
+    deep = _VOLUME_COLUMNS if any("flicker" in row for row in rows) else ()
+    _write_csv(out / "per_image.csv", (*_COLUMNS, *deep), rows)
     stages = list(dict.fromkeys(stage for row in rows for stage in row["seconds"]))
     _write_csv(out / "seconds.csv", ("task", "name", *stages), [{**row, **row["seconds"]} for row in rows])
     rungs = [

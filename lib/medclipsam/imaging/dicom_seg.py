@@ -182,9 +182,9 @@ def write_segmentation(
                 software_versions=medclipsam.__version__,
                 device_serial_number="none",
                 content_label="SEGMENTATION",
-                content_description=_short(content_description) or None,
-                content_creator_name=_person_name(creator) or None,
-                series_description=_short(series_description) or None,
+                content_description=one_line(content_description) or None,
+                content_creator_name=person_name(creator) or None,
+                series_description=one_line(series_description) or None,
                 **given,
             )
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -494,9 +494,9 @@ def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
     algorithm = None
     if segment.algorithm != "MANUAL":
         algorithm = AlgorithmIdentificationSequence(
-            name=_short(segment.algorithm_name or MODEL_NAME),
+            name=one_line(segment.algorithm_name or MODEL_NAME),
             family=codes.DCM.ArtificialIntelligence,
-            version=_short(segment.algorithm_version or medclipsam.__version__),
+            version=one_line(segment.algorithm_version or medclipsam.__version__),
             source=MANUFACTURER,
             parameters=segment.parameters or None,
         )
@@ -628,15 +628,15 @@ def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray, segme
 
 def _segment_label(number: int, segment: SegmentInfo) -> str:
     """Return a segment's name as DICOM keeps it, where it must not be empty."""
-    return _short(segment.name) or f"segment {number}"
+    return one_line(segment.name) or f"segment {number}"
 
 
-def _short(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text as DICOM's LO: one line of 64 characters, without a backslash and control characters."""
     line = " ".join(text.replace("\\", "/").split())
     return "".join(character for character in line if character.isprintable())[:_LONGEST_LO].strip()
 
 
-def _person_name(text: str) -> str:
-    plain = _short(text.replace("^", " ").replace("=", " "))
+def person_name(text: str) -> str:
+    plain = one_line(text.replace("^", " ").replace("=", " "))
     return f"{plain}^" if plain else ""

@@ -66,9 +66,9 @@ class Measurements:
         First and last plane, from 0, in display order.
     """
 
-    n_voxels: int
-    n_components: int
-    n_planes: int
+    n_voxels: int = 0
+    n_components: int = 0
+    n_planes: int = 0
     area_mm2: float | None = None
     volume_mm3: float | None = None
     long_axis: Axis | None = None
@@ -135,7 +135,7 @@ def measure(mask: np.ndarray, image: MedicalImage) -> Measurements:
         raise InputError(f"A mask of shape {mask.shape} does not fit {image.source.name}; allowed is {shape}.")
     planes = np.flatnonzero(mask.any(axis=(1, 2)))
     if not planes.size:
-        return Measurements(0, 0, 0)
+        return Measurements()
     first, last = int(planes[0]), int(planes[-1])
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in ((0, 2), (0, 1)))
     box = np.s_[first : last + 1, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -115,8 +115,8 @@ class TargetEvidence:
         Only where spacings are known; the area is that of all planes together.
     diameter_mm : float or None
         Largest diameter within one plane, of findings such as tumours alone; None where the spacing is not known.
-    measurements : Measurements or None
-        What its mask measures; None until it has been drawn.
+    measurements : Measurements
+        What its mask measures.
     doubt : str
         A sentence where the size is not plausible for the known target; empty otherwise.
     settings : dict
@@ -144,15 +144,15 @@ class TargetEvidence:
     area_mm2: float | None = None
     volume_mm3: float | None = None
     diameter_mm: float | None = None
-    measurements: Measurements | None = None
+    measurements: Measurements = field(default_factory=Measurements)
     doubt: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evidence, JSON-able."""
-        measured = None if self.measurements is None else self.measurements.to_dict()
-        return {**vars(self), "planes": [vars(plane) for plane in self.planes], "measurements": measured}
+        planes = [vars(plane) for plane in self.planes]
+        return {**vars(self), "planes": planes, "measurements": self.measurements.to_dict()}
 
 
 @dataclass

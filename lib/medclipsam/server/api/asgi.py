@@ -48,6 +48,7 @@ from medclipsam.server.api.routes import (
     targets,
     tasks,
     viewer,
+    viewer_page,
 )
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import status_of, storage_error
@@ -80,6 +81,8 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         proxy.router,
         dicomweb.router,
         viewer.router,
+        # takes every address below its own that is not taken yet
+        viewer_page.router,
     ]
 
 

@@ -30,6 +30,7 @@ OTHER_VARIABLES = frozenset(
     {
         CONFIG_VARIABLE,
         "MEDCLIPSAM_ENGINE",
+        "MEDCLIPSAM_VIEWER",
         "MEDCLIPSAM_WEIGHTS",
         "MEDCLIPSAM_TOKEN",
         "MEDCLIPSAM_PACS_TOKEN",

@@ -1,0 +1,277 @@
+/**
+ * The server's routes that the panel uses.
+ */
+import type { Segment } from './findings';
+import type { Runs } from './runs';
+
+/** What the server refused or could not do, as its sentence. */
+export class ServerError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly body: unknown = null,
+  ) {
+    super(message);
+  }
+}
+
+/** No server answered. */
+export class UnreachableError extends Error {}
+
+export interface Plane {
+  sop: string;
+  frame: number;
+}
+
+export interface ImageInfo {
+  image: string;
+  name: string;
+  modality: string;
+  rows: number;
+  columns: number;
+  spacing_mm: [number, number, number] | null;
+  planes: Plane[];
+  study?: string;
+  series?: string;
+  labelled?: unknown;
+  lease?: { holder?: string; until?: string; expires?: string } | null;
+}
+
+export interface TargetAnswer {
+  name: string;
+  label?: number;
+  found?: boolean;
+  known?: boolean;
+  treated_as?: string;
+  presence_score?: number | null;
+  presence_threshold?: number | null;
+  reason?: string;
+  note?: string;
+  doubt?: string;
+  evidence?: Record<string, unknown>;
+}
+
+export interface Answer {
+  params: { sentence?: string; targets?: TargetAnswer[]; [key: string]: unknown };
+  segments: (Segment & { label?: number })[];
+  maps?: Record<string, Partial<Record<MapKind, string | null>> | string | null> | null;
+}
+
+export type MapKind = 'saliency' | 'uncertainty';
+
+export type Line =
+  | { event: 'progress'; fraction?: number | null; message?: string; seconds_left?: number | null }
+  | { event: 'mask'; target: string; plane: number; runs: Runs }
+  | ({ event: 'result' } & Answer)
+  | { event: 'error'; status: number; detail: string };
+
+export interface Click {
+  plane: number;
+  x: number;
+  y: number;
+}
+
+export interface Clicks {
+  foreground?: Click[];
+  background?: Click[];
+  boxes?: { plane: number; x0: number; y0: number; x1: number; y1: number }[];
+}
+
+export interface Draft {
+  segments: Segment[];
+  base: string | null;
+  revision?: number | string | null;
+  saved_at?: string;
+  by?: string;
+}
+
+export interface Saved {
+  segments: Segment[];
+  version: string;
+  by?: string;
+  at?: string;
+}
+
+export interface State {
+  labelled?: number;
+  images?: number;
+  rounds?: number;
+  training?: string | null;
+  sentence?: string;
+  [key: string]: unknown;
+}
+
+export interface Suggestion {
+  name: string;
+  text: string;
+  modality: string[];
+}
+
+export interface Sample {
+  id?: string;
+  StudyInstanceUID?: string;
+  SeriesInstanceUID?: string;
+  reason?: string;
+  [key: string]: unknown;
+}
+
+export interface ServerInfo {
+  models: Record<string, unknown>;
+  strategies: Record<string, unknown>;
+}
+
+/** Split a stream of bytes into the JSON objects that its lines are. */
+export async function* lines(stream: ReadableStream<Uint8Array>): AsyncGenerator<Line> {
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
+  let rest = '';
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
+      const parts = rest.split('\n');
+      rest = done ? '' : (parts.pop() ?? '');
+      for (const part of parts) {
+        if (part.trim()) {
+          yield JSON.parse(part) as Line;
+        }
+      }
+      if (done) {
+        return;
+      }
+    }
+  } finally {
+    reader.releaseLock();
+  }
+}
+
+const quoted = encodeURIComponent;
+
+export class Api {
+  /** @param root address of the server, with a slash at its end */
+  constructor(
+    readonly root: string,
+    private readonly fetched: typeof fetch = (...given) => fetch(...given),
+  ) {}
+
+  image(study: string, series: string, instance: string): Promise<ImageInfo> {
+    const query = new URLSearchParams({
+      StudyInstanceUID: study,
+      SeriesInstanceUID: series,
+      SOPInstanceUID: instance,
+    });
+    return this.json<ImageInfo>('GET', `viewer/api/image?${query.toString()}`);
+  }
+
+  async suggestions(text: string, modality: string): Promise<Suggestion[]> {
+    const query = new URLSearchParams({ q: text.slice(0, 100), limit: '8', modality });
+    return (await this.json<{ targets: Suggestion[] }>('GET', `targets/vocabulary?${query.toString()}`)).targets;
+  }
+
+  info(): Promise<ServerInfo> {
+    return this.json<ServerInfo>('GET', 'info/');
+  }
+
+  state(): Promise<State> {
+    return this.json<State>('GET', 'viewer/api/state');
+  }
+
+  /** Run a model; yields what the server says as it comes. */
+  async *infer(model: string, image: string, params: object, request: string): AsyncGenerator<Line> {
+    const query = new URLSearchParams({ image, request_id: request });
+    const answer = await this.send('POST', `infer/${quoted(model)}?${query.toString()}`, params, {
+      Accept: 'application/x-ndjson',
+    });
+    if (!answer.headers.get('content-type')?.startsWith('application/x-ndjson') || !answer.body) {
+      throw new ServerError(answer.status, 'The server did not answer in lines; its version does not fit this viewer.');
+    }
+    try {
+      yield* lines(answer.body);
+    } catch (error) {
+      throw error instanceof TypeError ? this.unreachable() : error;
+    }
+  }
+
+  async cancel(request: string): Promise<void> {
+    await this.send('DELETE', `requests/${quoted(request)}`);
+  }
+
+  draft(image: string): Promise<Draft | null> {
+    return this.optional<Draft>(`viewer/api/drafts/${quoted(image)}`);
+  }
+
+  keepDraft(image: string, draft: Draft): Promise<Draft> {
+    return this.json<Draft>('PUT', `viewer/api/drafts/${quoted(image)}`, draft);
+  }
+
+  async dropDraft(image: string): Promise<void> {
+    await this.send('DELETE', `viewer/api/drafts/${quoted(image)}`);
+  }
+
+  label(image: string): Promise<Saved | null> {
+    return this.optional<Saved>(`viewer/api/labels/${quoted(image)}`);
+  }
+
+  save(image: string, label: { segments: Segment[]; base: string | null; as_new: boolean }): Promise<Saved> {
+    return this.json<Saved>('PUT', `viewer/api/labels/${quoted(image)}`, label);
+  }
+
+  next(strategy: string): Promise<Sample> {
+    return this.json<Sample>('POST', `activelearning/${quoted(strategy)}`, {});
+  }
+
+  async review(image: string, verdict: 'approved' | 'rejected', reason: string): Promise<void> {
+    const query = new URLSearchParams({ image, verdict, ...(reason ? { reason } : {}) });
+    await this.send('PUT', `rounds/reviews?${query.toString()}`);
+  }
+
+  /** Return whether the server is ready. */
+  async isUp(): Promise<boolean> {
+    try {
+      return (await this.fetched(`${this.root}readyz`, { cache: 'no-store' })).ok;
+    } catch {
+      return false;
+    }
+  }
+
+  private async optional<T>(path: string): Promise<T | null> {
+    const answer = await this.send('GET', path);
+    return answer.status === 204 ? null : ((await answer.json()) as T);
+  }
+
+  private async json<T>(method: string, path: string, body?: object): Promise<T> {
+    return (await (await this.send(method, path, body)).json()) as T;
+  }
+
+  private async send(
+    method: string,
+    path: string,
+    body?: object,
+    headers: Record<string, string> = {},
+  ): Promise<Response> {
+    let answer: Response;
+    try {
+      answer = await this.fetched(this.root + path, {
+        method,
+        headers: { ...headers, ...(body ? { 'Content-Type': 'application/json' } : {}) },
+        ...(body ? { body: JSON.stringify(body) } : {}),
+      });
+    } catch {
+      throw this.unreachable();
+    }
+    if (!answer.ok) {
+      const told: unknown = await answer.json().catch(() => null);
+      throw new ServerError(answer.status, sentence(told) ?? `The server answered ${answer.status}.`, told);
+    }
+    return answer;
+  }
+
+  private unreachable(): UnreachableError {
+    return new UnreachableError(`The server ${new URL(this.root, location.href).origin} does not answer.`);
+  }
+}
+
+function sentence(told: unknown): string | undefined {
+  const detail = (told as { detail?: unknown } | null)?.detail;
+  return typeof detail === 'string' ? detail : undefined;
+}

@@ -1,0 +1,245 @@
+import { beforeEach, describe, expect, it } from 'vitest';
+import { Api } from '../src/api';
+import { Session } from '../src/session';
+import { keysOf, SHORTCUTS, Shortcuts } from '../src/shortcuts';
+
+const IMAGE = {
+  image: 'ct 1',
+  name: 'CT 1',
+  modality: 'CT',
+  rows: 4,
+  columns: 5,
+  spacing_mm: [2, 1, 1],
+  planes: ['a', 'b', 'c', 'd', 'e'].map((sop) => ({ sop, frame: 1 })),
+};
+
+interface Asked {
+  method: string;
+  path: string;
+  body: Record<string, unknown> | undefined;
+}
+
+/** Answers as the server does, from a table of paths. */
+class Server {
+  asked: Asked[] = [];
+  readonly answers = new Map<string, (asked: Asked) => Response>();
+
+  constructor() {
+    this.json('GET viewer/api/image', IMAGE);
+    this.answers.set('GET viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
+    this.answers.set('GET viewer/api/labels/ct%201', () => new Response(null, { status: 204 }));
+    this.answers.set('PUT viewer/api/drafts/ct%201', ({ body }) => Response.json({ ...body, revision: 1 }));
+  }
+
+  json(where: string, body: unknown, status = 200): void {
+    this.answers.set(where, () => Response.json(body, { status }));
+  }
+
+  lines(where: string, ...given: object[]): void {
+    const body = given.map((line) => `${JSON.stringify(line)}\n`).join('');
+    this.answers.set(where, () => new Response(body, { headers: { 'Content-Type': 'application/x-ndjson' } }));
+  }
+
+  readonly fetch = (input: string | URL | Request, init?: RequestInit): Promise<Response> => {
+    const path = (input as string).replace(/^\//, '').split('?')[0] ?? '';
+    const body = typeof init?.body === 'string' ? (JSON.parse(init.body) as Record<string, unknown>) : undefined;
+    const asked = { method: init?.method ?? 'GET', path, body };
+    this.asked.push(asked);
+    const answer = this.answers.get(`${asked.method} ${path}`);
+    return answer ? Promise.resolve(answer(asked)) : Promise.reject(new TypeError(`nobody answers ${path}`));
+  };
+
+  last(where: string): Asked | undefined {
+    return this.asked.findLast((each) => `${each.method} ${each.path}` === where);
+  }
+}
+
+const segment = (name: string, plane: number, runs: number[]) => ({ name, planes: [{ plane, runs }] });
+
+describe('a session', () => {
+  let server: Server;
+  let session: Session;
+  const names = (): string[] => session.findings.map((each) => each.name);
+
+  beforeEach(async () => {
+    const kept = new Map<string, string>();
+    const storage = { getItem: (key: string) => kept.get(key) ?? null, setItem: (k: string, v: string) => kept.set(k, v) };
+    server = new Server();
+    session = new Session(new Api('/', server.fetch), storage);
+    await session.show({ study: 's', series: 't', instance: 'c', frame: 1 });
+  });
+
+  it('knows which plane is shown', async () => {
+    expect(session.plane).toBe(2);
+    await session.show({ study: 's', series: 't', instance: 'e', frame: 1 });
+    expect(session.plane).toBe(4);
+    expect(server.asked.filter((each) => each.path === 'viewer/api/image')).toHaveLength(1);
+  });
+
+  it('keeps hand-drawn and earlier findings when a text finds nothing', async () => {
+    const drawn = session.begin('my cyst');
+    session.draw(drawn, 2, [3, 4], 'brush');
+    const targets = [{ name: 'heart', presence_score: 0.1, presence_threshold: 0.5, reason: 'heart: not found.' }];
+    server.lines('POST infer/text_prompt', { event: 'result', params: { targets }, segments: [{ name: 'heart', planes: [] }] });
+    await session.run('heart');
+    expect(names()).toEqual(['my cyst', 'heart']);
+    expect(session.findings[0]?.planes.get(2)).toEqual([3, 4]);
+    expect(session.findings[1]?.evidence).toMatchObject({ presence: 0.1, threshold: 0.5, reason: 'heart: not found.' });
+    expect(session.recent).toEqual(['heart']);
+    session.undo();
+    expect(names()).toEqual(['my cyst']);
+    session.redo();
+    expect(names()).toEqual(['my cyst', 'heart']);
+  });
+
+  it('shows partial masks while they come, and the result in their place', async () => {
+    const shown: (readonly number[] | undefined)[] = [];
+    session.addEventListener('change', () => shown.push(session.drawn[0]?.planes.get(1)));
+    server.lines(
+      'POST infer/text_prompt',
+      { event: 'progress', fraction: 0.5, message: 'plane 1', seconds_left: 2 },
+      { event: 'mask', target: 'lungs', plane: 1, runs: [0, 2] },
+      { event: 'result', params: {}, segments: [segment('lungs', 1, [0, 3])] },
+    );
+    await session.run('lungs');
+    expect(shown).toContainEqual([0, 2]);
+    expect(session.drawn[0]?.planes.get(1)).toEqual([0, 3]);
+    expect(session.work).toBeNull();
+  });
+
+  it('keeps what was there when the server refuses or breaks off, and says why', async () => {
+    session.draw(session.begin('cyst'), 2, [0, 1], 'brush');
+    const before = session.findings;
+    server.lines('POST infer/text_prompt', { event: 'error', status: 422, detail: 'No such option.' });
+    await session.run('lungs');
+    expect(session.error).toBe('No such option.');
+    server.lines('POST infer/text_prompt', { event: 'mask', target: 'lungs', plane: 1, runs: [0, 2] });
+    await session.run('lungs');
+    expect(session.down).not.toBeNull();
+    expect(session.findings).toBe(before);
+    expect(session.drawn).toBe(before);
+  });
+
+  it('sends the active finding alone with a click, and changes it alone', async () => {
+    session.draw(session.begin('heart'), 1, [0, 1], 'brush');
+    session.draw(session.begin('my cyst'), 2, [3, 4], 'brush');
+    server.lines('POST infer/refine', { event: 'result', params: {}, segments: [segment('my cyst', 2, [3, 6])] });
+    await session.refine({ foreground: [{ plane: 2, x: 3, y: 1 }] });
+    expect(server.last('POST infer/refine')?.body).toMatchObject({
+      label: 'my cyst',
+      clicks: { foreground: [{ plane: 2, x: 3, y: 1 }] },
+      segments: [segment('my cyst', 2, [3, 4])],
+    });
+    expect(session.findings.map((each) => [...each.planes])).toEqual([[[1, [0, 1]]], [[2, [3, 6]]]]);
+  });
+
+  it('answers clicks that come quickly one after the other', async () => {
+    session.begin('cyst');
+    let length = 0;
+    server.answers.set('POST infer/refine', () => {
+      length += 1;
+      const result = { event: 'result', params: {}, segments: [segment('cyst', 2, [0, length])] };
+      return new Response(JSON.stringify(result), { headers: { 'Content-Type': 'application/x-ndjson' } });
+    });
+    await Promise.all([1, 2, 3].map((x) => session.refine({ foreground: [{ plane: 2, x, y: 0 }] })));
+    const sent = server.asked.filter((each) => each.path === 'infer/refine').map((each) => each.body?.['segments']);
+    expect(sent.slice(1)).toEqual([[segment('cyst', 2, [0, 1])], [segment('cyst', 2, [0, 2])]]);
+  });
+
+  it('brings a draft back, which goes before the saved label', async () => {
+    server.json('GET viewer/api/drafts/ct%201', { segments: [segment('draft', 3, [1, 2])], base: 'v1', revision: 4 });
+    server.json('GET viewer/api/labels/ct%201', { segments: [segment('label', 3, [1, 2])], version: 'v2', by: 'Ann' });
+    const again = new Session(session.api, sessionStorage);
+    const revealed: unknown[] = [];
+    again.addEventListener('reveal', (event) => revealed.push((event as CustomEvent).detail));
+    await again.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(again.findings.map((each) => each.name)).toEqual(['draft']);
+    expect(again.base).toBe('v1');
+    expect(revealed).toEqual([3]);
+    again.draw(again.begin('x'), 0, [0, 1], 'brush');
+    await again.flush();
+    expect(server.last('PUT viewer/api/drafts/ct%201')?.body).toMatchObject({ base: 'v1', revision: 4 });
+  });
+
+  it('shows both labels of a conflict, and saves the one that is chosen', async () => {
+    session.draw(session.begin('mine'), 2, [0, 1], 'brush');
+    const theirs = { segments: [segment('theirs', 2, [5, 2])], by: 'Ann', at: '2026-01-01T10:00:00Z', version: 'v9' };
+    server.json('PUT viewer/api/labels/ct%201', { detail: 'Ann saved.', theirs }, 409);
+    await session.save();
+    expect(session.theirs?.findings.map((each) => each.name)).toEqual(['theirs']);
+    expect(names()).toEqual(['mine']);
+    server.json('PUT viewer/api/labels/ct%201', { segments: [], version: 'v10' });
+    await session.settle('mine');
+    expect(server.last('PUT viewer/api/labels/ct%201')?.body).toMatchObject({ base: 'v9', as_new: false });
+    expect(session.theirs).toBeNull();
+    expect(session.unsaved).toBe(false);
+  });
+
+  it('goes on with the label of the other, which can be taken back', async () => {
+    session.draw(session.begin('mine'), 2, [0, 1], 'brush');
+    const theirs = { segments: [segment('theirs', 2, [5, 2])], version: 'v9' };
+    server.json('PUT viewer/api/labels/ct%201', { detail: 'Ann saved.', theirs }, 409);
+    await session.save();
+    await session.settle('theirs');
+    expect(names()).toEqual(['theirs']);
+    expect(session.base).toBe('v9');
+    session.undo();
+    expect(names()).toEqual(['mine']);
+  });
+
+  it('refuses two findings of one name', () => {
+    const first = session.begin('a');
+    session.begin('b');
+    session.rename(first.id, 'b');
+    expect(names()).toEqual(['a', 'b']);
+    expect(session.error).toContain('b');
+    session.rename(first.id, ' tumour ');
+    expect(names()).toEqual(['tumour', 'b']);
+  });
+
+  it('refuses masks that do not fit on the image', async () => {
+    server.lines('POST infer/text_prompt', { event: 'result', params: {}, segments: [segment('lungs', 1, [0, 21])] });
+    await session.run('lungs');
+    expect(session.findings).toEqual([]);
+    expect(session.error).toContain('lungs');
+  });
+});
+
+describe('keys', () => {
+  it('are one for each thing', () => {
+    const keys = SHORTCUTS.map((each) => each.keys);
+    expect(new Set(keys).size).toBe(keys.length);
+  });
+
+  it('work outside of text fields, and with Ctrl in them where they are to', () => {
+    const session = new Session(new Api('/', new Server().fetch), sessionStorage);
+    let saved = 0;
+    session.save = () => {
+      saved += 1;
+      return Promise.resolve();
+    };
+    const shortcuts = new Shortcuts(session);
+    shortcuts.start();
+    const field = document.createElement('input');
+    document.body.append(field);
+    const press = (target: Element, key: string, more: KeyboardEventInit = {}): void => {
+      target.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, composed: true, cancelable: true, ...more }));
+    };
+    press(field, 'b');
+    expect(session.tool).toBe('navigate');
+    press(document.body, 'b');
+    expect(session.tool).toBe('brush');
+    press(document.body, 'Escape');
+    expect(session.tool).toBe('navigate');
+    press(field, 's', { ctrlKey: true });
+    expect(saved).toBe(1);
+    shortcuts.stop();
+    press(document.body, 'b');
+    expect(session.tool).toBe('navigate');
+  });
+
+  it('have one name on all keyboards', () => {
+    expect(keysOf(new KeyboardEvent('keydown', { key: 'Z', metaKey: true, shiftKey: true }))).toBe('Ctrl+Shift+z');
+    expect(keysOf(new KeyboardEvent('keydown', { key: 'Backspace' }))).toBe('Delete');
+  });
+});
