@@ -16,7 +16,7 @@ from scipy import ndimage
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.demo.dicom import DicomPhantom, ultrasound, volume, xray
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.imaging.dicom_seg import SegmentInfo, write_segmentation
+from medclipsam.imaging.dicom_seg import SegmentationKind, SegmentInfo, write_segmentation
 from medclipsam.measurements import Measurements, measure
 from medclipsam.measurements.report import read_report, write_report
 from medclipsam.targets import TargetSet
@@ -68,11 +68,13 @@ def _image(phantom: DicomPhantom, folder: Path) -> MedicalImage:
     return read_image(folder)
 
 
-def _written(image: MedicalImage, folder: Path, creator: str = "") -> tuple[list[Measurements], pydicom.Dataset]:
+def _written(
+    image: MedicalImage, folder: Path, creator: str = "", kind: SegmentationKind = "BINARY"
+) -> tuple[list[Measurements], pydicom.Dataset]:
     labels = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
     labels[0, 10:30, 20:28] = 11
     labels[-1, 5:9, 3:33] = labels[-1, 9:14, 3:5] = 1
-    segmentation = write_segmentation(labels, image, SEGMENTS, folder / "seg.dcm")
+    segmentation = write_segmentation(labels, image, SEGMENTS, folder / "seg.dcm", kind=kind)
     measured = [measure(labels == segment.label, image) for segment in SEGMENTS]
     write_report(measured, segmentation, image, folder / "sr.dcm", creator=creator)
     return measured, segmentation
@@ -145,9 +147,10 @@ def test_the_axes_are_lines_on_the_files_own_pixels(image: MedicalImage, tmp_pat
                 assert line.value == pytest.approx(np.linalg.norm(ends[1] - ends[0]) * spacing[0], rel=1e-3)
 
 
-def test_our_own_reader_finds_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_our_own_reader_finds_the_same(tmp_path: Path, kind: SegmentationKind) -> None:
     image = _image(MADE["CT"](), tmp_path / "image")
-    measured, segmentation = _written(image, tmp_path)
+    measured, segmentation = _written(image, tmp_path, kind=kind)
     found = read_report(tmp_path / "sr.dcm")
     assert [(each.name, each.segment) for each in found] == [("left lung", 1), ("breast tumour", 2), ("heart", 3)]
     assert {each.segmentation for each in found} == {str(segmentation.SOPInstanceUID)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, field_validator
 
@@ -52,6 +52,10 @@ class PacsOptions(Options):
         1024 * 1024 * 16,
         unit="MiB",
     )
+    seg_type: Literal["BINARY", "LABELMAP"] = option(
+        "BINARY", "Kind of SEG that labels are stored as; LABELMAP is smaller, and fewer programs read it"
+    )
+    reports: bool = option(False, "Store the measurements of each label as a structured report (TID 1500) beside it")
     foreign_labels: bool = option(False, "Use the SEG of another program where a series has none of this server")
     ca_file: ReadableFile | None = option(
         None, "Certificates (PEM) that may vouch for the server", shown="the system's", allowed="a file"

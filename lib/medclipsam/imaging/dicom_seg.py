@@ -11,10 +11,10 @@ import datetime
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydicom import uid
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from highdicom import PlanePositionSequence
     from highdicom.seg import Segmentation, SegmentDescription
 
+# BINARY has a frame of bits for each segment and plane, FRACTIONAL one of probabilities; LABELMAP (DICOM Supplement
+# 243) has one frame of segment numbers for each plane.
+SegmentationKind = Literal["BINARY", "LABELMAP", "FRACTIONAL"]
+SEGMENTATION_KINDS: tuple[str, ...] = get_args(SegmentationKind)
+
 MANUFACTURER = "medclipsam"
 MODEL_NAME = "MedCLIP-SAM for MONAI Label"
 
@@ -48,6 +53,8 @@ _PRIVATE_GROUP, _PRIVATE_CREATOR, _LABEL_ELEMENT = 0x0071, "MEDCLIPSAM SEGMENT",
 # DICOM has no code for it.
 _SUPERSEDED = ("SUPERSEDED", "99MEDCLIPSAM", "Superseded segmentation")
 _LONGEST_LO = 64
+# The value of a FRACTIONAL segmentation that means 1.
+_WHOLE = 255
 
 
 @dataclass(frozen=True)
@@ -93,23 +100,25 @@ class Reference:
 
 
 def write_segmentation(
-    labels: np.ndarray,
+    labels: np.ndarray | Mapping[int, np.ndarray],
     image: MedicalImage,
     segments: Sequence[SegmentInfo],
     path: str | os.PathLike[str],
     *,
+    kind: SegmentationKind = "BINARY",
     series_description: str = "",
     content_description: str = "",
     creator: str = "",
     supersedes: Reference | Sequence[Reference] = (),
     noted: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """Write a label map as a DICOM SEG with one binary segment for each structure.
+    """Write a label map, or masks that may overlap, as a DICOM SEG with one segment for each structure.
 
     Parameters
     ----------
-    labels : ndarray of uint8, shape (n_planes, H, W)
-        In display orientation; each value but 0 is the label of one of `segments`.
+    labels : ndarray of uint8, shape (n_planes, H, W), or mapping of int to ndarray of that shape
+        In display orientation. A label map: each value but 0 is the label of one of `segments`. Or by label, masks of
+        bool, which may overlap; or probabilities, floats in [0, 1], for FRACTIONAL.
     image : MedicalImage
         The image, read from DICOM.
     segments : sequence of SegmentInfo
@@ -117,6 +126,9 @@ def write_segmentation(
         is not there. Where that holds for all of them, frames in the middle are written, and are empty.
     path : str or path-like
         The file; it appears under its name only when complete.
+    kind : {"BINARY", "LABELMAP", "FRACTIONAL"}
+        BINARY is read by most programs. LABELMAP is far smaller (it is compressed by RLE), and cannot hold masks that
+        overlap. FRACTIONAL holds probabilities in steps of 1/255.
     series_description, content_description, creator : str
         For people; cut to the 64 characters that DICOM allows.
     supersedes : Reference or sequence of Reference
@@ -133,8 +145,8 @@ def write_segmentation(
     Raises
     ------
     InputError
-        If there is no segment, a label has none, the image is not DICOM, or the file, read back, does not hold the
-        label map. A file that was there before stays.
+        If there is no segment, a label has none, the image is not DICOM, the kind cannot hold the masks, or the file,
+        read back, does not hold them. A file that was there before stays.
     ImageError
         If its headers do not allow it, or the file cannot be read back.
     """
@@ -142,20 +154,9 @@ def write_segmentation(
 
     if not segments:
         raise InputError("A DICOM SEG describes at least one segment; none is given.")
-    stray = sorted(set(np.unique(labels).tolist()) - {0} - {segment.label for segment in segments})
-    if stray:
-        raise InputError(f"The label map holds {', '.join(map(str, stray))}, of which no segment is described.")
-    labels = np.asarray(labels, dtype=np.uint8)
     originals = source_headers(image.source)
     earlier = (supersedes,) if isinstance(supersedes, Reference) else tuple(supersedes)
-    native = image.to_native(labels)
-    native = native.reshape((-1, *native.shape[-2:]))
-    numbers = np.zeros(256, dtype=np.uint8)
-    for number, segment in enumerate(segments, start=1):
-        if segment.label is not None:
-            numbers[segment.label] = number
-    pixels = numbers[native]
-
+    pixels = _pixels(labels, image, segments, kind)
     first, end = _extent(pixels)
     given: dict[str, Any] = {"omit_empty_frames": False}
     now = datetime.datetime.now()
@@ -171,7 +172,7 @@ def write_segmentation(
             made = Segmentation(
                 source_images=sources.headers,
                 pixel_array=pixels[first:end],
-                segmentation_type="BINARY",
+                segmentation_type=kind,
                 segment_descriptions=[_describe(number, each) for number, each in enumerate(segments, start=1)],
                 series_instance_uid=earlier[0].series if earlier else uid.generate_uid(),
                 series_number=300,
@@ -182,6 +183,7 @@ def write_segmentation(
                 software_versions=medclipsam.__version__,
                 device_serial_number="none",
                 content_label="SEGMENTATION",
+                max_fractional_value=_WHOLE,
                 content_description=one_line(content_description) or None,
                 content_creator_name=person_name(creator) or None,
                 series_description=one_line(series_description) or None,
@@ -200,6 +202,9 @@ def write_segmentation(
         setattr(made, keyword, value)
     if earlier:
         made.ReferencedInstanceSequence = DicomSequence([_superseded(each) for each in earlier])
+
+    if kind == "LABELMAP":
+        made.compress(uid.RLELossless, generate_instance_uid=False)
 
     def write(temporary: Path) -> None:
         made.save_as(temporary, enforce_file_format=True)
@@ -262,15 +267,71 @@ def read_segmentation(
     InputError
         If it was not drawn on this image.
     """
-    path = Path(path)
-    drawn_on = _DrawnOn.of(source_headers(image.source), image) if frames is None else _DrawnOn.of_frames(frames)
-    # what is uncompressed and short is parsed by Python code alone, in memory that the file's own size bounds
-    call = _call_here if has_short_header(path) else _call_isolated
-    described = call(_read_infos, path, drawn_on)
-    found = [(label_of(info), info) for _, info in described]
-    labels = [(number, label) for (number, _), (label, _) in zip(described, found, strict=True) if label]
-    values = call(_read_labels, path, drawn_on, labels)
-    return (image.from_native(values) if frames is None else values), found
+    reading = _Reading(Path(path), image, label_of, frames)
+    return reading.displayed(reading.call(_read_labels, reading.labels)), reading.found
+
+
+def read_masks(
+    path: str | os.PathLike[str],
+    image: MedicalImage,
+    label_of: Callable[[SegmentInfo], int],
+    frames: ImageFrames | None = None,
+) -> tuple[dict[int, np.ndarray], list[tuple[int, SegmentInfo]]]:
+    """Read each segment of a DICOM SEG by itself: where segments overlap, and the probabilities of a FRACTIONAL one.
+
+    Parameters
+    ----------
+    path, image, label_of, frames
+        See `read_segmentation`, whose errors it raises.
+
+    Returns
+    -------
+    masks : dict of int to ndarray, shape (n_planes, H, W)
+        By label, in display orientation: bool, or float32 in [0, 1] where the segmentation is FRACTIONAL. Of segments
+        with one label the greater value counts.
+    segments : list of (int, SegmentInfo)
+        Label and description of each segment, those that are empty too.
+    """
+    reading = _Reading(Path(path), image, label_of, frames)
+    masks: dict[int, np.ndarray] = {}
+    for number, label in reading.labels:
+        mask = reading.displayed(reading.call(_read_mask, number))
+        masks[label] = np.maximum(masks[label], mask) if label in masks else mask
+    return masks, reading.found
+
+
+class _Reading:
+    """A segmentation that is being read.
+
+    Attributes
+    ----------
+    found : list of (int, SegmentInfo)
+        Label and description of each segment.
+    labels : list of (int, int)
+        Number and label of each segment that is not left out.
+    displayed : callable
+        Brings what is read to display orientation.
+    """
+
+    displayed: Callable[[np.ndarray], np.ndarray]
+
+    def __init__(
+        self, path: Path, image: MedicalImage, label_of: Callable[[SegmentInfo], int], frames: ImageFrames | None
+    ) -> None:
+        self._path = path
+        if frames is None:
+            self._drawn_on, self.displayed = _DrawnOn.of(source_headers(image.source), image), image.from_native
+        else:
+            self._drawn_on, self.displayed = _DrawnOn.of_frames(frames), np.asarray
+        # what is uncompressed and short is parsed by Python code alone, in memory that the file's own size bounds
+        self._call = _call_here if has_short_header(path) else _call_isolated
+        described = self.call(_read_infos)
+        self.found = [(label_of(info), info) for _, info in described]
+        self.labels = [(number, label) for (number, _), (label, _) in zip(described, self.found, strict=True) if label]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the file and what it was drawn on, in another process where that is safer."""
+        return self._call(function, self._path, self._drawn_on, *args)
 
 
 @dataclass(frozen=True)
@@ -345,10 +406,26 @@ def _read_labels(path: Path, drawn_on: _DrawnOn, labels: Sequence[tuple[int, int
     # highdicom may make floats of the voxels of one segment
     allow_voxels(4 * math.prod(drawn_on.shape))
     segmentation = _segmentation(path)
+    if segmentation.SegmentationType == "LABELMAP":
+        # highdicom wants all of them, for a number type that holds the greatest
+        numbers = list(segmentation.segment_numbers)
+        pixels = _frames(segmentation, drawn_on, numbers, combine_segments=True)
+        table = np.zeros(max(int(pixels.max()), *numbers, 0) + 1, dtype=np.uint8)
+        for number, label in labels:
+            table[number] = label
+        return table[pixels]
     native = np.zeros(drawn_on.shape, dtype=np.uint8)
     for number, label in labels:
-        native[_segment_pixels(segmentation, number, drawn_on)] = label
+        native[_frames(segmentation, drawn_on, [number])[..., 0] >= 0.5] = label
     return native
+
+
+def _read_mask(path: Path, drawn_on: _DrawnOn, number: int) -> np.ndarray:
+    """Return a segment [k, j, i], bool, or float32 in [0, 1] of a FRACTIONAL segmentation."""
+    allow_voxels(4 * math.prod(drawn_on.shape))
+    segmentation = _segmentation(path)
+    pixels = _frames(segmentation, drawn_on, [number])[..., 0]
+    return pixels.astype(np.float32 if segmentation.SegmentationType == "FRACTIONAL" else np.bool_)
 
 
 def check_same_segments(
@@ -462,10 +539,15 @@ def referenced_frames(reference: Dataset) -> list[int]:
     return [] if value is None else [int(number) for number in np.atleast_1d(value)]
 
 
-def _segment_pixels(segmentation: Segmentation, number: int, drawn_on: _DrawnOn) -> np.ndarray:
-    """Return where a segment is (bool [k, j, i]), frame by frame of the image it was drawn on."""
+def _frames(
+    segmentation: Segmentation, drawn_on: _DrawnOn, numbers: Sequence[int], *, combine_segments: bool = False
+) -> np.ndarray:
+    """Return segments frame by frame of the image they were drawn on, [k, j, i, segment], or combined [k, j, i]."""
+    if not numbers:
+        return np.zeros(drawn_on.shape, np.uint8)
     options: dict[str, Any] = {
-        "segment_numbers": [number],
+        "segment_numbers": numbers,
+        "combine_segments": combine_segments,
         # slices without the segment are left out
         "assert_missing_frames_are_empty": True,
         # said by few; what frames refer to, and their size, is checked
@@ -473,12 +555,56 @@ def _segment_pixels(segmentation: Segmentation, number: int, drawn_on: _DrawnOn)
     }
     try:
         if drawn_on.frames:
-            pixels = segmentation.get_pixels_by_source_frame(drawn_on.instances[0], drawn_on.frames, **options)
-        else:
-            pixels = segmentation.get_pixels_by_source_instance(drawn_on.instances, **options)
+            return np.asarray(
+                segmentation.get_pixels_by_source_frame(drawn_on.instances[0], drawn_on.frames, **options)
+            )
+        return np.asarray(segmentation.get_pixels_by_source_instance(drawn_on.instances, **options))
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"The segmentation was not drawn on the frames of this image: {_reason(error)}.") from error
-    return np.asarray(pixels[..., 0] >= 0.5)
+
+
+def _pixels(
+    labels: np.ndarray | Mapping[int, np.ndarray],
+    image: MedicalImage,
+    segments: Sequence[SegmentInfo],
+    kind: SegmentationKind,
+) -> np.ndarray:
+    """Return segment numbers [k, j, i] of a label map, or a channel for each segment [k, j, i, segment] of masks."""
+    if kind not in SEGMENTATION_KINDS:
+        raise InputError(f"A DICOM SEG cannot be {kind!r}; allowed: {', '.join(SEGMENTATION_KINDS)}.")
+    held = set(np.unique(labels).tolist()) if isinstance(labels, np.ndarray) else set(labels)
+    stray = sorted(held - {0} - {segment.label for segment in segments})
+    if stray:
+        raise InputError(f"The label map holds {', '.join(map(str, stray))}, of which no segment is described.")
+    if isinstance(labels, np.ndarray):
+        numbers = np.zeros(256, dtype=np.uint8)
+        for number, segment in enumerate(segments, start=1):
+            if segment.label is not None:
+                numbers[segment.label] = number
+        return numbers[_native(np.asarray(labels, dtype=np.uint8), image)]
+    fractional = any(mask.dtype.kind == "f" for mask in labels.values())
+    if fractional and kind != "FRACTIONAL":
+        raise InputError(f"A DICOM SEG of the kind {kind} cannot hold probabilities; allowed: FRACTIONAL.")
+    for label, mask in labels.items():
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise InputError(f"The mask of the label {label} holds {mask.min():g} to {mask.max():g}; allowed: 0 to 1.")
+    if kind == "LABELMAP":
+        flat = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+        for label, mask in labels.items():
+            if flat[mask != 0].any():
+                raise InputError("Masks that overlap cannot be one LABELMAP; allowed: BINARY and FRACTIONAL.")
+            flat[mask != 0] = label
+        return _pixels(flat, image, segments, kind)
+    empty = np.zeros((image.n_planes, *image.plane_shape), np.float32 if fractional else np.uint8)
+    of_each = [labels.get(segment.label or 0, empty) for segment in segments]
+    stacked = np.stack([_native(mask, image) for mask in of_each], axis=-1)
+    # in the steps of the file, so that what it cannot hold is not there for any check either
+    return np.rint(stacked * _WHOLE).astype(np.float32) / _WHOLE if fractional else stacked.astype(np.uint8)
+
+
+def _native(mask: np.ndarray, image: MedicalImage) -> np.ndarray:
+    native = image.to_native(mask)
+    return native.reshape((-1, *native.shape[-2:]))
 
 
 def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
@@ -560,7 +686,7 @@ def _extent(pixels: np.ndarray) -> tuple[int, int]:
     It has the same for all segments, without gaps, and two planes at least: programs that make a volume of the frames,
     ITK among them, take the distance of the first two for that of all.
     """
-    filled = np.flatnonzero(pixels.any(axis=(1, 2)))
+    filled = np.flatnonzero(pixels.any(axis=tuple(range(1, pixels.ndim))))
     first, end = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (len(pixels) // 2, len(pixels) // 2 + 1)
     if end - first == 1 and len(pixels) > 1:
         return (first - 1, end) if first else (first, end + 1)
@@ -597,7 +723,9 @@ def _take_places_away(made: Dataset) -> None:
         del frame.PlanePositionSequence
         content = frame.FrameContentSequence[0]
         content.TemporalPositionIndex = number
-        content.DimensionIndexValues = [content.DimensionIndexValues[0], number]
+        # a label map has no index of the segment
+        before = content.DimensionIndexValues
+        content.DimensionIndexValues = [number] if isinstance(before, int) else [before[0], number]
 
 
 def _superseded(earlier: Reference) -> Dataset:
@@ -610,15 +738,29 @@ def _superseded(earlier: Reference) -> Dataset:
     return item
 
 
-def _check_reads_back(path: Path, image: MedicalImage, labels: np.ndarray, segments: Sequence[SegmentInfo]) -> None:
-    """Raise where a segmentation that was just written does not give the label map and its segments back."""
+def _check_reads_back(
+    path: Path,
+    image: MedicalImage,
+    labels: np.ndarray | Mapping[int, np.ndarray],
+    segments: Sequence[SegmentInfo],
+) -> None:
+    """Raise where a segmentation that was just written does not give its masks and segments back."""
     what = f"The DICOM SEG of {image.source.name}"
+    found: np.ndarray | dict[int, np.ndarray]
     try:
-        found, described = read_segmentation(path, image, lambda segment: segment.label or 0)
+        read = read_segmentation if isinstance(labels, np.ndarray) else read_masks
+        found, described = read(path, image, lambda segment: segment.label or 0)
     except InputError as error:
         reason = str(error).replace(path.name, "It")
         raise ImageError(f"{what} cannot be read back, and is not kept. {reason}") from error
-    check_same(found, labels, what)
+    if isinstance(labels, np.ndarray):
+        assert isinstance(found, np.ndarray)
+        check_same(found, labels, what)
+    else:
+        for label, mask in labels.items():
+            # a probability is kept to the nearest step
+            apart = np.abs(found[label] - mask.astype(np.float32)) > 0.51 / _WHOLE
+            check_same(apart, np.zeros_like(apart), what)
     meant = [
         (segment.label or 0, dataclasses.replace(segment, name=_segment_label(number, segment)))
         for number, segment in enumerate(segments, start=1)

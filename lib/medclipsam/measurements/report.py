@@ -104,7 +104,8 @@ def write_report(
     """
     from highdicom import sr
 
-    segments = list(segmentation.SegmentSequence)
+    # a label map describes its background too, as segment 0
+    segments = [segment for segment in segmentation.SegmentSequence if segment.SegmentNumber]
     if len(segments) != len(measured):
         raise InputError(
             f"There are {len(measured)} measurements for {len(segments)} segments; one for each is needed."

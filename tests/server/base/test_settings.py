@@ -91,6 +91,8 @@ VALUES: dict[str, Any] = {
     "pacs_max_seconds": "100",
     "pacs_retries": "0",
     "pacs_cache_mb": "100",
+    "pacs_seg_type": "LABELMAP",
+    "pacs_reports": "true",
     "pacs_foreign_labels": "true",
     "presence": "off",
     "box_per_component": "true",

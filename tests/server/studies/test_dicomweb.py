@@ -33,6 +33,7 @@ from medclipsam.active.ledger import Score
 from medclipsam.base.errors import OptionError, UpstreamError
 from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.imaging import read_image, read_mask, write_mask
+from medclipsam.measurements.report import read_report
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.api.asgi import create_app
 from medclipsam.server.api.routes import proxy
@@ -764,6 +765,49 @@ def test_a_correction_takes_the_place_of_the_label_before(
     assert info["label_info"] == [{"name": "left lung", "idx": 11}]
     assert info["SOPInstanceUID"] == second.SOPInstanceUID
     assert store.get_labels_by_image_id(film) == {"final": film}
+
+
+@pytest.fixture
+def as_labelmap_with_report(conf: dict[str, str]) -> None:
+    conf.update(pacs_seg_type="LABELMAP", pacs_reports="true")
+
+
+@pytest.mark.usefixtures("as_labelmap_with_report")
+def test_a_label_is_stored_as_a_labelmap_with_a_report_of_its_measurements(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    (stored,) = pacs.segmentations
+    assert stored.SegmentationType == "LABELMAP"
+    named = app.datastore().get_label_info(film, "final")["report"]
+    # as another process sees it, which has saved nothing
+    store = app.datastore()
+    _forget_file(store, film)
+    store.refresh()
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(store.get_label_uri(film, "final")))
+    assert np.array_equal(found.reshape(picture.shape), np.where(picture > 128, 11, 0))
+    report = next(data for data in pacs.instances if data.get("Manufacturer") == "medclipsam" and data.Modality == "SR")
+    assert named == {"SeriesInstanceUID": report.SeriesInstanceUID, "SOPInstanceUID": report.SOPInstanceUID}
+    report.save_as(tmp_path / "sr.dcm")
+    (finding,) = read_report(tmp_path / "sr.dcm")
+    assert (finding.name, finding.segmentation, finding.segment) == ("left lung", stored.SOPInstanceUID, 1)
+    assert finding.values["VOXELS", ""] == (picture > 128).sum()
+
+
+@pytest.mark.usefixtures("as_labelmap_with_report")
+def test_a_label_is_saved_where_the_server_refuses_its_report(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    def refuse(data: pydicom.Dataset) -> None:
+        if data.Modality == "SR":
+            data.SOPInstanceUID = "1.2.3"
+            pacs.break_down("507", "studies/[0-9.]+$", times=1)
+
+    pacs.change = refuse
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+    info = app.datastore().get_label_info(film, "final")
+    assert "507" in info["report"]["error"]
+    assert info["label_info"] == [{"name": "left lung", "idx": 11}]
 
 
 def _list_what_arrived(pacs: Pacs, store: Any) -> None:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medclipsam.base.errors import InputError, UpstreamContentError, UpstreamError
+from medclipsam.base.errors import InputError, MedClipSamError, UpstreamContentError, UpstreamError
 from medclipsam.base.locks import process_start
 from medclipsam.dicomweb.client import UID, Pacs
 from medclipsam.imaging import MedicalImage
@@ -42,6 +42,8 @@ from medclipsam.imaging.dicom_seg import (
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.imaging.write import check_same, replace_file
+from medclipsam.measurements import measure
+from medclipsam.measurements.report import write_report
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import ImageReader, Signature, series_as_volume, signature
@@ -899,6 +901,7 @@ class DicomWebStudies(LabelFiles):
                 image,
                 text.segments,
                 path,
+                kind=self.pacs.options.seg_type,
                 series_description=text.series_description,
                 content_description=text.content_description,
                 creator=text.creator,
@@ -911,9 +914,25 @@ class DicomWebStudies(LabelFiles):
         if corrections:
             logger.warning("A segmentation was written from headers with invalid values: %s", " ".join(corrections))
             info = {**info, "corrections": corrections}
+        if self.pacs.options.reports:
+            info = {**info, "report": self._store_report(made, label, text)}
         named = LabelMap(stored, image, _names((s.label, s) for s in text.segments))
         told = _about(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), text.segments)
         self._keep_final(image_id, named, {**info, **told})
+
+    def _store_report(self, made: Dataset, label: LabelMap, text: LabelText) -> dict[str, str]:
+        """Store a label's measurements, and return the report's UIDs, or why there is none: the label is saved."""
+        try:
+            with _temporary(".dcm") as path:
+                measured = [measure(label.values == segment.label, label.image) for segment in text.segments]
+                report = write_report(measured, made, label.image, path, creator=text.creator)
+                names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+                study, series, instance = (str(report[name].value) for name in names)
+                self.pacs.store(path.read_bytes(), study, series, instance)
+        except MedClipSamError as error:
+            logger.warning("The measurements of a label were not stored: %s", error)
+            return {"error": str(error)}
+        return {"SeriesInstanceUID": series, "SOPInstanceUID": instance}
 
     @contextmanager
     def _storing(self) -> Iterator[None]:
