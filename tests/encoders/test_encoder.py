@@ -152,3 +152,30 @@ def test_weights_of_another_architecture_are_refused(biomedclip_folder: Path, tm
     (tmp_path / "open_clip_pytorch_model.bin").symlink_to(biomedclip_folder / "open_clip_pytorch_model.bin")
     with pytest.raises(WeightsError, match="cannot be loaded"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["vit", "biomedclip"])
+def test_a_tower_by_an_engine_gives_torchs_features(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encoder: Encoder = request.getfixturevalue(which)
+    plane = np.zeros((224, 224, 3), np.uint8)
+    inputs = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(5))
+    planes = [PlaneInput(plane, x, encoder.preprocess(plane)[1], bytes([row])) for row, x in enumerate(inputs)]
+
+    def at(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        encoder.forget_planes()
+        tokens = encoder.prefix_tokens(planes, layer)
+        return tokens, encoder.features(tokens, layer)
+
+    expected, other_layer = at(9), at(10)[0]
+    try:
+        encoder.use_engine("openvino")
+        features = at(9)[1]
+        assert not torch.equal(features, expected[1]), "another engine rounds in another way"
+        torch.testing.assert_close(features, expected[1], rtol=0, atol=1e-4)
+        # a second layer would take memory for the weights once more
+        assert torch.equal(at(10)[0], other_layer)
+    finally:
+        encoder.use_engine("torch").forget_planes()

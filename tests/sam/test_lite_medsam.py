@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydicom.data import get_testdata_file
 
-from medclipsam.base.engine import missing_packages
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image
 from medclipsam.pipeline.refine import Clicks, refine
@@ -98,9 +97,8 @@ def test_a_box_gives_the_mask_of_the_package(lite: SamModel, published: torch.nn
         assert (ours.mask != reference).mean() < 1e-3
 
 
-@pytest.mark.skipif(bool(missing_packages()), reason="the extra 'engine' is not installed")
 def test_the_engine_gives_the_same_embedding_and_masks(lite: SamModel, case: Case) -> None:
-    by_engine = SamModel.from_weights(resolve("lite_medsam"), engine="onnx")
+    by_engine = SamModel.from_weights(resolve("lite_medsam"), engine="openvino")
     assert by_engine.encoder is not by_engine.network.image_encoder
     embedding = by_engine.embed(case.plane)
     torch.testing.assert_close(embedding.features, case.embedding.features, rtol=0, atol=1e-4)

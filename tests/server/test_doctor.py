@@ -325,13 +325,14 @@ def test_the_workspace_of_a_moved_folder_is_found_or_told(tmp_path: Path, data_h
 
 
 def test_the_engine_is_told_and_an_impossible_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_version", lambda package: "1.0")
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
-    assert doctor.check_engine(MACHINE, None) == Check(
-        "engine", "ok", "ONNX Runtime 1.0 runs LiteMedSAM's image encoder on the CPU."
-    )
-    assert "ONNX" not in doctor.check_engine(ON_GPU, None).found
-    monkeypatch.setenv(engine.VARIABLE, "onnx")
+    measured = engine.Choice("an encoder", "openvino", 2.0, 0.5, 0.0)
+    monkeypatch.setattr(doctor, "choices", lambda: [measured])
+    monkeypatch.delenv(engine.VARIABLE, raising=False)
+    check = doctor.check_engine(MACHINE, None)
+    assert check.status == "ok"
+    assert "an encoder: openvino, 4.0 x" in check.found
+    assert "OpenVINO" not in doctor.check_engine(ON_GPU, None).found
+    monkeypatch.setenv(engine.VARIABLE, "openvino")
     assert doctor.check_engine(ON_GPU, None).status == "failed"
     assert doctor.check_engine(ON_GPU, "cpu").status == "ok"
     monkeypatch.setenv(engine.VARIABLE, "nonsense")
@@ -340,7 +341,7 @@ def test_the_engine_is_told_and_an_impossible_one_fails(monkeypatch: pytest.Monk
     monkeypatch.delenv(engine.VARIABLE)
     monkeypatch.setattr(engine, "_version", lambda package: None)
     check = doctor.check_engine(MACHINE, None)
-    assert (check.status, "ONNX" in check.found) == ("ok", False)
+    assert (check.status, "OpenVINO" in check.found) == ("ok", False)
     assert "medclipsam[engine]" in check.advice
     assert not doctor.check_engine(ON_GPU, None).advice
 

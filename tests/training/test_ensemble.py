@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from medclipsam.base import engine
 from medclipsam.base.errors import CancelledError, InputError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
@@ -118,6 +119,15 @@ def test_members_that_stay_in_memory_change_no_result(folder, image):
         first, second = (each.predict(image, members=members, probabilities=True) for each in (one, few))
         np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-3)
     assert (len(one._kept), len(few._kept)) == (3, 0)
+
+
+def test_members_by_an_engine_give_torchs_probabilities(folder, image, monkeypatch):
+    expected = Ensemble.load(folder, device="cpu").predict(image, probabilities=True)
+    monkeypatch.setenv(engine.VARIABLE, "openvino")
+    ensemble = Ensemble.load(folder, device="cpu")
+    made = ensemble.predict(image, probabilities=True)
+    assert all(isinstance(member, engine._Converted) for member in ensemble._kept.values())
+    np.testing.assert_allclose(made.probabilities, expected.probabilities, atol=2e-3)
 
 
 def test_bounded_memory_changes_no_result(folder, image):

@@ -12,7 +12,7 @@ EXTRA_OF: dict[str, str] = {
     **dict.fromkeys(("peft", "webdataset"), "finetune"),
     **dict.fromkeys(("mlflow", "tensorboard"), "tracking"),
     "h5py": "convert",
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "engine"),
+    "openvino": "engine",
     "pydensecrf": "crf",
 }
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cachetools import LRUCache
+from torch import nn
 
+from medclipsam.base.engine import chosen_engine, compile_forward
 from medclipsam.base.errors import InputError
 from medclipsam.encoders.fit import Fit, fit_plane
 from medclipsam.encoders.sam_clip import EmbeddingInput, check_fit
@@ -64,6 +66,19 @@ class PlaneInput:
     tensor: torch.Tensor
     fit: Fit
     digest: bytes
+
+
+class _Half(nn.Module):
+    """One half of a vision tower, `run`, as a module with the tower's parameters."""
+
+    def __init__(self, visual: nn.Module, run: Callable[[torch.Tensor, int], torch.Tensor], layer: int) -> None:
+        super().__init__()
+        self.visual = visual
+        self._run = run
+        self._layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, self._layer)
 
 
 class Encoder:
@@ -123,6 +138,45 @@ class Encoder:
         self._std = torch.tensor(std).view(3, 1, 1)
         self._texts: LRUCache[str, torch.Tensor] = LRUCache(_TEXT_CACHE)
         self._tokens: LRUCache[tuple[bytes, int], torch.Tensor] = LRUCache(_PREFIX_CACHE)
+        self._engine: str | None = "torch"
+        self._converted: dict[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def use_engine(self, engine: str | None = None) -> Encoder:
+        """Run the vision tower by an engine from now on, where no gradient is needed; return the encoder itself.
+
+        The weights must not change afterwards. The two halves of the first layer that is asked for are converted when
+        they first run. Those of other layers stay with torch, since each pair takes memory for the weights once more.
+
+        Parameters
+        ----------
+        engine : {"auto", "torch", "openvino", "openvino-bf16"}, optional
+            See `medclipsam.base.engine`.
+
+        Raises
+        ------
+        OptionError
+            If the engine cannot be used.
+        """
+        chosen_engine(self.device, engine)
+        self._engine = engine
+        self._converted.clear()
+        return self
+
+    def _half(self, name: str, x: torch.Tensor, layer: int) -> torch.Tensor:
+        """Run the tower's "prefix" or "suffix" at a layer on a batch."""
+        run = getattr(self.tower, name)
+        if self._engine == "torch" or any(layer != used for _, used in self._converted):
+            return run(x, layer)
+        if (name, layer) not in self._converted:
+            self._converted[name, layer] = compile_forward(
+                _Half(self.model.visual, run, layer).eval(),
+                (x[:1],),
+                f"{self.identity}:{name} {layer}",
+                name=f"CLIP {self.name}, {name} at layer {layer}",
+                device=self.device,
+                engine=self._engine,
+            )
+        return self._converted[name, layer](x)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,7 +294,7 @@ class Encoder:
                 tokens = torch.stack([self.tower.embed(plane.pixels, layer) for plane in new.values()])
             else:
                 inputs = torch.stack([plane.tensor for plane in new.values()])
-                tokens = self.tower.prefix(inputs.to(self.device), layer)
+                tokens = self._half("prefix", inputs.to(self.device), layer)
             fresh = {key: row.clone() for key, row in zip(new, tokens, strict=True)}
         result = torch.stack([fresh[key] if key in fresh else self._tokens[key] for key in keys])
         self._tokens.update(fresh)
@@ -249,7 +303,7 @@ class Encoder:
     @torch.no_grad()
     def features(self, tokens: torch.Tensor, layer: int) -> torch.Tensor:
         """Run tokens [B, 1+P, D] of a vision block to the end: unit vectors [B, E]."""
-        return F.normalize(self.tower.suffix(tokens, layer), dim=-1)
+        return F.normalize(self._half("suffix", tokens, layer), dim=-1)
 
     @property
     def context_length(self) -> int:

@@ -369,7 +369,7 @@ class ZeroShot:
         clip, sam = resolve_pair(weights)
         sam_model = SamModel.from_weights(sam, device=device)
         return cls(
-            load_encoder(clip, device=device, sam=sam_model),
+            load_encoder(clip, device=device, sam=sam_model).use_engine(),
             sam_model,
             targets or TargetSet.load(),
             weights={
@@ -411,7 +411,7 @@ class ZeroShot:
         """
         clip = resolve(name)
         weights = {**self.weights, "clip": {"name": clip.name, "sha256": clip.sha256}}
-        encoder = load_encoder(clip, device=device, sam=self.sam)
+        encoder = load_encoder(clip, device=device, sam=self.sam).use_engine()
         return ZeroShot(
             encoder,
             self.sam,

@@ -21,7 +21,6 @@ from medclipsam.base.options import VOTINGS
 from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
 from medclipsam.sam.segment_anything_adapter import Sam
-from medclipsam.sam.tiny_vit import TinyViT
 from medclipsam.sam.voting import vote
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ class SamModel:
     point_prompts : bool
         Whether the weights were trained with points as prompts. Without that a point spoils the mask of a good box, and
         points alone give almost empty masks: `decode` then uses points only to make a box where none is given.
-    engine : {"auto", "torch", "onnx"}, optional
-        What runs the image encoder on a CPU, see `medclipsam.base.engine`; "auto" is ONNX Runtime for LiteMedSAM.
+    engine : {"auto", "torch", "openvino", "openvino-bf16"}, optional
+        What runs the image encoder on a CPU, see `medclipsam.base.engine`.
 
     Attributes
     ----------
@@ -126,14 +125,13 @@ class SamModel:
         self.encoder_runs = 0
         mean, deviation = (tuple(float(v) for v in part.flatten()) for part in (sam.pixel_mean, sam.pixel_std))
         self.prepare = Preparation(preprocessing, self.image_size, mean, deviation)
-        image_encoder = self.network.image_encoder
         self.encoder = compile_forward(
-            image_encoder,
+            self.network.image_encoder,
             (torch.zeros(1, 3, self.image_size, self.image_size),),
             f"{identity}:image_encoder",
+            name=f"SAM image encoder {identity[:8]}",
             device=self.device,
             engine=engine,
-            gains=isinstance(image_encoder, TinyViT),
         )
         self._encoding = threading.Lock()
 
@@ -357,7 +355,7 @@ def load_sam(
         Where the network runs.
     cache : EmbeddingCache or None
         A cache to share among models; None makes one of 512 MiB.
-    engine : {"auto", "torch", "onnx"}, optional
+    engine : {"auto", "torch", "openvino", "openvino-bf16"}, optional
         What runs the image encoder on a CPU, see `SamModel`.
 
     Raises

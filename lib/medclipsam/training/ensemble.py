@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from medclipsam.base.engine import compile_forward
 from medclipsam.base.errors import CancelledError, OptionError, TrainingError
 from medclipsam.base.files import atomic_write
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import PreparedImage
-from medclipsam.training.network import Network
+from medclipsam.training.network import FinestLevel, Network
 from medclipsam.training.plan import PLAN_FILE, Plan
 from medclipsam.training.uncertainty import (
     METHODS,
@@ -37,6 +38,9 @@ _OVERLAP = 0.5
 _SIDE_BY_SIDE = 8
 # Of the memory of a prediction, what members that stay in memory may take.
 _MEMBERS_SHARE = 1 / 8
+
+# Windows [B, C, h, w] to the finest level's logits [B, classes + 1, h, w].
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Ensemble:
         self.device = device
         self.memory = memory
         self._network = Network(plan).to(device).eval()
-        self._kept: dict[int, Network] = {}
+        self._kept: dict[int, Forward] = {}
         self._keeps = members * sum(each.nbytes for each in self._network.parameters()) <= memory * _MEMBERS_SHARE
 
     @classmethod
@@ -228,17 +232,22 @@ class Ensemble:
             raise
         return made.result()
 
-    def _member(self, index: int) -> Network:
-        """Return a member's network; it may be the same object for every member, with other weights."""
+    def _member(self, index: int) -> Forward:
+        """Return a member; it may be the same network for every member, with other weights."""
         if index in self._kept:
             return self._kept[index]
         network = Network(self.plan).to(self.device).eval() if self._keeps else self._network
         network.load_state_dict(self.weights(index))
-        if self._keeps:
-            self._kept[index] = network
-        return network
+        finest = FinestLevel(network).eval()
+        if not self._keeps:
+            return finest
+        window = torch.zeros(1, self.plan.channels, *self.plan.patch_size)
+        name = f"member {index + 1} of {self.folder.name}"
+        # not kept on the disk, since the next training replaces it
+        self._kept[index] = compile_forward(finest, (window,), None, name=name, device=self.device)
+        return self._kept[index]
 
-    def _probabilities(self, network: Network, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
+    def _probabilities(self, network: Forward, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
         """Return a member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
         half = self.device.type == "cuda"
         flips = _flips(self.plan.mirror_axes) if mirror else [()]
@@ -347,13 +356,13 @@ class _Collected:
         return scores
 
 
-def sliding_logits(network: Network, x: torch.Tensor, plan: Plan, *, half: bool = False) -> torch.Tensor:
+def sliding_logits(network: Forward, x: torch.Tensor, plan: Plan, *, half: bool = False) -> torch.Tensor:
     """Return the finest level's logits of planes of any size: windows of the plan's patch, blended by a Gaussian.
 
     Parameters
     ----------
-    network : Network
-        In evaluation mode.
+    network : callable
+        Windows to logits, such as a `FinestLevel` in evaluation mode.
     x : torch.Tensor
         float [B, C, h, w].
     plan : Plan
@@ -368,9 +377,7 @@ def sliding_logits(network: Network, x: torch.Tensor, plan: Plan, *, half: bool 
     from monai.inferers import sliding_window_inference
 
     with torch.autocast(x.device.type, dtype=torch.float16, enabled=half):
-        logits = sliding_window_inference(
-            x, plan.patch_size, 4, lambda window: network(window)[0], overlap=_OVERLAP, mode="gaussian"
-        )
+        logits = sliding_window_inference(x, plan.patch_size, 4, network, overlap=_OVERLAP, mode="gaussian")
     return torch.as_tensor(logits).float()
 
 

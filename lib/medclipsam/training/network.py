@@ -51,6 +51,17 @@ class Network(nn.Module):
         return out
 
 
+class FinestLevel(nn.Module):
+    """A network's logits [B, classes + 1, h, w] of the finest level alone."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)[0]
+
+
 def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return 1 - the mean soft Dice of the classes (without the background), pooled over the batch.
 

@@ -40,7 +40,7 @@ from medclipsam.base.files import write_json, write_text
 from medclipsam.training.augment import Augmenter
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of
-from medclipsam.training.network import Network, SegmentationLoss
+from medclipsam.training.network import FinestLevel, Network, SegmentationLoss
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import Plan
 from medclipsam.training.planes import PlaneStore, open_planes
@@ -334,7 +334,9 @@ class _Work:
         chosen = np.unique(np.linspace(0, len(seen) - 1, min(len(seen), self.options.validation_planes)).astype(int))
         for index in chosen:
             image, label = seen[int(index)]
-            guess = sliding_logits(network, image[None].to(self.device), self.plan, half=self.half)[0].argmax(dim=0)
+            guess = sliding_logits(FinestLevel(network), image[None].to(self.device), self.plan, half=self.half)[
+                0
+            ].argmax(dim=0)
             truth = label.numpy()
             made = guess.cpu().numpy()
             both += np.bincount(truth[truth == made], minlength=n + 1)
