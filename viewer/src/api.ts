@@ -29,12 +29,12 @@ export interface ImageInfo {
   modality: string;
   rows: number;
   columns: number;
-  spacing_mm: [number, number, number] | null;
+  spacing_mm: [number | null, number, number] | null;
   planes: Plane[];
   study?: string;
   series?: string;
   labelled?: unknown;
-  lease?: { holder?: string; until?: string; expires?: string } | null;
+  lease?: { holder: string; until: string } | null;
 }
 
 export interface TargetAnswer {
@@ -82,6 +82,8 @@ export interface Draft {
   base: string | null;
   revision?: number | string | null;
   saved_at?: string;
+  /** Whether this browser, or who is logged in, has made it. */
+  own?: boolean;
   by?: string;
 }
 
@@ -154,11 +156,12 @@ export class Api {
     private readonly fetched: typeof fetch = (...given) => fetch(...given),
   ) {}
 
-  image(study: string, series: string, instance: string): Promise<ImageInfo> {
+  image(study: string, series: string, instance: string, frame: number): Promise<ImageInfo> {
     const query = new URLSearchParams({
       StudyInstanceUID: study,
       SeriesInstanceUID: series,
       SOPInstanceUID: instance,
+      frame: String(frame),
     });
     return this.json<ImageInfo>('GET', `viewer/api/image?${query.toString()}`);
   }

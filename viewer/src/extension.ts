@@ -3,7 +3,7 @@
  */
 import { Api, type Sample } from './api';
 import { MapPictures } from './maps';
-import type { ServicesManager, Subscription } from './ohif';
+import type { CornerstoneModule, ModeContext, ServicesManager, Subscription } from './ohif';
 import { Overlay } from './overlay';
 import { definePanel, PANEL_TAG } from './panel';
 import { Session } from './session';
@@ -93,7 +93,11 @@ const extension = {
     definePanel(session);
     overlays = new Overlays(servicesManager.services);
   },
-  onModeEnter: () => {
+  onModeEnter: ({ extensionManager }: ModeContext) => {
+    const { exports } = extensionManager.getModuleEntry(
+      '@ohif/extension-cornerstone.utilityModule.common',
+    ) as CornerstoneModule;
+    session.steps = exports.getCornerstoneLibraries().cornerstone.utilities.HistoryMemo.DefaultHistoryMemo;
     overlays?.start();
     shortcuts.start();
     void session.start();

@@ -147,7 +147,8 @@ export class History {
 
   constructor(
     first: Findings = [],
-    private readonly most = 100,
+    // as many as the viewer's own history has, and the list before them
+    private readonly most = 51,
   ) {
     this.states = [{ findings: first, what: '' }];
   }

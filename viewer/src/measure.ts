@@ -7,7 +7,7 @@ export interface Geometry {
   rows: number;
   columns: number;
   /** Between planes, rows and columns, in mm; null where the image does not say. */
-  spacing_mm: readonly [number, number, number] | null;
+  spacing_mm: readonly [number | null, number, number] | null;
 }
 
 export interface Size {
@@ -93,7 +93,7 @@ export function sizeOf(planes: ReadonlyMap<number, Runs>, geometry: Geometry): S
   return {
     pixels,
     planes: used,
-    volume_ml: spacing ? (pixels * spacing[0] * spacing[1] * spacing[2]) / 1000 : null,
+    volume_ml: spacing?.[0] ? (pixels * spacing[0] * spacing[1] * spacing[2]) / 1000 : null,
     area_mm2: spacing ? pixels * spacing[1] * spacing[2] : null,
     diameter: longest,
     diameter_plane: where,
@@ -108,12 +108,12 @@ export function inWords(size: Size, planesOfImage: number, isVolume: boolean): s
   if (!size.pixels) {
     return 'empty';
   }
-  if (size.volume_ml === null || size.area_mm2 === null) {
+  if (size.area_mm2 === null) {
     const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} planes` : '';
     return `${size.pixels} pixels${where}, ${figures(size.diameter)} pixels across`;
   }
   const across = `${figures(size.diameter)} mm across`;
-  if (isVolume) {
+  if (isVolume && size.volume_ml !== null) {
     return `${figures(size.volume_ml)} mL, ${across}`;
   }
   const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} frames` : '';

@@ -2,6 +2,8 @@
  * What is used of OHIF 3.13 and of Cornerstone, as their public interfaces have it.
  */
 
+import type { Steps } from './session';
+
 export interface Subscription {
   unsubscribe(): void;
 }
@@ -62,6 +64,12 @@ export interface ServicesManager {
 
 export interface ToolsModule {
   exports: { toolNames: Record<string, string>; Enums: { MouseBindings: Record<string, number> } };
+}
+
+export interface CornerstoneModule {
+  exports: {
+    getCornerstoneLibraries(): { cornerstone: { utilities: { HistoryMemo: { DefaultHistoryMemo: Steps } } } };
+  };
 }
 
 export interface ExtensionManager {

@@ -204,22 +204,25 @@ class Panel extends LitElement {
     const { session } = this;
     return html`
       <section class="panel" aria-label="Annotate by text">
-        ${this.head()} ${this.ask()}
+        ${this.head()} ${this.showKeys ? this.keys() : nothing} ${this.ask()}
         <div class="messages" role="status" aria-live="polite">${this.messages()}</div>
         ${session.work ? this.progress() : nothing} ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
-        ${this.foot()} ${this.showKeys ? this.keys() : nothing}
+        ${this.foot()}
       </section>
     `;
   }
 
   private head(): TemplateResult {
-    const { image, state, savedBy, plane } = this.session;
-    const where = image && image.planes.length > 1 && plane !== null ? ` · ${plane + 1} of ${image.planes.length}` : '';
+    const { image, state, savedBy } = this.session;
+    const count = image?.planes.length ?? 1;
+    const planes = count > 1 ? ` · ${count} ${this.session.isVolume ? 'planes' : 'frames'}` : '';
+    const until = image?.lease?.until;
+    const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : '';
     return html`
       <header>
         <div class="image">
           <h2>${image ? image.name || image.image : 'No image'}</h2>
-          <p>${image ? `${image.modality}${where}` : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
+          <p>${image ? `${image.modality}${planes}${lease}` : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
         </div>
         <button
           class="quiet"
@@ -621,7 +624,7 @@ class Panel extends LitElement {
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            ${drawn || !image ? 'Save' : 'Save as “nothing here”'}
+            ${drawn || !image ? 'Save' : 'Save as empty'}
           </button>
           <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
             Save as new

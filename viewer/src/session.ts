@@ -60,7 +60,15 @@ const LAST_KEY = 'medclipsam.last';
 const REASON_KEY = 'medclipsam.reason';
 const MOST_RECENT = 8;
 
+/** The viewer's own steps back and forth, among which those of this panel take their places. */
+export interface Steps {
+  push(step: { restoreMemo: (undo?: boolean) => void }): unknown;
+  undo(): void;
+  redo(): void;
+}
+
 export class Session extends EventTarget {
+  steps: Steps | null = null;
   image: ImageInfo | null = null;
   /** Index of the plane that is shown; null where the viewer shows another image. */
   plane: number | null = null;
@@ -194,7 +202,7 @@ export class Session extends EventTarget {
     this.loading = key;
     await this.flush();
     try {
-      const image = await this.api.image(shown.study, shown.series, shown.instance);
+      const image = await this.api.image(shown.study, shown.series, shown.instance, shown.frame);
       if (this.loading === key) {
         await this.open(image, planeOf(image, shown));
       }
@@ -237,11 +245,14 @@ export class Session extends EventTarget {
       this.active = this.findings[0]?.id ?? null;
     }
     if (draft) {
+      const own = draft.own !== false;
       this.base = draft.base;
-      this.revision = draft.revision ?? null;
+      this.revision = own ? (draft.revision ?? null) : null;
       this.draftState = 'kept';
       this.keptAt = draft.saved_at ? new Date(draft.saved_at) : new Date();
-      this.note = 'Your unsaved work on this image is back.';
+      this.note = own
+        ? 'Your unsaved work on this image is back.'
+        : 'Unsaved work from another browser is shown; what you change is kept beside it.';
     } else if (label) {
       this.note = `The saved label of this image is shown${label.by ? ` (by ${label.by})` : ''}.`;
     }
@@ -460,18 +471,31 @@ export class Session extends EventTarget {
   }
 
   push(findings: Findings, what: string): void {
-    this.history.push(findings, what);
+    const { history } = this;
+    history.push(findings, what);
+    this.steps?.push({
+      restoreMemo: (undo) => {
+        // another image may be open by now
+        if (this.history === history && (undo ? history.undo() : history.redo())) {
+          this.touched();
+        }
+      },
+    });
     this.touched();
   }
 
   undo(): void {
-    if (this.history.undo()) {
+    if (this.steps) {
+      this.steps.undo();
+    } else if (this.history.undo()) {
       this.touched();
     }
   }
 
   redo(): void {
-    if (this.history.redo()) {
+    if (this.steps) {
+      this.steps.redo();
+    } else if (this.history.redo()) {
       this.touched();
     }
   }
@@ -636,8 +660,10 @@ export class Session extends EventTarget {
     try {
       const answer = await this.api.save(image.image, { segments: toSegments(saved), base: this.base, as_new: asNew });
       this.base = answer.version;
+      this.savedBy = answer.by ?? '';
       this.theirs = null;
       this.revision = null;
+      await this.api.dropDraft(image.image);
       const size = saved.filter((each) => each.planes.size).length;
       this.note = size
         ? `Saved${asNew ? ' as a new label' : ''}: ${size} finding${size > 1 ? 's' : ''}, read back by the server.`

@@ -323,6 +323,11 @@ export const STYLE = css`
     border: 1px solid #4a5a94;
     border-radius: 4px;
   }
+  .keys {
+    padding: 8px;
+    background: #0d1230;
+    border-radius: 4px;
+  }
   .keys dl {
     display: grid;
     grid-template-columns: auto 1fr;

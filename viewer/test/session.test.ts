@@ -28,6 +28,7 @@ class Server {
     this.json('GET viewer/api/image', IMAGE);
     this.answers.set('GET viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('GET viewer/api/labels/ct%201', () => new Response(null, { status: 204 }));
+    this.answers.set('DELETE viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('PUT viewer/api/drafts/ct%201', ({ body }) => Response.json({ ...body, revision: 1 }));
   }
 

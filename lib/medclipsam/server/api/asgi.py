@@ -38,6 +38,7 @@ from medclipsam.server.api.middleware import (
 from medclipsam.server.api.routes import (
     datastore,
     dicomweb,
+    drafts,
     infer,
     login,
     networks,
@@ -59,6 +60,7 @@ from medclipsam.server.learning.rounds import RoundScheduler
 from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.upstream import settings
+from medclipsam.server.studies.drafts import DraftStore
 from medclipsam.server.studies.waiting import THREADS
 
 
@@ -81,6 +83,7 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         proxy.router,
         dicomweb.router,
         viewer.router,
+        drafts.router,
         # takes every address below its own that is not taken yet
         viewer_page.router,
     ]
@@ -118,6 +121,7 @@ def create_app(
     app.state.label_app = label_app
     app.state.access = access
     app.state.local = local
+    app.state.drafts = DraftStore(label_app.workspace / "drafts")
     app.state.queue = WorkQueue(limits.queue_length, limits.max_seconds)
     queue = app.state.queue
     app.state.keeper = RoundScheduler(
@@ -136,7 +140,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _refused_by_framework)
     # the last one added is the first to see a request
     login_path = f"{settings.MONAI_LABEL_API_STR}/auth/token"
-    app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20, login=login_path)
+    with_masks = tuple(f"{settings.MONAI_LABEL_API_STR}/{part}/" for part in ("viewer/api", "infer"))
+    app.add_middleware(BodyLimit, max_bytes=limits.max_upload_mb * 2**20, login=login_path, with_masks=with_masks)
     open_paths = {login_path, f"{settings.MONAI_LABEL_API_STR}/auth/logout"}
     app.add_middleware(AccessFirst, known=caller_of, refuse=refused, open_paths=open_paths)
     if origins:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Bytes of a body that is parsed in memory.
 MAX_TEXT_BODY = 4 * 2**20
+# Bytes of a text body with masks: twenty findings on two hundred planes take eight million.
+MAX_MASKS_BODY = 64 * 2**20
 # Bytes of a body that anyone may send.
 MAX_LOGIN_BODY = 64 * 2**10
 # Bodies of these types are written to disk while they arrive.
@@ -255,15 +257,23 @@ class BodyLimit:
         Most bytes of a body that is neither multipart nor DICOM: such are kept and parsed in memory.
     login : str
         The path that anyone may send a body to; at most `MAX_LOGIN_BODY` bytes.
+    with_masks : tuple of str
+        Beginnings of paths whose text bodies hold masks; at most `MAX_MASKS_BODY` bytes.
     """
 
     def __init__(
-        self, app: ASGIApp, max_bytes: int, max_text_bytes: int = MAX_TEXT_BODY, login: str | None = None
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        max_text_bytes: int = MAX_TEXT_BODY,
+        login: str | None = None,
+        with_masks: tuple[str, ...] = (),
     ) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.max_text_bytes = min(max_bytes, max_text_bytes)
         self.login = login
+        self.with_masks = with_masks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, counting."""
@@ -273,6 +283,8 @@ class BodyLimit:
         headers = Headers(scope=scope)
         in_files = headers.get("content-type", "").lower().startswith(_IN_FILES)
         limit = self.max_bytes if in_files else self.max_text_bytes
+        if not in_files and scope["path"].startswith(self.with_masks):
+            limit = min(self.max_bytes, MAX_MASKS_BODY)
         if scope["path"] == self.login:
             limit = min(limit, MAX_LOGIN_BODY)
         told = headers.get("content-length", "")

@@ -45,6 +45,8 @@ Queue = Annotated[WorkQueue, Depends(_queue)]
 # Tells a browser from others: the pages of the viewer name no client in what they ask.
 CLIENT_COOKIE = "medclipsam_client"
 _CLIENT = re.compile(r"[0-9a-f]{32}")
+# The longest that browsers keep a cookie.
+_CLIENT_SECONDS = 400 * 24 * 3600
 
 
 def client_named(request: Request, params: Mapping[str, Any]) -> str:
@@ -54,10 +56,17 @@ def client_named(request: Request, params: Mapping[str, Any]) -> str:
 
 
 def give_client(request: Request, response: Response) -> None:
-    """Give a browser that has none the cookie that tells it from others, until it is closed."""
+    """Give a browser that has none the cookie that tells it from others; its drafts are kept under it."""
     if not _CLIENT.fullmatch(request.cookies.get(CLIENT_COOKIE, "")):
         secure = request.url.scheme == "https"
-        response.set_cookie(CLIENT_COOKIE, secrets.token_hex(16), httponly=True, samesite="strict", secure=secure)
+        response.set_cookie(
+            CLIENT_COOKIE,
+            secrets.token_hex(16),
+            max_age=_CLIENT_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=secure,
+        )
 
 
 def caller_of(request: Request, user: str, params: Mapping[str, Any] | None = None) -> Caller:

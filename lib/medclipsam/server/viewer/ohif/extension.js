@@ -34,11 +34,12 @@ var Api = class {
 		this.root = root;
 		this.fetched = fetched;
 	}
-	image(study, series, instance) {
+	image(study, series, instance, frame) {
 		const query = new URLSearchParams({
 			StudyInstanceUID: study,
 			SeriesInstanceUID: series,
-			SOPInstanceUID: instance
+			SOPInstanceUID: instance,
+			frame: String(frame)
 		});
 		return this.json("GET", `viewer/api/image?${query.toString()}`);
 	}
@@ -470,7 +471,7 @@ function fromSegments(segments, size) {
 }
 /** Steps back and forth between lists of findings. */
 var History = class {
-	constructor(first = [], most = 100) {
+	constructor(first = [], most = 51) {
 		this.most = most;
 		this.at = 0;
 		this.states = [{
@@ -528,6 +529,7 @@ var Session = class extends EventTarget {
 		super();
 		this.api = api;
 		this.storage = storage;
+		this.steps = null;
 		this.image = null;
 		this.plane = null;
 		this.history = new History();
@@ -632,7 +634,7 @@ var Session = class extends EventTarget {
 		this.loading = key;
 		await this.flush();
 		try {
-			const image = await this.api.image(shown.study, shown.series, shown.instance);
+			const image = await this.api.image(shown.study, shown.series, shown.instance, shown.frame);
 			if (this.loading === key) await this.open(image, planeOf(image, shown));
 		} catch (error) {
 			this.image = null;
@@ -667,11 +669,12 @@ var Session = class extends EventTarget {
 			this.active = this.findings[0]?.id ?? null;
 		}
 		if (draft) {
+			const own = draft.own !== false;
 			this.base = draft.base;
-			this.revision = draft.revision ?? null;
+			this.revision = own ? draft.revision ?? null : null;
 			this.draftState = "kept";
 			this.keptAt = draft.saved_at ? new Date(draft.saved_at) : /* @__PURE__ */ new Date();
-			this.note = "Your unsaved work on this image is back.";
+			this.note = own ? "Your unsaved work on this image is back." : "Unsaved work from another browser is shown; what you change is kept beside it.";
 		} else if (label) this.note = `The saved label of this image is shown${label.by ? ` (by ${label.by})` : ""}.`;
 		if (this.findings.length) this.reveal();
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
@@ -859,14 +862,20 @@ var Session = class extends EventTarget {
 		return made;
 	}
 	push(findings, what) {
-		this.history.push(findings, what);
+		const { history } = this;
+		history.push(findings, what);
+		this.steps?.push({ restoreMemo: (undo) => {
+			if (this.history === history && (undo ? history.undo() : history.redo())) this.touched();
+		} });
 		this.touched();
 	}
 	undo() {
-		if (this.history.undo()) this.touched();
+		if (this.steps) this.steps.undo();
+		else if (this.history.undo()) this.touched();
 	}
 	redo() {
-		if (this.history.redo()) this.touched();
+		if (this.steps) this.steps.redo();
+		else if (this.history.redo()) this.touched();
 	}
 	/** Put a hand-drawn plane in place. */
 	draw(finding, plane, runs, what) {
@@ -1000,8 +1009,10 @@ var Session = class extends EventTarget {
 				as_new: asNew
 			});
 			this.base = answer.version;
+			this.savedBy = answer.by ?? "";
 			this.theirs = null;
 			this.revision = null;
+			await this.api.dropDraft(image.image);
 			const size = saved.filter((each) => each.planes.size).length;
 			this.note = size ? `Saved${asNew ? " as a new label" : ""}: ${size} finding${size > 1 ? "s" : ""}, read back by the server.` : "Saved: this image has none of these findings.";
 			if (this.findings === saved) {
@@ -2098,7 +2109,7 @@ function sizeOf(planes, geometry) {
 	return {
 		pixels,
 		planes: used,
-		volume_ml: spacing ? pixels * spacing[0] * spacing[1] * spacing[2] / 1e3 : null,
+		volume_ml: spacing?.[0] ? pixels * spacing[0] * spacing[1] * spacing[2] / 1e3 : null,
 		area_mm2: spacing ? pixels * spacing[1] * spacing[2] : null,
 		diameter: longest,
 		diameter_plane: where
@@ -2108,12 +2119,12 @@ var figures = (value) => value >= 100 ? value.toFixed(0) : value >= 10 ? value.t
 /** Return a size in words: volume for volumes, area for single planes, pixels where the image has no spacing. */
 function inWords(size, planesOfImage, isVolume) {
 	if (!size.pixels) return "empty";
-	if (size.volume_ml === null || size.area_mm2 === null) {
+	if (size.area_mm2 === null) {
 		const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} planes` : "";
 		return `${size.pixels} pixels${where}, ${figures(size.diameter)} pixels across`;
 	}
 	const across = `${figures(size.diameter)} mm across`;
-	if (isVolume) return `${figures(size.volume_ml)} mL, ${across}`;
+	if (isVolume && size.volume_ml !== null) return `${figures(size.volume_ml)} mL, ${across}`;
 	const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} frames` : "";
 	return `${figures(size.area_mm2)} mm²${where}, ${across}`;
 }
@@ -2616,6 +2627,11 @@ var STYLE = i$3`
     border: 1px solid #4a5a94;
     border-radius: 4px;
   }
+  .keys {
+    padding: 8px;
+    background: #0d1230;
+    border-radius: 4px;
+  }
   .keys dl {
     display: grid;
     grid-template-columns: auto 1fr;
@@ -2822,21 +2838,24 @@ var Panel = class Panel extends i {
 		const { session } = this;
 		return b`
       <section class="panel" aria-label="Annotate by text">
-        ${this.head()} ${this.ask()}
+        ${this.head()} ${this.showKeys ? this.keys() : A} ${this.ask()}
         <div class="messages" role="status" aria-live="polite">${this.messages()}</div>
         ${session.work ? this.progress() : A} ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
-        ${this.foot()} ${this.showKeys ? this.keys() : A}
+        ${this.foot()}
       </section>
     `;
 	}
 	head() {
-		const { image, state, savedBy, plane } = this.session;
-		const where = image && image.planes.length > 1 && plane !== null ? ` · ${plane + 1} of ${image.planes.length}` : "";
+		const { image, state, savedBy } = this.session;
+		const count = image?.planes.length ?? 1;
+		const planes = count > 1 ? ` · ${count} ${this.session.isVolume ? "planes" : "frames"}` : "";
+		const until = image?.lease?.until;
+		const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : "";
 		return b`
       <header>
         <div class="image">
           <h2>${image ? image.name || image.image : "No image"}</h2>
-          <p>${image ? `${image.modality}${where}` : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
+          <p>${image ? `${image.modality}${planes}${lease}` : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
         </div>
         <button
           class="quiet"
@@ -3199,7 +3218,7 @@ var Panel = class Panel extends i {
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            ${drawn || !image ? "Save" : "Save as “nothing here”"}
+            ${drawn || !image ? "Save" : "Save as empty"}
           </button>
           <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
             Save as new
@@ -3365,7 +3384,9 @@ var extension = {
 		definePanel(session);
 		overlays = new Overlays(servicesManager.services);
 	},
-	onModeEnter: () => {
+	onModeEnter: ({ extensionManager }) => {
+		const { exports } = extensionManager.getModuleEntry("@ohif/extension-cornerstone.utilityModule.common");
+		session.steps = exports.getCornerstoneLibraries().cornerstone.utilities.HistoryMemo.DefaultHistoryMemo;
 		overlays?.start();
 		shortcuts.start();
 		session.start();
