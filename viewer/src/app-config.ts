@@ -46,7 +46,7 @@ interface Configured {
           supportsReject: false,
           supportsStow: false,
           imageRendering: 'wadors',
-          thumbnailRendering: 'thumbnail',
+          thumbnailRendering: 'rendered',
           enableStudyLazyLoad: true,
           supportsFuzzyMatching: false,
           supportsWildcard: true,

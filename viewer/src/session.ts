@@ -663,7 +663,8 @@ export class Session extends EventTarget {
       this.savedBy = answer.by ?? '';
       this.theirs = null;
       this.revision = null;
-      await this.api.dropDraft(image.image);
+      // a draft that stays is shown again, and harms nothing else
+      await this.api.dropDraft(image.image).catch((error: unknown) => this.fail(error));
       const size = saved.filter((each) => each.planes.size).length;
       this.note = size
         ? `Saved${asNew ? ' as a new label' : ''}: ${size} finding${size > 1 ? 's' : ''}, read back by the server.`

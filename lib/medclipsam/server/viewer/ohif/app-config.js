@@ -41,7 +41,7 @@
 				supportsReject: false,
 				supportsStow: false,
 				imageRendering: "wadors",
-				thumbnailRendering: "thumbnail",
+				thumbnailRendering: "rendered",
 				enableStudyLazyLoad: true,
 				supportsFuzzyMatching: false,
 				supportsWildcard: true,

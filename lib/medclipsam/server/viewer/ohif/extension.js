@@ -1012,7 +1012,7 @@ var Session = class extends EventTarget {
 			this.savedBy = answer.by ?? "";
 			this.theirs = null;
 			this.revision = null;
-			await this.api.dropDraft(image.image);
+			await this.api.dropDraft(image.image).catch((error) => this.fail(error));
 			const size = saved.filter((each) => each.planes.size).length;
 			this.note = size ? `Saved${asNew ? " as a new label" : ""}: ${size} finding${size > 1 ? "s" : ""}, read back by the server.` : "Saved: this image has none of these findings.";
 			if (this.findings === saved) {
