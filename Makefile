@@ -121,6 +121,7 @@ viewer/node_modules/.ready: .venv/.packages viewer/package-lock.json
 	@$(call system,/usr/sbin/Orthanc,orthanc)
 	@$(call system,/usr/share/orthanc/plugins/libOrthancDicomWeb.so,orthanc-dicomweb)
 	@$(call system,/usr/bin/dciodvfy,dicom3tools)
+	@$(call system,/usr/bin/plastimatch,plastimatch)
 	@$(call system,/usr/bin/chromium,chromium)
 	@echo "== Installing the optional CRF (compiled from source)"
 	@$(UV) pip install --quiet --require-hashes --no-deps -r requirements-crf.txt

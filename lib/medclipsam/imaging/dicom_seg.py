@@ -643,10 +643,23 @@ def _describe(number: int, segment: SegmentInfo) -> SegmentDescription:
         )
     if segment.description:
         described.SegmentDescription = segment.description[:1024]
-    if segment.label is not None:
-        block = described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR, create=True)
-        block.add_new(_LABEL_ELEMENT, "US", segment.label)
+    add_label(described, segment.label)
     return described
+
+
+def add_label(described: Dataset, label: int | None) -> None:
+    """Note the number that a segment or structure has in label maps, in a private element of its description."""
+    if label is not None:
+        block = described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR, create=True)
+        block.add_new(_LABEL_ELEMENT, "US", label)
+
+
+def label_in(described: Dataset) -> int | None:
+    """Return what `add_label` noted; None where it noted nothing."""
+    try:
+        return int(described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR)[_LABEL_ELEMENT].value)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _info(described: Dataset) -> SegmentInfo:
@@ -658,15 +671,10 @@ def _info(described: Dataset) -> SegmentInfo:
 
     kind = concept(described, "SegmentedPropertyTypeCodeSequence") or TISSUE.type
     inner = (described.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
-    try:
-        block = described.private_block(_PRIVATE_GROUP, _PRIVATE_CREATOR)
-        label = int(block[_LABEL_ELEMENT].value)
-    except (KeyError, TypeError, ValueError):
-        label = None
     algorithm = (described.get("SegmentationAlgorithmIdentificationSequence") or [Dataset()])[0]
     return SegmentInfo(
         name=str(described.get("SegmentLabel") or kind.meaning or f"segment {described.SegmentNumber}"),
-        label=label,
+        label=label_in(described),
         code=StructureCode(
             concept(described, "SegmentedPropertyCategoryCodeSequence") or TISSUE.category,
             kind,
