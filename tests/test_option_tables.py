@@ -8,6 +8,7 @@ import pytest
 
 from medclipsam.base.errors import OptionError
 from medclipsam.base.options import Option, Options, ZeroShotOptions
+from medclipsam.cohort.options import CohortOptions
 from medclipsam.finetune.options import FinetuneOptions
 from medclipsam.server.inference.networks import NetworkOptions
 from medclipsam.training.options import PRESETS, TrainingOptions
@@ -22,6 +23,7 @@ TABLES: dict[tuple[str, str], type[Options]] = {
     ("training.md", "## How it is trained"): TrainingOptions,
     ("training.md", "## Asking a network"): NetworkOptions,
     ("finetuning.md", "## Options"): FinetuneOptions,
+    ("cohort.md", "### Options"): CohortOptions,
 }
 # Not of a server's fine-tunings, whose table it is.
 LEFT_OUT = {"tracker"}

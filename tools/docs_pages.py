@@ -18,6 +18,7 @@ from mkdocs.exceptions import PluginError
 
 import medclipsam
 from medclipsam.base.options import Options, ZeroShotOptions
+from medclipsam.cohort.options import CohortOptions
 from medclipsam.finetune.options import SERVED_OPTIONS, FinetuneOptions
 from medclipsam.server.base.conf import ACCESS, AUDIT, LIMITS, MODELS, NETWORKS, PACS, ROUNDS
 from medclipsam.server.base.settings import OIDC, SERVER, SETTINGS
@@ -58,6 +59,14 @@ def command_line() -> str:
     from medclipsam.cli.main import make_parser
 
     return "\n".join(_command(parser, about) for parser, about in _commands(make_parser(), ""))
+
+
+def cohort_columns() -> str:
+    """Return the columns of a cohort's table with what they hold."""
+    from medclipsam.cohort.table import COLUMNS
+
+    lines = [f"| `{name}` | {kind} | {about} |" for name, (kind, about) in COLUMNS.items()]
+    return "\n".join(["| column | type | content |", "|---|---|---|", *lines])
 
 
 def http() -> str:
@@ -152,6 +161,8 @@ _PARTS: dict[str, Callable[[], str]] = {
     "options of the network": training_options,
     "options of fine-tuning": lambda: option_table(FinetuneOptions, SERVED_OPTIONS),
     "options of a prediction": lambda: option_table(NetworkOptions),
+    "options of a cohort": lambda: option_table(CohortOptions),
+    "columns of a cohort's table": cohort_columns,
     "command line": command_line,
     "http": http,
     "python": python,

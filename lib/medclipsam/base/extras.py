@@ -14,6 +14,7 @@ EXTRA_OF: dict[str, str] = {
     "h5py": "convert",
     "openvino": "engine",
     "pydensecrf": "crf",
+    **dict.fromkeys(("pyarrow", "ray"), "cohort"),
 }
 
 

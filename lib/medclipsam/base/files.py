@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 # Rights of a file for its owner alone.
 PRIVATE = 0o600
+
+_umask = threading.Lock()
 
 
 @contextmanager
@@ -48,6 +51,40 @@ def atomic_write(path: Path, *, mode: int | None = None, prefix: str = "", suffi
         temporary.unlink(missing_ok=True)
 
 
+def write_new(path: Path, content: bytes, *, mode: int | None = None) -> bool:
+    """Write a file that must not exist yet, complete or not at all.
+
+    Of several processes that write one file, also on several machines with a shared disk, one succeeds.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    content : bytes
+        What is written.
+    mode : int, optional
+        Rights of the file; by default those of any new file.
+
+    Returns
+    -------
+    bool
+        False where the file exists already; it stays as it is.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, _new_file_mode() if mode is None else mode)
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(name)
+    return True
+
+
 def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Write bytes to a file, as `atomic_write` does."""
     with atomic_write(path, mode=mode) as temporary:
@@ -71,6 +108,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _new_file_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    # the mask can be read only by setting it, which concerns all threads
+    with _umask:
+        mask = os.umask(0)
+        os.umask(mask)
     return 0o666 & ~mask

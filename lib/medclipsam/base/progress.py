@@ -96,7 +96,8 @@ class ProgressBar(tqdm):
         if self.unit_scale:
             counted += self.unit
         else:
-            counted += f" {self.unit}s" if self.unit[-1:].isalpha() else f" {self.unit}"
+            plural = f"{self.unit[:-1]}ies" if self.unit.endswith("y") else f"{self.unit}s"
+            counted += f" {plural}" if self.unit[-1:].isalpha() else f" {self.unit}"
         parts = [counted, f"{tqdm.format_interval(elapsed)} elapsed"]
         if self.total and made > 0 and self.n < self.total:
             parts.append(f"about {tqdm.format_interval(elapsed / made * (self.total - self.n))} left")

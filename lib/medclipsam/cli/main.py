@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from medclipsam import __version__
 from medclipsam.base.errors import MedClipSamError
 from medclipsam.base.extras import missing_extra
+from medclipsam.cli.cohort import add_cohort
 from medclipsam.cli.common import Parser
 from medclipsam.cli.demo import add_demo
 from medclipsam.cli.evaluate import add_evaluate
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_serve,
         add_doctor,
         add_evaluate,
+        add_cohort,
         add_train,
         add_rounds,
         add_workspace,

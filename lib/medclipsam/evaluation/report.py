@@ -20,7 +20,15 @@ from medclipsam.evaluation.published import PUBLISHED, PUBLISHED_PROTOCOL
 from medclipsam.evaluation.runner import Row, prediction_path, slug
 from medclipsam.evaluation.summary import ALL_TASKS
 from medclipsam.evaluation.tables import write_text
-from medclipsam.evaluation.text import NONE, html_table, markdown_table, number, with_deviation, with_interval
+from medclipsam.evaluation.text import (
+    NONE,
+    html_page,
+    html_table,
+    markdown_table,
+    number,
+    with_deviation,
+    with_interval,
+)
 from medclipsam.imaging import Window, read_mask, write_overlay
 from medclipsam.imaging.write import replace_file
 
@@ -28,24 +36,6 @@ FIGURES = "figures"
 _OVERLAY_SIDE = 360
 _BOTH, _ONLY_FOUND, _ONLY_TRUE = "found and true", "only found", "only true"
 _KINDS = {_BOTH: 1, _ONLY_FOUND: 2, _ONLY_TRUE: 3}
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1c2126; }
-h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #d9dee3; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid #8d98a3; white-space: normal; vertical-align: bottom; }
-figure { display: inline-block; margin: .5rem 0; max-width: 100%; vertical-align: top; }
-figcaption { font-size: 13px; color: #4b5661; max-width: 24rem; }
-img { max-width: 100%; height: auto; }
-@media (max-width: 40rem) {
-  body { margin: 1rem auto; }
-  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-}
-.note { color: #4b5661; }
-"""
 
 
 @dataclass(frozen=True)
@@ -94,12 +84,7 @@ def write_report(
     ]
     write_text(out / "report.md", "\n\n".join(_as_markdown(part) for part in parts) + "\n")
     body = "\n".join(_as_html(part, out) for part in parts)
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Evaluation</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", html_page("Evaluation", body))
 
 
 def sample_sentence(identity: Mapping[str, Any]) -> str:

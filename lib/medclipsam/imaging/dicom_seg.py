@@ -110,6 +110,7 @@ def write_segmentation(
     content_description: str = "",
     creator: str = "",
     supersedes: Reference | Sequence[Reference] = (),
+    identity: str = "",
     noted: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Write a label map, or masks that may overlap, as a DICOM SEG with one segment for each structure.
@@ -133,6 +134,8 @@ def write_segmentation(
         For people; cut to the 64 characters that DICOM allows.
     supersedes : Reference or sequence of Reference
         The segmentations that this one takes the place of. The new one joins the series of the first.
+    identity : str
+        What the UIDs are made from, so that the same segmentation written again has the same ones; random by default.
     noted : callable, optional
         Called with a sentence for each element of the image's headers that was corrected, left empty or assumed, since
         its value is not one that DICOM allows. The sentences hold no values.
@@ -174,9 +177,9 @@ def write_segmentation(
                 pixel_array=pixels[first:end],
                 segmentation_type=kind,
                 segment_descriptions=[_describe(number, each) for number, each in enumerate(segments, start=1)],
-                series_instance_uid=earlier[0].series if earlier else uid.generate_uid(),
+                series_instance_uid=earlier[0].series if earlier else _make_uid(identity, "series"),
                 series_number=300,
-                sop_instance_uid=uid.generate_uid(),
+                sop_instance_uid=_make_uid(identity, "instance"),
                 instance_number=max((each.number for each in earlier), default=0) + 1,
                 manufacturer=MANUFACTURER,
                 manufacturer_model_name=MODEL_NAME,
@@ -215,6 +218,10 @@ def write_segmentation(
         for note in sources.notes:
             noted(note)
     return made
+
+
+def _make_uid(identity: str, what: str) -> str:
+    return str(uid.generate_uid(entropy_srcs=[identity, what] if identity else None))
 
 
 def read_seg_header(path: Path) -> Dataset:

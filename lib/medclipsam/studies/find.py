@@ -13,7 +13,7 @@ from medclipsam.base.errors import ImageError, InputError
 from medclipsam.base.formats import stem_of
 from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
 from medclipsam.studies.links import LinkedFolders
-from medclipsam.studies.scan import FolderScan, Found, Pin
+from medclipsam.studies.scan import FolderScan, Found, Listing, Pin
 
 LABELS, DATASTORE = "labels", "datastore_v2.json"
 
@@ -74,16 +74,8 @@ def find_images(folder: str | os.PathLike[str], *, only_whole: bool = False) -> 
         If the datastore file of the folder cannot be read.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise ImageError(f"{root} is not a folder.")
-    try:
-        os.scandir(root).close()
-    except OSError as error:
-        raise ImageError(f"{root} cannot be read: {error.strerror or error}.") from error
-    scan = FolderScan(root, skip={root / LABELS, root / DATASTORE}, settle=0, only_whole=only_whole)
-    scan.pins = read_pins(root)
     images = []
-    for found in scan.look().images.values():
+    for found in look_into(root, only_whole=only_whole).images.values():
         name = found.path.relative_to(root)
         if found.path.is_dir() and not found.alone:
             name = name / found.image_id
@@ -92,6 +84,25 @@ def find_images(folder: str | os.PathLike[str], *, only_whole: bool = False) -> 
         told = "" if name == Path() else str(name)
         images.append(StudyImage(found.image_id, _links.path_of(found), found.path, told, found.suffix))
     return sorted(images, key=lambda image: (image.location, image.image_id))
+
+
+def look_into(folder: Path, *, only_whole: bool = False) -> Listing:
+    """Return what `find_images` finds, as a look at the folder finds it, with what cannot be read.
+
+    Parameters
+    ----------
+    folder, only_whole
+        As for `find_images`, whose errors it raises.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder.")
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    scan = FolderScan(folder, skip={folder / LABELS, folder / DATASTORE}, settle=0, only_whole=only_whole)
+    scan.pins = read_pins(folder)
+    return scan.look()
 
 
 def find_volumes(file: Path) -> dict[str, Path]:
