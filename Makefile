@@ -6,7 +6,7 @@
 # make viewer   the viewer's extension, built from viewer/ into lib/medclipsam/server/viewer/ohif
 # make lint   style, types, order of the packages
 # make docs   the documentation as a website, in site/
-# make bench  ratios, measured side by side
+# make bench  what each step costs beside the published way, and how time grows: 10 minutes
 # make lock   the lock files again from pyproject.toml: what runs, and what tests and docs need beside it
 .PHONY: demo demo-pacs test test-unit drill viewer lint docs bench lock clean
 .DELETE_ON_ERROR:
@@ -82,7 +82,7 @@ docs: .venv/.packages
 	@echo "== site/index.html"
 
 bench: .venv/.ready
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in steps growth; do echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lock: .venv/.uv
 	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra cohort -o requirements.txt

@@ -29,10 +29,23 @@ def test_the_gpu_benchmark_times_every_part(capsys: pytest.CaptureFixture[str]) 
     assert all(float(ratio) > 0 for _, ratio in ratios)
 
 
-def test_the_laptop_benchmark_holds_each_step_against_eager_torch(capsys: pytest.CaptureFixture[str]) -> None:
-    load("laptop").main(["demo", "--images", "1", "--size", "64"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[-4] for row in rows] == ["auto", "torch", "ratio"]
-    chosen, eager, ratios = ([float(value) for value in row[-3:]] for row in rows)
-    for a, b, ratio in zip(chosen, eager, ratios, strict=True):
-        assert ratio == pytest.approx(a / b, rel=0.2, abs=0.05)
+def test_the_steps_are_timed_beside_eager_torch_and_the_published_way(capsys: pytest.CaptureFixture[str]) -> None:
+    load("steps").main(["--small", "--images", "1", "--size", "64"])
+    told = capsys.readouterr().out
+    rows = {
+        name.strip(): values.split()
+        for name, values in re.findall(r"^  ([a-zA-Z' ]+?) {2,}([\d. ]+)$", told, re.MULTILINE)
+    }
+    expected = {"saliency map", "SAM's image encoder", "presence of a plane", "first prompt", "second text", "click"}
+    assert set(rows) == {*expected, "a window"}
+    # published, eager, ours and their ratios; no published way of a click, of presence and of our network
+    published, eager, ours, *ratios = map(float, rows["saliency map"])
+    assert ratios == pytest.approx([published / ours, eager / ours], rel=0.2)
+    assert {len(values) for values in rows.values()} == {3, 5}
+
+
+def test_growth_is_told_beside_the_growth_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    load("growth").main(["--planes", "4", "5", "--targets", "1", "2", "--images", "--clients", "--size", "64"])
+    rows = re.findall(r"^  (\d) +([\d.]+)(?: +([\d.]+) +([\d.]+))?$", capsys.readouterr().out, re.MULTILINE)
+    assert [row[0] for row in rows] == ["4", "5", "1", "2"]
+    assert [row[3] for row in rows] == ["", "1.2", "", "2.0"]
