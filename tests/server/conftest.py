@@ -97,6 +97,10 @@ class BrightPixels:
         if text.startswith("slow"):
             self.gate.pass_through(progress, cancelled)
         names = assign_labels(parse_prompt(text, image.modality, self.targets))
+        for index in range(image.n_planes):
+            if more.get("keep_partial") is not None:
+                for name in names:
+                    more["keep_partial"](name, index, image.plane(index)[..., 0] > 128)
         planes = np.stack([image.plane(index)[..., 0] for index in range(image.n_planes)])
         labels = np.where(planes > 128, next(iter(names.values())), 0).astype(np.uint8)
         return ZeroShotResult(

@@ -120,14 +120,16 @@ class ImageFrames:
             found.append((plane, *map(int, np.argwhere(self.to_plane(place))[0])))
         return [list(map(int, voxel)) for voxel in self.image.voxel_index(np.array(found).reshape(-1, 3))]
 
+    def runs(self, plane: np.ndarray) -> list[int]:
+        """Return the mask of one display plane, bool [H, W], as the runs of its frame."""
+        return encode_runs(self.to_frame(plane))
+
     def encode(self, mask: np.ndarray) -> list[dict[str, Any]]:
         """Return a mask, bool [n_planes, H, W] in display orientation, as [{"plane": 3, "runs": [...]}].
 
         Planes on which the mask is empty are left out.
         """
-        return [
-            {"plane": plane, "runs": encode_runs(self.to_frame(each))} for plane, each in enumerate(mask) if each.any()
-        ]
+        return [{"plane": plane, "runs": self.runs(each)} for plane, each in enumerate(mask) if each.any()]
 
     def decode(self, planes: Any, what: str) -> np.ndarray:
         """Return what `encode` writes as a mask, bool [n_planes, H, W] in display orientation.

@@ -237,6 +237,24 @@ def read_label_map(
     return LabelMap(values, image, names, asked), placed and n_layers == 1 and not moved
 
 
+def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, int]:
+    """Return a value for each name: that of the table, else a free one.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Without the background.
+    table : mapping of str to int
+        Names with values that are the same for all images.
+
+    Raises
+    ------
+    InputError
+        If there are more names than values.
+    """
+    return _numbers([(name, place) for place, name in enumerate(dict.fromkeys(names), start=1)], table)
+
+
 def _usable(pairs: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, int], ...]:
     whole = ((name, _whole_value(value)) for name, value in pairs if isinstance(name, str) and name.strip())
     return tuple((name, value) for name, value in whole if value is not None)

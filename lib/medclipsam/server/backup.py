@@ -21,7 +21,7 @@ from medclipsam import __version__
 from medclipsam.active import LEDGER_FILE
 from medclipsam.base.errors import InputError
 from medclipsam.base.locks import take_lock
-from medclipsam.server.base.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, owner_of
+from medclipsam.server.base.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, VIEWER, owner_of
 from medclipsam.training.lock import HOLDER_FILE, holder_of
 from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
 
@@ -216,6 +216,9 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         # series can be fetched again, labels cannot
         if parts[0] == "dicomweb" and len(parts) > 3 and parts[2] != "labels":
+            continue
+        # what viewers are given can be made again, what they have left cannot
+        if parts[0] == VIEWER and parts[1:2] and parts[1] != "segments":
             continue
         # what SQLite keeps beside a database comes with the database
         if path.name.endswith(("-wal", "-shm", "-journal")) and path.with_name(path.name.rpartition("-")[0]).exists():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from fastapi.testclient import TestClient
+from PIL import Image
 
+from medclipsam.imaging.frames import decode_runs
 from medclipsam.server.studies.catalogue import Catalogue
 
 
@@ -86,3 +91,141 @@ def test_files_that_are_made_stay_below_a_bound(app: Any, tmp_path: Path, monkey
     # the picture's one file fits, the volume's three do not beside it
     assert len(kept) == 1
     assert sum(file.stat().st_size for file in kept[0].iterdir()) < 6000
+
+
+LUNG = {"name": "left lung", "colour": "#ff0000", "source": "text", "planes": [{"plane": 0, "runs": [600, 40]}]}
+HEART = {"name": "heart", "source": "hand", "planes": [{"plane": 0, "runs": [620, 30, 700, 5]}]}
+
+
+# -- saved labels ----------------------------------------------------------------------------------------------------
+
+
+def _save(client: TestClient, *segments: Any, base: str | None = None, **more: Any) -> Any:
+    return client.put("/viewer/api/labels/stack", json={"segments": list(segments), "base": base, **more})
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("{", 400),
+        ("[]", 400),
+        ('{"segments": 3}', 400),
+        ('{"segments": [{"name": "a"}]}', 400),
+        ('{"segments": [{"name": 4, "planes": []}]}', 400),
+        ('{"segments": [{"name": "a", "planes": [{"plane": 0, "runs": [1]}]}]}', 400),
+        ('{"segments": [{"name": "a", "planes": [{"plane": "0", "runs": []}]}]}', 400),
+        ('{"segments": [], "base": 4}', 400),
+        ('{"segments": [], "nonsense": 4}', 400),
+        (json.dumps({"segments": [{"name": "a" * (65 * 2**20), "planes": []}]}), 413),
+    ],
+)
+def test_what_is_no_label_is_refused(client: TestClient, body: str, status: int) -> None:
+    answer = client.put("/viewer/api/labels/stack", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert answer.json()["detail"].endswith(".")
+    assert client.get("/viewer/api/labels/stack").status_code == 204
+    assert client.put("/viewer/api/labels/nobody", json={"segments": []}).status_code == 404
+
+
+def _label(client: TestClient, tmp_path: Path) -> np.ndarray:
+    content = client.get("/datastore/label", params={"label": "stack", "tag": "final"}).content
+    (tmp_path / "label.nii.gz").write_bytes(content)
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(tmp_path / "label.nii.gz"))
+
+
+def test_segments_are_saved_as_a_label_map_and_come_back_with_what_overlaps(client: TestClient, tmp_path: Path) -> None:
+    assert client.get("/viewer/api/labels/stack").status_code == 204
+    mass = {"name": "my own mass", "planes": [{"plane": 2, "runs": [0, 7]}]}
+    empty = {"name": "aorta", "planes": []}
+    saved = _save(client, LUNG, HEART, mass, empty).json()
+    assert saved["overlap_voxels"] == 20
+    found = client.get("/viewer/api/labels/stack").json()
+    assert found["segments"] == [LUNG, HEART, mass, empty]
+    assert found["version"] == saved["version"]
+    info = client.get("/datastore/label/info", params={"label": "stack", "tag": "final"}).json()
+    names = info["label_names"]
+    assert names["left lung"] == 11
+    assert names["heart"] == 13
+    assert set(names) == {"left lung", "heart", "my own mass", "aorta"}
+    assert len(set(names.values())) == 4
+    values = _label(client, tmp_path).reshape(3, -1)
+    # the smaller one counts where two overlap
+    assert (values[0, 600:620] == 11).all()
+    assert (values[0, 620:650] == 13).all()
+    assert (values[2, :7] == names["my own mass"]).all()
+    assert np.count_nonzero(values) == 40 + 30 - 20 + 5 + 7
+
+
+def test_a_label_that_came_from_elsewhere_is_read_as_segments(client: TestClient, studies: Path) -> None:
+    volume = SimpleITK.ReadImage(studies / "stack.nii.gz")
+    mask = SimpleITK.BinaryThreshold(volume, 129, 255, 11)
+    SimpleITK.WriteImage(mask, studies.parent / "mask.nii.gz")
+    with (studies.parent / "mask.nii.gz").open("rb") as file:
+        client.put("/datastore/label", params={"image": "stack"}, files={"label": ("mask.nii.gz", file)})
+    (segment,) = client.get("/viewer/api/labels/stack").json()["segments"]
+    assert segment["name"] == "left lung"
+    drawn = SimpleITK.GetArrayFromImage(mask) > 0
+    for each in segment["planes"]:
+        assert np.array_equal(decode_runs(each["runs"], (40, 60), "it"), drawn[each["plane"]])
+
+
+def test_what_somebody_else_has_saved_is_not_overwritten_unasked(client: TestClient, tmp_path: Path) -> None:
+    first = _save(client, LUNG).json()
+    second = _save(client, HEART, base=first["version"]).json()
+    late = _save(client, LUNG, base=first["version"])
+    assert late.status_code == 409
+    theirs = late.json()["theirs"]
+    assert (theirs["segments"], theirs["version"]) == ([HEART], second["version"])
+    assert _save(client, LUNG).status_code == 409
+    assert set(np.unique(_label(client, tmp_path))) == {0, 13}
+    # both are kept where it is asked for
+    assert _save(client, LUNG, base=first["version"], as_new=True).status_code == 200
+    assert set(np.unique(_label(client, tmp_path))) == {0, 11}
+    versions = client.get("/datastore/label/versions", params={"label": "stack"}).json()
+    assert [each["version"] for each in versions] == [1, 2]
+
+
+def test_segments_outside_of_the_image_are_refused(client: TestClient) -> None:
+    beyond = {"name": "heart", "planes": [{"plane": 0, "runs": [2399, 2]}]}
+    assert _save(client, beyond).status_code == 400
+    assert _save(client, {"name": "heart", "planes": [{"plane": 3, "runs": [0, 2]}]}).status_code == 400
+    assert _save(client, LUNG, LUNG).status_code == 400
+    assert client.get("/viewer/api/labels/stack").status_code == 204
+
+
+def test_the_state_counts_what_was_saved(client: TestClient) -> None:
+    before = client.get("/viewer/api/state").json()
+    _save(client, LUNG)
+    after = client.get("/viewer/api/state").json()
+    assert (before["labelled"], after["labelled"]) == (0, 1)
+    assert after["images"] == 4
+    assert after["training"] is None
+
+
+def test_small_pictures_are_small(client: TestClient) -> None:
+    answer = client.get("/viewer/api/thumbnail", params={"image": "chest"})
+    assert max(Image.open(io.BytesIO(answer.content)).size) <= 192
+    assert client.get("/viewer/api/thumbnail", params={"image": "broken"}).status_code == 400
+    assert client.get("/viewer/api/thumbnail", params={"image": "nobody"}).status_code == 404
+
+
+def test_the_next_sample_is_told_with_its_dicom_names(client: TestClient) -> None:
+    sample = client.post("/activelearning/random", json={}).json()
+    names = {key: sample[key] for key in ("StudyInstanceUID", "SeriesInstanceUID")}
+    assert client.get("/viewer/api/image", params=names).json()["image"] == sample["id"]
+
+
+def test_a_map_has_the_pixels_of_the_frame(client: TestClient, studies: Path) -> None:
+    app = client.app.state.label_app  # type: ignore[attr-defined]
+    app.evidence.open()
+    source = app.image_path("stack")
+    image = app.images.read(source)
+    values = np.random.default_rng(1).random((3, 40, 60)).astype(np.float32)
+    found = app.evidence.keep_uncertainty(image, values * 0.5, values > 0.5, "heart", source, brightest=0.5)
+    token = found["uncertainty"].split("/")[2]
+    answer = client.get(f"/viewer/api/maps/{token}/uncertainty", params={"plane": 1})
+    pixels = np.array(Image.open(io.BytesIO(answer.content)))
+    # maps of volumes are kept in half precision
+    assert np.abs(pixels - values[1] * 255).max() <= 1
+    for path in (f"{token}/saliency?plane=1", f"{token}/uncertainty?plane=3", "none/uncertainty?plane=0"):
+        assert client.get(f"/viewer/api/maps/{path}").status_code == 404

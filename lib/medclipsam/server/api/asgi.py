@@ -54,11 +54,13 @@ from medclipsam.server.api.routes import (
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import status_of, storage_error
 from medclipsam.server.base.metrics import METRICS, CountInfers
+from medclipsam.server.base.workspace import VIEWER
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.learning.rounds import RoundScheduler
 from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.saved import SavedSegments
 from medclipsam.server.monai_label.upstream import settings
 from medclipsam.server.studies.drafts import DraftStore
 from medclipsam.server.studies.waiting import THREADS
@@ -94,7 +96,7 @@ def create_app(
 ) -> FastAPI:
     """Make the application.
 
-    Its `state` has what routes and metrics need: `label_app`, `queue`, `access`.
+    Its `state` has what routes and metrics need: `label_app`, `queue`, `access`, `drafts`, `saved`.
 
     Parameters
     ----------
@@ -131,6 +133,7 @@ def create_app(
         trains=tasks.running_trainer,
         prelabel=label_app.prelabel,
     )
+    app.state.saved = SavedSegments(label_app, label_app.workspace / VIEWER / "segments")
     app.state.scorings = ScoringJobs(queue, paused=lambda: tasks.scoring_pauses(label_app))
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)

@@ -16,7 +16,14 @@ from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
 from medclipsam.measurements import measure
 from medclipsam.pipeline.refine import Clicks, RefineResult
-from medclipsam.server.inference.infer_request import Envelope, InferRequest, shared_fields, task_options
+from medclipsam.server.base.errors import ConflictError
+from medclipsam.server.inference.infer_request import (
+    DrawnMask,
+    Envelope,
+    InferRequest,
+    shared_fields,
+    task_options,
+)
 from medclipsam.server.inference.last_masks import LastMasks, client_of
 from medclipsam.server.inference.model_task import Made, ModelTask, Opened
 from medclipsam.server.inference.pipeline import SharedPipeline
@@ -159,6 +166,11 @@ class RefineTask(ModelTask[RefineRequest]):
         """Return where the present mask comes from, the mask, and the names of labels that it brings."""
         last = self._masks.find(client, path) if request.use_last_mask else None
         names = last[1] if last else {}
+        if isinstance(request.mask, DrawnMask):
+            label = request.mask.label
+            if label.values.shape != (image.n_planes, *image.plane_shape):
+                raise ConflictError("The image has changed since the mask was drawn; open it again.")
+            return "sent", label.values, {**names, **label.names}
         if request.mask is not None:
             return "sent", read_mask(request.mask.path, image), names
         if last is not None and last[0].shape == (image.n_planes, *image.plane_shape):

@@ -301,6 +301,49 @@ class EvidenceStore:
                     raise UnknownError(_GONE) from None
             return path
 
+    def planes(self, token: str) -> list[int]:
+        """Return the planes that have a map; empty where there is none any more."""
+        with self._lock:
+            kept = self._kept.get(token)
+        return sorted(kept.planes) if kept is not None else []
+
+    def plane(self, token: str, what: str, plane: int) -> tuple[Path, np.ndarray]:
+        """Return the file or folder of the image that a map was made on, and the map of one plane.
+
+        Parameters
+        ----------
+        token : str
+            The secret part of the address.
+        what : {"saliency", "uncertainty"}
+            Which map.
+        plane : int
+            0-based.
+
+        Returns
+        -------
+        source : Path
+        values : numpy.ndarray
+            float [H, W] from 0 to 1, in display orientation.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such map, or it has expired, or the plane has none.
+        """
+        self._prune()
+        with self._lock:
+            kept = self._kept.get(token)
+        if kept is None or what != kept.what:
+            raise UnknownError(_GONE)
+        if plane not in kept.planes:
+            raise UnknownError(
+                f"Plane {plane} has no {kept.what} map of {kept.name!r}; allowed: {_ranges(kept.planes)}."
+            )
+        try:
+            return kept.source, np.clip(kept.map(plane).astype(np.float32) / kept.brightest, 0, 1)
+        except FileNotFoundError:  # it has expired in this moment
+            raise UnknownError(_GONE) from None
+
     def read(self, token: str, name: str, plane: int | None = None) -> bytes:
         """Return the content of `file`; parameters and errors are the same."""
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from medclipsam.base.errors import OptionError
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.names import checked_tag
 from medclipsam.server.inference.request_schema import (
@@ -45,6 +46,19 @@ class SessionImage:
     """The file or series folder of a session, which goes when the session ends."""
 
     path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnMask:
+    """A label map that a viewer has drawn.
+
+    Parameters
+    ----------
+    label : LabelMap
+        Its values and their names.
+    """
+
+    label: LabelMap
 
 
 ImageSource = StudyImage | Upload | SessionImage
@@ -96,14 +110,14 @@ class Envelope:
         The image.
     caller : Caller
         Who asks.
-    mask : Upload or None
+    mask : Upload, DrawnMask or None
         A mask that was sent along.
     """
 
     model: str
     image: ImageSource
     caller: Caller
-    mask: Upload | None = None
+    mask: Upload | DrawnMask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +132,7 @@ class InferRequest:
         The image.
     caller : Caller
         Who asks.
-    mask : Upload or None
+    mask : Upload, DrawnMask or None
         A mask that was sent along.
     answer : AnswerFormat
         How the mask is written.
@@ -131,7 +145,7 @@ class InferRequest:
     model: str
     image: ImageSource
     caller: Caller
-    mask: Upload | None
+    mask: Upload | DrawnMask | None
     answer: AnswerFormat
     modality: str | None
     save_as: str | None

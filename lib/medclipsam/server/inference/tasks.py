@@ -146,10 +146,11 @@ class ZeroShotTask(ModelTask[SegmentRequest]):
         image = opened.image
         text = self._text(request, image)
         draft = self._evidence.begin(image)
+        partial = job.keep_partial if job is not None else None
         if draft is None:
-            return self._pipeline.segment(image, text, request.options, job=job), {}
+            return self._pipeline.segment(image, text, request.options, job=job, keep_partial=partial), {}
         try:
-            result = self._pipeline.segment(image, text, request.options, draft.add, job)
+            result = self._pipeline.segment(image, text, request.options, draft.add, job, partial)
             addresses = self._evidence.keep(
                 draft, image, result, opened.path, opened.modality, temporary=opened.temporary
             )

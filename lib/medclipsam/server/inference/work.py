@@ -17,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
+import numpy as np
+
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.imaging.isolation import stop_asked
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
@@ -49,6 +51,8 @@ class Job:
         Longest that it may take.
     future : concurrent.futures.Future
         The result, or the error that ended the job.
+    keep_partial : callable or None
+        Takes what is made on the way: a target's name, a plane, and its mask (bool [H, W], display orientation).
     """
 
     def __init__(self, work: Callable[[Job], Any], job_id: str, what: str, owner: str, max_seconds: float) -> None:
@@ -60,6 +64,7 @@ class Job:
         self.message = ""
         self.future: Future[Any] = Future()
         self._work = work
+        self.keep_partial: Callable[[str, int, np.ndarray], None] | None = None
         self._context = contextvars.copy_context()
         self._cancelled = threading.Event()
         self.max_seconds = max_seconds
@@ -183,6 +188,7 @@ class WorkQueue:
         owner: str = "",
         job_id: str | None = None,
         max_seconds: float | None = None,
+        keep_partial: Callable[[str, int, np.ndarray], None] | None = None,
     ) -> Job:
         """Queue a piece of work.
 
@@ -196,6 +202,8 @@ class WorkQueue:
             A new one by default.
         max_seconds : float, optional
             The queue's by default.
+        keep_partial : callable, optional
+            See `Job`.
 
         Raises
         ------
@@ -207,6 +215,7 @@ class WorkQueue:
         """
         limit = self.max_seconds if max_seconds is None else max_seconds
         job = Job(work, job_id or uuid.uuid4().hex, what, owner, limit)
+        job.keep_partial = keep_partial
         with self._changed:
             if self._closed:
                 raise BusyError("The server is shutting down.", 30)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from medclipsam.server.inference.clicks import BACKGROUND, RefineTask
 from medclipsam.server.inference.describe import SegmentDescriber
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.infer_request import (
+    DrawnMask,
     Envelope,
     ImageSource,
     InferRequest,
@@ -121,12 +122,15 @@ class Inferred:
         Tag of the saved label.
     label : str or None
         Id of the saved label; None where none was saved.
+    mask : LabelMap or None
+        What the file holds.
     """
 
     file: Path
     params: dict[str, Any]
     tag: str
     label: str | None = None
+    mask: LabelMap | None = field(default=None, repr=False)
 
     def to_monailabel(self) -> dict[str, Any]:
         """Return it as MONAI Label's routes and its batch task know it."""
@@ -626,7 +630,7 @@ class MedClipSamApp(MONAILabelApp):
         params: Mapping[str, Any],
         image: ImageSource,
         caller: Caller,
-        mask: Upload | None = None,
+        mask: Upload | DrawnMask | None = None,
     ) -> InferRequest:
         """Return the checked request of a client for `run_infer`.
 
@@ -665,14 +669,14 @@ class MedClipSamApp(MONAILabelApp):
         try:
             self.audit.mask(caller, "(sent along)" if study is None else study, request.model, answer.params)
             if study is None:
-                return Inferred(answer.file, answer.params, tag)
+                return Inferred(answer.file, answer.params, tag, mask=answer.label)
             self._note_mask(study, request, answer)
             if request.save_as is None:
-                return Inferred(answer.file, answer.params, tag)
+                return Inferred(answer.file, answer.params, tag, mask=answer.label)
             info = {"model": request.model, "params": answer.params}
             made = self.labels_read.check(ReceivedLabel(path, answer.label, info, answer.file))
             label = self._keep_label(study, tag, made, caller, store)
-            return Inferred(answer.file, answer.params, tag, label)
+            return Inferred(answer.file, answer.params, tag, label, answer.label)
         except BaseException:
             answer.file.unlink(missing_ok=True)
             raise

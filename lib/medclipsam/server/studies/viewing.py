@@ -72,6 +72,36 @@ class ViewedImages:
                 self._known.popitem(last=False)
         return found
 
+    def thumbnail(self, image_id: str) -> bytes:
+        """Return a small JPEG picture of an image.
+
+        Raises
+        ------
+        UnknownError
+            If there is none; images of a DICOMweb server are not fetched for it.
+        ImageError
+            If the image cannot be read.
+        """
+        if self.catalogue is None:
+            raise UnknownError("There is no small picture of images on a DICOMweb server; ask that server for one.")
+        return self.catalogue.thumbnail([self.catalogue.entry(image_id)])
+
+    def names(self, image_id: str) -> tuple[str, str]:
+        """Return the UIDs of study and series of an image, without reading it.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        """
+        if self.catalogue is not None:
+            entry = self.catalogue.entry(image_id)
+            return entry.study, entry.series
+        info = self._store.get_image_info(image_id)
+        if not info.get("StudyInstanceUID") or not info.get("SeriesInstanceUID"):
+            raise UnknownError(f"Image {image_id!r} is not among the studies.")
+        return str(info["StudyInstanceUID"]), str(info["SeriesInstanceUID"])
+
     def image_of(self, study: str, series: str, instance: str | None = None, frame: int | None = None) -> str:
         """Return the id of the image that a series, an instance or a frame belongs to.
 

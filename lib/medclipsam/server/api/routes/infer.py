@@ -20,14 +20,16 @@ from starlette.background import BackgroundTask
 from medclipsam.base.errors import InputError, MedClipSamError, UnknownOptionError
 from medclipsam.server.api.access import AsUser, User
 from medclipsam.server.api.params import InferParams, ParamsOf
+from medclipsam.server.api.routes import stream
 from medclipsam.server.api.routes.common import App, Queue, caller_of, mime_type, receive
 from medclipsam.server.api.routes.sessions import session_image
 from medclipsam.server.base.errors import ForbiddenError, UnknownError, headers_of, status_of, told
 from medclipsam.server.base.names import checked_name, checked_request_id, file_suffix
-from medclipsam.server.inference.infer_request import ImageSource, InferRequest, StudyImage, Upload
+from medclipsam.server.inference.drawn import PartialMasks, drawn_params
+from medclipsam.server.inference.infer_request import DrawnMask, ImageSource, InferRequest, StudyImage, Upload
 from medclipsam.server.inference.request_schema import parse_params, without_address
 from medclipsam.server.inference.work import Job, WorkQueue
-from medclipsam.server.monai_label.app import Inferred
+from medclipsam.server.monai_label.app import CLICK_TASK, Inferred
 
 router = APIRouter(tags=["Infer"])
 
@@ -78,10 +80,13 @@ async def infer(
 ) -> Response:
     """Answer the mask as a file and its evidence as JSON, or one of the two.
 
-    `request_id` names the request: `GET /requests/{request_id}` tells its progress, `DELETE` cancels it.
+    `request_id` names the request: `GET /requests/{request_id}` tells its progress, `DELETE` cancels it. A client that
+    accepts `application/x-ndjson` is answered in lines while the work goes on: progress, masks of planes, the result.
     """
     files: list[Path] = []
     params = await _params(request, params)
+    if stream.MEDIA_TYPE in request.headers.get("accept", ""):
+        return await _stream(request, app, queue, user, model, image, request_id, params)
     try:
         asked = await run_in_threadpool(
             _prepare, app, request, user.username, model, image, session_id, params, file, label, files
@@ -103,6 +108,27 @@ async def infer(
         return answer
     finally:
         _remove(files)
+
+
+async def _stream(
+    request: Request, app: App, queue: Queue, user: User, model: str, image: str, request_id: str | None, params: str
+) -> Response:
+    """Answer in lines; what is wrong with the request is told before the first of them."""
+    if not image:
+        raise InputError("The request names no image of the studies; allowed in a request for lines: image.")
+    files: list[Path] = []
+    asked = await run_in_threadpool(_prepare, app, request, user.username, model, image, "", params, None, None, files)
+    if asked.save_as is not None and not user.has("annotator"):
+        raise ForbiddenError(f"User {user.username!r} may not save labels; leave save_label out.")
+    partial_masks = PartialMasks()
+    job = queue.submit(
+        partial(app.run_infer, asked),
+        what=model,
+        owner=user.username,
+        job_id=checked_request_id(request_id),
+        keep_partial=partial_masks,
+    )
+    return stream.stream(app, queue, job, image, partial_masks, partial(_remove, files))
 
 
 async def _params(request: Request, params: str) -> str:
@@ -165,7 +191,11 @@ def _prepare(
         source = session_image(app, session_id)
     else:
         source = StudyImage(checked_name(image, "Image"))
-    mask = None
+    mask: Upload | DrawnMask | None = None
+    if model == CLICK_TASK and isinstance(source, StudyImage) and {"clicks", "segments"} & asked.keys():
+        app.image_path(source.id)
+        asked, drawn = drawn_params(asked, app.viewed.frames(source.id), app.label_table)
+        mask = DrawnMask(drawn)
     if label is not None:
         suffix = file_suffix(label.filename)
         if not suffix:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -51,8 +52,11 @@ def next_sample(request: Request, app: App, user: AsUser, strategy: str, params:
     info = app.datastore().get_image_info(sample["id"])
     request.app.state.keeper.wake()
     seen = {"ts": int(time.time()), "client_id": caller.client or user.username}
+    names = {}
+    with suppress(UnknownError):  # the file went away in this moment
+        names = dict(zip(("StudyInstanceUID", "SeriesInstanceUID"), app.viewed.names(sample["id"]), strict=True))
     # what is kept with the image takes the place of nothing that the server says
-    answer = {**info, **sample, "strategy": {strategy: seen}}
+    answer = {**info, **names, **sample, "strategy": {strategy: seen}}
     if not request.app.state.local:
         # a client on this machine may open the file where it lies; to others it says nothing
         answer["path"] = ""

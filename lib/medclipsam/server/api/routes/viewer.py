@@ -1,17 +1,40 @@
-"""What the viewer of this package asks beside DICOMweb: which image a frame belongs to, drafts, labels, overlays."""
+"""What the viewer of this package asks beside DICOMweb: which image a frame belongs to, labels, overlays, state."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import io
+import json
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from PIL import Image
 
-from medclipsam.server.api.access import AsUser
-from medclipsam.server.api.routes.common import App, give_client, turns
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.server.api.access import AsAnnotator, AsUser
+from medclipsam.server.api.routes.common import App, caller_of, give_client, turns
+from medclipsam.server.api.routes.tasks import running_trainer
+from medclipsam.server.base.audit import Caller
+from medclipsam.server.base.errors import UnknownError
+from medclipsam.server.base.names import checked_name
+from medclipsam.server.learning.rounds import reader_of
+from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.saved import SaveConflictError, SavedSegments
+from medclipsam.server.studies.images import unknown_image
 
 router = APIRouter(prefix="/viewer/api", tags=["Viewer"])
 
 _MOST = 2**31 - 1
+
+
+def _saved(request: Request) -> SavedSegments:
+    found: SavedSegments = request.app.state.saved
+    return found
+
+
+SavedStore = Annotated[SavedSegments, Depends(_saved)]
 
 
 @router.get("/image", summary="Find the image of a DICOM series, instance or frame")
@@ -46,3 +69,125 @@ def image(
         "labelled": app.datastore().get_labels_by_image_id(image_id),
         "lease": app.rounds.lease_of(image_id),
     }
+
+
+@router.get("/labels/{image}", summary="Get the final label in segments", responses={204: {"description": "No label"}})
+def get_label(app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
+    """Answer the segments of the final label, who saved it and when, and its version."""
+    with turns.of(user.username):
+        found = saved.get(_known_image(app, image))
+    return Response(status_code=204) if found is None else _answer(found)
+
+
+@router.put("/labels/{image}", summary="Save segments as the final label")
+async def put_label(request: Request, app: App, saved: SavedStore, user: AsAnnotator, image: str) -> Response:
+    """Save the segments of an image as its final label; answered once it is read back.
+
+    The body is a JSON object: `segments`, `base` (the version of the label that they began with, or null) and `as_new`.
+    409, with the label that is there as `theirs`, where it has another version by now, unless `as_new` is true. The
+    label that was there stays as an earlier version.
+    """
+    body, caller = await request.body(), caller_of(request, user.username)
+
+    def put() -> Response:
+        name, given = _known_image(app, image), _object(body, {"segments", "base", "as_new"})
+        as_new = given.get("as_new", False)
+        if not isinstance(as_new, bool):
+            raise OptionError("as_new", as_new, "true or false")
+        try:
+            with turns.of(user.username):
+                answer = saved.put(name, given.get("segments"), _version(given), caller, as_new=as_new)
+        except SaveConflictError as error:
+            return _answer({"detail": str(error), "theirs": error.theirs}, 409)
+        corrections = app.datastore().corrections(name, "final")
+        return _answer({**answer, **({"corrections": corrections} if corrections else {})})
+
+    return await run_in_threadpool(put)
+
+
+@router.get("/maps/{token}/{kind}", summary="Get a plane of a map as a picture")
+def get_map(
+    app: App,
+    user: AsUser,
+    token: str,
+    kind: Literal["saliency", "uncertainty"],
+    plane: Annotated[int, Query(ge=0, le=_MOST)] = 0,
+) -> Response:
+    """Answer the map of a plane as an 8-bit grey PNG with the size and the pixels of the plane's frame."""
+    source, values = app.evidence.plane(token, kind, plane)
+    image_id = app.datastore().image_at(source)
+    if image_id is None:
+        raise UnknownError("The image of this map is not among the studies any more.")
+    with turns.of(user.username):
+        frame = app.viewed.frames(image_id).to_frame(np.rint(values * 255).astype(np.uint8))
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame)).save(content, "PNG", compress_level=1)
+    return Response(content.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/thumbnail", summary="Get a small picture of an image")
+def thumbnail(app: App, user: AsUser, image: str) -> Response:
+    """Answer a small JPEG of an image; of a DICOMweb server only of images that were fetched before."""
+    name = _known_image(app, image)
+    with turns.of(user.username):
+        content = app.viewed.thumbnail(name)
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+
+
+@router.get("/state", summary="Tell how the work stands")
+def state(request: Request, app: App, user: AsUser) -> dict[str, Any]:
+    """Answer numbers of images and labels, the rounds, what is trained, and the asker's leases; and a sentence."""
+    return state_of(app, caller_of(request, user.username))
+
+
+def state_of(app: MedClipSamApp, caller: Caller) -> dict[str, Any]:
+    """Return how the work stands, see `state`."""
+    counts, rounds, training = app.datastore().status(), app.rounds.brief(), running_trainer()
+    leases = app.rounds.ledger.leases(reader_of(caller)) if app.rounds.is_used else []
+    images, labelled = counts["total"], counts["completed"]
+    parts = [f"{labelled} of {images} images labelled", f"round {rounds['round']}"]
+    if training:
+        parts.append(f"training {training}")
+    elif rounds["retrain_after"]:
+        parts.append(f"{rounds['new_labels']} of {rounds['retrain_after']} labels until the next training")
+    return {
+        "images": images,
+        "labelled": labelled,
+        "rounds": rounds["round"],
+        "new_labels": rounds["new_labels"],
+        "retrain_after": rounds["retrain_after"],
+        "last": rounds.get("last"),
+        "training": training,
+        "leases": [lease.image for lease in leases],
+        "sentence": "; ".join(parts) + ".",
+    }
+
+
+def _known_image(app: MedClipSamApp, image: str) -> str:
+    image = checked_name(image, "Image")
+    known = set(app.datastore().list_images())
+    if image not in known:
+        raise unknown_image(image, known.__contains__)
+    return image
+
+
+def _object(body: bytes, keys: set[str]) -> dict[str, Any]:
+    """Return the JSON object of a body, with none but some keys."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The body of the request is not JSON ({str(error)[:60]}).") from None
+    if not isinstance(given, dict) or not given.keys() <= keys:
+        raise InputError(f"The body of the request must be a JSON object of {', '.join(sorted(keys))}.")
+    return given
+
+
+def _version(given: dict[str, Any]) -> str | None:
+    base = given.get("base")
+    if base is not None and (not isinstance(base, str) or len(base) > 128):
+        raise OptionError("base", str(base)[:40], "the version that the label was answered with, or null")
+    return base
+
+
+def _answer(content: dict[str, Any], status: int = 200) -> JSONResponse:
+    return JSONResponse(content, status, {"Cache-Control": "private, no-store"})

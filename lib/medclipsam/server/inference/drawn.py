@@ -1,0 +1,223 @@
+"""What a viewer draws on frames, as the labels and voxels that the rest of the server knows; and the way back."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medclipsam.base.errors import InputError, OptionError
+from medclipsam.imaging.frames import ImageFrames
+from medclipsam.imaging.label_map import LabelMap, label_numbers
+
+# Segments of one request, and characters of a name.
+MAX_SEGMENTS = 255
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment of a viewer.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    mask : ndarray of bool, shape (n_planes, H, W)
+        In display orientation.
+    """
+
+    name: str
+    mask: np.ndarray
+
+
+def read_segments(given: Any, frames: ImageFrames) -> list[Segment]:
+    """Return the segments that a viewer has sent: a list of `{"name": ..., "planes": [{"plane": ..., "runs": ...}]}`.
+
+    Raises
+    ------
+    InputError
+        If it is not such a list, or two segments have one name.
+    """
+    if not isinstance(given, list) or len(given) > MAX_SEGMENTS:
+        raise InputError(f"The segments {str(given)[:40]} cannot be used; allowed: a list of at most {MAX_SEGMENTS}.")
+    segments: dict[str, Segment] = {}
+    for entry in given:
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise InputError(
+                f"A segment is called {str(name)[:40]!r}; allowed: a name of at most {_LONGEST_NAME} characters."
+            )
+        if name in segments:
+            raise InputError(f"Two segments are called {name!r}; give each a name of its own.")
+        if name.strip().casefold() == "background":
+            raise InputError(f"A segment is called {name!r}, which is what lies in none of them; give it another name.")
+        segments[name] = Segment(name, frames.decode(entry.get("planes", []), f"segment {name!r}"))
+    return list(segments.values())
+
+
+def flatten(segments: Sequence[Segment], frames: ImageFrames, table: Mapping[str, int]) -> tuple[LabelMap, int]:
+    """Return segments as a label map, in which each voxel has one label.
+
+    Where segments overlap, the smallest of them counts: a nodule in a lung stays a nodule.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+    frames : ImageFrames
+        Of the image.
+    table : mapping of str to int
+        Values of known names.
+
+    Returns
+    -------
+    label : LabelMap
+        Empty segments are named too.
+    overlap : int
+        Number of voxels that lie in several segments.
+    """
+    image = frames.image
+    numbers = label_numbers([segment.name for segment in segments], table)
+    values = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+    overlap = np.zeros(values.shape, bool)
+    for segment in sorted(segments, key=lambda each: -np.count_nonzero(each.mask)):
+        overlap |= segment.mask & (values > 0)
+        values[segment.mask] = numbers[segment.name]
+    return LabelMap(values, image, numbers, numbers), int(np.count_nonzero(overlap))
+
+
+def drawn_params(
+    params: Mapping[str, Any], frames: ImageFrames, table: Mapping[str, int]
+) -> tuple[dict[str, Any], LabelMap]:
+    """Return the params of a click request with voxels in place of a viewer's clicks, and the mask to begin with.
+
+    Parameters
+    ----------
+    params : mapping
+        With `clicks` (`foreground` and `background`: lists of `{"plane", "x", "y"}`; `boxes`: a list of at most one
+        `{"plane", "x0", "y0", "x1", "y1"}`), `segments` and `label`, the segment that is corrected.
+    frames : ImageFrames
+        Of the image.
+    table : mapping of str to int
+        Values of known names.
+
+    Raises
+    ------
+    InputError
+        If they cannot be used.
+    """
+    told = {key: value for key, value in params.items() if key not in ("clicks", "segments")}
+    name = told.get("label") or told.get("target")
+    if not isinstance(name, str) or not name.strip():
+        raise OptionError("label", name, "the name of the segment that clicks and boxes are for")
+    clicks = params.get("clicks") or {}
+    if not isinstance(clicks, Mapping) or not clicks.keys() <= {"foreground", "background", "boxes"}:
+        raise OptionError("clicks", str(clicks)[:80], "an object with the lists foreground, background and boxes")
+    for key in ("foreground", "background"):
+        points = [_numbers(key, each, ("plane", "x", "y")) for each in _list(key, clicks.get(key))]
+        if points:
+            told[key] = frames.voxels([(int(plane), x, y) for plane, x, y in points])
+    boxes = [_numbers("boxes", each, ("plane", "x0", "y0", "x1", "y1")) for each in _list("boxes", clicks.get("boxes"))]
+    if len(boxes) > 1:
+        raise OptionError("boxes", f"{len(boxes)} boxes", "one box at a time")
+    for plane, x0, y0, x1, y1 in boxes:
+        first, last = frames.voxels([(int(plane), x0, y0), (int(plane), x1, y1)])
+        told["box"] = [*first, *last]
+    segments = read_segments(params.get("segments") or [], frames)
+    label, _ = flatten([each for each in segments if each.name != name], frames, table)
+    numbers = label_numbers([*label.names, name], table)
+    values = np.zeros_like(label.values)
+    for other, value in label.names.items():
+        values[label.values == value] = numbers[other]
+    for segment in segments:
+        if segment.name == name:
+            # what is corrected lies on top of what it overlaps
+            values[segment.mask] = numbers[name]
+    return {**told, "label": name, "use_last_mask": False}, LabelMap(values, frames.image, numbers, numbers)
+
+
+class PartialMasks:
+    """Masks of planes that a model hands out on its way; safe to use from several threads.
+
+    Called with a target's name, a plane and a mask (bool [H, W], display orientation), as `ZeroShot.segment` calls its
+    `keep_partial`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._masks: dict[tuple[str, int], tuple[bytes, tuple[int, int]]] = {}
+        self._changed: dict[tuple[str, int], None] = {}
+
+    def __call__(self, target: str, plane: int, mask: np.ndarray) -> None:
+        """Take a mask."""
+        packed = np.packbits(mask).tobytes()
+        with self._lock:
+            if self._masks.get((target, plane), (None,))[0] != packed:
+                self._changed[target, plane] = None
+            self._masks[target, plane] = packed, (mask.shape[0], mask.shape[1])
+
+    def take(self) -> list[tuple[str, int, np.ndarray]]:
+        """Return the masks that have changed since the last call: target, plane, mask."""
+        with self._lock:
+            changed, self._changed = self._changed, {}
+            return [(*key, _unpacked(*self._masks[key])) for key in changed]
+
+    def masks(self, label: LabelMap) -> dict[str, np.ndarray]:
+        """Return the mask of each name of a result, where targets may overlap.
+
+        Parameters
+        ----------
+        label : LabelMap
+            The result, in which they do not.
+
+        Returns
+        -------
+        dict of str to ndarray of bool, shape (n_planes, H, W)
+            What was handed out, where the result gives each of its voxels to one of the targets; else the result's.
+        """
+        flat = {name: label.values == value for name, value in label.names.items()}
+        whole = {name: np.zeros(label.values.shape, bool) for name in flat}
+        with self._lock:
+            kept = dict(self._masks)
+        for (name, plane), packed in kept.items():
+            if name in whole and plane < len(label.values):
+                whole[name][plane] = _unpacked(*packed)
+        # what was changed at the end was not handed out
+        same = all(
+            not (flat[name] & ~mask).any() and not (mask & (label.values == 0)).any() for name, mask in whole.items()
+        )
+        return whole if same else flat
+
+
+def encode_segments(masks: Mapping[str, np.ndarray], frames: ImageFrames, labels: Mapping[str, int]) -> list[Any]:
+    """Return masks (bool [n_planes, H, W], display orientation) as a viewer reads them, by their names."""
+    return [{"label": labels[name], "name": name, "planes": frames.encode(mask)} for name, mask in masks.items()]
+
+
+def _unpacked(packed: bytes, shape: tuple[int, int]) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=math.prod(shape))
+    return bits.reshape(shape).astype(bool)
+
+
+def _list(key: str, given: Any) -> Iterable[Any]:
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise OptionError(key, str(given)[:40], "a list")
+    return given
+
+
+def _numbers(key: str, given: Any, names: Sequence[str]) -> list[float]:
+    """Return the numbers of an object by their names."""
+    found = [given.get(name) for name in names] if isinstance(given, Mapping) else [None]
+    usable = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers = [float(value) for value in usable if math.isfinite(value)]
+    if len(numbers) < len(found):
+        raise OptionError(key, str(given)[:60], f"objects with the numbers {', '.join(names)}")
+    if numbers[0] != int(numbers[0]):
+        raise OptionError(key, str(given)[:60], "a whole number as plane")
+    return numbers
