@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,33 @@ class Frames:
 
     content: list[bytes]
     syntax: str
+
+
+def read_usable(path: Path, keywords: Sequence[str]) -> Dataset:
+    """Return some elements of a DICOM file, without those whose values are damaged; empty where it cannot be read.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    keywords : sequence of str
+        The elements.
+    """
+    usable = Dataset()
+    try:
+        found = read_tags(path, keywords)
+        usable.file_meta = found.file_meta
+    except Exception:  # who reads the image is told what is wrong with it
+        return usable
+    for keyword in keywords:
+        with suppress(Exception):  # values of other programs fail in more ways than are foreseen
+            if keyword in found:
+                element = found[keyword]
+                element.to_json_dict(None, 0)
+                if element.VR == "IS":
+                    int(element.value or 0)
+                usable[keyword] = element
+    return usable
 
 
 def can_be_served(header: Dataset) -> bool:

@@ -209,6 +209,14 @@ def test_one_odd_header_keeps_no_other_image_from_being_offered(client: TestClie
     offered = [client.post("/activelearning/random", json={"client_id": str(person)}) for person in range(8)]
     assert {answer.status_code for answer in offered} == {200}
     assert {"chest", "stack", "film"} <= {answer.json().get("id") for answer in offered}
+    # nor from being searched for
+    studies_found = client.get("/dicom-web/studies")
+    assert studies_found.status_code == 200
+    for study in studies_found.json():
+        where = f"/dicom-web/studies/{study['0020000D']['Value'][0]}"
+        assert client.get(f"{where}/series").status_code == 200
+        # those that cannot be read say so
+        assert client.get(f"{where}/metadata").status_code in (200, 400)
 
 
 def test_no_body_is_parsed_of_callers_who_are_not_known(make_client: MakeClient, tokens: Access) -> None:

@@ -56,7 +56,7 @@ def read_segments(given: Any, frames: ImageFrames) -> list[Segment]:
             raise InputError(f"Two segments are called {name!r}; give each a name of its own.")
         if name.strip().casefold() == "background":
             raise InputError(f"A segment is called {name!r}, which is what lies in none of them; give it another name.")
-        segments[name] = Segment(name, frames.decode(entry.get("planes", []), f"segment {name!r}"))
+        segments[name] = Segment(name, frames.decode(entry.get("planes"), f"segment {name!r}"))
     return list(segments.values())
 
 

@@ -28,9 +28,8 @@ from medclipsam.base.errors import MedClipSamError
 from medclipsam.base.files import PRIVATE, write_bytes, write_json
 from medclipsam.base.formats import DICOM_SUFFIXES
 from medclipsam.imaging import MedicalImage, Window, read_image
-from medclipsam.imaging.dicom import read_tags
 from medclipsam.imaging.dicom_export import DicomNames, write_dicom
-from medclipsam.imaging.dicom_parts import can_be_served
+from medclipsam.imaging.dicom_parts import can_be_served, read_usable
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.studies.folder import FolderStudies
@@ -315,10 +314,7 @@ class Catalogue:
         if stamp in before:
             return before[stamp]
         if found.suffix in ("", *DICOM_SUFFIXES):
-            try:
-                header = read_tags(found.anchor, _HEADER_TAGS)
-            except Exception:
-                header = Dataset()
+            header = read_usable(found.anchor, _HEADER_TAGS)
             if can_be_served(header):
                 return Entry(image, found, False, header, stamp)
         return Entry(image, found, True, self._names(image).header(found.path.name), stamp)
@@ -334,10 +330,7 @@ class Catalogue:
                 return known
         found = []
         for path in files:
-            try:
-                header = read_tags(path, _INSTANCE_TAGS)
-            except Exception:  # who reads the image is told of it
-                continue
+            header = read_usable(path, _INSTANCE_TAGS)
             if can_be_served(header) and str(header.SeriesInstanceUID) == entry.series:
                 found.append(Instance(path, header))
         found.sort(key=lambda each: (int(each.header.get("InstanceNumber") or 0), each.path.name))
