@@ -371,7 +371,7 @@ def test_maps_are_handed_on_as_they_are_made(pipeline: ZeroShot, tmp_path: Path)
     result = pipeline.segment(
         volume(tmp_path, planes.astype(np.uint8)),
         "something bright; a bright thing",
-        OPTIONS,
+        OPTIONS.replace(volume="planes"),
         keep_map=lambda name, plane, saliency: maps.update({(name, plane): saliency.copy()}),
     )
     assert {name for name, _ in maps} == set(result.label_names)

@@ -388,6 +388,7 @@ Postprocess = Literal["kmeans", "threshold", "crf"]
 PromptKind = Literal["boxes", "points", "both", "mask"]
 Preset = Literal["published", "paper", "demo"]
 Voting = Literal["single", "mrm", "staple", "average"]
+Volume = Literal["propagate", "planes"]
 
 SALIENCY_METHODS: tuple[str, ...] = get_args(SaliencyMethod)
 FITS: tuple[str, ...] = get_args(Fit)
@@ -445,6 +446,9 @@ class ZeroShotOptions(Options):
     num_points: int = option(5, "Number of points drawn inside the coarse mask", 1, 1000)
     negative_points: int = option(0, "Number of points drawn outside the coarse mask", 0, 1000)
     voting: Voting = option("single", "Way in which SAM's candidates become one mask; single asks SAM for one")
+    volume: Volume = option(
+        "propagate", "Way through a volume: follow the target from key planes, or draw each plane by itself"
+    )
     planes: str = option(
         "all",
         "Planes of a volume to segment, counted from 0, both ends included",

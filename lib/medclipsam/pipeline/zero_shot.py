@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,15 @@ from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, size_in_words, volume_mm3
 from medclipsam.measurements import Measurements, measure
+from medclipsam.pipeline.volume import (
+    FINDING_STEP_MM,
+    ORGAN_STEP_MM,
+    Follower,
+    Seed,
+    Track,
+    propagate,
+    step_in_planes,
+)
 from medclipsam.presence import (
     DEFAULT_THRESHOLD,
     PresenceReference,
@@ -39,7 +48,7 @@ from medclipsam.presence import (
 )
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import FAST, PUBLISHED, SaliencyRequest, SaliencySettings, Schedule, saliency_maps
-from medclipsam.sam import SamModel
+from medclipsam.sam import MaskResult, SamModel
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
 from medclipsam.weights import ResolvedWeights, default_pair, resolve, resolve_pair
 
@@ -54,6 +63,11 @@ KeepPartial = Callable[[str, int, np.ndarray], None]
 # The published script's defaults, for a text that is no known target; for a tower of 12 blocks.
 _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
 _PRINTED_DEPTH = 12
+# How often the coarse mask of a finding is narrowed on a key plane; share of its quality that a mask has that is larger
+# than the finding can be.
+_NARROWED, _TOO_LARGE = 2, 0.35
+# Planes of a volume whose presence is asked before a first mask is made.
+_FIRST_LOOK = 10
 
 
 @dataclass
@@ -67,9 +81,11 @@ class PlaneEvidence:
     presence : float or None
         The plane's presence score; None where presence was not asked.
     prompt : dict
-        What SAM was given.
+        What SAM was given; empty where the mask follows from those of its neighbours alone.
     sam_score : float or None
         SAM's own score of its mask.
+    agreement : float or None
+        Dice of SAM's mask and the coarse mask, where there is one.
     kept_coarse : bool
         Whether SAM's mask was of something else, so that the coarse mask took its place.
     """
@@ -78,6 +94,7 @@ class PlaneEvidence:
     presence: float | None
     prompt: dict[str, Any] = field(default_factory=dict)
     sam_score: float | None = None
+    agreement: float | None = None
     kept_coarse: bool = False
 
 
@@ -107,6 +124,9 @@ class TargetEvidence:
     planes : list of PlaneEvidence
         For each plane that held it: presence, boxes, points (pixels, (x, y)) and pixels of a mask given to SAM, SAM's
         score.
+    key_planes : list of Track
+        Of a volume that was propagated through: the planes that the target was followed from, how far, and why it ended
+        there.
     sam_score : float or None
         Mean over those planes.
     area_pixels : int
@@ -139,6 +159,7 @@ class TargetEvidence:
     found: bool = False
     reason: str = ""
     planes: list[PlaneEvidence] = field(default_factory=list)
+    key_planes: list[Track] = field(default_factory=list)
     sam_score: float | None = None
     area_pixels: int = 0
     area_mm2: float | None = None
@@ -152,7 +173,9 @@ class TargetEvidence:
     def to_dict(self) -> dict[str, Any]:
         """Return the evidence, JSON-able."""
         planes = [vars(plane) for plane in self.planes]
-        return {**vars(self), "planes": planes, "measurements": self.measurements.to_dict()}
+        key_planes = [track.to_dict() for track in self.key_planes]
+        measured = self.measurements.to_dict()
+        return {**vars(self), "planes": planes, "key_planes": key_planes, "measurements": measured}
 
 
 @dataclass
@@ -258,6 +281,8 @@ class _Job:
     """One target while it is being worked on."""
 
     text: TextTarget
+    # the known target that it is treated as
+    known: Target | None
     evidence: TargetEvidence
     positive: torch.Tensor
     negatives: torch.Tensor | None
@@ -272,6 +297,11 @@ class _Job:
     least_agreement: float
     mask: np.ndarray
     scores: np.ndarray
+
+    def presence_at(self, plane: int) -> float | None:
+        """Return the presence score of a plane; None where it was not asked."""
+        score = float(self.scores[plane])
+        return score if np.isfinite(score) else None
 
     @property
     def text_digest(self) -> bytes:
@@ -610,6 +640,7 @@ class ZeroShot:
         shape = (image.n_planes, *image.plane_shape)
         return _Job(
             text=text,
+            known=known,
             evidence=evidence,
             positive=self.encoder.text_prototype(captions),
             negatives=against,
@@ -730,7 +761,13 @@ class _Pass:
         self.keep_map = keep_map
 
     def run(self) -> None:
-        """Ask for presence in all planes, then draw masks in those that hold a target."""
+        """Ask for presence, then draw masks in the planes that hold a target."""
+        if self.image.is_volume and self.options.volume == "propagate":
+            self._propagate()
+        else:
+            self._draw_planes()
+
+    def _draw_planes(self) -> None:
         self.scan()
         wanted: dict[int, list[_Job]] = defaultdict(list)
         for job in self.jobs:
@@ -748,14 +785,34 @@ class _Pass:
         for start in range(0, len(planes), self.batch_planes):
             yield start / len(planes), planes[start : start + self.batch_planes]
 
+    def _propagate(self) -> None:
+        """Follow each target from key planes; a first mask is made before presence is known everywhere."""
+        step = step_in_planes(self.image, min(_step_mm(job) for job in self.jobs))
+        grid = self.indices[::step] + ([self.indices[-1]] if (len(self.indices) - 1) % step else [])
+        subjects = [_Subject(self, job, _step_mm(job)) for job in self.jobs]
+        first = grid[len(grid) % _FIRST_LOOK // 2 :: max(1, len(grid) // _FIRST_LOOK)]
+        self._ask_presence(first, (0.0, 0.1))
+        for subject in subjects:
+            subject.show_first(first)
+        self._ask_presence([plane for plane in grid if plane not in set(first)], (0.1, 0.3))
+        self._smooth(grid)
+        for number, subject in enumerate(subjects):
+            subject.find(grid, (0.3 + 0.7 * number / len(subjects), 0.3 + 0.7 * (number + 1) / len(subjects)))
+
     def scan(self) -> None:
         """Ask for presence in all planes."""
+        self._ask_presence(self.indices, (0.0, 0.2))
+        self._smooth(self.indices)
+
+    def _ask_presence(self, planes: list[int], span: tuple[float, float]) -> None:
         jobs = [job for job in self.jobs if job.reference is not None]
         if not jobs:
             return
         layer = jobs[0].settings.layer
-        for fraction, batch in self._batches(self.indices):
-            self.clock.tick(0.2 * fraction, f"presence, plane {batch[0] + 1} of {self.image.n_planes}")
+        for fraction, batch in self._batches(planes):
+            self.clock.tick(
+                span[0] + (span[1] - span[0]) * fraction, f"presence, plane {batch[0] + 1} of {self.image.n_planes}"
+            )
             with self.clock.stage("presence"):
                 inputs = [self._input(plane) for plane in batch]
                 tokens = self.encoder.prefix_tokens(inputs, layer)
@@ -763,9 +820,14 @@ class _Pass:
                 for job in jobs:
                     assert job.reference is not None
                     job.scores[batch] = presence_scores(features, job.reference, self.encoder.logit_scale).score
-        for job in jobs:
-            job.scores[self.indices] = smooth_over_planes(job.scores[self.indices], self.indices)
-            job.evidence.presence_score = float(job.scores[self.indices].max())
+
+    def _smooth(self, planes: list[int]) -> None:
+        # planes of a coarser grid are neighbours too; gaps between the planes that were asked for are not
+        places = planes if planes == self.indices else range(len(planes))
+        for job in self.jobs:
+            if job.reference is not None:
+                job.scores[planes] = smooth_over_planes(job.scores[planes], places)
+                job.evidence.presence_score = float(job.scores[planes].max())
 
     def _planes_of(self, job: _Job) -> list[int]:
         threshold = job.evidence.presence_threshold
@@ -777,6 +839,13 @@ class _Pass:
         return [plane for plane, here in zip(self.indices, present, strict=True) if here]
 
     def _masks(self, batch: list[int], wanted: dict[int, list[_Job]]) -> None:
+        for job, plane, saliency, fit in self._maps(batch, wanted):
+            mask = self._draw(job, plane, saliency, fit)
+            if mask is not None:
+                self._set_mask(job, plane, mask)
+
+    def _maps(self, batch: list[int], wanted: Mapping[int, list[_Job]]) -> Iterator[tuple[_Job, int, np.ndarray, Fit]]:
+        """Yield the saliency maps of targets on planes."""
         pairs = [(row, job) for row, plane in enumerate(batch) for job in wanted[plane]]
         with self.clock.stage("prefix"):
             inputs = [self._input(plane) for plane in batch]
@@ -791,7 +860,7 @@ class _Pass:
             for (row, job), saliency in zip(members, maps, strict=True):
                 if self.keep_map is not None:
                     self.keep_map(job.evidence.name, batch[row], saliency)
-                self._draw(job, batch[row], saliency, inputs[row].fit)
+                yield job, batch[row], saliency, inputs[row].fit
 
     def _saliency(
         self,
@@ -820,8 +889,11 @@ class _Pass:
             kept.update(fresh)
         return maps
 
-    def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit) -> None:
-        """Turn one saliency map into one mask."""
+    def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit, *, narrowed: int = 0) -> np.ndarray | None:
+        """Turn one saliency map into one mask, and note the evidence; None where there is nothing to draw.
+
+        `narrowed` is how often the coarse mask is split once more by its saliency.
+        """
         self.clock.check()
         options = self.options
         pixels = self.image.model_plane(plane, self.window)
@@ -829,6 +901,8 @@ class _Pass:
         valid = fit.covered() if region is None else fit.covered() & region
         with self.clock.stage("coarse"):
             coarse = coarse_mask(saliency, options.postprocess, threshold=options.threshold, valid=valid, plane=pixels)
+            for _ in range(narrowed):
+                coarse = coarse_mask(saliency, valid=coarse)
             components = largest_components(coarse, job.num_components, options.min_size)
             prompt = visual_prompt(
                 components,
@@ -842,21 +916,33 @@ class _Pass:
         if self.keep_mask is not None:
             self.keep_mask("coarse", job.evidence.name, plane, coarse)
             self.keep_mask("components", job.evidence.name, plane, components)
-        if prompt is not None:
-            mask = largest_components(self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size)
-            if job.least_agreement and dice(mask, components) < job.least_agreement:
-                mask = components
-                job.evidence.planes[-1].kept_coarse = True
-            self._set_mask(job, plane, mask)
+        if prompt is None:
+            return None
+        mask = largest_components(self._ask_sam(job, plane, pixels, prompt), job.num_components, options.min_size)
+        seen = job.evidence.planes[-1]
+        seen.agreement = dice(mask, components)
+        if seen.agreement < job.least_agreement:
+            seen.kept_coarse = True
+            return components
+        return mask
 
     def _set_mask(self, job: _Job, plane: int, mask: np.ndarray) -> None:
         """Take a plane's mask into the result, and hand it out."""
         job.mask[plane] = mask
+        self._show(job, plane, mask)
+
+    def _show(self, job: _Job, plane: int, mask: np.ndarray) -> None:
         if self.keep_partial is not None:
             self.keep_partial(job.evidence.name, plane, mask)
 
     def _ask_sam(self, job: _Job, plane: int, pixels: np.ndarray, prompt: VisualPrompt) -> np.ndarray:
         """Return SAM's mask for a prompt, and note the evidence."""
+        answer = self._answer(plane, pixels, prompt)
+        job.evidence.planes.append(PlaneEvidence(plane, job.presence_at(plane), prompt.to_dict(), float(answer.score)))
+        return answer.mask
+
+    def _answer(self, plane: int, pixels: np.ndarray, prompt: VisualPrompt) -> MaskResult:
+        """Return SAM's answer to a prompt, its mask within the region that holds image."""
         with self.clock.stage("sam_embed"):
             embedding = self.sam.embed(pixels)
         with self.clock.stage("sam_decode"):
@@ -868,10 +954,8 @@ class _Pass:
                 mask=prompt.mask,
                 voting=self.options.voting,
             )
-        asked = None if job.reference is None else float(job.scores[plane])
-        job.evidence.planes.append(PlaneEvidence(plane, asked, prompt.to_dict(), float(answer.score)))
         region = self.image.valid_region(plane)
-        return answer.mask if region is None else answer.mask & region
+        return answer if region is None else replace(answer, mask=answer.mask & region)
 
     def _make_consistent(self, job: _Job) -> None:
         """Keep the largest components in 3-D, then fill planes that were lost between two that hold the target."""
@@ -904,6 +988,125 @@ class _Pass:
         tensor, fit = self.encoder.preprocess(pixels, self.options.fit)
         content = f"{pixels.shape} {self.options.fit}".encode() + np.ascontiguousarray(pixels).tobytes()
         return PlaneInput(pixels, tensor, fit, hashlib.sha256(content).digest())
+
+
+class _Subject:
+    """One target of a pass, as `medclipsam.pipeline.volume.propagate` sees it."""
+
+    def __init__(self, part: _Pass, job: _Job, step_mm: float) -> None:
+        self._part = part
+        self._job = job
+        self._drawn: dict[int, tuple[Seed, float] | None] = {}
+        self._evidence: dict[int, PlaneEvidence] = {}
+        self._span, self._expected, self._done = (0.0, 1.0), 1, 0
+        self.is_finding = job.known is not None and job.known.is_finding
+        self.mask = job.mask
+        self.num_components = job.num_components
+        self.exact = part.options.num_components is not None
+        self.most_voxels, self.most_pixels = _most_of(job, part.image)
+        self._follower = Follower(
+            part.image,
+            part.window,
+            part.indices,
+            self._ask,
+            step_mm=step_mm,
+            num_components=job.num_components,
+            box_per_component=job.box_per_component,
+            mask_prompts=part.sam.mask_prompts,
+            presence=job.presence_at,
+            threshold=job.evidence.presence_threshold,
+        )
+
+    def show_first(self, planes: list[int]) -> None:
+        """Draw the mask of the plane that most likely holds the target, so that there is something to see soon."""
+        scores = self._job.scores[planes]
+        threshold = self._job.evidence.presence_threshold
+        best = planes[int(scores.argmax())] if threshold is not None else planes[len(planes) // 2]
+        if threshold is None or scores.max() >= threshold:
+            self.draw(best)
+
+    def find(self, grid: list[int], span: tuple[float, float]) -> None:
+        """Find the target in the volume; the job's mask and evidence hold the result."""
+        job, threshold = self._job, self._job.evidence.presence_threshold
+        scores = job.scores[grid] if threshold is not None else np.ones(len(grid))
+        least = 0.0 if threshold is None else threshold
+        share = np.count_nonzero(scores >= least) / len(grid)
+        self._span, self._expected = span, max(1, round(share * len(self._part.indices)))
+        shown = [plane for plane, found in self._drawn.items() if found is not None]
+        job.evidence.key_planes = propagate(self, self._follower, grid, scores, least)
+        for plane in shown:
+            if not job.mask[plane].any():
+                self.take(plane, job.mask[plane])  # what was shown first is gone
+        held = np.flatnonzero(job.mask.any(axis=(1, 2))).tolist()
+        job.evidence.planes = [
+            self._evidence.get(plane) or PlaneEvidence(plane, job.presence_at(plane)) for plane in held
+        ]
+
+    def draw(self, plane: int) -> tuple[Seed, float] | None:
+        if plane not in self._drawn:
+            made = list(self._draw(plane))
+            self._drawn[plane] = None
+            if made:
+                best, quality, self._evidence[plane] = max(made, key=lambda each: each[1])
+                self._drawn[plane] = best, quality
+                self._part._show(self._job, plane, best.mask)
+        return self._drawn[plane]
+
+    def _draw(self, plane: int) -> Iterator[tuple[Seed, float, PlaneEvidence]]:
+        """Yield masks of a plane with their quality and evidence.
+
+        A finding may be much smaller than what its saliency map marks, so that its coarse mask is narrowed too.
+        """
+        job = self._job
+        ((_, _, saliency, fit),) = self._part._maps([plane], {plane: [job]})
+        for narrowed in range(_NARROWED + 1 if self.is_finding else 1):
+            mask = self._part._draw(job, plane, saliency, fit, narrowed=narrowed)
+            if mask is None or not mask.any():
+                continue
+            seen = job.evidence.planes[-1]
+            score = seen.sam_score or 0.0
+            quality = score * (seen.agreement or 0.0) * (1.0 if seen.presence is None else seen.presence)
+            if self.is_finding and int(mask.sum()) > self.most_pixels:
+                quality *= _TOO_LARGE
+            yield Seed(plane, mask, score), quality, seen
+
+    def take(self, plane: int, mask: np.ndarray) -> None:
+        self._part.clock.check()
+        self._part._set_mask(self._job, plane, mask)
+
+    def grey(self, plane: int) -> np.ndarray:
+        return self._part.image.model_plane(plane, self._part.window).mean(axis=2, dtype=np.float32)
+
+    def advance(self, planes: int) -> None:
+        self._done += planes
+        fraction = min(1.0, self._done / self._expected)
+        low, high = self._span
+        message = f"{self._job.evidence.name}, {self._done} planes"
+        self._part.clock.tick(low + (high - low) * fraction, message)
+
+    def _ask(self, plane: int, prompt: VisualPrompt) -> MaskResult:
+        self._part.clock.check()
+        pixels = self._part.image.model_plane(plane, self._part.window)
+        answer = self._part._answer(plane, pixels, prompt)
+        self._evidence[plane] = PlaneEvidence(
+            plane, self._job.presence_at(plane), prompt.to_dict(), float(answer.score)
+        )
+        return answer
+
+
+def _most_of(job: _Job, image: MedicalImage) -> tuple[float, float]:
+    """Return the voxels that a target has at most, and the pixels on one plane: 1.5 times those of a ball."""
+    plausible = job.known.plausible_volume_ml if job.known else None
+    voxel, pixel = volume_mm3(1, image), area_mm2(1, image)
+    if not plausible or not voxel or not pixel:
+        return float("inf"), float("inf")
+    most = 1e3 * plausible[1]
+    return most / voxel, 1.5 * np.pi * (3 * most / (4 * np.pi)) ** (2 / 3) / pixel
+
+
+def _step_mm(job: _Job) -> float:
+    """Return how far apart planes are looked at; a text that no known target stands for may mean something small."""
+    return ORGAN_STEP_MM if job.known is not None and not job.known.is_finding else FINDING_STEP_MM
 
 
 def load_encoder(

@@ -1,0 +1,218 @@
+"""Volumes: structures are followed from key planes to their ends, on models that can be reckoned by hand."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from medclipsam.base.errors import CancelledError, OptionError
+from medclipsam.base.metrics import dice
+from medclipsam.base.options import ZeroShotOptions
+from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.pipeline.volume import Seed, _Appearance, _VolumeComponents, key_planes, step_in_planes
+from medclipsam.pipeline.zero_shot import ZeroShot
+
+OPTIONS = ZeroShotOptions(saliency="patch_text")
+BACKGROUND, INSIDE = 40, 220
+
+
+Triple = tuple[float, float, float]
+
+
+def ball(shape: tuple[int, int, int], centre: Triple, radii: Triple) -> np.ndarray:
+    grids = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return sum(((g - c) / r) ** 2 for g, c, r in zip(grids, centre, radii, strict=True)) <= 1
+
+
+def stack(folder: Path, truth: np.ndarray, spacing: Triple = (3.0, 1.0, 1.0), axis: int = 2) -> MedicalImage:
+    """Planes [N, H, W] with noise as a NIfTI volume; `axis` is the file's axis that the planes are stacked along."""
+    noise = np.random.default_rng(0).normal(0, 4, truth.shape)
+    values = np.clip(np.where(truth, INSIDE, BACKGROUND) + noise, 0, 255).astype(np.uint8)
+    stored = np.moveaxis(values.transpose(0, 2, 1), 0, axis)
+    steps = list(spacing[1:])
+    steps.insert(axis, spacing[0])
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(stored), np.diag([*steps, 1.0])), folder / f"volume{axis}.nii.gz")
+    return read_image(folder / f"volume{axis}.nii.gz")
+
+
+def truth_of(image: MedicalImage) -> np.ndarray:
+    return np.stack([image.plane(k)[..., 0] for k in range(image.n_planes)]) > (BACKGROUND + INSIDE) / 2
+
+
+SHAPE = (24, 64, 64)
+BALL = ball(SHAPE, (11, 32, 30), (7, 16, 13))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_structure_is_followed_to_both_ends_in_every_orientation(
+    pipeline: ZeroShot, tmp_path: Path, axis: int
+) -> None:
+    image = stack(tmp_path, BALL, axis=axis)
+    truth = truth_of(image)
+    assert image.layout.axes[0] == 2 - axis
+    result = pipeline.segment(image, "something bright", OPTIONS)
+    mask = result.labels > 0
+    assert dice(mask, truth) > 0.97
+    held, true = (np.flatnonzero(each.any(axis=(1, 2))) for each in (mask, truth))
+    assert abs(held[0] - true[0]) <= 1
+    assert abs(held[-1] - true[-1]) <= 1
+    (evidence,) = result.targets
+    (track,) = [each for each in evidence.key_planes if each.kept]
+    assert truth[track.plane].any()
+    assert (track.first, track.last) == (held[0], held[-1])
+    assert track.below
+    assert track.above
+    told = json.loads(json.dumps(result.to_dict()))["targets"][0]["key_planes"]
+    assert [each["plane"] for each in told] == [each.plane for each in evidence.key_planes]
+
+
+def test_saliency_is_asked_on_key_planes_alone_and_less_than_plane_by_plane(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = stack(tmp_path, BALL)
+    maps: dict[str, set[int]] = {"propagate": set(), "planes": set()}
+    masks = {}
+    for mode, seen in maps.items():
+        options = OPTIONS.replace(volume=mode)
+        masks[mode] = pipeline.segment(
+            image, "something bright", options, keep_map=lambda name, plane, _, seen=seen: seen.add(plane)
+        ).labels
+    assert 0 < len(maps["propagate"]) <= 5 < len(maps["planes"])
+    assert dice(masks["propagate"] > 0, masks["planes"] > 0) > 0.9
+
+
+def test_thin_planes_are_followed_with_fewer_questions_to_sam(pipeline: ZeroShot, tmp_path: Path) -> None:
+    shape = (60, 64, 64)
+    truth = ball(shape, (30, 32, 32), (22, 18, 14))
+    image = stack(tmp_path, truth, (0.5, 0.5, 0.5))
+    assert step_in_planes(image, 3.0) == 6
+    result = pipeline.segment(image, "something bright", OPTIONS)
+    assert dice(result.labels > 0, truth_of(image)) > 0.97
+    assert len(pipeline.sam.boxes) < truth.any(axis=(1, 2)).sum() / 2
+    asked = [seen for seen in result.targets[0].planes if seen.prompt]
+    between = [seen for seen in result.targets[0].planes if not seen.prompt]
+    assert len(asked) < len(between)
+    assert all(seen.sam_score is None for seen in between)
+
+
+def test_what_vanishes_and_returns_is_found_and_two_are_both_found(pipeline: ZeroShot, tmp_path: Path) -> None:
+    first, again = ball(SHAPE, (5, 32, 20), (4, 12, 12)), ball(SHAPE, (17, 32, 20), (4, 12, 12))
+    other = ball(SHAPE, (17, 30, 45), (4, 12, 12))
+    for truth in (first | again, first | other):
+        image = stack(tmp_path, truth)
+        result = pipeline.segment(image, "something bright", OPTIONS)
+        assert dice(result.labels > 0, truth_of(image)) > 0.95
+        assert len([track for track in result.targets[0].key_planes if track.kept]) == 2
+    # the number of components that was asked for is kept all the same
+    alone = pipeline.segment(image, "something bright", OPTIONS.replace(num_components=1))
+    assert ndimage.label(alone.labels > 0)[1] == 1
+
+
+def test_an_absent_target_is_empty_and_costs_no_mask(pipeline: ZeroShot, tmp_path: Path) -> None:
+    result = pipeline.segment(stack(tmp_path, np.zeros(SHAPE, bool)), "something bright", OPTIONS)
+    assert not result.labels.any()
+    assert result.targets[0].key_planes == []
+    assert pipeline.sam.boxes == []
+
+
+def test_two_objects_on_each_plane_are_followed_side_by_side(pipeline: ZeroShot, tmp_path: Path) -> None:
+    truth = ball(SHAPE, (11, 32, 15), (8, 14, 8)) | ball(SHAPE, (12, 32, 48), (8, 14, 8))
+    image = stack(tmp_path, truth)
+    options = OPTIONS.replace(num_components=2, box_per_component=True)
+    mask = pipeline.segment(image, "something bright", options).labels > 0
+    assert dice(mask, truth_of(image)) > 0.97
+    assert ndimage.label(mask)[1] == 2
+
+
+def test_several_targets_and_a_range_of_planes(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = stack(tmp_path, BALL)
+    result = pipeline.segment(image, "something bright; a bright thing", OPTIONS.replace(planes="8-13"))
+    assert [target.found for target in result.targets] == [False, True] or result.targets[0].found
+    held = np.flatnonzero(result.labels.any(axis=(1, 2)))
+    assert held[0] == 8
+    assert held[-1] == 13
+    ends = {track.above for target in result.targets for track in target.key_planes}
+    assert any("asked for" in end for end in ends)
+
+
+def test_without_presence_the_middle_is_looked_at_first(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = stack(tmp_path, BALL)
+    result = pipeline.segment(image, "something bright", OPTIONS.replace(presence=False))
+    assert dice(result.labels > 0, truth_of(image)) > 0.95
+
+
+def test_masks_come_while_the_work_goes_on_and_it_stops_at_any_plane(pipeline: ZeroShot, tmp_path: Path) -> None:
+    image = stack(tmp_path, BALL)
+    latest: dict[int, np.ndarray] = {}
+    order: list[int] = []
+
+    def keep_partial(name: str, plane: int, mask: np.ndarray) -> None:
+        order.append(plane)
+        latest[plane] = mask.copy()
+
+    result = pipeline.segment(image, "something bright", OPTIONS, keep_partial=keep_partial)
+    built = np.zeros(SHAPE, bool)
+    for plane, mask in latest.items():
+        built[plane] = mask
+    np.testing.assert_array_equal(built, result.labels > 0)
+    assert BALL[order[0]].any()
+    for stop_after in (1, 4, len(order) - 1):
+        done: list[int] = []
+        with pytest.raises(CancelledError):
+            pipeline.segment(
+                image,
+                "something bright",
+                OPTIONS,
+                keep_partial=lambda name, plane, mask, done=done: done.append(plane),
+                cancelled=lambda done=done, most=stop_after: len(done) >= most,
+            )
+        assert len(done) == stop_after
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(OptionError, match="propagate, planes"):
+        ZeroShotOptions.from_mapping({"volume": "sideways"})
+
+
+def test_key_planes_are_the_middles_of_plateaus_and_apart() -> None:
+    scores = np.array([0, 0.2, 1, 1, 1, 1, 1, 0.3, 0, 0, 0.8, 0.9, 0.8, 0])
+    planes = list(range(100, 114))
+    nothing = np.zeros(14, bool)
+    assert key_planes(planes, scores, 0.5, taken=nothing, most=9)[:1] == [104]
+    assert 111 in key_planes(planes, scores, 0.5, taken=nothing, most=9)
+    assert key_planes(planes, scores, 0.5, taken=nothing, most=1) == [104]
+    covered = nothing.copy()
+    covered[2:7] = True
+    assert key_planes(planes, scores, 0.5, taken=covered, most=1) == [111]
+    assert key_planes(planes, scores, 1.1, taken=nothing, most=9) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_components_of_a_volume_are_those_of_simpleitk(seed: int) -> None:
+    mask = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((9, 30, 26)), 1.2) > 0.12
+    mask[4] = False
+    found = _VolumeComponents(mask)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True))
+    sizes = np.bincount(labels.ravel())[1:]
+    assert sorted(found.sizes) == sorted(sizes)
+    largest = int(found.sizes.argmax())
+    kept = mask.copy()
+    for plane, part in found.only({largest}):
+        kept[plane] = part
+    np.testing.assert_array_equal(kept, labels == 1 + int(sizes.argmax()))
+
+
+def test_contrast_is_told_by_brightness_and_by_its_distribution() -> None:
+    grey = np.full((40, 40), 90.0, np.float32)
+    mask = ball((1, 40, 40), (0, 20, 20), (1, 8, 8))[0]
+    grey[mask] = 200
+    seed = Seed(0, mask)
+    looks = _Appearance.of(seed.mask, grey, 3, 1.0)
+    assert looks.contrasts[0] == pytest.approx(110)
+    assert looks.contrast_left(mask, grey) == pytest.approx(1.0)
+    assert looks.contrast_left(mask, np.full_like(grey, 90)) == pytest.approx(0.0)
+    # a structure that is not told from its surroundings says nothing
+    dull = _Appearance.of(mask, np.full_like(grey, 90), 3, 1.0)
+    assert dull.contrast_left(mask, grey) is None
