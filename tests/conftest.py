@@ -52,7 +52,7 @@ WORDS = (
 
 # Files that take longest, the longest first.
 LONG = (
-    *("test_training", "test_ohif", "test_finetuning", "test_hostile", "test_pacs", "test_rounds"),
+    *("test_training", "test_ohif", "test_viewer", "test_finetuning", "test_hostile", "test_pacs", "test_rounds"),
     *("test_quality", "test_default_pair", "test_simulate", "test_kills", "test_runner", "test_run"),
 )
 # What the drill has done: subject, what is counted, and the figure.

@@ -23,11 +23,26 @@ import pytest
 import requests
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from medclipsam.demo.dicom import DicomPhantom
     from medclipsam.demo.pacs import Orthanc
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180
+# Without a GPU a viewer draws with SwiftShader.
+FLAGS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -319,3 +334,16 @@ def stock_server(start: Callable[..., Server], tmp_path_factory: pytest.TempPath
         return [sys.executable, "-m", "monailabel.main", "start_server", *options, *conf]
 
     return start(command, MONAI_LABEL_SESSION_PATH=str(place / "sessions"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("The browser tests need Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +17,12 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
-from playwright.sync_api import APIResponse, Browser, Page, Request, Response, Route, sync_playwright
+from playwright.sync_api import APIResponse, Browser, Page, Request, Response, Route
 
 from medclipsam.demo.dicom import DicomPhantom
 from medclipsam.targets import TargetSet, label_table
 
 TOKEN = "annotator-token-0123456789"
-# Without a GPU the viewer draws with SwiftShader.
-FLAGS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 NEXT_SAMPLE = 'button:text-is("Next Sample")'
 # Where voxels of the image that is shown lie in the page, and which image it is.
 _SHOWN = """columnsAndRows => {
@@ -88,17 +74,6 @@ def ohif_server(start: Callable[..., Any], orthanc: Any) -> Any:
         MONAI_LABEL_DICOMWEB_USERNAME=orthanc.user,
         MONAI_LABEL_DICOMWEB_PASSWORD=orthanc.password,
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("The browser tests need Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @dataclass

@@ -104,18 +104,14 @@ const figures = (value: number): string =>
   value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 
 /** Return a size in words: volume for volumes, area for single planes, pixels where the image has no spacing. */
-export function inWords(size: Size, planesOfImage: number, isVolume: boolean): string {
+export function inWords(size: Size, isVolume: boolean): string {
   if (!size.pixels) {
     return 'empty';
   }
   if (size.area_mm2 === null) {
-    const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} planes` : '';
-    return `${size.pixels} pixels${where}, ${figures(size.diameter)} pixels across`;
+    return `${size.pixels} pixels, ${figures(size.diameter)} pixels across`;
   }
-  const across = `${figures(size.diameter)} mm across`;
-  if (isVolume && size.volume_ml !== null) {
-    return `${figures(size.volume_ml)} mL, ${across}`;
-  }
-  const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} frames` : '';
-  return `${figures(size.area_mm2)} mm²${where}, ${across}`;
+  const amount =
+    isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm²`;
+  return `${amount}, ${figures(size.diameter)} mm across`;
 }

@@ -11,7 +11,7 @@ import type { Finding, Findings } from './findings';
 import { MapPictures } from './maps';
 import { IMAGE_RENDERED, type Viewport } from './ohif';
 import { drawStroke, toBitmap, toRuns, type Bitmap } from './runs';
-import { planeOf, type Session, type Shown } from './session';
+import { ANSWERED, planeOf, type Session, type Shown } from './session';
 
 type Point = readonly [number, number];
 
@@ -215,7 +215,7 @@ export class Overlay {
       canvas.width = image.columns;
       canvas.height = image.rows;
     }
-    const context = this.composed.getContext('2d');
+    const context = this.composed.getContext('2d', { willReadFrequently: true });
     const each = (findings: Findings, opacity: number): void => {
       for (const finding of findings) {
         const runs = finding.planes.get(plane);
@@ -228,11 +228,15 @@ export class Overlay {
     each(session.drawn, session.opacity);
     // of the other's label the outlines
     each(session.theirs?.findings ?? [], 0);
+    if (!session.work && performance.getEntriesByName(ANSWERED).length) {
+      performance.measure('medclipsam.overlay', ANSWERED);
+      performance.clearMarks(ANSWERED);
+    }
   }
 
   private put(bitmap: Bitmap, image: ImageInfo, colour: Colour, opacity = this.session.opacity): void {
     const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
-    this.scratch.getContext('2d')?.putImageData(picture, 0, 0);
+    this.scratch.getContext('2d', { willReadFrequently: true })?.putImageData(picture, 0, 0);
   }
 
   private drawMarks(context: CanvasRenderingContext2D, pixel: number): void {

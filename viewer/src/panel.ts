@@ -2,7 +2,7 @@
  * The panel at the viewer's right side, a web component.
  */
 import { html, LitElement, nothing, type TemplateResult } from 'lit';
-import type { MapKind, Suggestion } from './api';
+import type { ImageInfo, MapKind, Suggestion } from './api';
 import { css } from './colours';
 import type { Finding } from './findings';
 import { inWords, sizeOf, type Size } from './measure';
@@ -32,6 +32,8 @@ export function completed(text: string, suggestion: string): string {
   return before ? `${before} ${suggestion}` : suggestion;
 }
 
+/** Return an image's name; one that is a DICOM UID says nothing to people. */
+const title = ({ name, modality }: ImageInfo): string => (/^[\d.]{20,}$/.test(name) ? `${modality} image` : name);
 const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
 
 class Panel extends LitElement {
@@ -190,6 +192,19 @@ class Panel extends LitElement {
     await session.goNext();
   }
 
+  /** Return a finding's size in words: of a loop, whose frames show one thing, that on the frame that is shown. */
+  private sizeInWords(finding: Finding): string {
+    const { image, plane, isVolume } = this.session;
+    const count = image?.planes.length ?? 1;
+    const whole = this.sizeOf(finding);
+    if (!image || isVolume || count === 1 || !whole.pixels) {
+      return inWords(whole, isVolume);
+    }
+    const here = finding.planes.get(plane ?? -1);
+    const size = here ? inWords(sizeOf(new Map([[0, here]]), image), false) : 'none on this frame';
+    return `${size}; on ${whole.planes} of ${count} frames`;
+  }
+
   private sizeOf(finding: Finding): Size {
     let size = this.sizes.get(finding.planes);
     const { image } = this.session;
@@ -221,7 +236,7 @@ class Panel extends LitElement {
     return html`
       <header>
         <div class="image">
-          <h2>${image ? image.name || image.image : 'No image'}</h2>
+          <h2>${image ? title(image) : 'No image'}</h2>
           <p>${image ? `${image.modality}${planes}${lease}` : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
         </div>
         <button
@@ -474,10 +489,9 @@ class Panel extends LitElement {
 
   private row(finding: Finding, number: number): TemplateResult {
     const { session } = this;
-    const { image } = session;
     const { evidence } = finding;
     const active = finding.id === session.active;
-    const size = inWords(this.sizeOf(finding), image?.planes.length ?? 1, session.isVolume);
+    const size = this.sizeInWords(finding);
     const presence = evidence?.presence;
     const empty = !finding.planes.size;
     return html`

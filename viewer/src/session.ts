@@ -53,6 +53,8 @@ export interface Shown {
   frame: number;
 }
 
+/** Mark of the time at which the last answer of a model came. */
+export const ANSWERED = 'medclipsam.answer';
 const DRAFT_DELAY = 700;
 const LOOK_AGAIN = 3000;
 const RECENT_KEY = 'medclipsam.recent';
@@ -410,6 +412,7 @@ export class Session extends EventTarget {
       } else if (line.event === 'error') {
         throw new ServerError(line.status, line.detail);
       } else {
+        performance.mark(ANSWERED);
         return line;
       }
       this.changed();

@@ -46,12 +46,12 @@ describe('sizes', () => {
     const size = sizeOf(planes, { rows: 10, columns: 10, spacing_mm: [5, 2, 2] });
     expect(size).toMatchObject({ pixels: 150, planes: 2, volume_ml: 3, area_mm2: 600, diameter_plane: 3 });
     expect(size.diameter).toBeCloseTo(Math.hypot(18, 18), 9);
-    expect(inWords(size, 8, true)).toContain('3.00 mL');
+    expect(inWords(size, true)).toContain('3.00 mL');
   });
 
   it('are in pixels where it has none', () => {
     const size = sizeOf(new Map([[0, [0, 4]]]), { rows: 2, columns: 4, spacing_mm: null });
     expect(size).toMatchObject({ pixels: 4, volume_ml: null, area_mm2: null, diameter: 3 });
-    expect(inWords(size, 1, false)).not.toContain('mm');
+    expect(inWords(size, false)).not.toContain('mm');
   });
 });

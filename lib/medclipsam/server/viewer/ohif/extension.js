@@ -518,6 +518,8 @@ var History = class {
 /**
 * The image that is annotated: its findings, what runs for it, and what of it is kept on the server.
 */
+/** Mark of the time at which the last answer of a model came. */
+var ANSWERED = "medclipsam.answer";
 var DRAFT_DELAY = 700;
 var LOOK_AGAIN = 3e3;
 var RECENT_KEY = "medclipsam.recent";
@@ -807,7 +809,10 @@ var Session = class extends EventTarget {
 			} else if (line.event === "mask") {
 				if (this.image === image) partial(line.target, line.plane, line.runs);
 			} else if (line.event === "error") throw new ServerError(line.status, line.detail);
-			else return line;
+			else {
+				performance.mark(ANSWERED);
+				return line;
+			}
 			this.changed();
 		}
 		throw new UnreachableError("The server ended the answer before its result; it may have been stopped.");
@@ -1300,7 +1305,7 @@ var Overlay = class {
 			canvas.width = image.columns;
 			canvas.height = image.rows;
 		}
-		const context = this.composed.getContext("2d");
+		const context = this.composed.getContext("2d", { willReadFrequently: true });
 		const each = (findings, opacity) => {
 			for (const finding of findings) {
 				const runs = finding.planes.get(plane);
@@ -1312,10 +1317,14 @@ var Overlay = class {
 		};
 		each(session.drawn, session.opacity);
 		each(session.theirs?.findings ?? [], 0);
+		if (!session.work && performance.getEntriesByName("medclipsam.answer").length) {
+			performance.measure("medclipsam.overlay", ANSWERED);
+			performance.clearMarks(ANSWERED);
+		}
 	}
 	put(bitmap, image, colour, opacity = this.session.opacity) {
 		const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
-		this.scratch.getContext("2d")?.putImageData(picture, 0, 0);
+		this.scratch.getContext("2d", { willReadFrequently: true })?.putImageData(picture, 0, 0);
 	}
 	drawMarks(context, pixel) {
 		const { session } = this;
@@ -2117,16 +2126,10 @@ function sizeOf(planes, geometry) {
 }
 var figures = (value) => value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 /** Return a size in words: volume for volumes, area for single planes, pixels where the image has no spacing. */
-function inWords(size, planesOfImage, isVolume) {
+function inWords(size, isVolume) {
 	if (!size.pixels) return "empty";
-	if (size.area_mm2 === null) {
-		const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} planes` : "";
-		return `${size.pixels} pixels${where}, ${figures(size.diameter)} pixels across`;
-	}
-	const across = `${figures(size.diameter)} mm across`;
-	if (isVolume && size.volume_ml !== null) return `${figures(size.volume_ml)} mL, ${across}`;
-	const where = planesOfImage > 1 ? ` on ${size.planes} of ${planesOfImage} frames` : "";
-	return `${figures(size.area_mm2)} mm²${where}, ${across}`;
+	if (size.area_mm2 === null) return `${size.pixels} pixels, ${figures(size.diameter)} pixels across`;
+	return `${isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm²`}, ${figures(size.diameter)} mm across`;
 }
 // src/shortcuts.ts
 var tool = (chosen) => (session) => session.setTool(chosen);
@@ -2698,6 +2701,8 @@ function completed(text, suggestion) {
 	const before = text.slice(0, text.lastIndexOf(";") + 1);
 	return before ? `${before} ${suggestion}` : suggestion;
 }
+/** Return an image's name; one that is a DICOM UID says nothing to people. */
+var title = ({ name, modality }) => /^[\d.]{20,}$/.test(name) ? `${modality} image` : name;
 var plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 var Panel = class Panel extends i {
 	constructor(..._args) {
@@ -2818,6 +2823,15 @@ var Panel = class Panel extends i {
 		this.leaving = false;
 		await session.goNext();
 	}
+	/** Return a finding's size in words: of a loop, whose frames show one thing, that on the frame that is shown. */
+	sizeInWords(finding) {
+		const { image, plane, isVolume } = this.session;
+		const count = image?.planes.length ?? 1;
+		const whole = this.sizeOf(finding);
+		if (!image || isVolume || count === 1 || !whole.pixels) return inWords(whole, isVolume);
+		const here = finding.planes.get(plane ?? -1);
+		return `${here ? inWords(sizeOf(/* @__PURE__ */ new Map([[0, here]]), image), false) : "none on this frame"}; on ${whole.planes} of ${count} frames`;
+	}
 	sizeOf(finding) {
 		let size = this.sizes.get(finding.planes);
 		const { image } = this.session;
@@ -2854,7 +2868,7 @@ var Panel = class Panel extends i {
 		return b`
       <header>
         <div class="image">
-          <h2>${image ? image.name || image.image : "No image"}</h2>
+          <h2>${image ? title(image) : "No image"}</h2>
           <p>${image ? `${image.modality}${planes}${lease}` : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
         </div>
         <button
@@ -3077,10 +3091,9 @@ var Panel = class Panel extends i {
 	}
 	row(finding, number) {
 		const { session } = this;
-		const { image } = session;
 		const { evidence } = finding;
 		const active = finding.id === session.active;
-		const size = inWords(this.sizeOf(finding), image?.planes.length ?? 1, session.isVolume);
+		const size = this.sizeInWords(finding);
 		const presence = evidence?.presence;
 		const empty = !finding.planes.size;
 		return b`
