@@ -54,7 +54,7 @@ export interface TargetAnswer {
 export interface Answer {
   params: { sentence?: string; targets?: TargetAnswer[]; [key: string]: unknown };
   segments: (Segment & { label?: number })[];
-  maps?: Record<string, Partial<Record<MapKind, string | null>> | string | null> | null;
+  maps?: Record<string, Partial<Record<MapKind, string | null>> & { planes?: number[] }> | null;
 }
 
 export type MapKind = 'saliency' | 'uncertainty';

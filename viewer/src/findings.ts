@@ -14,6 +14,8 @@ export interface Evidence {
   /** Why the mask is empty, or what was found. */
   reason: string;
   doubt: string;
+  /** Planes that have maps; null where all do. */
+  mapPlanes: readonly number[] | null;
   saliency: string | null;
   uncertainty: string | null;
 }

@@ -199,7 +199,11 @@ export class Overlay {
         context.drawImage(this.scratch, -0.5, -0.5);
       }
     }
-    this.drawMarks(context, ratio / Math.hypot(a, b) / ratio);
+    this.drawMarks(context, 1 / Math.hypot(a, b));
+    if (performance.getEntriesByName(ANSWERED).length) {
+      performance.measure('medclipsam.overlay', ANSWERED);
+      performance.clearMarks(ANSWERED);
+    }
   }
 
   /** Paint all findings of the plane into one picture, where something has changed. */
@@ -228,10 +232,6 @@ export class Overlay {
     each(session.drawn, session.opacity);
     // of the other's label the outlines
     each(session.theirs?.findings ?? [], 0);
-    if (!session.work && performance.getEntriesByName(ANSWERED).length) {
-      performance.measure('medclipsam.overlay', ANSWERED);
-      performance.clearMarks(ANSWERED);
-    }
   }
 
   private put(bitmap: Bitmap, image: ImageInfo, colour: Colour, opacity = this.session.opacity): void {

@@ -682,6 +682,10 @@ export class Session extends EventTarget {
       if (theirs) {
         this.theirs = { findings: fromSegments(theirs.segments, this.size), saved: theirs };
       } else {
+        if (error instanceof ServerError && error.status === 409) {
+          // the label that this work began with is gone; saved again, this is the first one
+          this.base = null;
+        }
         this.fail(error);
       }
     }
@@ -781,12 +785,13 @@ function evidenceOf(name: string, target: TargetAnswer | undefined, answer: Answ
     return null;
   }
   const maps = answer.maps?.[name];
-  const url = (kind: MapKind): string | null => (maps && typeof maps === 'object' ? (maps[kind] ?? null) : null);
+  const url = (kind: MapKind): string | null => maps?.[kind] ?? null;
   return {
     presence: target.presence_score ?? null,
     threshold: target.presence_threshold ?? null,
     reason: target.reason ?? '',
     doubt: target.doubt ?? '',
+    mapPlanes: maps?.planes ?? null,
     saliency: url('saliency'),
     uncertainty: url('uncertainty'),
   };

@@ -194,7 +194,7 @@ var MapPictures = class extends EventTarget {
 		const chosen = session.map;
 		const finding = session.findings.find((each) => each.id === chosen?.finding);
 		const address = chosen && finding?.evidence?.[chosen.kind];
-		if (!address) return null;
+		if (!address || finding.evidence?.mapPlanes?.includes(plane) === false) return null;
 		const url = new URL(address, new URL(session.api.root, location.href));
 		url.searchParams.set("plane", String(plane));
 		const found = this.kept.get(url.href);
@@ -1031,7 +1031,10 @@ var Session = class extends EventTarget {
 				findings: fromSegments(theirs.segments, this.size),
 				saved: theirs
 			};
-			else this.fail(error);
+			else {
+				if (error instanceof ServerError && error.status === 409) this.base = null;
+				this.fail(error);
+			}
 		}
 		this.changed();
 	}
@@ -1109,12 +1112,13 @@ function planeOf(image, shown) {
 function evidenceOf(name, target, answer) {
 	if (!target) return null;
 	const maps = answer.maps?.[name];
-	const url = (kind) => maps && typeof maps === "object" ? maps[kind] ?? null : null;
+	const url = (kind) => maps?.[kind] ?? null;
 	return {
 		presence: target.presence_score ?? null,
 		threshold: target.presence_threshold ?? null,
 		reason: target.reason ?? "",
 		doubt: target.doubt ?? "",
+		mapPlanes: maps?.planes ?? null,
 		saliency: url("saliency"),
 		uncertainty: url("uncertainty")
 	};
@@ -1284,7 +1288,11 @@ var Overlay = class {
 				context.drawImage(this.scratch, -.5, -.5);
 			}
 		}
-		this.drawMarks(context, ratio / Math.hypot(a, b) / ratio);
+		this.drawMarks(context, 1 / Math.hypot(a, b));
+		if (performance.getEntriesByName("medclipsam.answer").length) {
+			performance.measure("medclipsam.overlay", ANSWERED);
+			performance.clearMarks(ANSWERED);
+		}
 	}
 	/** Paint all findings of the plane into one picture, where something has changed. */
 	compose(image, plane) {
@@ -1317,10 +1325,6 @@ var Overlay = class {
 		};
 		each(session.drawn, session.opacity);
 		each(session.theirs?.findings ?? [], 0);
-		if (!session.work && performance.getEntriesByName("medclipsam.answer").length) {
-			performance.measure("medclipsam.overlay", ANSWERED);
-			performance.clearMarks(ANSWERED);
-		}
 	}
 	put(bitmap, image, colour, opacity = this.session.opacity) {
 		const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
