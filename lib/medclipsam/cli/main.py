@@ -17,6 +17,7 @@ from medclipsam.cli.common import Parser
 from medclipsam.cli.demo import add_demo
 from medclipsam.cli.evaluate import add_evaluate
 from medclipsam.cli.finetune import add_finetune
+from medclipsam.cli.labels import add_labels
 from medclipsam.cli.rounds import add_rounds
 from medclipsam.cli.segment import add_segment
 from medclipsam.cli.serve import add_doctor, add_serve
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_cohort,
         add_train,
         add_rounds,
+        add_labels,
         add_workspace,
         add_demo,
         add_weights,

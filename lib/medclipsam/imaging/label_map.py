@@ -219,7 +219,7 @@ def read_label_map(
     said.check()
     segments, n_layers = _segments(path)
     named = [(segment.name, segment.value) for segment in segments] or list(said.listed)
-    numbers = _numbers(named, table)
+    numbers = number_names(named, table)
     if n_layers > 1:
         values, moved = _flat(path, segments, numbers, image), {}
     else:
@@ -309,7 +309,7 @@ def _header_value(text: str) -> int:
     return value
 
 
-def _numbers(named: Iterable[tuple[str, int]], table: Mapping[str, int] | None) -> dict[str, int]:
+def number_names(named: Iterable[tuple[str, int]], table: Mapping[str, int] | None) -> dict[str, int]:
     """Return the value that each name is kept under; several segments of one name are one."""
     named = list(named)
     if table is None:

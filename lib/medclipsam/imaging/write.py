@@ -178,6 +178,50 @@ def write_map(values: np.ndarray, image: MedicalImage, path: str | os.PathLike[s
     return path
 
 
+def write_image(image: MedicalImage, path: str | os.PathLike[str], *, channel: int | None = None) -> Path:
+    """Write an image's values as NIfTI, so that masks of `write_mask` lie on it voxel for voxel.
+
+    Parameters
+    ----------
+    image : MedicalImage
+        Grey values are written in the modality's units (CT: Hounsfield units), colours as NIfTI's RGB.
+    path : str or path-like
+        Ends in .nii.gz or .nii.
+    channel : int, optional
+        Of colours 0 red, 1 green, 2 blue, which alone is written.
+
+    Returns
+    -------
+    Path
+        The file written; it appears under its name only when complete. It holds nothing about the patient.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not allowed.
+    """
+    path = Path(path)
+    suffix = suffix_of(path.name, NIFTI_SUFFIXES)
+    if not suffix:
+        raise InputError(f"An image cannot be written to {path.name}; allowed are .nii.gz, .nii.")
+    values = image.stored_values()
+    if image.is_colour and values.ndim == 3:  # indices of a palette
+        planes = np.stack([image.plane(index) for index in range(image.n_planes)])
+        values = np.stack([image.layout.to_stored(planes[..., n]) for n in range(3)], axis=-1)
+    if values.ndim == 4:
+        values = values.astype(np.uint8) if values.dtype != np.uint8 and values.max() < 256 else values
+        if channel is not None:
+            values = values[..., channel]
+        elif values.dtype == np.uint8:
+            values = np.ascontiguousarray(values).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+        else:
+            raise InputError(f"{image.source.name} has colours of {values.dtype}, which NIfTI cannot hold.")
+    native = values[0] if image.grid.ndim == 2 else values
+    nifti = _nifti(native, image)
+    replace_file(path, suffix, lambda temporary: nib.save(nifti, temporary))
+    return path
+
+
 def replace_file(path: Path, suffix: str, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name in the same folder (ending in `suffix`) and move the file to `path`.
 
