@@ -252,7 +252,7 @@ def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, i
     InputError
         If there are more names than values.
     """
-    return _numbers([(name, place) for place, name in enumerate(dict.fromkeys(names), start=1)], table)
+    return number_names([(name, place) for place, name in enumerate(dict.fromkeys(names), start=1)], table)
 
 
 def _usable(pairs: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, int], ...]:
