@@ -391,7 +391,7 @@ def test_other_origins_are_not_let_in(server: Any) -> None:
 
 def test_start_is_announced_and_nothing_was_logged_as_a_traceback(server: Any) -> None:
     output = server.output()
-    assert f"medclipsam serves at {server.url}" in output
+    assert f"\nopen {server.url}/\n" in output
     assert f"{server.url}/ohif/" in output
     assert "Traceback" not in output
 

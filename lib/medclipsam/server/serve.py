@@ -413,11 +413,12 @@ def address(host: str, port: int, *, secure: bool = False) -> str:
 def welcome(base: str) -> str:
     """Return the addresses below `base` to open, for people."""
     return (
-        f"\nmedclipsam serves at {base}\n"
-        f"  API, to try out   {base}/\n"
-        f"  API, to read      {base}/docs\n"
-        f"  what is served    {base}/info/\n"
-        f"  OHIF viewer       {base}/ohif/   (for studies on a DICOMweb server)\n"
+        "\nmedclipsam serves the studies:\n"
+        f"  viewer            {base}/viewer/\n"
+        f"  OHIF 3.10         {base}/ohif/   (for studies on a DICOMweb server)\n"
         f"  3D Slicer         module MONAILabel, server address {base}\n"
+        f"  DICOMweb          {base}/dicom-web/\n"
+        f"  API               {base}/docs, to read {base}/redoc\n"
         "Stop with Ctrl+C. For research use only.\n\n"
+        f"open {base}/\n\n"
     )

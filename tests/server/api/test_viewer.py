@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from medclipsam.imaging.frames import decode_runs
+from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.studies.catalogue import Catalogue
 
 
@@ -229,3 +230,46 @@ def test_a_map_has_the_pixels_of_the_frame(client: TestClient, studies: Path) ->
     assert np.abs(pixels - values[1] * 255).max() <= 1
     for path in (f"{token}/saliency?plane=1", f"{token}/uncertainty?plane=3", "none/uncertainty?plane=0"):
         assert client.get(f"/viewer/api/maps/{path}").status_code == 404
+
+
+def test_people_find_what_they_look_for_with_what_is_labelled(client: TestClient, studies: Path) -> None:
+    client.get("/viewer/api/studies")
+    # they are looked at for as long as it takes
+    client.app.state.label_app.viewed.catalogue.wait(60)  # type: ignore[attr-defined]
+    told = client.get("/viewer/api/studies").json()
+    assert told["total"] == 4
+    found = {each["image"]: each for each in told["studies"]}
+    assert set(found) == {"chest", "stack", "film", "broken"}
+    assert found["stack"]["planes"] == 3
+    assert (found["film"]["modality"], found["film"]["name"]) == ("DX", "film")
+    assert found["broken"]["fault"]
+    film = pydicom.dcmread(studies / "film.dcm")
+    assert (found["film"]["study"], found["film"]["series"]) == (film.StudyInstanceUID, film.SeriesInstanceUID)
+    assert client.get(f"/{found['chest']['picture']}").headers["content-type"] == "image/jpeg"
+    _save(client, LUNG)
+    for query, expected in {
+        "labelled=true": ["stack"],
+        "labelled=false": ["broken", "chest", "film"],
+        "q=dx": ["film"],
+        "q=s t": ["chest", "stack"],
+        "q=nobody": [],
+        "limit=2&offset=3": ["stack"],
+    }.items():
+        names = [each["image"] for each in client.get(f"/viewer/api/studies?{query}").json()["studies"]]
+        assert sorted(names) == expected, query
+    assert client.get("/viewer/api/studies?limit=0").status_code == 400
+
+
+def test_a_review_keeps_its_reason_with_the_label(make_client: Any, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("ada annotator ada-ada-ada-ada-1\nrob reviewer rob-rob-rob-rob-1\n")
+    tokens.chmod(0o600)
+    client = make_client(Access(load_tokens(tokens)))
+    ada, rob = ({"Authorization": f"Bearer {'-'.join([name] * 4)}-1"} for name in ("ada", "rob"))
+    body = {"segments": [LUNG], "base": None}
+    assert client.put("/viewer/api/labels/stack", json=body, headers=ada).status_code == 200
+    said = {"image": "stack", "verdict": "rejected", "reason": "The apex is missing."}
+    assert client.put("/rounds/reviews", params=said, headers=rob).json()["reason"] == said["reason"]
+    label = client.get("/viewer/api/labels/stack", headers=ada).json()
+    assert label["review"] == {"verdict": "rejected", "by": "rob", "reason": said["reason"]}
+    assert client.put("/rounds/reviews", params={**said, "reason": "x" * 1001}, headers=rob).status_code == 400

@@ -79,6 +79,7 @@ class SavedSegments:
             "by": str(info.get(SAVED_BY) or ""),
             "at": _iso(at) if isinstance(at, (int, float)) else None,
             "version": version,
+            "review": info.get("review"),
         }
 
     def put(self, image: str, given: Any, base: str | None, caller: Caller, *, as_new: bool) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medclipsam.base.errors import InputError
 from medclipsam.imaging.frames import ImageFrames
@@ -86,6 +88,41 @@ class ViewedImages:
             raise UnknownError("There is no small picture of images on a DICOMweb server; ask that server for one.")
         return self.catalogue.thumbnail([self.catalogue.entry(image_id)])
 
+    def describe(self, image_id: str) -> dict[str, Any]:
+        """Return what is told of an image in lists, without reading it: `name`, `modality`, `planes`, `date`, UIDs.
+
+        `name` is in words for people: of DICOM the patient's id and what study and series are called. `planes` and
+        `modality` are None where they are not known yet.
+
+        Raises
+        ------
+        UnknownError
+            If there is no such image.
+        """
+        study, series = self.names(image_id)
+        told: dict[str, Any] = {"study": study, "series": series, "planes": None}
+        if self.catalogue is None:
+            info = self._store.get_image_info(image_id)
+            words = [info.get("PatientID"), info.get("StudyDescription"), info.get("SeriesDescription")]
+            return {**told, "name": _name(words, image_id), "modality": info.get("Modality"), **_date(info)}
+        entry = self.catalogue.entry(image_id)
+        header = entry.header
+        if entry.made:
+            known = self.catalogue.told(entry) or {}
+            modality = known.get("modality")
+            return {
+                **told,
+                "name": image_id,
+                "modality": None if modality == "OT" else modality,
+                "planes": known.get("planes"),
+                "date": None,
+                "fault": known.get("fault"),
+            }
+        words = [header.get(key) for key in ("PatientID", "StudyDescription", "SeriesDescription")]
+        many = len(entry.found.files) if len(entry.found.files) > 1 else None
+        shown = {"name": _name(words, image_id), "modality": str(header.get("Modality") or "") or None}
+        return {**told, **shown, "planes": many, **_date({"StudyDate": header.get("StudyDate")})}
+
     def names(self, image_id: str) -> tuple[str, str]:
         """Return the UIDs of study and series of an image, without reading it.
 
@@ -126,3 +163,18 @@ class ViewedImages:
                 f"{what} holds several images; name an instance, or a frame, of one of them: {', '.join(found)}."
             )
         return found[0]
+
+
+def _name(words: Sequence[object], image_id: str) -> str:
+    """Return what an image is called, of the words that are known of it, each once."""
+    said = list(dict.fromkeys(text for word in words if (text := " ".join(str(word or "").split()))))
+    # a file of a flat folder is known by its name
+    if not re.fullmatch(r"[0-9.]+(-.*)?", image_id):
+        return image_id
+    return " \N{MIDDLE DOT} ".join(said) or image_id
+
+
+def _date(info: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the date of a study as people write it, from the year on; None where it is not known."""
+    found = re.fullmatch(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})", str(info.get("StudyDate") or ""))
+    return {"date": "-".join(found.groups()) if found else None}

@@ -131,6 +131,8 @@ class Turns:
 
 
 turns = Turns()
+# Viewers ask for many pictures at once.
+viewer_turns = Turns(waiting=32)
 
 
 def receive(upload: UploadFile, suffix: str) -> Path:

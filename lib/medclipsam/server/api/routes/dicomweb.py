@@ -35,7 +35,7 @@ from medclipsam.imaging import Window
 from medclipsam.imaging.dicom import read_elements
 from medclipsam.imaging.dicom_parts import bulk_value, frames, metadata, to_json
 from medclipsam.server.api.access import AsAnnotator, AsUser
-from medclipsam.server.api.routes.common import App, caller_of, turns
+from medclipsam.server.api.routes.common import App, caller_of, viewer_turns
 from medclipsam.server.api.routes.proxy import is_search, pass_on, pass_on_store, receive_body
 from medclipsam.server.base.errors import ForbiddenError, UnknownError, told
 from medclipsam.server.inference.results import jsonable
@@ -332,7 +332,7 @@ def _rendered(asked: _Asked) -> Response:
         raise UnknownError(f"The instance has no frame {frame}; allowed: 1 to {instance.n_frames}.")
     kind = asked.accepts("image/jpeg", "image/png")
     params = asked.request.query_params
-    with turns.of(asked.user):
+    with viewer_turns.of(asked.user):
         content = render(
             instance.path,
             frame,
@@ -378,7 +378,7 @@ def _thumbnail(asked: _Asked) -> Response:
         return _rendered(asked)
     if _is_known(asked, tag):
         return _unchanged(tag)
-    with turns.of(asked.user):
+    with viewer_turns.of(asked.user):
         content = asked.catalogue.thumbnail(entries)
     return Response(content, media_type="image/jpeg", headers={"ETag": tag, "Cache-Control": "private, no-cache"})
 
@@ -467,7 +467,7 @@ def _store_labels(request: Request, app: MedClipSamApp, user: str, body: IO[byte
         for file in files:
             item = _named(file)
             try:
-                with turns.of(user):
+                with viewer_turns.of(user):
                     header = app.store_segmentation(file, caller)
                 item.RetrieveURL = f"{base}/studies/{header.StudyInstanceUID}"
                 stored.append(item)

@@ -34,8 +34,7 @@ _PAGES_POLICY = (
 # What the pages load: ours, and of the package fastapi-offline.
 _OURS = Path(__file__).parents[2] / "viewer"
 _PARTS = {
-    "api.js": _OURS,
-    "reference.js": _OURS,
+    **dict.fromkeys(("api.js", "reference.js", "start.js", "start.css"), _OURS),
     **dict.fromkeys(
         ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js"),
         Path(fastapi_offline.__file__).parent / "static",
@@ -53,12 +52,20 @@ def info(app: App, user: AsUser) -> dict[str, Any]:
 
 
 @router.get("/", include_in_schema=False)
+def start(request: Request, user: AsUser) -> FileResponse:
+    """Answer the page that people begin with: the studies, and what is labelled."""
+    response = _page("start.html")
+    give_client(request, response)
+    return response
+
+
+@router.get("/docs", include_in_schema=False)
 def try_out() -> FileResponse:
     """Answer a page to try the API out."""
     return _page("api.html")
 
 
-@router.get("/docs", include_in_schema=False)
+@router.get("/redoc", include_in_schema=False)
 def read() -> FileResponse:
     """Answer a page with the API's description."""
     return _page("reference.html")

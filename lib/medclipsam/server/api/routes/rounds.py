@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
@@ -19,6 +20,7 @@ from medclipsam.server.api.routes.common import App, caller_of
 from medclipsam.server.base.errors import ConflictError, ForbiddenError, UnknownError
 from medclipsam.server.base.names import checked_name
 from medclipsam.server.learning.rounds import reader_of
+from medclipsam.server.studies.datastore import FINAL
 
 router = APIRouter(prefix="/rounds", tags=["Rounds"])
 
@@ -112,9 +114,15 @@ def review(
     image: str,
     verdict: Literal["approved", "rejected"],
     client_id: str = "",
+    reason: Annotated[str, Query(max_length=1000, description="is kept with the label")] = "",
 ) -> dict[str, Any]:
     """Say what a reviewer thinks of the final label of an image; a rejected one is offered for labelling again."""
     caller = caller_of(request, user.username, {"client_id": client_id})
-    label = app.rounds.ledger.review(checked_name(image, "Image"), reader_of(caller), verdict)
-    app.audit.label(caller, f"label {verdict}", image, "final")
-    return asdict(label)
+    image = checked_name(image, "Image")
+    label = app.rounds.ledger.review(image, reader_of(caller), verdict)
+    app.audit.label(caller, f"label {verdict}", image, FINAL)
+    said = {"verdict": verdict, "by": reader_of(caller), "reason": reason}
+    # a label of a DICOMweb server that was not read here has nothing kept with it
+    with suppress(UnknownError):
+        app.datastore().update_label_info(image, FINAL, {"review": said})
+    return {**asdict(label), "reason": reason}

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/x-ndjson"
 # Seconds between two looks for news, and the longest that a client hears nothing.
-_LOOK, _SILENCE = 0.1, 2.0
+_LOOK, _SILENCE = 0.1, 1.0
 
 
 def stream(
@@ -58,17 +58,20 @@ def stream(
 async def _lines(
     app: MedClipSamApp, queue: WorkQueue, job: Job, image: str, partial: PartialMasks, done: Callable[[], None]
 ) -> AsyncIterator[bytes]:
+    # the first to be called: the file is gone before the last line is sent
+    job.future.add_done_callback(_remove_file)
     future = asyncio.wrap_future(job.future)
     # nobody asks for an error that comes after the client has left
     future.add_done_callback(lambda each: each.cancelled() or each.exception())
-    job.future.add_done_callback(_remove_file)
     try:
-        before, said = None, time.monotonic()
+        before: tuple[Any, Any] | None = None
+        said = time.monotonic()
         while not future.done():
             progress = _progress(queue, job)
-            if progress != before or time.monotonic() - said > _SILENCE:
+            news = progress["fraction"], progress["message"]
+            if news != before or time.monotonic() - said > _SILENCE:
                 yield _line(progress)
-                before, said = progress, time.monotonic()
+                before, said = news, time.monotonic()
             await asyncio.wait({future}, timeout=_LOOK)
             masks = partial.take()
             if masks:

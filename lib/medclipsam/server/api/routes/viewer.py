@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,7 +15,7 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.server.api.access import AsAnnotator, AsUser
-from medclipsam.server.api.routes.common import App, caller_of, give_client, turns
+from medclipsam.server.api.routes.common import App, caller_of, give_client, viewer_turns
 from medclipsam.server.api.routes.tasks import running_trainer
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import UnknownError
@@ -54,13 +55,13 @@ def image(
     own pixels. `spacing_mm` is that of planes (null for a single one, or where not known), rows and columns.
     """
     give_client(request, response)
-    with turns.of(user.username):
+    with viewer_turns.of(user.username):
         image_id = app.viewed.image_of(study, series, instance, frame)
         frames = app.viewed.frames(image_id)
     rows, columns = frames.shape
     return {
         "image": image_id,
-        "name": image_id,
+        "name": app.viewed.describe(image_id)["name"],
         "modality": frames.image.modality,
         "rows": rows,
         "columns": columns,
@@ -74,7 +75,7 @@ def image(
 @router.get("/labels/{image}", summary="Get the final label in segments", responses={204: {"description": "No label"}})
 def get_label(app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
     """Answer the segments of the final label, who saved it and when, and its version."""
-    with turns.of(user.username):
+    with viewer_turns.of(user.username):
         found = saved.get(_known_image(app, image))
     return Response(status_code=204) if found is None else _answer(found)
 
@@ -95,7 +96,7 @@ async def put_label(request: Request, app: App, saved: SavedStore, user: AsAnnot
         if not isinstance(as_new, bool):
             raise OptionError("as_new", as_new, "true or false")
         try:
-            with turns.of(user.username):
+            with viewer_turns.of(user.username):
                 answer = saved.put(name, given.get("segments"), _version(given), caller, as_new=as_new)
         except SaveConflictError as error:
             return _answer({"detail": str(error), "theirs": error.theirs}, 409)
@@ -118,7 +119,7 @@ def get_map(
     image_id = app.datastore().image_at(source)
     if image_id is None:
         raise UnknownError("The image of this map is not among the studies any more.")
-    with turns.of(user.username):
+    with viewer_turns.of(user.username):
         frame = app.viewed.frames(image_id).to_frame(np.rint(values * 255).astype(np.uint8))
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame)).save(content, "PNG", compress_level=1)
@@ -129,9 +130,57 @@ def get_map(
 def thumbnail(app: App, user: AsUser, image: str) -> Response:
     """Answer a small JPEG of an image; of a DICOMweb server only of images that were fetched before."""
     name = _known_image(app, image)
-    with turns.of(user.username):
+    with viewer_turns.of(user.username):
         content = app.viewed.thumbnail(name)
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+
+
+@router.get("/studies", summary="List the images for people")
+def studies(
+    app: App,
+    user: AsUser,
+    offset: Annotated[int, Query(ge=0, le=_MOST)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 60,
+    q: Annotated[str, Query(max_length=200, description="words that names must hold")] = "",
+    labelled: Annotated[bool | None, Query(description="those with a final label, or those without")] = None,
+) -> dict[str, Any]:
+    """Answer `total` and `studies`: id, name, modality, planes, labels, picture and DICOM names of each image."""
+    store, viewed = app.datastore(), app.viewed
+    if viewed.catalogue is not None:
+        viewed.catalogue.wait()
+    done = set(store.get_labeled_images())
+    found = []
+    for image_id in store.list_images():
+        if labelled is not None and (image_id in done) is not labelled:
+            continue
+        try:
+            told = viewed.describe(image_id)
+        except UnknownError:  # it went away in this moment
+            continue
+        words = f"{image_id} {told['name']} {told['modality']}".casefold()
+        if all(word in words for word in q.casefold().split()):
+            found.append((image_id, told))
+    return {
+        "total": len(found),
+        "labelled": sum(image_id in done for image_id, _ in found),
+        "studies": [
+            {
+                "image": image_id,
+                **told,
+                "labelled": image_id in done,
+                "tags": sorted(store.get_labels_by_image_id(image_id)),
+                "picture": _picture(app, image_id, told),
+            }
+            for image_id, told in found[offset : offset + limit]
+        ],
+    }
+
+
+def _picture(app: MedClipSamApp, image_id: str, told: dict[str, Any]) -> str:
+    """Return the address of a small picture, from the server's root on."""
+    if app.viewed.catalogue is not None:
+        return f"viewer/api/thumbnail?image={quote(image_id, safe='')}"
+    return f"dicom-web/studies/{told['study']}/series/{told['series']}/rendered?viewport=192,192"
 
 
 @router.get("/state", summary="Tell how the work stands")
