@@ -34,6 +34,7 @@ def test_studies_are_shown_with_pictures_found_by_words_and_lead_to_the_viewer(s
     assert "0 of 5 images labelled" in page.inner_text("#state")
     assert page.locator("#more").is_hidden()
     page.fill("#words", "radio")
+    expect(page.locator("#studies li")).to_have_count(1)
     expect(page.locator("#studies .name")).to_have_text("radiograph")
     link = page.get_attribute("#studies a", "href") or ""
     page.fill("#words", "no such study")
