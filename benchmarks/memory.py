@@ -23,7 +23,7 @@ from medclipsam.encoders import Encoder, load_open_clip
 from medclipsam.imaging import MedicalImage
 from medclipsam.pipeline.zero_shot import ZeroShot, load_encoder
 from medclipsam.sam import SamModel
-from medclipsam.sam.build import PREPROCESSINGS, build_sam, speed_up
+from medclipsam.sam.build import build_sam, preprocessing_of, speed_up
 from medclipsam.targets import TargetSet
 from medclipsam.weights import REGISTRY, resolve
 
@@ -76,8 +76,7 @@ def _sam(name: str, device: str) -> SamModel:
         return SamModel.from_weights(resolve(name), device=device)
     network = build_sam(published.arch)
     speed_up(network)
-    preprocessing = published.arch if published.arch in PREPROCESSINGS else "sam"
-    return SamModel(network, identity="random", preprocessing=preprocessing, device=device)
+    return SamModel(network, identity="random", preprocessing=preprocessing_of(published.arch), device=device)
 
 
 def _volume() -> MedicalImage:

@@ -74,7 +74,7 @@ def draw(seed: int, size: int) -> MedicalImage:
 
 
 def of_package() -> tuple[torch.nn.Module, Encoder, ZeroShot, ZeroShot]:
-    """Return the image encoder as published, a CLIP with it, and the pipelines eager and ours, with the default pair."""
+    """Return the image encoder as published, a CLIP with it, and the pipelines eager and ours: the default pair."""
     clip, sam = resolve_pair(default_pair())
     published = load_weights(sam.path, sam.arch).image_encoder.eval()
     eager_sam, our_sam = (SamModel.from_weights(sam, engine=engine) for engine in ("torch", "auto"))

@@ -603,7 +603,7 @@ def test_own_halves_make_a_pair(home):
     [
         ([], r"exactly one file that ends in .* \(it has 0\)"),
         (["a_vit_b.pth", "b_vit_b.pth"], r"\(it has 2\)"),
-        (["model.pth"], r"has one of lite_medsam, medsam, vit_h, vit_l, vit_b in its name"),
+        (["model.pth"], r"has one of sam2.1_hiera_tiny, .*, lite_medsam, medsam, vit_h, vit_l, vit_b in its name"),
         (["open_clip_config.json"], r"has open_clip_config\.json but no open_clip_model\.safetensors or"),
     ],
 )
@@ -693,6 +693,7 @@ def test_the_list_holds_published_and_own_weights_with_their_state(monkeypatch, 
     own_sam(home / "medsam", "medsam_vit_b.pth")
     (home / "biomedclip").mkdir()
     (home / "biomedclip" / "config.json").write_text("{}")
+    sizes = ("tiny", "small", "base_plus", "large")
     states = {row.name: (row.kind, row.arch, row.state) for row in available()}
     assert states == {
         "demo_clip": ("clip", "demo", "in package"),
@@ -704,6 +705,7 @@ def test_the_list_holds_published_and_own_weights_with_their_state(monkeypatch, 
         "sam_vit_b": ("sam", "vit_b", "missing"),
         "medsam": ("sam", "medsam", "present"),
         "lite_medsam": ("sam", "lite_medsam", "present"),
+        **{f"sam2.1_hiera_{size}": ("sam", f"sam2.1_hiera_{size}", "missing") for size in sizes},
         "empty": ("?", "?", "not usable"),
         "my_clip": ("clip", "open_clip", "present"),
         "my_sam": ("sam", "vit_b", "present"),

@@ -13,6 +13,7 @@ EXTRA_OF: dict[str, str] = {
     **dict.fromkeys(("mlflow", "tensorboard"), "tracking"),
     "h5py": "convert",
     "openvino": "engine",
+    **dict.fromkeys(("hydra", "omegaconf", "sam2"), "sam2"),
     "pydensecrf": "crf",
     **dict.fromkeys(("pyarrow", "ray"), "cohort"),
 }

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medclipsam.base.errors import WeightsError
+from medclipsam.sam.sam2_adapter import ARCHS, Sam2, build_base
 from medclipsam.sam.segment_anything_adapter import (
     ImageEncoderViT,
     MaskDecoder,
@@ -25,10 +26,12 @@ from medclipsam.sam.segment_anything_adapter import (
 from medclipsam.sam.tiny_vit import EMBED_DIM, GRID, IMAGE_SIZE, TinyViT
 
 # MedSAM is a vit_b with its own preprocessing.
-SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam", "lite_medsam")
+SAM_NAMES = ("vit_h", "vit_l", "vit_b", "medsam", "lite_medsam", *ARCHS)
 # Those whose parameters take hundreds of megabytes.
 _LARGE = ("vit_h", "vit_l", "vit_b", "medsam")
-PREPROCESSINGS = ("sam", "medsam", "lite_medsam")
+PREPROCESSINGS = ("sam", "medsam", "lite_medsam", "sam2")
+# Trained with boxes as prompts alone.
+BOXES_ONLY = ("medsam", "lite_medsam", "medsam2")
 
 _WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _ARCH_KEYS = frozenset(
@@ -57,13 +60,14 @@ _ARCH_KEYS = frozenset(
 _OPTIONAL_KEYS = frozenset({"mask_prompts"})
 
 
-def build_sam(arch: str | Mapping[str, Any]) -> Sam:
+def build_sam(arch: str | Mapping[str, Any]) -> Sam | Sam2:
     """Build a SAM with random weights, in eval mode.
 
     Parameters
     ----------
-    arch : {"vit_h", "vit_l", "vit_b", "medsam", "lite_medsam"} or mapping
-        A published architecture, or a description with the keys `image_size` and `patch_size` (pixels), `embed_dim`,
+    arch : str or mapping
+        A published architecture, one of `SAM_NAMES`, or a description with the keys `image_size` and `patch_size`
+        (pixels), `embed_dim`,
         `depth`, `num_heads`, `mlp_ratio`, `window_size` (0: all blocks attend globally) and `global_attn_indexes` of
         the image encoder, `prompt_dim` and `mask_in_chans` of the prompt encoder, `decoder_depth`,
         `decoder_mlp_dim`, `decoder_num_heads`, `iou_head_depth` and `iou_head_hidden_dim` of the mask decoder,
@@ -78,6 +82,8 @@ def build_sam(arch: str | Mapping[str, Any]) -> Sam:
     if isinstance(arch, str):
         if arch not in SAM_NAMES:
             raise WeightsError(f"There is no SAM architecture {arch!r}; allowed: {', '.join(SAM_NAMES)}.")
+        if arch in ARCHS:
+            return Sam2(build_base(arch))
         return _build_lite() if arch == "lite_medsam" else sam_model_registry["vit_b" if arch == "medsam" else arch]()
     if set(arch) - _OPTIONAL_KEYS != _ARCH_KEYS:
         missing, unknown = sorted(_ARCH_KEYS - set(arch)), sorted(set(arch) - _ARCH_KEYS - _OPTIONAL_KEYS)
@@ -141,18 +147,25 @@ def _build_described(arch: Mapping[str, Any]) -> Sam:
     return Sam(encoder, prompt_encoder, decoder, list(arch["pixel_mean"]), list(arch["pixel_std"])).eval()
 
 
-def speed_up(sam: Sam) -> None:
+def preprocessing_of(arch: str | Mapping[str, Any]) -> str:
+    """Return how planes become the input of an architecture, one of `PREPROCESSINGS`."""
+    if not isinstance(arch, str):
+        return "sam"
+    return "sam2" if arch in ARCHS else arch if arch in PREPROCESSINGS else "sam"
+
+
+def speed_up(sam: Sam | Sam2) -> None:
     """Replace parts of an image encoder by faster ones with the same outputs (up to rounding), in place.
 
     Afterwards the network is for inference only: its state dictionary may differ from the checkpoint's.
     """
     if isinstance(sam.image_encoder, TinyViT):
         sam.image_encoder.fold()
-    else:
+    elif isinstance(sam, Sam):
         fuse_attention(sam.image_encoder)
 
 
-def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam:
+def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam | Sam2:
     """Build a SAM with the weights of a file: float32, on the CPU, eval mode, no parameter asking for a gradient.
 
     Parameters
@@ -178,8 +191,10 @@ def load_weights(path: Path, arch: str | Mapping[str, Any]) -> Sam:
     else:
         with torch.random.fork_rng(devices=[]):
             sam = build_sam(arch)
-    _check_state(path, arch, sam, state)
-    sam.load_state_dict(state, assign=True)
+    # SAM 2's weights are named as its package's network names them
+    network = sam.base if isinstance(sam, Sam2) else sam
+    _check_state(path, arch, network, state)
+    network.load_state_dict(state, assign=True)
     return sam.float().requires_grad_(False)
 
 
@@ -201,7 +216,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return content
 
 
-def _check_state(path: Path, arch: str | Mapping[str, Any], sam: Sam, state: dict[str, torch.Tensor]) -> None:
+def _check_state(
+    path: Path, arch: str | Mapping[str, Any], sam: torch.nn.Module, state: dict[str, torch.Tensor]
+) -> None:
     expected = sam.state_dict()
     wrong = {
         "missing": [key for key in expected if key not in state],

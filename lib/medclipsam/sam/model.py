@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from medclipsam.base.engine import compile_forward
 from medclipsam.base.errors import InputError, OptionError, WeightsError
 from medclipsam.base.options import VOTINGS
-from medclipsam.sam.build import PREPROCESSINGS, load_weights, speed_up
+from medclipsam.sam.build import BOXES_ONLY, PREPROCESSINGS, load_weights, preprocessing_of, speed_up
 from medclipsam.sam.cache import Embedding, EmbeddingCache
+from medclipsam.sam.sam2_adapter import Sam2
 from medclipsam.sam.segment_anything_adapter import Sam
 from medclipsam.sam.voting import vote
 
@@ -58,16 +59,17 @@ class SamModel:
 
     Parameters
     ----------
-    sam : Sam
+    sam : Sam or Sam2
         The network. It is frozen, put into eval mode and moved to `device`.
     identity : str
         What tells these weights from all others: the file's SHA-256.
-    preprocessing : {"sam", "medsam", "lite_medsam"}
+    preprocessing : {"sam", "medsam", "lite_medsam", "sam2"}
         How a plane becomes the encoder's input. "sam": longest side to the input size (bilinear, antialiased),
         normalised by the model's mean and standard deviation, padded with zeros at right and bottom. "medsam": the
         plane is stretched to the input square (bicubic) and min-max scaled to [0, 1], as MedSAM was trained.
         "lite_medsam": longest side to the input size (mean over each pixel's area, rounded to uint8), min-max scaled
         to [0, 1] over all channels together, padded with zeros at right and bottom, as LiteMedSAM was published.
+        "sam2": the plane is stretched to the input square (bilinear, antialiased) and normalised as for "sam".
     device : str or torch.device
         Where the network runs.
     cache : EmbeddingCache or None
@@ -101,7 +103,7 @@ class SamModel:
 
     def __init__(
         self,
-        sam: Sam,
+        sam: Sam | Sam2,
         *,
         identity: str,
         preprocessing: str = "sam",
@@ -347,8 +349,9 @@ def load_sam(
     ----------
     path : Path
         `.safetensors`, or a PyTorch checkpoint as Meta or MedSAM publish it (read without running its pickle).
-    arch : {"vit_h", "vit_l", "vit_b", "medsam", "lite_medsam"} or mapping
-        The architecture; see `build_sam` for a mapping's keys. "medsam" is a vit_b with MedSAM's preprocessing.
+    arch : str or mapping
+        The architecture, one of `SAM_NAMES`; see `build_sam` for a mapping's keys. "medsam" is a vit_b with MedSAM's
+        preprocessing.
     identity : str
         What tells these weights from all others in cache keys and reports: the file's SHA-256.
     device : str or torch.device
@@ -366,12 +369,11 @@ def load_sam(
     """
     sam = load_weights(Path(path), arch)
     speed_up(sam)
-    boxes_only = arch in ("medsam", "lite_medsam")
-    preprocessing = arch if isinstance(arch, str) and arch in PREPROCESSINGS else "sam"
+    boxes_only = arch in BOXES_ONLY
     return SamModel(
         sam,
         identity=identity,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing_of(arch),
         device=device,
         cache=cache,
         mask_prompts=not boxes_only if isinstance(arch, str) else bool(arch.get("mask_prompts", False)),
@@ -386,12 +388,12 @@ class Preparation:
 
     Parameters
     ----------
-    preprocessing : {"sam", "medsam", "lite_medsam"}
+    preprocessing : {"sam", "medsam", "lite_medsam", "sam2"}
         See `SamModel`.
     size : int
         Side of the square input in pixels.
     mean, deviation : tuple of float
-        Of the three channels, on the 0-255 scale; used by "sam".
+        Of the three channels, on the 0-255 scale; used by "sam" and "sam2".
     """
 
     preprocessing: str
@@ -405,10 +407,14 @@ class Preparation:
             return _stretched(plane, self.size), (self.size, self.size)
         if self.preprocessing == "lite_medsam":
             return _fitted(plane, self.size)
+        mean, deviation = (torch.tensor(part).view(-1, 1, 1) for part in (self.mean, self.deviation))
+        if self.preprocessing == "sam2":
+            whole = torch.from_numpy(np.ascontiguousarray(plane)).permute(2, 0, 1)[None].float()
+            square = F.interpolate(whole, (self.size, self.size), mode="bilinear", antialias=True)
+            return (square[0] - mean) / deviation, (self.size, self.size)
         rows, columns = _longest_side(plane, self.size)
         smaller = Image.fromarray(plane).resize((columns, rows), Image.Resampling.BILINEAR)
         resized = torch.from_numpy(np.array(smaller)).permute(2, 0, 1)
-        mean, deviation = (torch.tensor(part).view(-1, 1, 1) for part in (self.mean, self.deviation))
         height, width = resized.shape[1:]
         padded = F.pad((resized - mean) / deviation, (0, self.size - width, 0, self.size - height))
         return padded, (height, width)

