@@ -203,7 +203,8 @@ def start(tmp_path_factory: pytest.TempPathFactory, phantoms: Phantoms) -> Itera
         studies = place / "studies"
         if again is None:
             shutil.copytree(phantoms.folder, studies)
-        port = free_port()
+        # again at the same address, where windows of browsers wait for it
+        port = int(again.url.rpartition(":")[2]) if again else free_port()
         log = place / "output.log"
         with log.open("ab") as output:
             process = subprocess.Popen(

@@ -118,7 +118,7 @@ export interface Sample {
 }
 
 export interface ServerInfo {
-  models: Record<string, unknown>;
+  models: Record<string, { config?: Record<string, unknown> }>;
   strategies: Record<string, unknown>;
 }
 

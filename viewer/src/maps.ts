@@ -33,7 +33,7 @@ export class MapPictures extends EventTarget {
     const chosen = session.map;
     const finding = session.findings.find((each) => each.id === chosen?.finding);
     const address = chosen && finding?.evidence?.[chosen.kind];
-    if (!address || finding.evidence?.mapPlanes?.includes(plane) === false) {
+    if (!address || finding.evidence.mapPlanes?.includes(plane) === false) {
       return null;
     }
     const url = new URL(address, new URL(session.api.root, location.href));

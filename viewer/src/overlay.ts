@@ -27,6 +27,8 @@ interface Affine {
 
 const INSTANCE = /studies\/([^/?#]+)\/series\/([^/?#]+)\/instances\/([^/?#]+)(?:\/frames\/(\d+))?/;
 const OUTLINE_ALPHA = 235;
+/** Of the outlines of somebody else's label; no finding has it. */
+const THEIRS: Colour = [255, 80, 200];
 /** Most points that a scribble is sent as. */
 const SCRIBBLE_POINTS = 12;
 
@@ -220,18 +222,18 @@ export class Overlay {
       canvas.height = image.rows;
     }
     const context = this.composed.getContext('2d', { willReadFrequently: true });
-    const each = (findings: Findings, opacity: number): void => {
+    const each = (findings: Findings, opacity: number, colour?: Colour): void => {
       for (const finding of findings) {
         const runs = finding.planes.get(plane);
         if (runs && finding.visible && finding.id !== left) {
-          this.put(toBitmap(runs, image.rows * image.columns), image, finding.colour, opacity);
+          this.put(toBitmap(runs, image.rows * image.columns), image, colour ?? finding.colour, opacity);
           context?.drawImage(this.scratch, 0, 0);
         }
       }
     };
     each(session.drawn, session.opacity);
     // of the other's label the outlines
-    each(session.theirs?.findings ?? [], 0);
+    each(session.theirs?.findings ?? [], 0, THEIRS);
   }
 
   private put(bitmap: Bitmap, image: ImageInfo, colour: Colour, opacity = this.session.opacity): void {

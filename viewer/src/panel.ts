@@ -34,6 +34,8 @@ export function completed(text: string, suggestion: string): string {
 
 /** Return an image's name; one that is a DICOM UID says nothing to people. */
 const title = ({ name, modality }: ImageInfo): string => (/^[\d.]{20,}$/.test(name) ? `${modality} image` : name);
+/** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
+const person = (by: string | undefined): string => (!by || by.startsWith('browser-') ? 'Somebody else' : by);
 const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
 
 class Panel extends LitElement {
@@ -120,7 +122,7 @@ class Panel extends LitElement {
         if (lastTarget(this.text) !== typed || this.renderRoot.querySelector(':focus')?.id !== 'text') {
           return;
         }
-        this.suggestions = found.filter((each) => each.text !== typed && each.name !== typed);
+        this.suggestions = found.filter((each) => each.name !== typed);
       } catch (error) {
         this.suggestions = [];
         this.session.fail(error);
@@ -220,8 +222,11 @@ class Panel extends LitElement {
     return html`
       <section class="panel" aria-label="Annotate by text">
         ${this.head()} ${this.showKeys ? this.keys() : nothing} ${this.ask()}
-        <div class="messages" role="status" aria-live="polite">${this.messages()}</div>
-        ${session.work ? this.progress() : nothing} ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
+        <div class="now">
+          <div class="messages" role="status" aria-live="polite">${session.work ? nothing : this.messages()}</div>
+          ${session.work ? this.progress() : nothing}
+        </div>
+        ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
         ${this.foot()}
       </section>
     `;
@@ -282,7 +287,7 @@ class Panel extends LitElement {
         ${!session.hasNetwork && session.info
           ? html`<p class="hint">No network has been trained on these studies yet.</p>`
           : nothing}
-        <div class="row">
+        <div class="row field">
           <input
             id="text"
             type="text"
@@ -305,25 +310,25 @@ class Panel extends LitElement {
           <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
             ${byText ? 'Find' : 'Run'}
           </button>
+          <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
+            ${this.suggestions.map(
+              (each, k) => html`
+                <li
+                  id="suggestion-${k}"
+                  role="option"
+                  aria-selected=${k === this.chosen ? 'true' : 'false'}
+                  class=${k === this.chosen ? 'on' : ''}
+                  @mousedown=${(event: Event) => {
+                    event.preventDefault();
+                    this.pick(each);
+                  }}
+                >
+                  ${each.name}${each.text !== each.name ? html` <span>${each.text}</span>` : nothing}
+                </li>
+              `,
+            )}
+          </ul>
         </div>
-        <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
-          ${this.suggestions.map(
-            (each, k) => html`
-              <li
-                id="suggestion-${k}"
-                role="option"
-                aria-selected=${k === this.chosen ? 'true' : 'false'}
-                class=${k === this.chosen ? 'on' : ''}
-                @mousedown=${(event: Event) => {
-                  event.preventDefault();
-                  this.pick(each);
-                }}
-              >
-                ${each.name}${each.text !== each.name ? html` <span>${each.text}</span>` : nothing}
-              </li>
-            `,
-          )}
-        </ul>
         ${byText && recent.length
           ? html`<div class="recent">
               <span>Recent</span>
@@ -376,19 +381,35 @@ class Panel extends LitElement {
   }
 
   private conflict(): TemplateResult | typeof nothing {
-    const { theirs, otherDraft } = this.session;
+    const { theirs, otherDraft, asksEmpty } = this.session;
     if (theirs) {
       const { by, at } = theirs.saved;
       const when = at ? ` at ${new Date(at).toLocaleTimeString()}` : '';
       return html`
         <div class="conflict" role="alert">
           <p>
-            ${by ?? 'Somebody else'} saved a label of this image${when} while you worked. Theirs has
-            ${theirs.findings.map((each) => each.name).join(', ') || 'no finding'}; its outlines are drawn beside yours.
+            ${person(by)} saved a label of this image${when} while you worked. Theirs has
+            ${theirs.findings.map((each) => each.name).join(', ') || 'no finding'}; its outlines are drawn in pink.
           </p>
           <button @click=${() => void this.session.settle('mine')}>Replace with mine</button>
           <button @click=${() => void this.session.settle('theirs')}>Go on with theirs</button>
           <button @click=${() => void this.session.settle('both')}>Save mine as new</button>
+        </div>
+      `;
+    }
+    if (asksEmpty) {
+      return html`
+        <div class="conflict" role="alert">
+          <p>Nothing is drawn. Save that this image has none of the findings?</p>
+          <button @click=${() => void this.session.save(asksEmpty.asNew, true)}>Save as empty</button>
+          <button
+            @click=${() => {
+              this.session.asksEmpty = null;
+              this.session.changed();
+            }}
+          >
+            Back
+          </button>
         </div>
       `;
     }
@@ -407,7 +428,6 @@ class Panel extends LitElement {
   private tools(): TemplateResult {
     const { session } = this;
     const painting = session.tool === 'brush' || session.tool === 'eraser';
-    const several = (session.image?.planes.length ?? 0) > 1;
     const { undoable, redoable } = session.history;
     return html`
       <div class="tools" role="toolbar" aria-label="Tools">
@@ -431,7 +451,7 @@ class Panel extends LitElement {
         <button id="redo" title="Redo ${redoable ?? ''} (Ctrl+Y)" ?disabled=${redoable === undefined} @click=${() => session.redo()}>
           Redo
         </button>
-        ${several
+        ${session.canPropagate
           ? html`<button
               id="propagate"
               title="Carry the chosen finding from here through all planes (G)"
@@ -632,13 +652,12 @@ class Panel extends LitElement {
   private foot(): TemplateResult {
     const { session } = this;
     const { image } = session;
-    const drawn = session.findings.some((each) => each.planes.size);
     return html`
       <footer>
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            ${drawn || !image ? 'Save' : 'Save as empty'}
+            Save
           </button>
           <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
             Save as new

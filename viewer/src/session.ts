@@ -88,6 +88,8 @@ export class Session extends EventTarget {
   note: string | null = null;
   down: string | null = null;
   theirs: { findings: Findings; saved: Saved } | null = null;
+  /** Whether it is asked if an empty label is to be saved. */
+  asksEmpty: { asNew: boolean } | null = null;
   /** Another window of the same user has changed the draft. */
   otherDraft: Draft | null = null;
 
@@ -129,6 +131,11 @@ export class Session extends EventTarget {
 
   get hasNetwork(): boolean {
     return 'network' in (this.info?.models ?? {});
+  }
+
+  get canPropagate(): boolean {
+    const refine = this.info?.models['refine'];
+    return (this.image?.planes.length ?? 0) > 1 && refine?.config !== undefined && 'propagate' in refine.config;
   }
 
   get unsaved(): boolean {
@@ -225,7 +232,7 @@ export class Session extends EventTarget {
     this.history = new History();
     this.active = null;
     this.error = this.note = null;
-    this.theirs = this.otherDraft = null;
+    this.theirs = this.otherDraft = this.asksEmpty = null;
     this.map = null;
     this.base = this.savedBy = null;
     this.revision = null;
@@ -256,7 +263,7 @@ export class Session extends EventTarget {
         ? 'Your unsaved work on this image is back.'
         : 'Unsaved work from another browser is shown; what you change is kept beside it.';
     } else if (label) {
-      this.note = `The saved label of this image is shown${label.by ? ` (by ${label.by})` : ''}.`;
+      this.note = 'The saved label of this image is shown.';
     }
     if (this.findings.length) {
       this.reveal();
@@ -331,7 +338,7 @@ export class Session extends EventTarget {
   /** Correct the active finding by clicks or a box, or carry it through the volume. */
   refine(clicks: Clicks, propagate = false): Promise<void> {
     const image = this.image;
-    if (!image) {
+    if (!image || (propagate && !(this.canPropagate && this.activeFinding?.planes.size))) {
       return Promise.resolve();
     }
     // clicks that come while one is answered wait for it, and go on from its mask
@@ -652,9 +659,20 @@ export class Session extends EventTarget {
     await this.keep();
   }
 
-  async save(asNew = false): Promise<void> {
+  /**
+   * Save the findings as the image's label.
+   *
+   * @param asNew whether the label before is kept beside it
+   * @param sure whether an empty label is meant
+   */
+  async save(asNew = false, sure = false): Promise<void> {
     const image = this.image;
     if (!image) {
+      return;
+    }
+    this.asksEmpty = sure || this.findings.some((each) => each.planes.size) ? null : { asNew };
+    if (this.asksEmpty) {
+      this.changed();
       return;
     }
     clearTimeout(this.timer);

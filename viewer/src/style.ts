@@ -126,8 +126,16 @@ export const STYLE = css`
   #run {
     padding: 6px 12px;
   }
+  .field {
+    position: relative;
+  }
   #suggestions {
-    margin: -4px 0 0;
+    position: absolute;
+    z-index: 1;
+    top: 100%;
+    right: 0;
+    left: 0;
+    margin: 1px 0 0;
     padding: 2px 0;
     list-style: none;
     background: #0f1530;
@@ -186,10 +194,28 @@ export const STYLE = css`
   .conflict p {
     flex-basis: 100%;
   }
+  .now {
+    /* what is below stays where it is while things come and go */
+    min-height: 58px;
+  }
   .work progress {
+    display: block;
+    appearance: none;
     width: 100%;
-    height: 8px;
-    accent-color: #5b8def;
+    height: 6px;
+    margin: 3px 0;
+    border: 0;
+  }
+  progress::-webkit-progress-bar {
+    background: #2a3358;
+    border-radius: 3px;
+  }
+  progress::-webkit-progress-value {
+    background: #5b8def;
+    border-radius: 3px;
+  }
+  progress::-moz-progress-bar {
+    background: #5b8def;
   }
   .work .row {
     justify-content: space-between;

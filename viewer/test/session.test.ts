@@ -188,6 +188,16 @@ describe('a session', () => {
     expect(names()).toEqual(['mine']);
   });
 
+  it('asks before it saves an empty label', async () => {
+    server.json('PUT viewer/api/labels/ct%201', { segments: [], version: 'v1' });
+    await session.save();
+    expect(server.last('PUT viewer/api/labels/ct%201')).toBeUndefined();
+    expect(session.asksEmpty).toEqual({ asNew: false });
+    await session.save(false, true);
+    expect(server.last('PUT viewer/api/labels/ct%201')?.body).toMatchObject({ segments: [] });
+    expect(session.asksEmpty).toBeNull();
+  });
+
   it('refuses two findings of one name', () => {
     const first = session.begin('a');
     session.begin('b');

@@ -194,7 +194,7 @@ var MapPictures = class extends EventTarget {
 		const chosen = session.map;
 		const finding = session.findings.find((each) => each.id === chosen?.finding);
 		const address = chosen && finding?.evidence?.[chosen.kind];
-		if (!address || finding.evidence?.mapPlanes?.includes(plane) === false) return null;
+		if (!address || finding.evidence.mapPlanes?.includes(plane) === false) return null;
 		const url = new URL(address, new URL(session.api.root, location.href));
 		url.searchParams.set("plane", String(plane));
 		const found = this.kept.get(url.href);
@@ -547,6 +547,7 @@ var Session = class extends EventTarget {
 		this.note = null;
 		this.down = null;
 		this.theirs = null;
+		this.asksEmpty = null;
 		this.otherDraft = null;
 		this.draftState = "none";
 		this.keptAt = null;
@@ -579,6 +580,10 @@ var Session = class extends EventTarget {
 	}
 	get hasNetwork() {
 		return "network" in (this.info?.models ?? {});
+	}
+	get canPropagate() {
+		const refine = this.info?.models["refine"];
+		return (this.image?.planes.length ?? 0) > 1 && refine?.config !== void 0 && "propagate" in refine.config;
 	}
 	get unsaved() {
 		return this.draftState !== "none";
@@ -652,7 +657,7 @@ var Session = class extends EventTarget {
 		this.history = new History();
 		this.active = null;
 		this.error = this.note = null;
-		this.theirs = this.otherDraft = null;
+		this.theirs = this.otherDraft = this.asksEmpty = null;
 		this.map = null;
 		this.base = this.savedBy = null;
 		this.revision = null;
@@ -677,7 +682,7 @@ var Session = class extends EventTarget {
 			this.draftState = "kept";
 			this.keptAt = draft.saved_at ? new Date(draft.saved_at) : /* @__PURE__ */ new Date();
 			this.note = own ? "Your unsaved work on this image is back." : "Unsaved work from another browser is shown; what you change is kept beside it.";
-		} else if (label) this.note = `The saved label of this image is shown${label.by ? ` (by ${label.by})` : ""}.`;
+		} else if (label) this.note = "The saved label of this image is shown.";
 		if (this.findings.length) this.reveal();
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
 		this.changed();
@@ -743,7 +748,7 @@ var Session = class extends EventTarget {
 	/** Correct the active finding by clicks or a box, or carry it through the volume. */
 	refine(clicks, propagate = false) {
 		const image = this.image;
-		if (!image) return Promise.resolve();
+		if (!image || propagate && !(this.canPropagate && this.activeFinding?.planes.size)) return Promise.resolve();
 		this.chain = this.chain.then(async () => {
 			if (this.image !== image) return;
 			const finding = this.activeFinding ?? this.begin();
@@ -1001,9 +1006,20 @@ var Session = class extends EventTarget {
 		}
 		await this.keep();
 	}
-	async save(asNew = false) {
+	/**
+	* Save the findings as the image's label.
+	*
+	* @param asNew whether the label before is kept beside it
+	* @param sure whether an empty label is meant
+	*/
+	async save(asNew = false, sure = false) {
 		const image = this.image;
 		if (!image) return;
+		this.asksEmpty = sure || this.findings.some((each) => each.planes.size) ? null : { asNew };
+		if (this.asksEmpty) {
+			this.changed();
+			return;
+		}
 		clearTimeout(this.timer);
 		this.error = this.note = null;
 		const saved = this.findings;
@@ -1135,6 +1151,12 @@ function savedIn(body) {
 // src/overlay.ts
 var INSTANCE = /studies\/([^/?#]+)\/series\/([^/?#]+)\/instances\/([^/?#]+)(?:\/frames\/(\d+))?/;
 var OUTLINE_ALPHA = 235;
+/** Of the outlines of somebody else's label; no finding has it. */
+var THEIRS = [
+	255,
+	80,
+	200
+];
 /** Most points that a scribble is sent as. */
 var SCRIBBLE_POINTS = 12;
 /** Read where an image is from its address in the viewer; null for one that did not come by DICOMweb. */
@@ -1314,17 +1336,17 @@ var Overlay = class {
 			canvas.height = image.rows;
 		}
 		const context = this.composed.getContext("2d", { willReadFrequently: true });
-		const each = (findings, opacity) => {
+		const each = (findings, opacity, colour) => {
 			for (const finding of findings) {
 				const runs = finding.planes.get(plane);
 				if (runs && finding.visible && finding.id !== left) {
-					this.put(toBitmap(runs, image.rows * image.columns), image, finding.colour, opacity);
+					this.put(toBitmap(runs, image.rows * image.columns), image, colour ?? finding.colour, opacity);
 					context?.drawImage(this.scratch, 0, 0);
 				}
 			}
 		};
 		each(session.drawn, session.opacity);
-		each(session.theirs?.findings ?? [], 0);
+		each(session.theirs?.findings ?? [], 0, THEIRS);
 	}
 	put(bitmap, image, colour, opacity = this.session.opacity) {
 		const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
@@ -2437,8 +2459,16 @@ var STYLE = i$3`
   #run {
     padding: 6px 12px;
   }
+  .field {
+    position: relative;
+  }
   #suggestions {
-    margin: -4px 0 0;
+    position: absolute;
+    z-index: 1;
+    top: 100%;
+    right: 0;
+    left: 0;
+    margin: 1px 0 0;
     padding: 2px 0;
     list-style: none;
     background: #0f1530;
@@ -2497,10 +2527,28 @@ var STYLE = i$3`
   .conflict p {
     flex-basis: 100%;
   }
+  .now {
+    /* what is below stays where it is while things come and go */
+    min-height: 58px;
+  }
   .work progress {
+    display: block;
+    appearance: none;
     width: 100%;
-    height: 8px;
-    accent-color: #5b8def;
+    height: 6px;
+    margin: 3px 0;
+    border: 0;
+  }
+  progress::-webkit-progress-bar {
+    background: #2a3358;
+    border-radius: 3px;
+  }
+  progress::-webkit-progress-value {
+    background: #5b8def;
+    border-radius: 3px;
+  }
+  progress::-moz-progress-bar {
+    background: #5b8def;
   }
   .work .row {
     justify-content: space-between;
@@ -2707,6 +2755,8 @@ function completed(text, suggestion) {
 }
 /** Return an image's name; one that is a DICOM UID says nothing to people. */
 var title = ({ name, modality }) => /^[\d.]{20,}$/.test(name) ? `${modality} image` : name;
+/** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
+var person = (by) => !by || by.startsWith("browser-") ? "Somebody else" : by;
 var plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 var Panel = class Panel extends i {
 	constructor(..._args) {
@@ -2775,7 +2825,7 @@ var Panel = class Panel extends i {
 			const modality = this.session.image?.modality ?? "";
 			const found = await this.session.api.suggestions(typed, modality);
 			if (lastTarget(this.text) !== typed || this.renderRoot.querySelector(":focus")?.id !== "text") return;
-			this.suggestions = found.filter((each) => each.text !== typed && each.name !== typed);
+			this.suggestions = found.filter((each) => each.name !== typed);
 		} catch (error) {
 			this.suggestions = [];
 			this.session.fail(error);
@@ -2857,8 +2907,11 @@ var Panel = class Panel extends i {
 		return b`
       <section class="panel" aria-label="Annotate by text">
         ${this.head()} ${this.showKeys ? this.keys() : A} ${this.ask()}
-        <div class="messages" role="status" aria-live="polite">${this.messages()}</div>
-        ${session.work ? this.progress() : A} ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
+        <div class="now">
+          <div class="messages" role="status" aria-live="polite">${session.work ? A : this.messages()}</div>
+          ${session.work ? this.progress() : A}
+        </div>
+        ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
         ${this.foot()}
       </section>
     `;
@@ -2913,7 +2966,7 @@ var Panel = class Panel extends i {
             `)}
         </div>
         ${!session.hasNetwork && session.info ? b`<p class="hint">No network has been trained on these studies yet.</p>` : A}
-        <div class="row">
+        <div class="row field">
           <input
             id="text"
             type="text"
@@ -2936,23 +2989,23 @@ var Panel = class Panel extends i {
           <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
             ${byText ? "Find" : "Run"}
           </button>
-        </div>
-        <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
-          ${this.suggestions.map((each, k) => b`
-              <li
-                id="suggestion-${k}"
-                role="option"
-                aria-selected=${k === this.chosen ? "true" : "false"}
-                class=${k === this.chosen ? "on" : ""}
-                @mousedown=${(event) => {
+          <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
+            ${this.suggestions.map((each, k) => b`
+                <li
+                  id="suggestion-${k}"
+                  role="option"
+                  aria-selected=${k === this.chosen ? "true" : "false"}
+                  class=${k === this.chosen ? "on" : ""}
+                  @mousedown=${(event) => {
 			event.preventDefault();
 			this.pick(each);
 		}}
-              >
-                ${each.name}${each.text !== each.name ? b` <span>${each.text}</span>` : A}
-              </li>
-            `)}
-        </ul>
+                >
+                  ${each.name}${each.text !== each.name ? b` <span>${each.text}</span>` : A}
+                </li>
+              `)}
+          </ul>
+        </div>
         ${byText && recent.length ? b`<div class="recent">
               <span>Recent</span>
               ${recent.map((each) => b`<button class="chip" title="Run: ${each}" @click=${() => this.run(each)}>${each}</button>`)}
@@ -2993,15 +3046,15 @@ var Panel = class Panel extends i {
     `;
 	}
 	conflict() {
-		const { theirs, otherDraft } = this.session;
+		const { theirs, otherDraft, asksEmpty } = this.session;
 		if (theirs) {
 			const { by, at } = theirs.saved;
 			const when = at ? ` at ${new Date(at).toLocaleTimeString()}` : "";
 			return b`
         <div class="conflict" role="alert">
           <p>
-            ${by ?? "Somebody else"} saved a label of this image${when} while you worked. Theirs has
-            ${theirs.findings.map((each) => each.name).join(", ") || "no finding"}; its outlines are drawn beside yours.
+            ${person(by)} saved a label of this image${when} while you worked. Theirs has
+            ${theirs.findings.map((each) => each.name).join(", ") || "no finding"}; its outlines are drawn in pink.
           </p>
           <button @click=${() => void this.session.settle("mine")}>Replace with mine</button>
           <button @click=${() => void this.session.settle("theirs")}>Go on with theirs</button>
@@ -3009,6 +3062,20 @@ var Panel = class Panel extends i {
         </div>
       `;
 		}
+		if (asksEmpty) return b`
+        <div class="conflict" role="alert">
+          <p>Nothing is drawn. Save that this image has none of the findings?</p>
+          <button @click=${() => void this.session.save(asksEmpty.asNew, true)}>Save as empty</button>
+          <button
+            @click=${() => {
+			this.session.asksEmpty = null;
+			this.session.changed();
+		}}
+          >
+            Back
+          </button>
+        </div>
+      `;
 		if (otherDraft) return b`
         <div class="conflict" role="alert">
           <p>You changed this image in another window too.</p>
@@ -3021,7 +3088,6 @@ var Panel = class Panel extends i {
 	tools() {
 		const { session } = this;
 		const painting = session.tool === "brush" || session.tool === "eraser";
-		const several = (session.image?.planes.length ?? 0) > 1;
 		const { undoable, redoable } = session.history;
 		return b`
       <div class="tools" role="toolbar" aria-label="Tools">
@@ -3043,7 +3109,7 @@ var Panel = class Panel extends i {
         <button id="redo" title="Redo ${redoable ?? ""} (Ctrl+Y)" ?disabled=${redoable === void 0} @click=${() => session.redo()}>
           Redo
         </button>
-        ${several ? b`<button
+        ${session.canPropagate ? b`<button
               id="propagate"
               title="Carry the chosen finding from here through all planes (G)"
               ?disabled=${!session.activeFinding?.planes.size || session.work !== null}
@@ -3229,13 +3295,12 @@ var Panel = class Panel extends i {
 	foot() {
 		const { session } = this;
 		const { image } = session;
-		const drawn = session.findings.some((each) => each.planes.size);
 		return b`
       <footer>
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            ${drawn || !image ? "Save" : "Save as empty"}
+            Save
           </button>
           <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
             Save as new
