@@ -85,3 +85,16 @@ def test_what_cannot_be_read_counts_as_alive(tmp_path: Path, content: bytes) -> 
     with Claims(tmp_path / "owners", 60) as claims:
         assert claims.is_alive(tmp_path / "a.claim")
         assert not claims.is_alive(tmp_path / "b.claim")
+
+
+def test_what_ended_processes_left_is_cleared_and_a_process_that_wakes_goes_on(tmp_path: Path) -> None:
+    with Claims(tmp_path / "owners", 60) as sleeper:
+        gone = tmp_path / "owners" / "gone"
+        gone.write_text(json.dumps({"owner": "gone", "machine": "another", "pid": 1, "start": ""}))
+        os.utime(gone, (0, 0))
+        with Claims(tmp_path / "owners", 60):
+            assert not gone.exists()
+        (tmp_path / "owners" / sleeper.owner).unlink()
+        assert sleeper.take(tmp_path / "a.claim")
+        assert sleeper.is_alive(tmp_path / "a.claim")
+    assert not sleeper.take(tmp_path / "nowhere" / "a.claim")

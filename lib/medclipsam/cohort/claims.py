@@ -56,8 +56,13 @@ class Claims:
             **{"owner": self.owner, "machine": _machine()},
             **{"pid": os.getpid(), "start": process_start(os.getpid())},
         }
-        write_new(self._file, json.dumps(about).encode())
+        self._about = json.dumps(about).encode()
+        write_new(self._file, self._about)
         self._beat()
+        # what killed processes have left
+        for file in folder.iterdir():
+            if file != self._file and not file.name.startswith(".") and not self.is_alive(file):
+                file.unlink(missing_ok=True)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="claims", daemon=True)
         self._thread.start()
@@ -87,10 +92,11 @@ class Claims:
         except FileExistsError:
             return False
         except FileNotFoundError:
-            # what is claimed was finished by another, or it took this process for ended and cleared up
-            if not claim.parent.is_dir():
+            if not claim.parent.is_dir():  # what is claimed was finished by another
                 return False
-            raise
+            # this process was suspended for so long that another took it for ended
+            write_new(self._file, self._about)
+            return self.take(claim)
         except OSError as error:
             raise StorageError(
                 f"{claim} cannot be claimed: {error.strerror or error}. A cohort needs a disk with hard links.",

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from medclipsam.base.errors import CancelledError, MedClipSamError
 from medclipsam.base.progress import ProgressBar
@@ -19,6 +18,7 @@ from medclipsam.cohort.engine import Engine, Event, log_tail
 from medclipsam.cohort.metrics import RunMetrics
 from medclipsam.cohort.options import CohortOptions
 from medclipsam.cohort.store import BLOCK, Counts, Run
+from medclipsam.cohort.table import part_counts
 from medclipsam.cohort.work import Outcome, Task, set_aside_row
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,7 @@ class Driver:
         CancelledError
             If the caller asked to stop.
         """
-        before = self._run.counts()
-        total = before.studies if self._shard is None else self._in_shard(before.studies)
-        initial = before.done if self._shard is None else 0
+        total, initial = self._extent()
         log = self._run.folder / "log" / f"{self._claims.owner}.log"
         with (
             open(log, "a", encoding="utf-8", buffering=1) as self._log,
@@ -141,26 +139,39 @@ class Driver:
 
     # -- which study is next --------------------------------------------------------------------------------------
 
-    def _in_shard(self, studies: int) -> int:
-        assert self._shard is not None
-        part, parts = self._shard
-        return len(range(part - 1, studies, parts))
+    def _extent(self) -> tuple[int, int]:
+        """Return how many studies are of this part, and how many of them have a result."""
+        if self._shard is None:
+            before = self._run.counts()
+            return before.studies, before.done
+        listed, total, done = self._run.listed(), 0, 0
+        for block in range(int(listed["blocks"])):
+            finished = self._run.is_finished(block)
+            size = part_counts(self._run.part(block))["studies"] if finished else len(self._run.studies(block))
+            own = [place for place in range(size) if self._is_own(block, place)]
+            there = own if finished else self._run.state(block).done.intersection(own)
+            total, done = total + len(own), done + len(there)
+        return total, done
+
+    def _is_own(self, block: int, place: int) -> bool:
+        """Whether a study is of this part."""
+        return self._shard is None or (block * BLOCK + place) % self._shard[1] == self._shard[0] - 1
 
     def _tasks(self) -> Iterator[Task | None]:
         """Yield studies that nobody works on, claimed; None where the rest is in the hands of others."""
         for block in range(int(self._run.listed()["blocks"])):
             if not self._run.is_finished(block):
-                yield from self._tasks_of(block, block * BLOCK)
+                yield from self._tasks_of(block)
                 self._close_block(block)
         while self._waiting_blocks:
             seen = time.monotonic()
             for block in sorted(self._waiting_blocks):
-                yield from self._tasks_of(block, block * BLOCK)
+                yield from self._tasks_of(block)
                 self._close_block(block)
             while self._waiting_blocks and time.monotonic() - seen < _LOOK_AGAIN:
                 yield None
 
-    def _tasks_of(self, block: int, first: int) -> Iterator[Task]:
+    def _tasks_of(self, block: int) -> Iterator[Task]:
         self._sizes.setdefault(block, 0)
         if self._run.is_finished(block):
             return
@@ -169,9 +180,7 @@ class Driver:
         studies = self._run.studies(block)
         self._sizes[block] = len(studies)
         for place, study in enumerate(studies):
-            if self._shard is not None and (first + place) % self._shard[1] != self._shard[0] - 1:
-                continue
-            if place in state.done:
+            if place in state.done or not self._is_own(block, place):
                 continue
             claim = state.claims.get(place, 0)
             if claim and self._claims.is_alive(self._run.claim_file(block, place, claim)):
@@ -212,10 +221,8 @@ class Driver:
 
     def _is_shard_done(self, block: int) -> bool:
         """Whether the studies of this part in a block have results; those of others are not waited for."""
-        assert self._shard is not None
-        part, parts = self._shard
         done = self._run.state(block).done
-        own = (place for place in range(self._sizes[block]) if (block * BLOCK + place) % parts == part - 1)
+        own = (place for place in range(self._sizes[block]) if self._is_own(block, place))
         return self._run.is_finished(block) or all(place in done for place in own)
 
     # -- giving out -----------------------------------------------------------------------------------------------
@@ -377,8 +384,3 @@ class Driver:
         """Give back what was claimed and not begun."""
         for task in self._again:
             self._run.claim_file(task.block, task.place, task.claim).unlink(missing_ok=True)
-
-
-def log_files(run: Run) -> list[Path]:
-    """Return the logs of the processes that have driven a run, oldest first."""
-    return sorted((run.folder / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,11 @@ class RayEngine:
         return Event("ready", worker) if task is None else Event("done", worker, task, made)
 
     def _remove(self, worker: str) -> None:
-        self._actors.pop(worker, None)
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            # one that is out of reach may come back, and would keep its core or GPU
+            with suppress(RayError, ValueError):
+                ray.kill(actor)
         self._refs = {ref: each for ref, each in self._refs.items() if each[0] != worker}
 
     def _grow(self) -> None:

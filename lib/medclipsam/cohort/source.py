@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from medclipsam.base.errors import InputError, UpstreamBusyError, UpstreamError
 from medclipsam.dicomweb.client import UID, Credentials, Pacs
 from medclipsam.dicomweb.options import PacsOptions
+
+if TYPE_CHECKING:
+    from medclipsam.studies.scan import Found
 
 logger = logging.getLogger(__name__)
 
@@ -144,16 +147,15 @@ class FolderSource:
     @contextmanager
     def fetched(self, study: Study) -> Iterator[list[StudyFile]]:
         """Give the image where it is, or links to its files."""
-        from medclipsam.studies.links import link_files
+        from medclipsam.studies.scan import Found
 
         if not study.files:
             yield [StudyFile(study.study, self.folder / study.where)]
             return
         with tempfile.TemporaryDirectory(prefix="series-") as place:
-            folder = Path(place) / study.study
-            folder.mkdir()
-            link_files([(self.folder / name).absolute() for name in study.files], folder, study.volume)
-            yield [StudyFile(study.study, folder)]
+            files = tuple(self.folder / name for name in study.files)
+            found = Found(study.study, self.folder / study.where, files, "", alone=False, volume=study.volume)
+            yield [StudyFile(study.study, _linked(found, Path(place)))]
 
     def _inside(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -213,7 +215,7 @@ class PacsSource:
         with tempfile.TemporaryDirectory(prefix="series-") as place:
             folder = Path(place) / study.series_uid
             self.patiently(lambda: self._retrieve(study, folder))
-            yield images_in(folder, study)
+            yield images_in(folder, study, Path(place) / "images")
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Call until it succeeds, while errors of the server may pass, and as long as patience lasts.
@@ -295,7 +297,8 @@ class ManifestSource:
             with self.pacs.fetched(study) as images:
                 yield images
             return
-        yield images_in(self.file.parent / study.where, study)
+        with tempfile.TemporaryDirectory(prefix="series-") as place:
+            yield images_in(self.file.parent / study.where, study, Path(place))
 
     def _study(self, told: Mapping[str, str], number: int) -> Study:
         about: dict[str, Any] = {
@@ -355,33 +358,58 @@ class ManifestSource:
 AnySource = FolderSource | PacsSource | ManifestSource
 
 
-def images_in(path: Path, study: Study) -> list[StudyFile]:
+def images_in(path: Path, study: Study, place: Path) -> list[StudyFile]:
     """Return the images of a file or of a folder with one series, by the ids that a server gives them.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    study : Study
+    place : Path
+        Folder for links to the files of images that share theirs with others.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    from medclipsam.studies.find import find_images, find_volumes
+    from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
+    from medclipsam.studies.find import look_into
+    from medclipsam.studies.scan import Found
 
     if not path.is_dir():
-        volumes = find_volumes(path) if path.is_file() else {}
-        return [StudyFile(f"{study.study}-{key}", folder) for key, folder in volumes.items()] or [
-            StudyFile(study.study, path)
-        ]
-    images = find_images(path)
+        volumes = read_frame_volumes(path) if path.is_file() and looks_like_dicom(path) else []
+        names = [f"{study.study}-{volume.key}" for volume in volumes]
+        return [
+            StudyFile(name, _linked(Found(name, path, (path.absolute(),), "", False, volume=volume.key), place))
+            for name, volume in zip(names, volumes, strict=True)
+        ] or [StudyFile(study.study, path)]
+    images = look_into(path).images
     if not images:
         raise InputError(f"The folder {path} holds no image.")
     pictures = study.modality in _PICTURES and len(list(path.iterdir())) > 1
     if len(images) == 1 and not pictures:
-        return [StudyFile(study.study, images[0].path)]
-    found = []
-    for image in images:
-        own = _instance_of(image.path) if image.location.is_file() else ""
-        name = image.image_id.removeprefix(f"{study.series_uid}-")
-        found.append(StudyFile(own or f"{study.study}-{name}", image.path))
-    return found
+        return [StudyFile(study.study, _linked(found, place)) for found in images.values()]
+    files = []
+    for image, found in sorted(images.items()):
+        own = found.instance if found.path.is_file() and not found.volume else ""
+        files.append(
+            StudyFile(own or f"{study.study}-{image.removeprefix(f'{study.series_uid}-')}", _linked(found, place))
+        )
+    return files
+
+
+def _linked(found: Found, place: Path) -> Path:
+    """Return what an image is read from: its file, its folder, or a folder of links to its files."""
+    from medclipsam.studies.links import link_files
+
+    if found.alone:
+        return found.path
+    folder = place / found.image_id
+    folder.mkdir(parents=True)
+    link_files([file.absolute() for file in found.files], folder, found.volume)
+    return folder
 
 
 def open_source(
@@ -398,15 +426,6 @@ def open_source(
         return ManifestSource(Path(about["path"]), pacs)
     assert pacs is not None
     return pacs
-
-
-def _instance_of(file: Path) -> str:
-    from medclipsam.imaging.dicom import read_elements
-
-    try:
-        return str(read_elements(file, ["SOPInstanceUID"])["SOPInstanceUID"].value)
-    except Exception:  # no DICOM file
-        return ""
 
 
 def _name_of(image: str) -> str:
