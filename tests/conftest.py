@@ -283,6 +283,7 @@ class BoxSam:
     def __init__(self) -> None:
         self.boxes: list[Any] = []
         self.mask_prompts = True
+        self.network = None
         self.scores: list[float] = []
         self.blind: set[int] = set()
 

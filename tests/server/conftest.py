@@ -45,6 +45,7 @@ class BrightSam:
     """Answers every prompt with what is bright."""
 
     mask_prompts = False
+    network = None
 
     def embed(self, plane: np.ndarray) -> np.ndarray:
         return plane[..., 0] > 128

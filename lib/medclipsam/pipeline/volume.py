@@ -274,11 +274,7 @@ class Follower:
         # planes since SAM was asked last
         since = 0
         while True:
-            if plane not in self.planes:
-                whole = 0 <= plane < self.image.n_planes
-                yield "the planes that were asked for end" if whole else "the volume ends"
-                return
-            reason = stop(plane, mask)
+            reason = self.outside(plane) or stop(plane, mask)
             if reason:
                 yield reason
                 return
@@ -297,6 +293,12 @@ class Follower:
                 return
             yield plane, found
             plane, mask = plane + direction, found
+
+    def outside(self, plane: int) -> str:
+        """Return why a plane may not be worked on; empty where it may."""
+        if plane in self.planes:
+            return ""
+        return "the planes that were asked for end" if 0 <= plane < self.image.n_planes else "the volume ends"
 
     def _grey(self, plane: int) -> np.ndarray:
         return self.image.model_plane(plane, self.window).mean(axis=2, dtype=np.float32)
@@ -343,11 +345,10 @@ class Follower:
 
     def _ended(self, plane: int, before: np.ndarray, mask: np.ndarray, score: float | None, looks: _Appearance) -> str:
         """Return why the structure has ended before a plane; empty where it goes on."""
-        area, area_before = int(mask.sum()), int(before.sum())
-        if area == 0:
+        if not mask.any():
             return "nothing is left of it"
-        if area > _MOST_GROWTH * max(area_before, 16):
-            return f"it would grow {area / area_before:.1f} times"
+        if leak := grown_too_much(mask, before):
+            return leak
         left = looks.contrast_left(mask, self._grey(plane))
         if left is not None and left < _LEAST_CONTRAST:
             return f"it stands out no more (contrast {left:.2f} of the key plane's)"
@@ -359,6 +360,12 @@ class Follower:
         if left is None or left < _WEAK_CONTRAST:
             return f"its contrast and SAM's score are low ({'unknown' if left is None else f'{left:.2f}'}, {score:.2f})"
         return ""
+
+
+def grown_too_much(mask: np.ndarray, before: np.ndarray) -> str:
+    """Return why a mask cannot be that of the structure of the plane before; empty where it can."""
+    area, area_before = int(mask.sum()), int(before.sum())
+    return f"it would grow {area / area_before:.1f} times" if area > _MOST_GROWTH * max(area_before, 16) else ""
 
 
 def propagate(

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, size_in_words, volume_mm3
 from medclipsam.measurements import Measurements, measure
+from medclipsam.pipeline.memory_follower import MemoryFollower
 from medclipsam.pipeline.volume import (
     FINDING_STEP_MM,
     ORGAN_STEP_MM,
@@ -49,6 +51,7 @@ from medclipsam.presence import (
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
 from medclipsam.saliency import FAST, PUBLISHED, SaliencyRequest, SaliencySettings, Schedule, saliency_maps
 from medclipsam.sam import MaskResult, SamModel
+from medclipsam.sam.sam2_adapter import Sam2
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
 from medclipsam.weights import ResolvedWeights, default_pair, resolve, resolve_pair
 
@@ -1004,7 +1007,10 @@ class _Subject:
         self.num_components = job.num_components
         self.exact = part.options.num_components is not None
         self.most_voxels, self.most_pixels = _most_of(job, part.image)
-        self._follower = Follower(
+        # SAM 2 follows a structure by its memory of the planes before
+        by_memory = isinstance(part.sam.network, Sam2)
+        follower = partial(MemoryFollower, part.sam) if by_memory else Follower
+        self._follower = follower(
             part.image,
             part.window,
             part.indices,
