@@ -14,6 +14,7 @@ EXTRA_OF: dict[str, str] = {
     "h5py": "convert",
     "openvino": "engine",
     **dict.fromkeys(("hydra", "omegaconf", "sam2"), "sam2"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "pydensecrf": "crf",
     **dict.fromkeys(("pyarrow", "ray"), "cohort"),
 }

@@ -1,4 +1,4 @@
-"""`medclipsam train run | history | show | publish | rollback`."""
+"""`medclipsam train run | history | show | publish | rollback | export`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,13 @@ def add_train(commands: Any) -> None:
     rollback = actions.add_parser("rollback", help="serve an earlier network again")
     rollback.add_argument("version", nargs="?", type=int, help="by default the one served before")
     rollback.set_defaults(run=_rollback)
-    for action in (run, history, show, publish, rollback):
+    export = actions.add_parser("export", help="write a network as a MONAI bundle or as ONNX, with a model card")
+    export.add_argument("out", type=Path, metavar="OUT", help="new folder of a bundle, or a file that ends in .onnx")
+    export.add_argument("--version", type=int, help="version of the network (default: the one that is served)")
+    export.add_argument("--format", choices=("bundle", "onnx"), default="bundle", help="form of the network (default: %(default)s)")
+    export.add_argument("--with-onnx", action="store_true", help="put the network into the bundle as ONNX too")
+    export.set_defaults(run=_export)
+    for action in (run, history, show, publish, rollback, export):
         needs = action in (run, publish)
         action.add_argument("--studies", type=Path, required=needs, help="folder of images and labels")
         action.add_argument("--workspace", type=Path, help="where the networks are (default: that of the studies)")
@@ -60,7 +66,7 @@ def add_train(commands: Any) -> None:
             metavar="VALUE=NAME|FILE",
             help="names of values in labels saved without names: 1=heart (may be repeated), or a YAML or JSON file",
         )
-    for action in (history, show, publish, rollback):
+    for action in (history, show, publish, rollback, export):
         action.add_argument("--name", default="network", help="name of the network (default: %(default)s)")
     for action in (history, show):
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -157,6 +163,26 @@ def _publish(given: argparse.Namespace) -> int:
 def _rollback(given: argparse.Namespace) -> int:
     network = _store(given).rollback(given.name, given.version)
     sys.stdout.write(f"Version {network.version} of {network.name} is served again.\n")
+    return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    from medclipsam.active import LEDGER_FILE
+    from medclipsam.active.ledger import Ledger
+    from medclipsam.active.summary import summarise
+    from medclipsam.exchange.network import export_bundle, export_onnx
+
+    store = _store(given)
+    network = store.current(given.name) if given.version is None else store.get(given.name, given.version)
+    if network is None:
+        raise InputError(f"No network {given.name!r} is served here; name one with --version.")
+    if given.format == "onnx":
+        made = export_onnx(network, given.out)
+    else:
+        ledger = workspace_of(given) / LEDGER_FILE
+        facts = summarise(Ledger(ledger)) if ledger.is_file() else None
+        made = export_bundle(network, given.out, onnx=given.with_onnx, facts=facts)
+    sys.stdout.write(f"{_in_short(network)}\n{made}\n")
     return 0
 
 

@@ -1,0 +1,194 @@
+"""Networks that leave: the bundle run by MONAI and the ONNX file run by ONNX Runtime draw the mask that we draw."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medclipsam.base.errors import InputError, TrainingError
+from medclipsam.cli.main import main
+from medclipsam.exchange.network import export_bundle, export_onnx, model_card, segment
+from medclipsam.imaging import read_image
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
+from medclipsam.training.examples import Example, PreparedImage
+from medclipsam.training.network import Network
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.plan import make_plan
+from medclipsam.training.store import Network as StoredNetwork
+from medclipsam.training.store import NetworkStore
+
+CLASSES = {"disc": 1, "square": 2}
+LABELS = {"disc": 7, "square": 203}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        picture = rng.integers(0, 90, (48, 56), np.uint8)
+        labels = np.zeros((48, 56), np.uint8)
+        picture[8:20, 10 + index : 24], labels[8:20, 10 + index : 24] = 220, 1
+        picture[28:40, 30:44], labels[28:40, 30:44] = 160, 2
+        Image.fromarray(picture).save(folder / f"{index}.png")
+        Image.fromarray(labels).save(folder / f"{index}-mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a published network of random, opinionated members, which all draw something else."""
+    work = tmp_path_factory.mktemp("workspace")
+    examples = [
+        Example(str(n), pictures / f"{n}.png", pictures / f"{n}-mask.png", "final", modality="US") for n in range(4)
+    ]
+    options = TrainingOptions(
+        device="cpu", epochs=4, cycles=2, keep=2, base_filters=4, max_filters=16, max_side=48, max_patch=32
+    )
+    plan = make_plan(examples, CLASSES, options)
+    made = work / "made"
+    made.mkdir()
+    plan.write(made)
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = Network(plan)
+        with torch.no_grad():
+            network.body.output_block.conv.conv.weight *= 3
+        states.append(network.state_dict())
+    write_members(states, made / ENSEMBLE_FILE)
+    about = {
+        **{
+            "name": "network",
+            "status": "published",
+            "reason": "It is the first.",
+            "labels": LABELS,
+            "classes": CLASSES,
+        },
+        **{"modality": "US", "parent": None, "metrics": {"verdict": {"child": 0.75}}, "options": {"epochs": 4}},
+        "data": {"hash": "abc", "training": {"final": 4, "original": 0}, "validation": 1, "left_out": {"empty": 2}},
+        "identity": Ensemble.load(made, device="cpu").identity,
+    }
+    NetworkStore(work / "networks").add(made, about)
+    return work
+
+
+@pytest.fixture
+def network(workspace: Path) -> StoredNetwork:
+    found = NetworkStore(workspace / "networks").current("network")
+    assert found is not None
+    return found
+
+
+def _ours(network: StoredNetwork, picture: Path) -> np.ndarray:
+    """The mask as the server draws it, in the order of the file."""
+    image = read_image(picture, modality="US")
+    classes = Ensemble.load(network.folder, device="cpu").predict(image, uncertainty="none").labels
+    table = np.array([0, LABELS["disc"], LABELS["square"]], np.uint8)
+    return image.to_native(table[classes])
+
+
+def test_monai_runs_the_bundle_and_draws_our_mask(network: StoredNetwork, pictures: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(network, tmp_path / "bundle")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "inference.json")]
+    command += ["--meta_file", str(bundle / "configs" / "metadata.json"), "--bundle_root", str(bundle)]
+    command += ["--image", str(pictures / "1.png"), "--output", str(tmp_path / "mask.nii.gz"), "--modality", "US"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours = _ours(network, pictures / "1.png")
+    assert ours.any()
+    assert set(np.unique(ours)) <= {0, *LABELS.values()}
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).T, ours)
+
+
+def test_onnx_runtime_draws_our_mask(network: StoredNetwork, pictures: Path, tmp_path: Path) -> None:
+    """By what the file says of itself alone: windows of the patch, blended, softmax, mean of the members."""
+    import onnx
+    import onnxruntime
+    from monai.inferers import sliding_window_inference
+
+    path = export_onnx(network, tmp_path / "network.onnx")
+    about = {each.key: json.loads(each.value) for each in onnx.load(str(path)).metadata_props}
+    assert about["labels"] == LABELS
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    image = read_image(pictures / "2.png", modality="US")
+    ensemble = Ensemble.load(network.folder, device="cpu")
+    prepared = PreparedImage(image, ensemble.plan)
+    inputs = prepared.plane(0)[None]
+    probabilities: Any = 0
+    for member in range(ensemble.members):
+        logits = sliding_window_inference(
+            inputs,
+            tuple(about["plan"]["patch_size"]),
+            4,
+            lambda x, member=member: torch.from_numpy(session.run(None, {"image": x.numpy()})[0][member]),
+            overlap=0.5,
+            mode="gaussian",
+        )
+        probabilities = probabilities + torch.as_tensor(logits).softmax(dim=1).numpy() / ensemble.members
+    found = ensemble.predict(image, uncertainty="none", probabilities=True, small_parts=True)
+    assert found.probabilities is not None
+    probabilities = prepared.restore(torch.from_numpy(probabilities)).numpy()
+    np.testing.assert_allclose(probabilities, found.probabilities, atol=2e-3)
+    assert np.mean(probabilities.argmax(axis=1) != found.labels) < 2e-3
+    assert len(np.unique(found.labels)) == 3
+
+
+def test_the_bundle_is_whole_and_its_card_says_what_is_known(network: StoredNetwork, tmp_path: Path) -> None:
+    facts = {"labelled": 9, "by_reader": {"a": 4, "b": 5}, "approved": 3, "agreement": {"dice": 0.91, "pairs": 2}}
+    bundle = export_bundle(network, tmp_path / "bundle", onnx=True, facts=facts)
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    # what MONAI's schema of metadata requires
+    required = {"version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task", "description"}
+    required |= {"required_packages_version", "authors", "copyright", "network_data_format"}
+    assert required <= metadata.keys()
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {
+        "0": "background",
+        "1": "disc",
+        "2": "square",
+    }
+    assert (bundle / "models" / "model.onnx").is_file()
+    card = (bundle / "docs" / "README.md").read_text()
+    for known in (network.identity, "It is the first.", "disc = 7", "0.750", "2 readers", "0.910", "2 (empty)", "US"):
+        assert known in card
+    assert "not known" in model_card(StoredNetwork(tmp_path, "x", 1, "unvalidated", "", {"a": 1}, {"a": 1}))
+
+
+def test_bad_input_is_refused_and_writes_nothing(network: StoredNetwork, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there already"):
+        export_bundle(network, tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        export_bundle(network, tmp_path / "no" / "bundle")
+    with pytest.raises(InputError, match=r"\.onnx"):
+        export_onnx(network, tmp_path / "network.pb")
+    bundle = export_bundle(network, tmp_path / "bundle")
+    models = bundle / "models"
+    with pytest.raises(InputError, match="No image"):
+        segment(str(models), "", str(tmp_path / "mask.nii.gz"))
+    (models / ENSEMBLE_FILE).write_bytes(b"nothing")
+    with pytest.raises(TrainingError):
+        segment(str(models), str(pictures / "1.png"), str(tmp_path / "mask.nii.gz"))
+    (models / "labels.json").write_text("{}")
+    with pytest.raises(InputError, match="classes"):
+        segment(str(models), str(pictures / "1.png"), str(tmp_path / "mask.nii.gz"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_the_command_exports_what_is_served(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--workspace", str(workspace)]
+    assert main(["train", "export", str(tmp_path / "bundle"), *where, "--with-onnx"]) == 0
+    assert (tmp_path / "bundle" / "models" / "model.onnx").is_file()
+    assert main(["train", "export", str(tmp_path / "net.onnx"), *where, "--format", "onnx", "--version", "1"]) == 0
+    assert (tmp_path / "net.onnx").is_file()
+    capsys.readouterr()
+    assert main(["train", "export", str(tmp_path / "other"), *where, "--name", "network_other"]) == 2
+    assert "--version" in capsys.readouterr().err
