@@ -1508,7 +1508,7 @@ var Overlay = class {
 var t$1 = globalThis;
 var e$2 = t$1.ShadowRoot && (void 0 === t$1.ShadyCSS || t$1.ShadyCSS.nativeShadow) && "adoptedStyleSheets" in Document.prototype && "replace" in CSSStyleSheet.prototype;
 var s$2 = Symbol();
-var o$2 = /* @__PURE__ */ new WeakMap();
+var o$3 = /* @__PURE__ */ new WeakMap();
 var n$2 = class {
 	constructor(t, e, o) {
 		if (this._$cssResult$ = !0, o !== s$2) throw Error("CSSResult is not constructable. Use `unsafeCSS` or `css` instead.");
@@ -1519,7 +1519,7 @@ var n$2 = class {
 		const s = this.t;
 		if (e$2 && void 0 === t) {
 			const e = void 0 !== s && 1 === s.length;
-			e && (t = o$2.get(s)), void 0 === t && ((this.o = t = new CSSStyleSheet()).replaceSync(this.cssText), e && o$2.set(s, t));
+			e && (t = o$3.get(s)), void 0 === t && ((this.o = t = new CSSStyleSheet()).replaceSync(this.cssText), e && o$3.set(s, t));
 		}
 		return t;
 	}
@@ -1552,7 +1552,7 @@ var c$2 = e$2 ? (t) => t : (t) => t instanceof CSSStyleSheet ? ((t) => {
 * @license
 * Copyright 2017 Google LLC
 * SPDX-License-Identifier: BSD-3-Clause
-*/ var { is: i$2, defineProperty: e$1, getOwnPropertyDescriptor: h$1, getOwnPropertyNames: r$1, getOwnPropertySymbols: o$1, getPrototypeOf: n$1 } = Object, a$1 = globalThis, c$1 = a$1.trustedTypes, l$1 = c$1 ? c$1.emptyScript : "", p$1 = a$1.reactiveElementPolyfillSupport, d$1 = (t, s) => t, u$1 = {
+*/ var { is: i$2, defineProperty: e$1, getOwnPropertyDescriptor: h$1, getOwnPropertyNames: r$1, getOwnPropertySymbols: o$2, getPrototypeOf: n$1 } = Object, a$1 = globalThis, c$1 = a$1.trustedTypes, l$1 = c$1 ? c$1.emptyScript : "", p$1 = a$1.reactiveElementPolyfillSupport, d$1 = (t, s) => t, u$1 = {
 	toAttribute(t, s) {
 		switch (s) {
 			case Boolean:
@@ -1633,7 +1633,7 @@ var y$1 = class extends HTMLElement {
 	static finalize() {
 		if (this.hasOwnProperty(d$1("finalized"))) return;
 		if (this.finalized = !0, this._$Ei(), this.hasOwnProperty(d$1("properties"))) {
-			const t = this.properties, s = [...r$1(t), ...o$1(t)];
+			const t = this.properties, s = [...r$1(t), ...o$2(t)];
 			for (const i of s) this.createProperty(i, t[i]);
 		}
 		const t = this[Symbol.metadata];
@@ -1787,8 +1787,8 @@ var i$1 = (t) => t;
 var s$1 = t.trustedTypes;
 var e = s$1 ? s$1.createPolicy("lit-html", { createHTML: (t) => t }) : void 0;
 var h = "$lit$";
-var o = `lit$${Math.random().toFixed(9).slice(2)}$`;
-var n = "?" + o;
+var o$1 = `lit$${Math.random().toFixed(9).slice(2)}$`;
+var n = "?" + o$1;
 var r = `<${n}>`;
 var l = document;
 var c = () => l.createComment("");
@@ -1825,7 +1825,7 @@ var N = (t, i) => {
 		let a, u, d = -1, f = 0;
 		for (; f < s.length && (c.lastIndex = f, u = c.exec(s), null !== u);) f = c.lastIndex, c === v ? "!--" === u[1] ? c = _ : void 0 !== u[1] ? c = m : void 0 !== u[2] ? (y.test(u[2]) && (n = RegExp("</" + u[2], "g")), c = p) : void 0 !== u[3] && (c = p) : c === p ? ">" === u[0] ? (c = n ?? v, d = -1) : void 0 === u[1] ? d = -2 : (d = c.lastIndex - u[2].length, a = u[1], c = void 0 === u[3] ? p : "\"" === u[3] ? $ : g) : c === $ || c === g ? c = p : c === _ || c === m ? c = v : (c = p, n = void 0);
 		const x = c === p && t[i + 1].startsWith("/>") ? " " : "";
-		l += c === v ? s + r : d >= 0 ? (e.push(a), s.slice(0, d) + h + s.slice(d) + o + x) : s + o + (-2 === d ? i : x);
+		l += c === v ? s + r : d >= 0 ? (e.push(a), s.slice(0, d) + h + s.slice(d) + o$1 + x) : s + o$1 + (-2 === d ? i : x);
 	}
 	return [V(t, l + (t[s] || "<?>") + (2 === i ? "</svg>" : 3 === i ? "</math>" : "")), e];
 };
@@ -1842,7 +1842,7 @@ var S = class S {
 		for (; null !== (r = P.nextNode()) && d.length < u;) {
 			if (1 === r.nodeType) {
 				if (r.hasAttributes()) for (const t of r.getAttributeNames()) if (t.endsWith(h)) {
-					const i = v[a++], s = r.getAttribute(t).split(o), e = /([.?@])?(.*)/.exec(i);
+					const i = v[a++], s = r.getAttribute(t).split(o$1), e = /([.?@])?(.*)/.exec(i);
 					d.push({
 						type: 1,
 						index: l,
@@ -1850,12 +1850,12 @@ var S = class S {
 						strings: s,
 						ctor: "." === e[1] ? I : "?" === e[1] ? L : "@" === e[1] ? z : H
 					}), r.removeAttribute(t);
-				} else t.startsWith(o) && (d.push({
+				} else t.startsWith(o$1) && (d.push({
 					type: 6,
 					index: l
 				}), r.removeAttribute(t));
 				if (y.test(r.tagName)) {
-					const t = r.textContent.split(o), i = t.length - 1;
+					const t = r.textContent.split(o$1), i = t.length - 1;
 					if (i > 0) {
 						r.textContent = s$1 ? s$1.emptyScript : "";
 						for (let s = 0; s < i; s++) r.append(t[s], c()), P.nextNode(), d.push({
@@ -1871,10 +1871,10 @@ var S = class S {
 			});
 			else {
 				let t = -1;
-				for (; -1 !== (t = r.data.indexOf(o, t + 1));) d.push({
+				for (; -1 !== (t = r.data.indexOf(o$1, t + 1));) d.push({
 					type: 7,
 					index: l
-				}), t += o.length - 1;
+				}), t += o$1.length - 1;
 			}
 			l++;
 		}
@@ -2042,7 +2042,8 @@ var Z = class {
 		M(this, t);
 	}
 };
-(0, t.litHtmlPolyfillSupport)?.(S, k), (t.litHtmlVersions ??= []).push("3.3.3");
+var B = t.litHtmlPolyfillSupport;
+B?.(S, k), (t.litHtmlVersions ??= []).push("3.3.3");
 var D = (t, i, s) => {
 	const e = s?.renderBefore ?? i;
 	let h = e._$litPart$;
@@ -2081,7 +2082,8 @@ var i = class extends y$1 {
 	}
 };
 i._$litElement$ = !0, i["finalized"] = !0, s.litElementHydrateSupport?.({ LitElement: i });
-(0, s.litElementPolyfillSupport)?.({ LitElement: i });
+var o = s.litElementPolyfillSupport;
+o?.({ LitElement: i });
 (s.litElementVersions ??= []).push("4.2.2");
 // src/measure.ts
 /**
