@@ -22,14 +22,18 @@ class Bright:
         How long it takes.
     poison : str
         An image whose name has this in it ends the process.
+    hang : str
+        An image whose name has this in it takes an hour.
     bad : str
         An image whose name has this in it raises an error.
     tries : str
         Folder of a file for each call, named by image; "" for none.
     """
 
-    def __init__(self, device: str, seconds: float = 0.0, poison: str = "", bad: str = "", tries: str = "") -> None:
-        self._seconds, self._poison, self._bad, self._tries = seconds, poison, bad, tries
+    def __init__(
+        self, device: str, seconds: float = 0.0, poison: str = "", hang: str = "", bad: str = "", tries: str = ""
+    ) -> None:
+        self._seconds, self._poison, self._hang, self._bad, self._tries = seconds, poison, hang, bad, tries
 
     def segment(self, image: MedicalImage, text: str) -> Made:
         name = image.source.name
@@ -39,7 +43,7 @@ class Bright:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._bad and self._bad in name:
             raise ValueError(f"{name} is bad")
-        time.sleep(self._seconds)
+        time.sleep(3600 if self._hang and self._hang in name else self._seconds)
         planes = np.stack([image.plane(index) for index in range(image.n_planes)]).astype(float)
         if planes.ndim == 4:
             planes = planes.mean(axis=-1)

@@ -72,6 +72,17 @@ def test_processes_do_what_one_does_alone_and_a_poisonous_study_ends_no_run(
     assert not list((run.folder / "owners").iterdir())
 
 
+def test_a_worker_that_hangs_is_ended_and_only_its_study_is_set_aside(
+    write_studies: Callable[..., Path], make_run: Callable[..., Run]
+) -> None:
+    run = make_run(write_studies(4), hang="im0001")
+    options = CohortOptions(workers=1, cpus_per_worker=1, timeout=2, attempts=1)
+    counts = work(run, Machine(engine="local", device="cpu", options=options))
+    assert (counts.done, counts.failed) == (4, 1)
+    rows = [row for part in run.parts() for row in pq.read_table(part).to_pylist()]
+    assert [row["study"] for row in rows if row["status"] == "failed"] == ["im0001"]
+
+
 def test_the_report_shows_findings_failures_and_pictures(
     write_studies: Callable[..., Path], make_run: Callable[..., Run]
 ) -> None:

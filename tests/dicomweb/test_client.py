@@ -266,3 +266,22 @@ def test_a_user_and_a_token_together_are_refused(tmp_path: Path) -> None:
     assert given.header() == "Bearer abc"
     with pytest.raises(UpstreamError, match="token file cannot be read"):
         Credentials(token_file=str(tmp_path / "gone")).header()
+
+
+def test_a_large_archive_is_listed_page_by_page(
+    serve: Callable[..., tuple[str, list[tuple[str, dict[str, str]]]]],
+) -> None:
+    series = [{"0020000E": {"vr": "UI", "Value": [f"1.2.{number}"]}} for number in range(2300)]
+
+    def answer(method: str, path: str, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        begin, count = int(query["offset"][0]), int(query["limit"][0])
+        return 200, {"Content-Type": "application/dicom+json"}, json.dumps(series[begin : begin + count]).encode()
+
+    url, asked = serve(answer)
+    pages = Pacs(url).search_pages("series", {"Modality": "CT"})
+    first = next(pages)
+    assert len(asked) == 1
+    rest = list(pages)
+    assert [len(page) for page in (first, *rest)] == [1000, 1000, 300]
+    found = [str(entry.SeriesInstanceUID) for page in (first, *rest) for entry in page]
+    assert found == [f"1.2.{number}" for number in range(2300)]

@@ -16,7 +16,7 @@ from medclipsam.cohort.store import BLOCK, Run
 from medclipsam.cohort.work import Task, Worker, failure_sentence
 
 # Bytes of a row of the table and of an entry of the list, compressed; measured by benchmarks/cohort.py.
-_ROW_BYTES, _STUDY_BYTES = 700, 120
+_ROW_BYTES, _STUDY_BYTES = 320, 25
 
 
 @dataclass(frozen=True)
