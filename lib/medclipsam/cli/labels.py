@@ -1,22 +1,27 @@
-"""`medclipsam labels`: label sets written from a studies folder, and read into one."""
+"""`medclipsam labels`: label sets written from a studies folder and read into one, and labels of several readers."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError
 from medclipsam.cli.common import Parser, add_options, given_options, target_set
+
+if TYPE_CHECKING:
+    from medclipsam.imaging.label_map import LabelMap
+    from medclipsam.server.studies.exchange import FolderLabelStore
 
 
 def add_labels(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
     from medclipsam.exchange.options import FORMATS, ExportOptions, ImportOptions
 
-    labels = commands.add_parser("labels", help="export and import sets of images with labels")
+    labels = commands.add_parser("labels", help="export, import and compare labels, and make one of several readers'")
     actions = labels.add_subparsers(dest="action", required=True, parser_class=Parser)
     export = actions.add_parser("export", help="write the final labels of a studies folder, and their images, as a set")
     export.add_argument("out", type=Path, metavar="OUT", help="new folder of the set")
@@ -35,8 +40,21 @@ def add_labels(commands: Any) -> None:
     take.add_argument("--targets-file", type=Path, action="append", default=[], help="your own targets (YAML)")
     add_options(take.add_argument_group("options of the import"), ImportOptions)
     take.set_defaults(run=_import)
-    for action in (export, take):
+    readers = actions.add_parser("readers", help="images with labels of several readers, and how well these agree")
+    readers.add_argument("--json", action="store_true", help="print JSON")
+    readers.set_defaults(run=_readers)
+    agree = actions.add_parser("consensus", help="make one final label of those of several readers")
+    agree.add_argument(
+        "--method", choices=("staple", "majority"), default="staple", help="way it is made (default: %(default)s)"
+    )
+    agree.add_argument(
+        "--readers", type=int, default=2, metavar="N", help="least number of readers of an image (default: %(default)s)"
+    )
+    agree.add_argument("--dry-run", action="store_true", help="print what would happen, write nothing")
+    agree.set_defaults(run=_consensus)
+    for action in (export, take, readers, agree):
         action.add_argument("--studies", required=True, type=Path, help="folder of images")
+    for action in (export, take):
         action.add_argument("--format", required=True, choices=FORMATS, help="format of the set")
 
 
@@ -74,6 +92,64 @@ def _import(given: argparse.Namespace) -> int:
         parts += [f"{name!r} left out" for name in case.left_out]
         sys.stdout.write(f"{case.name} -> {case.image_id}: {'; '.join(parts)}\n")
     return 0
+
+
+def _readers(given: argparse.Namespace) -> int:
+    from medclipsam.exchange.consensus import pairwise_dice
+
+    found = {}
+    for image_id, _, readings in _several(given.studies, 2):
+        found[image_id] = {
+            name: {f"{one}, {other}": value for (one, other), value in pairs.items()}
+            for name, pairs in pairwise_dice(readings).items()
+        }
+        if not given.json:
+            sys.stdout.write(f"{image_id}: {', '.join(sorted(readings))}\n")
+            for name, pairs in found[image_id].items():
+                dice = "; ".join(f"{pair}: {value:.3f}" for pair, value in pairs.items())
+                sys.stdout.write(f"  {name}: Dice {dice}\n")
+    if given.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    elif not found:
+        sys.stdout.write("No image has labels of several readers.\n")
+    return 0
+
+
+def _consensus(given: argparse.Namespace) -> int:
+    from medclipsam.exchange.consensus import consensus
+    from medclipsam.imaging.label_map import is_same_label
+    from medclipsam.server.studies.exchange import CONSENSUS
+
+    if given.readers < 2:
+        raise InputError(f"--readers {given.readers} cannot be used; allowed: 2 or more.")
+    saved = 0
+    for image_id, store, readings in _several(given.studies, given.readers):
+        made = consensus(readings, given.method)
+        before = store.label(image_id, made.label.image)
+        same = before is not None and CONSENSUS in before[1] and is_same_label(before[0], made.label)
+        if not same and not given.dry_run:
+            about = {"method": given.method, "agreement": made.agreement}
+            store.save(image_id, made.label, {"saved_by": CONSENSUS, CONSENSUS: about})
+        saved += not same
+        did = "is there already" if same else "would be saved" if given.dry_run else "saved"
+        sys.stdout.write(f"{image_id}: consensus of {', '.join(sorted(readings))} {did}\n")
+        for reader, dice in sorted(made.agreement.items()):
+            told = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+            sys.stdout.write(f"  {reader}: Dice with it {told or 'not known'}\n")
+    if not saved:
+        sys.stdout.write("There is nothing to save.\n")
+    return 0
+
+
+def _several(studies: Path, least: int) -> Iterator[tuple[str, FolderLabelStore, dict[str, LabelMap]]]:
+    """Yield the images that so many readers have labelled, and their labels."""
+    from medclipsam.imaging import read_image
+    from medclipsam.server.studies.exchange import FolderLabelStore
+
+    store = FolderLabelStore(studies)
+    for image_id, path in sorted(store.images().items()):
+        if store.count_readers(image_id) >= least:
+            yield image_id, store, store.readings(image_id, read_image(path))
 
 
 _ACTIONS = {

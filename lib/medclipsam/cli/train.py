@@ -51,7 +51,9 @@ def add_train(commands: Any) -> None:
     export = actions.add_parser("export", help="write a network as a MONAI bundle or as ONNX, with a model card")
     export.add_argument("out", type=Path, metavar="OUT", help="new folder of a bundle, or a file that ends in .onnx")
     export.add_argument("--version", type=int, help="version of the network (default: the one that is served)")
-    export.add_argument("--format", choices=("bundle", "onnx"), default="bundle", help="form of the network (default: %(default)s)")
+    export.add_argument(
+        "--format", choices=("bundle", "onnx"), default="bundle", help="form of the network (default: %(default)s)"
+    )
     export.add_argument("--with-onnx", action="store_true", help="put the network into the bundle as ONNX too")
     export.set_defaults(run=_export)
     for action in (run, history, show, publish, rollback, export):

@@ -18,7 +18,7 @@ from medclipsam.exchange.dicom_sets import read_dicom
 from medclipsam.exchange.nifti_sets import read_bids, read_nifti, read_nnunet
 from medclipsam.exchange.options import Format, ImportOptions
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.imaging.label_map import LabelMap, number_names
+from medclipsam.imaging.label_map import LabelMap, is_same_label, number_names
 from medclipsam.targets import TargetSet, label_table
 
 Action = Literal["new", "replaced", "unchanged", "kept"]
@@ -219,20 +219,12 @@ def _plan(
     before = None if copied else store.label(case.image_id, image)
     action: Action = "new"
     if before is not None:
-        action = "unchanged" if _is_same(before[0], label) else "replaced" if options.existing == "replace" else "kept"
+        action = (
+            "unchanged" if is_same_label(before[0], label) else "replaced" if options.existing == "replace" else "kept"
+        )
     renamed = {name: wanted[name] for name in kept if wanted[name] != name}
     left_out = [name for name in given if not wanted[name]]
     return ImportedCase(case.name, case.image_id, action, copied, numbers, renamed, left_out), label
-
-
-def _is_same(before: LabelMap, label: LabelMap) -> bool:
-    """Whether two label maps have the same voxels under the same names; numbers may differ."""
-    if before.names.keys() != label.names.keys():
-        return False
-    lookup = np.arange(256)
-    for name, value in before.names.items():
-        lookup[value] = label.names[name]
-    return np.array_equal(lookup[before.values], label.values)
 
 
 def _known_name(name: str, known: TargetSet, modality: str | None) -> str:

@@ -309,6 +309,16 @@ def _header_value(text: str) -> int:
     return value
 
 
+def is_same_label(one: LabelMap, other: LabelMap) -> bool:
+    """Whether two label maps of an image have the same voxels under the same names; numbers may differ."""
+    if one.names.keys() != other.names.keys():
+        return False
+    lookup = np.arange(_LARGEST + 1)
+    for name, value in one.names.items():
+        lookup[value] = other.names[name]
+    return np.array_equal(lookup[one.values], other.values)
+
+
 def number_names(named: Iterable[tuple[str, int]], table: Mapping[str, int] | None) -> dict[str, int]:
     """Return the value that each name is kept under; several segments of one name are one."""
     named = list(named)

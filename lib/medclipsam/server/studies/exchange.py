@@ -13,7 +13,10 @@ from medclipsam.imaging.label_map import LabelMap, ValueNames
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.labels import ReceivedLabel
-from medclipsam.studies.final import is_by_person
+from medclipsam.studies.final import SAVED_BY, is_by_person
+
+# Key of what is kept with a label that was made of several readers' labels: how, and of whose.
+CONSENSUS = "consensus"
 
 
 class FolderLabelStore:
@@ -42,6 +45,37 @@ class FolderLabelStore:
             return None
         names = {name: value for value, name in ValueNames.from_monailabel(info).by_value().items()}
         return LabelMap(read_mask(path, image), image, names), info
+
+    def readings(self, image_id: str, image: MedicalImage) -> dict[str, LabelMap]:
+        """Return the last final label of each reader of an image, by the reader; a consensus is none's.
+
+        Raises
+        ------
+        InputError
+            If a label cannot be read any more.
+        """
+        found = {}
+        for reader, file, info in self._by_readers(image_id):
+            names = {name: value for value, name in ValueNames.from_monailabel(info).by_value().items()}
+            # versions are in order, so that the last one of a reader stays
+            found[reader] = LabelMap(read_mask(file, image), image, names)
+        return found
+
+    def count_readers(self, image_id: str) -> int:
+        """Return how many people have saved a final label of an image."""
+        return len({reader for reader, _, _ in self._by_readers(image_id)})
+
+    def _by_readers(self, image_id: str) -> list[tuple[str, Path, dict[str, Any]]]:
+        """Return who saved each final label that is kept of an image, its file and its info, the earliest first."""
+        kept = [(version.path, version.info) for version in self._store.label_versions(image_id, FINAL)]
+        path = self._store.get_label_uri(image_id, FINAL)
+        if path:
+            kept.append((Path(path), self._store.get_label_info(image_id, FINAL)))
+        return [
+            (info[SAVED_BY], file, info)
+            for file, info in kept
+            if isinstance(info.get(SAVED_BY), str) and info[SAVED_BY] and CONSENSUS not in info
+        ]
 
     def save(self, image_id: str, label: LabelMap, info: Mapping[str, Any]) -> None:
         """Save a final label in place of the one before, read back and compared."""
