@@ -55,6 +55,8 @@ _SPECK = 0.05
 _CHOICE, _MOST_TRACKS, _MOST_DRAWN = 4, 8, 16
 # A further structure needs this share of the first one's quality.
 _LEAST_QUALITY = 0.7
+# One beside it on the same plane needs this share.
+_BESIDE = 0.9
 # A finding takes no more of the body's section than this share.
 _MOST_OF_SECTION = 0.25
 # A finding that takes more of the section, reaches the volume's first or last plane, or is larger than it can be, has
@@ -178,8 +180,8 @@ class Subject(Protocol):
     exact: bool
     most_voxels: float
 
-    def draw(self, plane: int) -> tuple[Seed, float] | None:
-        """Find the target on a plane by its text: the mask and its quality in [0, 1]; None where nothing is found."""
+    def draw(self, plane: int) -> list[tuple[Seed, float]]:
+        """Find the target on a plane by its text: masks that share no pixel, with their quality, the best first."""
 
     def take(self, plane: int, mask: np.ndarray) -> None:
         """Take a plane's mask into the result."""
@@ -393,29 +395,29 @@ def propagate(
     """
     positions = np.asarray(planes)
     taken = np.zeros(len(planes), dtype=bool)
-    drawn: dict[int, tuple[Seed, float]] = {}
+    drawn: dict[int, list[tuple[Seed, float]]] = {}
     followed: list[_Followed] = []
     least = 0.0
-    tried = 0
-    while len(followed) < _MOST_TRACKS and tried < _MOST_DRAWN:
+    while len(followed) < _MOST_TRACKS:
         choice = key_planes(planes, scores, threshold, taken=taken, most=_CHOICE)
-        if not choice:
-            break
         for plane in choice:
-            if plane in drawn:
-                continue
-            tried += 1
-            found = subject.draw(plane)
-            if found is not None and _fills_the_section(subject, found[0]):
-                found = found[0], _DOUBTED * found[1]
-            if found is None or found[1] < least:
-                taken[positions == plane] = True
-            else:
-                drawn[plane] = found
-        open_to = [plane for plane in choice if plane in drawn]
-        if not open_to:
+            if plane not in drawn and len(drawn) < _MOST_DRAWN:
+                drawn[plane] = [(seed, _doubt(subject, seed) * quality) for seed, quality in subject.draw(plane)]
+        # on a plane that something was followed from already, what lies beside it and is as good
+        bars = {**dict.fromkeys(choice, least), **{made.track.plane: _BESIDE * made.quality for made in followed}}
+        candidates = [
+            each
+            for plane, bar in bars.items()
+            for each in drawn.get(plane, ())
+            if each[1] >= max(bar, least) and not _is_covered(each[0], followed)
+        ]
+        if candidates:
+            seed, quality = max(candidates, key=lambda each: _rank(subject, *each))
+        elif choice:
+            taken[np.isin(positions, choice)] = True
             continue
-        seed, quality = drawn[max(open_to, key=lambda plane: _rank(subject, *drawn[plane]))]
+        else:
+            break
         made = _follow_both_ways(subject, follower, seed, followed)
         made.doubted = subject.is_finding and made.is_doubtful(subject)
         made.quality = quality * (_DOUBTED if made.doubted else 1.0)
@@ -480,13 +482,22 @@ def _rank(subject: Subject, seed: Seed, quality: float) -> float:
     return quality if subject.is_finding else quality**2 * float(np.sqrt(seed.mask.sum()))
 
 
-def _fills_the_section(subject: Subject, seed: Seed) -> bool:
-    """Return whether a finding takes more of what its plane shows of the body than one does."""
+def _doubt(subject: Subject, seed: Seed) -> float:
+    """Return the share of its quality that a mask has: a finding takes little of what a plane shows of the body."""
     if not subject.is_finding:
-        return False
+        return 1.0
     grey = subject.grey(seed.plane)
     body = ndimage.binary_fill_holes(grey > 0.1 * max(float(grey.max()), 1.0))
-    return int((seed.mask & body).sum()) > _MOST_OF_SECTION * int(body.sum())
+    return _DOUBTED if int((seed.mask & body).sum()) > _MOST_OF_SECTION * int(body.sum()) else 1.0
+
+
+def _is_covered(seed: Seed, followed: Sequence[_Followed]) -> bool:
+    """Return whether a mask is part of what was followed already, from the same plane or to it."""
+    return any(
+        bool((made.mask(seed.plane) & seed.mask).any())
+        for made in followed
+        if made.track.plane == seed.plane or not made.doubted
+    )
 
 
 def _follow_both_ways(subject: Subject, follower: Follower, seed: Seed, followed: Sequence[_Followed]) -> _Followed:

@@ -68,7 +68,7 @@ _FREE_TEXT = {"beta": 0.1, "variance": 1.0, "layer": 7}
 _PRINTED_DEPTH = 12
 # How often the coarse mask of a finding is narrowed on a key plane; share of its quality that a mask has that is larger
 # than the finding can be.
-_NARROWED, _TOO_LARGE = 2, 0.35
+_NARROWED, _TOO_LARGE = (1, 2), 0.35
 # Planes of a volume whose presence is asked before a first mask is made.
 _FIRST_LOOK = 10
 
@@ -892,10 +892,13 @@ class _Pass:
             kept.update(fresh)
         return maps
 
-    def _draw(self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit, *, narrowed: int = 0) -> np.ndarray | None:
+    def _draw(
+        self, job: _Job, plane: int, saliency: np.ndarray, fit: Fit, *, narrowed: int = 0, second: bool = False
+    ) -> np.ndarray | None:
         """Turn one saliency map into one mask, and note the evidence; None where there is nothing to draw.
 
-        `narrowed` is how often the coarse mask is split once more by its saliency.
+        `narrowed` is how often the coarse mask is split once more by its saliency; `second` is for the components after
+        the largest ones in place of these.
         """
         self.clock.check()
         options = self.options
@@ -907,6 +910,8 @@ class _Pass:
             for _ in range(narrowed):
                 coarse = coarse_mask(saliency, valid=coarse)
             components = largest_components(coarse, job.num_components, options.min_size)
+            if second:
+                components = largest_components(coarse & ~components, job.num_components, options.min_size)
             prompt = visual_prompt(
                 components,
                 job.visual_prompt,
@@ -999,7 +1004,7 @@ class _Subject:
     def __init__(self, part: _Pass, job: _Job, step_mm: float) -> None:
         self._part = part
         self._job = job
-        self._drawn: dict[int, tuple[Seed, float] | None] = {}
+        self._drawn: dict[int, list[tuple[Seed, float]]] = {}
         self._evidence: dict[int, PlaneEvidence] = {}
         self._span, self._expected, self._done = (0.0, 1.0), 1, 0
         self.is_finding = job.known is not None and job.known.is_finding
@@ -1038,9 +1043,8 @@ class _Subject:
         least = 0.0 if threshold is None else threshold
         share = np.count_nonzero(scores >= least) / len(grid)
         self._span, self._expected = span, max(1, round(share * len(self._part.indices)))
-        shown = [plane for plane, found in self._drawn.items() if found is not None]
         job.evidence.key_planes = propagate(self, self._follower, grid, scores, least)
-        for plane in shown:
+        for plane in [plane for plane, found in self._drawn.items() if found]:
             if not job.mask[plane].any():
                 self.take(plane, job.mask[plane])  # what was shown first is gone
         held = np.flatnonzero(job.mask.any(axis=(1, 2))).tolist()
@@ -1048,25 +1052,31 @@ class _Subject:
             self._evidence.get(plane) or PlaneEvidence(plane, job.presence_at(plane)) for plane in held
         ]
 
-    def draw(self, plane: int) -> tuple[Seed, float] | None:
+    def draw(self, plane: int) -> list[tuple[Seed, float]]:
         if plane not in self._drawn:
-            made = list(self._draw(plane))
-            self._drawn[plane] = None
-            if made:
-                best, quality, self._evidence[plane] = max(made, key=lambda each: each[1])
-                self._drawn[plane] = best, quality
-                self._part._show(self._job, plane, best.mask)
+            kept: list[tuple[Seed, float]] = []
+            for seed, quality, seen in sorted(self._draw(plane), key=lambda each: -each[1]):
+                if not any((seed.mask & other.mask).any() for other, _ in kept):
+                    kept.append((seed, quality))
+                    self._evidence.setdefault(plane, seen)
+            self._drawn[plane] = kept
+            if kept:
+                self._part._show(self._job, plane, kept[0][0].mask)
         return self._drawn[plane]
 
     def _draw(self, plane: int) -> Iterator[tuple[Seed, float, PlaneEvidence]]:
         """Yield masks of a plane with their quality and evidence.
 
-        A finding may be much smaller than what its saliency map marks, so that its coarse mask is narrowed too.
+        A finding may be much smaller than what its saliency map marks, and may not be the only one, so that its coarse
+        mask is narrowed, and its second component drawn too.
         """
         job = self._job
         ((_, _, saliency, fit),) = self._part._maps([plane], {plane: [job]})
-        for narrowed in range(_NARROWED + 1 if self.is_finding else 1):
-            mask = self._part._draw(job, plane, saliency, fit, narrowed=narrowed)
+        ways = [(0, False)]
+        if self.is_finding:
+            ways += [(narrowed, second) for narrowed in _NARROWED for second in (False, True)]
+        for narrowed, second in ways:
+            mask = self._part._draw(job, plane, saliency, fit, narrowed=narrowed, second=second)
             if mask is None or not mask.any():
                 continue
             seen = job.evidence.planes[-1]
