@@ -9,7 +9,7 @@ send all of its clicks again with each new one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from scipy import ndimage
 
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage, Window
+from medclipsam.pipeline.correction import carry_on
+from medclipsam.pipeline.volume import Track
 from medclipsam.prompting import boxes_of
 from medclipsam.sam import SamModel
 
@@ -114,12 +116,15 @@ class RefineResult:
     planes : list of RefinedPlane
         One for each plane and label that was worked on.
     seconds : dict
-        Seconds of "sam_embed", "sam_decode" and in "total".
+        Seconds of "sam_embed", "sam_decode", "propagate" and in "total".
+    tracks : dict of int to list of Track
+        By label: how far each correction was carried on, and why it ended there.
     """
 
     labels: np.ndarray
     planes: list[RefinedPlane]
     seconds: dict[str, float]
+    tracks: dict[int, list[Track]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -134,14 +139,17 @@ def refine(
     clicks: Mapping[int, Clicks],
     *,
     windows: Mapping[int, Window | None] | None = None,
+    propagate: bool = False,
+    drawn: Mapping[int, Collection[int]] | None = None,
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> RefineResult:
     """Correct a label map by clicks, plane by plane.
 
     Afterwards every foreground click is inside its label and every background click outside of it. Planes without
-    clicks stay as they are, and so do parts of the mask that are not connected to a click that disagrees with it.
-    Another label loses voxels only to a click inside it. Within a box the label becomes SAM's answer to the box.
+    clicks stay as they are unless corrections are propagated, and so do parts of the mask that are not connected to a
+    click that disagrees with it. Another label loses voxels only to a click inside it. Within a box the label becomes
+    SAM's answer to the box.
 
     Parameters
     ----------
@@ -155,6 +163,13 @@ def refine(
         What was marked for each label, 1 to 255. Foreground of one label is background of all others.
     windows : mapping of int to Window, optional
         Grey window that a label is looked at through, as for its text, so that the cached embedding is used.
+    propagate : bool
+        Whether corrections are carried on to the other planes of a volume, see `medclipsam.pipeline.correction`. The
+        same label map, clicks and drawn planes give the same result: to undo a correction, give the first label map
+        again with the former clicks.
+    drawn : mapping of int to collection of int, optional
+        For each label, planes whose mask in `label_map` a person has drawn, by display index. They are carried on too,
+        and never changed by what is carried on from other planes.
     progress : callable, optional
         Called with a fraction in [0, 1] and what is being done.
     cancelled : callable, optional
@@ -168,8 +183,8 @@ def refine(
     Raises
     ------
     InputError
-        If nothing was marked, a label is out of range, the label map does not fit the image, or one voxel was marked
-        as inside and outside.
+        If nothing was marked, a label or plane is out of range, the label map does not fit the image, or one voxel was
+        marked as inside and outside.
     CancelledError
         If the caller asked to stop.
 
@@ -193,20 +208,63 @@ def refine(
     labels = np.zeros(shape, dtype=np.uint8) if label_map is None else np.array(label_map, dtype=np.uint8)
     if labels.shape != shape:
         raise InputError(f"A label map of shape {labels.shape} does not fit {image.source.name}; allowed is {shape}.")
-    if not any(len(c.foreground) + len(c.background) or c.box is not None for c in clicks.values()):
+    own = _checked_planes(drawn or {}, image, labels) if propagate else {}
+    if not own and not any(len(c.foreground) + len(c.background) or c.box is not None for c in clicks.values()):
         raise InputError("Nothing was marked; give foreground or background points [i, j, k], or a box.")
     work = _by_plane(clicks)
     seconds = {"sam_embed": 0.0, "sam_decode": 0.0}
     done = []
+    before = labels.copy() if propagate else labels
+    share = 0.2 if propagate and image.is_volume else 1.0
     for number, (plane, label, marks) in enumerate(work):
         if cancelled is not None and cancelled():
             raise CancelledError("The request was cancelled.")
         if progress is not None:
-            progress(number / len(work), f"clicks, plane {plane + 1} of {image.n_planes}")
+            progress(share * number / len(work), f"clicks, plane {plane + 1} of {image.n_planes}")
         window = (windows or {}).get(label)
         done.append(_mend(image, sam, labels[plane], plane, label, marks, window, seconds))
+    tracks: dict[int, list[Track]] = {}
+    if propagate and image.is_volume:
+        begun = time.perf_counter()
+        todo = sorted({*own, *(plane.label for plane in done)})
+        worked: set[int] = set()
+
+        def on_plane(plane: int) -> None:
+            if cancelled is not None and cancelled():
+                raise CancelledError("The request was cancelled.")
+            worked.add(plane)
+            if progress is not None:
+                fraction = (len(tracks) + min(1.0, len(worked) / image.n_planes)) / len(todo)
+                progress(share + (1 - share) * fraction, f"correction, plane {plane + 1} of {image.n_planes}")
+
+        for label in todo:
+            clicked = [each.plane for each in done if each.label == label]
+            window = (windows or {}).get(label)
+            tracks[label] = carry_on(
+                image, sam, labels, before, label, clicked, own.get(label, ()), window=window, on_plane=on_plane
+            )
+            worked.clear()
+        seconds["propagate"] = time.perf_counter() - begun
     seconds = {stage: round(value, 4) for stage, value in seconds.items()}
-    return RefineResult(labels, done, {**seconds, "total": round(time.perf_counter() - start, 4)})
+    return RefineResult(labels, done, {**seconds, "total": round(time.perf_counter() - start, 4)}, tracks)
+
+
+def _checked_planes(
+    drawn: Mapping[int, Collection[int]], image: MedicalImage, labels: np.ndarray
+) -> dict[int, list[int]]:
+    checked = {}
+    for label, planes in drawn.items():
+        if not 1 <= label <= 255:
+            raise InputError(f"Label {label} cannot be refined; allowed are 1 to 255.")
+        for plane in planes:
+            if not 0 <= plane < image.n_planes:
+                raise InputError(f"Plane {plane} was not drawn; allowed are planes 0 to {image.n_planes - 1}.")
+        held = sorted({int(plane) for plane in planes})
+        if held and not any((labels[plane] == label).any() for plane in held):
+            raise InputError(f"Label {label} has no voxel on the planes {held} that are said to be drawn.")
+        if held:
+            checked[label] = held
+    return checked
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ score and SAM's score are both low.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -252,6 +252,8 @@ class Follower:
         if not moved:
             moved = _REACH_SHARE * max(image.plane_shape)
         self.reach = max(_LEAST_REACH, moved)
+        # the plane that was rendered last
+        self._last: tuple[int, np.ndarray] | None = None
 
     def appearance(self, seed: Seed) -> _Appearance:
         """Return what the structure looks like on a key plane."""
@@ -259,8 +261,10 @@ class Follower:
 
     def follow(
         self, seed: Seed, direction: int, *, stop: Callable[[int, np.ndarray], str] = lambda plane, mask: ""
-    ) -> Iterator[tuple[int, np.ndarray] | str]:
+    ) -> Generator[tuple[int, np.ndarray] | str, np.ndarray | None, None]:
         """Yield (plane, mask) from a key plane's neighbour on, and at last why the structure was followed no farther.
+
+        A mask that is sent takes the place of the one that was yielded, for the way from there.
 
         Parameters
         ----------
@@ -293,8 +297,8 @@ class Follower:
             if reason:
                 yield reason
                 return
-            yield plane, found
-            plane, mask = plane + direction, found
+            other = yield plane, found
+            plane, mask = plane + direction, found if other is None else other
 
     def outside(self, plane: int) -> str:
         """Return why a plane may not be worked on; empty where it may."""
@@ -303,7 +307,9 @@ class Follower:
         return "the planes that were asked for end" if 0 <= plane < self.image.n_planes else "the volume ends"
 
     def _grey(self, plane: int) -> np.ndarray:
-        return self.image.model_plane(plane, self.window).mean(axis=2, dtype=np.float32)
+        if self._last is None or self._last[0] != plane:
+            self._last = plane, self.image.model_plane(plane, self.window).mean(axis=2, dtype=np.float32)
+        return self._last[1]
 
     def _next(
         self, plane: int, before: np.ndarray, looks: _Appearance, *, with_sam: bool

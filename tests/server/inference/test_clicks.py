@@ -51,7 +51,11 @@ def test_viewers_are_told_a_model_for_points(app: Any) -> None:
     info = app.info()["models"]["refine"]
     assert info["type"] == "deepedit"
     assert info["labels"] == TABLE
-    assert info["config"] == {"modality": ["auto", "US", "MR", "CT", "CR", "DX", "MG"], "use_last_mask": True}
+    assert info["config"] == {
+        "modality": ["auto", "US", "MR", "CT", "CR", "DX", "MG"],
+        "use_last_mask": True,
+        "propagate": False,
+    }
 
 
 def test_ohif_sends_points_under_the_name_of_their_label(infer: Any) -> None:
@@ -134,6 +138,17 @@ def test_a_mask_that_is_sent_goes_before_the_last_one(infer: Any, mended: Any, k
     assert mask[15, 35] == 0
 
 
+def test_a_drawn_plane_of_a_volume_is_carried_on_and_stays(infer: Any) -> None:
+    before, _ = infer("stack", text="heart")
+    plane = 1
+    assert before[plane].any()
+    after, params = infer("stack", "refine", label="heart", drawn=[plane])
+    assert params["propagated"]["heart"][0]["plane"] == plane
+    assert params["label_names"] == {"heart": HEART}
+    assert params["planes"] == []
+    np.testing.assert_array_equal(after[plane], before[plane])
+
+
 def test_a_volume_is_mended_plane_by_plane(infer: Any) -> None:
     infer("stack", text="heart")
     before, _ = infer("stack", "refine", heart=[[40, 15, 0]])
@@ -160,6 +175,9 @@ def test_a_volume_is_mended_plane_by_plane(infer: Any) -> None:
         ({"foreground": [INSIDE], "text": "heart"}, ["'text'"]),
         ({"foreground": [INSIDE], "use_last_mask": "perhaps"}, ["'use_last_mask'", "'perhaps'"]),
         ({"foreground": [INSIDE], "background": [INSIDE], "label": "heart"}, ["both inside and outside"]),
+        ({"foreground": [INSIDE], "propagate": "perhaps"}, ["'propagate'", "'perhaps'"]),
+        ({"drawn": "three", "label": "heart"}, ["'drawn'", "'three'", "3-9"]),
+        ({"drawn": "0-7", "label": "heart"}, ["'drawn'", "'0-7'"]),
     ],
 )
 def test_requests_that_cannot_be_used_are_one_sentence(app: Any, params: dict[str, Any], names: list[str]) -> None:

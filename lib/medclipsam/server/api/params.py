@@ -79,6 +79,10 @@ class ClickParams(AnswerParams):
     background: list[Voxel] = Field([], description="Voxels outside of the label")
     box: Voxel | None = Field(None, description="Two opposite corners of a box: [i0, j0, k0, i1, j1, k1]")
     use_last_mask: bool = Field(True, description="Whether the mask answered last is the one to refine")
+    propagate: bool = Field(False, description="Whether corrections are carried on to the other planes of a volume")
+    drawn: str | list[int] | None = Field(
+        None, description="Planes of the mask that a person has drawn, counted from 0, such as 3-9; they are carried on"
+    )
 
 
 class NetworkParams(AnswerParams, NetworkOptions):

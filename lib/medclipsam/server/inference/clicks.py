@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.imaging import MedicalImage, Window, read_mask
 from medclipsam.imaging.sizes import size_in_words
 from medclipsam.measurements import measure
@@ -55,6 +56,10 @@ class RefineRequest(InferRequest):
         Name of the label that `foreground` and `box` are for.
     use_last_mask : bool
         Whether the mask that the client was given last stands for one that was not sent.
+    propagate : bool
+        Whether corrections are carried on to the other planes of a volume.
+    drawn : str
+        Planes of the mask that a person has drawn, as ranges counted from 0; empty for none.
     """
 
     points: dict[str, list[Any]]
@@ -63,6 +68,8 @@ class RefineRequest(InferRequest):
     box: list[Any] | None
     label_name: str | None
     use_last_mask: bool
+    propagate: bool
+    drawn: str
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], envelope: Envelope, names: frozenset[str]) -> RefineRequest:
@@ -84,7 +91,8 @@ class RefineRequest(InferRequest):
             If a key is unknown, or a value is of the wrong type.
         """
         shared = shared_fields(params, envelope)
-        given = task_options(params, {"foreground", BACKGROUND, "box", "target", "label", "use_last_mask", *names})
+        keys = {"foreground", BACKGROUND, "box", "target", "label", "use_last_mask", "propagate", "drawn"}
+        given = task_options(params, {*keys, *names})
         label = given.get("target") or given.get("label")
         if label is not None and not isinstance(label, str):
             raise OptionError("label", label, "the name of a label")
@@ -98,6 +106,8 @@ class RefineRequest(InferRequest):
             # where "background" is the present segment, 3D Slicer names it, and means none of the labels
             label_name=None if label in (None, BACKGROUND) else label.strip(),
             use_last_mask=flag(given, "use_last_mask", default=True),
+            propagate=flag(given, "propagate", default=False),
+            drawn=_ranges(given.get("drawn")),
             **shared,
         )
 
@@ -126,7 +136,7 @@ class RefineTask(ModelTask[RefineRequest]):
             # 3D Slicer and OHIF offer points for this type, and send those of each label under its name
             type="deepedit",
             labels=self._table,
-            config={"modality": ["auto", *MODALITIES], "use_last_mask": True},
+            config={"modality": ["auto", *MODALITIES], "use_last_mask": True, "propagate": False},
         )
         self._pipeline = pipeline
         self._windows = {target.label: Window(*target.window) for target in targets if target.window}
@@ -146,12 +156,19 @@ class RefineTask(ModelTask[RefineRequest]):
         source, present, names = self._present(request, image, client, path)
         clicks = self._clicks(request, image, present, names)
         windows = self._windows if image.modality == "CT" else {}
-        result, weights = self._pipeline.refine(image, present, clicks, windows, job)
-        named = self._named(clicks, result, names)
+        drawn = self._drawn(request, image, present, {**self._table, **names})
+        propagate = request.propagate or bool(drawn)
+        result, weights = self._pipeline.refine(image, present, clicks, windows, job, propagate=propagate, drawn=drawn)
+        named = self._named({*clicks, *drawn}, result, names)
         params = {
             "sentence": _sentence(result, named, source, image),
             "present_mask": source,
             "planes": [vars(plane) for plane in result.planes],
+            "propagated": {
+                name: [track.to_dict() for track in result.tracks[label]]
+                for name, label in named.items()
+                if label in result.tracks
+            },
             "measurements": {name: measure(result.labels == label, image).to_dict() for name, label in named.items()},
             "weights": weights,
             "image": image.describe(),
@@ -195,6 +212,18 @@ class RefineTask(ModelTask[RefineRequest]):
             for label, marked in points.items()
         }
 
+    def _drawn(
+        self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, known: dict[str, int]
+    ) -> dict[int, list[int]]:
+        """Return the planes that a person has drawn, by their label."""
+        if not request.drawn:
+            return {}
+        try:
+            planes = parse_planes(request.drawn, image.n_planes)
+        except OptionError as error:
+            raise OptionError("drawn", request.drawn, error.allowed) from None
+        return {self._label(request, image, present, known): planes}
+
     def _label(
         self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, known: dict[str, int]
     ) -> int:
@@ -220,9 +249,9 @@ class RefineTask(ModelTask[RefineRequest]):
         where = tuple(Clicks.from_ijk(image, background=request.background).background.T)
         return sorted({int(label) for label in present[where] if label}) or [_UNNAMED]
 
-    def _named(self, clicks: Mapping[int, Clicks], result: RefineResult, names: dict[str, int]) -> dict[str, int]:
+    def _named(self, asked: Iterable[int], result: RefineResult, names: dict[str, int]) -> dict[str, int]:
         """Return the names of the labels that were asked for or that the mask holds, a client's own words first."""
-        wanted = {*clicks, *(int(label) for label in np.unique(result.labels) if label)}
+        wanted = {*asked, *(int(label) for label in np.unique(result.labels) if label)}
         every = {label: name for name, label in [*self._table.items(), *names.items()]}
         return {every.get(label, f"label {label}"): label for label in sorted(wanted)}
 
@@ -231,6 +260,19 @@ def _known(name: str, known: Mapping[str, int]) -> int:
     if name not in known:
         raise OptionError("label", name, "one of " + ", ".join(known))
     return known[name]
+
+
+def _ranges(value: Any) -> str:
+    """Return planes as ranges: as they are given, or of a list of numbers."""
+    listed = isinstance(value, list) and all(type(each) is int for each in value)
+    text = ",".join(map(str, value)) if listed else value
+    if text is None or text == "":
+        return ""
+    # checked as the option `planes` is
+    try:
+        return ZeroShotOptions(planes=text).planes
+    except OptionError as error:
+        raise OptionError("drawn", value, error.allowed) from None
 
 
 def _points(key: str, value: Any) -> list[Any]:

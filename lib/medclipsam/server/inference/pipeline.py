@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medclipsam.base.options import ZeroShotOptions, parse_planes
@@ -131,6 +131,9 @@ class SharedPipeline:
         clicks: Mapping[int, Clicks],
         windows: Mapping[int, Window | None],
         job: Job | None = None,
+        *,
+        propagate: bool = False,
+        drawn: Mapping[int, Collection[int]] | None = None,
     ) -> tuple[RefineResult, dict[str, Any]]:
         """Mend a mask as `medclipsam.pipeline.refine` does; `job` gets the progress and may stop it.
 
@@ -146,6 +149,8 @@ class SharedPipeline:
                 present,
                 clicks,
                 windows=windows,
+                propagate=propagate,
+                drawn=drawn,
                 progress=job.progress if job else None,
                 cancelled=job.stopped if job else None,
             )
