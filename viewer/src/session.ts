@@ -239,10 +239,13 @@ export class Session extends EventTarget {
     this.keptAt = null;
     this.draftState = 'none';
     this.changed();
-    const [draft, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
+    const [found, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
     if (this.image !== image) {
       return;
     }
+    // what another browser has left is of no use once somebody has saved
+    const stale = found?.own === false && label?.at && found.saved_at && isBefore(found.saved_at, label.at);
+    const draft = stale ? null : found;
     if (label) {
       this.base = label.version;
       this.savedBy = label.by ?? '';
@@ -717,13 +720,9 @@ export class Session extends EventTarget {
       return;
     }
     this.theirs = null;
-    if (which === 'both') {
-      await this.save(true);
-      return;
-    }
     this.base = theirs.saved.version;
-    if (which === 'mine') {
-      await this.save();
+    if (which !== 'theirs') {
+      await this.save(which === 'both');
     } else {
       this.push(theirs.findings, 'label of the other');
     }
@@ -793,6 +792,8 @@ export class Session extends EventTarget {
     await this.flush();
   }
 }
+
+const isBefore = (one: string, other: string): boolean => new Date(one).getTime() < new Date(other).getTime();
 
 export function planeOf(image: ImageInfo, shown: Shown): number {
   return image.planes.findIndex((plane) => plane.sop === shown.instance && plane.frame === shown.frame);

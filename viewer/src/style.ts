@@ -17,7 +17,7 @@ export const STYLE = css`
     display: flex;
     flex-direction: column;
     gap: 8px;
-    padding: 8px 10px 12px;
+    padding: 8px 10px 0;
   }
   header {
     display: grid;
@@ -331,6 +331,11 @@ export const STYLE = css`
     text-align: right;
   }
   footer {
+    /* to save is always at hand, however many findings there are */
+    position: sticky;
+    bottom: 0;
+    padding-bottom: 8px;
+    background: #050615;
     display: flex;
     flex-direction: column;
     gap: 6px;

@@ -162,6 +162,23 @@ describe('a session', () => {
     expect(server.last('PUT viewer/api/drafts/ct%201')?.body).toMatchObject({ base: 'v1', revision: 4 });
   });
 
+  it.each([
+    ['2026-01-01T09:00:00Z', 'label'],
+    ['2026-01-01T11:00:00Z', 'draft'],
+  ])('takes the draft of another browser only if it is newer than the label: %s', async (savedAt, expected) => {
+    const draft = { segments: [segment('draft', 3, [1, 2])], base: null, revision: 4, own: false, saved_at: savedAt };
+    server.json('GET viewer/api/drafts/ct%201', draft);
+    const label = { segments: [segment('label', 3, [1, 2])], version: 'v2', at: '2026-01-01T10:00:00+00:00' };
+    server.json('GET viewer/api/labels/ct%201', label);
+    const again = new Session(session.api, sessionStorage);
+    await again.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(again.findings.map((each) => each.name)).toEqual([expected]);
+    // its revision is that of another draft
+    again.draw(again.begin('x'), 0, [0, 1], 'brush');
+    await again.flush();
+    expect(server.last('PUT viewer/api/drafts/ct%201')?.body).toMatchObject({ revision: null });
+  });
+
   it('shows both labels of a conflict, and saves the one that is chosen', async () => {
     session.draw(session.begin('mine'), 2, [0, 1], 'brush');
     const theirs = { segments: [segment('theirs', 2, [5, 2])], by: 'Ann', at: '2026-01-01T10:00:00Z', version: 'v9' };

@@ -664,8 +664,9 @@ var Session = class extends EventTarget {
 		this.keptAt = null;
 		this.draftState = "none";
 		this.changed();
-		const [draft, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
+		const [found, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
 		if (this.image !== image) return;
+		const draft = found?.own === false && label?.at && found.saved_at && isBefore(found.saved_at, label.at) ? null : found;
 		if (label) {
 			this.base = label.version;
 			this.savedBy = label.by ?? "";
@@ -1059,12 +1060,8 @@ var Session = class extends EventTarget {
 		const theirs = this.theirs;
 		if (!theirs) return;
 		this.theirs = null;
-		if (which === "both") {
-			await this.save(true);
-			return;
-		}
 		this.base = theirs.saved.version;
-		if (which === "mine") await this.save();
+		if (which !== "theirs") await this.save(which === "both");
 		else this.push(theirs.findings, "label of the other");
 	}
 	async review(verdict, reason = "") {
@@ -1122,6 +1119,7 @@ var Session = class extends EventTarget {
 		await this.flush();
 	}
 };
+var isBefore = (one, other) => new Date(one).getTime() < new Date(other).getTime();
 function planeOf(image, shown) {
 	return image.planes.findIndex((plane) => plane.sop === shown.instance && plane.frame === shown.frame);
 }
@@ -2352,7 +2350,7 @@ var STYLE = i$3`
     display: flex;
     flex-direction: column;
     gap: 8px;
-    padding: 8px 10px 12px;
+    padding: 8px 10px 0;
   }
   header {
     display: grid;
@@ -2666,6 +2664,11 @@ var STYLE = i$3`
     text-align: right;
   }
   footer {
+    /* to save is always at hand, however many findings there are */
+    position: sticky;
+    bottom: 0;
+    padding-bottom: 8px;
+    background: #050615;
     display: flex;
     flex-direction: column;
     gap: 6px;
