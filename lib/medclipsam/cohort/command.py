@@ -160,7 +160,14 @@ class Machine:
         needed: dict[str, float] = {"num_cpus": self.cores}
         if device.startswith("cuda"):
             needed = {"num_cpus": 1, "num_gpus": self.options.gpus_per_worker}
-        return RayEngine(run, self.settings(device), workers=self.options.workers, needed=needed, name=name)
+        return RayEngine(
+            run,
+            self.settings(device),
+            workers=self.options.workers,
+            needed=needed,
+            may_grow=self.address is not None,
+            name=name,
+        )
 
     def _start_processes(self, run: Run, name: str) -> LocalEngine:
         device = self.own_device()

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 # Seconds that the driver waits for workers at once, and between two looks at studies that others have claimed.
 _WAIT = 0.5
 _LOOK_AGAIN = 3.0
+# Seconds without any worker after which the log says so.
+_SILENCE = 60.0
 # Workers that cannot load their models one after the other before the run gives up.
 _MOST_BROKEN = 3
 
@@ -95,6 +97,7 @@ class Driver:
         self._workers: dict[str, _InHand] = {}
         self._again: deque[Task] = deque()
         self._broken = 0
+        self._heard = time.monotonic()
         self._stop = ""
         self._waiting_blocks: set[int] = set()
         self._left: dict[int, int] = {}
@@ -130,6 +133,7 @@ class Driver:
                 for event in self._engine.wait(_WAIT):
                     self._take(event)
                 self._end_hanging()
+                self._tell_of_waiting()
         self._release()
         if self._stop:
             raise StoppedError(self._stop)
@@ -379,6 +383,15 @@ class Driver:
                 logger.warning("Worker %s gave no answer for %d seconds and is ended", name, self._options.timeout)
                 each.since = now
                 self._engine.kill(name)
+
+    def _tell_of_waiting(self) -> None:
+        """Log now and then that no worker is ready: a cluster may have no room for one."""
+        now = time.monotonic()
+        if self._workers:
+            self._heard = now
+        elif now - self._heard > _SILENCE:
+            self._heard = now
+            logger.warning("No worker is ready yet; they are waited for")
 
     def _release(self) -> None:
         """Give back what was claimed and not begun."""

@@ -69,6 +69,16 @@ def resources() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
+def room(needed: Mapping[str, float]) -> int:
+    """Return how many workers with such needs the nodes have room for that are there now."""
+    kinds = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return sum(
+        min(int(node["Resources"].get(kinds[kind], 0) / need) for kind, need in needed.items() if need)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
 class RayEngine:
     """Actors on the nodes of Ray, which is connected.
 
@@ -81,18 +91,40 @@ class RayEngine:
         How many at the most; 0 for as many as the cluster has resources for, also as nodes come.
     needed : mapping
         Resources of each worker: `num_cpus`, `num_gpus`.
+    may_grow : bool
+        Whether nodes may come: then as many workers as are asked for are waited for, which makes an autoscaler start
+        nodes.
     name : str
         Beginning of the workers' names.
+
+    Raises
+    ------
+    InputError
+        If no node has room for a worker, and none may come.
     """
 
     def __init__(
-        self, run: Run, settings: WorkerSettings, *, workers: int, needed: Mapping[str, float], name: str = "ray"
+        self,
+        run: Run,
+        settings: WorkerSettings,
+        *,
+        workers: int,
+        needed: Mapping[str, float],
+        may_grow: bool = False,
+        name: str = "ray",
     ) -> None:
         self._run = run
         self._settings = settings
         self._most = workers
         self._needed = dict(needed)
         self._name = name
+        self._may_grow = may_grow and workers > 0
+        if not room(needed) and not self._may_grow:
+            wanted = ", ".join(f"{name} {need:g}" for name, need in needed.items())
+            raise InputError(
+                f"No node of Ray has room for a worker ({wanted}); choose less with --cpus-per-worker or "
+                "--gpus-per-worker, or name --workers where nodes are started on demand."
+            )
         self._actors: dict[str, Any] = {}
         self._refs: dict[Any, tuple[str, Task | None]] = {}
         self._started = 0
@@ -163,10 +195,8 @@ class RayEngine:
     def _grow(self) -> None:
         """Start workers until there are as many as are wanted, or as the nodes that are there have room for."""
         self._looked = time.monotonic()
-        there = resources()
-        kinds = {"num_cpus": "CPU", "num_gpus": "GPU"}
-        fits = [int(there.get(kinds[kind], 0) / need) for kind, need in self._needed.items() if need]
-        wanted = min([*fits, *([self._most] if self._most else [])], default=1)
+        fit = room(self._needed)
+        wanted = self._most if self._may_grow else min(fit, self._most or fit)
         while len(self._actors) < wanted:
             name = f"{self._name}-{self._started}"
             self._started += 1

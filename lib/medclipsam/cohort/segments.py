@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import medclipsam
 from medclipsam.cohort.methods import Made
 from medclipsam.imaging.dicom_seg import TISSUE, SegmentInfo
-from medclipsam.targets import TargetSet
+from medclipsam.targets import StructureCode, TargetSet
 
 _ALGORITHMS = {"zero_shot": "MedCLIP-SAMv2 zero-shot", "network": "MedCLIP-SAMv2 network"}
 
@@ -24,8 +25,7 @@ def segments_of(made: Made, request: Mapping[str, Any]) -> list[SegmentInfo]:
     request : mapping
         The method of the run.
     """
-    targets = TargetSet.load(*(Path(file["file"]) for file in request.get("targets_files", ())))
-    codes = {target.name: target.code for target in targets if target.code}
+    codes = _codes(tuple(Path(file["file"]) for file in request.get("targets_files", ())))
     weights = json.loads(made.about.get("weights") or "{}")
     parameters = {"prompt": str(made.about.get("text") or "")} if made.about.get("text") else {}
     for kind, entry in weights.items():
@@ -43,3 +43,9 @@ def segments_of(made: Made, request: Mapping[str, Any]) -> list[SegmentInfo]:
         )
         for name, label in made.names.items()
     ]
+
+
+@cache
+def _codes(files: tuple[Path, ...]) -> dict[str, StructureCode]:
+    """Return what the known targets and those of some files are in DICOM, by name."""
+    return {target.name: target.code for target in TargetSet.load(*files) if target.code}
