@@ -127,13 +127,16 @@ def hausdorff95(mask: np.ndarray, truth: np.ndarray, *, spacing: Sequence[float]
     from monai.metrics import compute_hausdorff_distance
 
     one, two = (torch.from_numpy(array)[None, None] for array in _cropped(mask, truth))
-    value = compute_hausdorff_distance(
-        one,
-        two,
-        include_background=True,
-        percentile=95,
-        spacing=[float(step) for step in spacing or (1.0,) * mask.ndim],
-    )
+    with warnings.catch_warnings():
+        # MONAI warns of a deprecated argument that it itself passes on.
+        warnings.simplefilter("ignore")
+        value = compute_hausdorff_distance(
+            one,
+            two,
+            include_background=True,
+            percentile=95,
+            spacing=[float(step) for step in spacing or (1.0,) * mask.ndim],
+        )
     return float(value.item())
 
 

@@ -32,7 +32,9 @@ def test_a_volume_is_estimated_from_one_plane() -> None:
     pace.record(result(1, presence=0.1, saliency=2.0, sam_embed=0.5, total=2.6), 1, options)
     assert pace.estimate(1, 1, options) == pytest.approx(2.6)
     # each of 40 planes might hold the target
-    assert pace.estimate(40, 1, options) == pytest.approx(40 * 2.6)
+    assert pace.estimate(40, 1, options.replace(volume="planes")) == pytest.approx(40 * 2.6)
+    # how much less it is where a target is followed from plane to plane is not known yet
+    assert pace.estimate(40, 1, options) is None
     assert pace.estimate(1, 3, options) == pytest.approx(3 * 2.6)
     # half of the steps take half of the saliency's time
     assert pace.estimate(1, 1, ZeroShotOptions(steps=5, samples=10)) == pytest.approx(0.1 + 1.0 + 0.5)
@@ -45,12 +47,13 @@ def test_a_volume_is_estimated_from_one_plane() -> None:
 
 
 def test_the_share_of_planes_with_a_target_is_measured_on_volumes() -> None:
-    pace = RuntimeEstimator()
-    options = ZeroShotOptions()
-    pace.record(result(5, presence=2.0, saliency=10.0, sam_embed=5.0, total=17.0), 20, options)
-    # 0.1 s of presence in each plane, 3 s in each quarter of them
-    assert pace.estimate(100, 1, options) == pytest.approx(100 * 0.1 + 25 * 3.0)
-    assert pace.estimate(1, 1, options) == pytest.approx(3.1)
+    for options in (ZeroShotOptions(volume="planes"), ZeroShotOptions()):
+        pace = RuntimeEstimator()
+        pace.record(result(5, presence=2.0, saliency=10.0, sam_embed=5.0, total=17.0), 20, options)
+        # 0.1 s of presence in each plane, 3 s in each quarter of them
+        assert pace.estimate(100, 1, options) == pytest.approx(100 * 0.1 + 25 * 3.0)
+    # planes that are drawn one by one are as images of one plane, and those of a propagated volume are not
+    assert pace.estimate(1, 1, options) is None
 
 
 def test_an_absent_target_measures_presence_alone() -> None:
@@ -63,12 +66,12 @@ def test_one_slow_request_does_not_spoil_the_estimate() -> None:
     pace = RuntimeEstimator()
     for seconds in (1.0, 1.0, 50.0, 1.0, 1.0):
         pace.record(result(1, saliency=seconds, total=seconds), 1, ZeroShotOptions(presence=False))
-    assert pace.estimate(2, 1, ZeroShotOptions(presence=False)) == pytest.approx(2.0)
+    assert pace.estimate(2, 1, ZeroShotOptions(presence=False, volume="planes")) == pytest.approx(2.0)
 
 
 def test_a_refusal_tells_the_estimate_the_limit_and_what_would_do() -> None:
     pace = RuntimeEstimator()
-    options = ZeroShotOptions(presence=False)
+    options = ZeroShotOptions(presence=False, volume="planes")
     pace.record(result(1, saliency=2.0, total=2.0), 1, options)
     pace.check(50, 1, options, max_seconds=100)
     with pytest.raises(InputError, match=r"about 200 s .* 100: name at most 50 planes"):

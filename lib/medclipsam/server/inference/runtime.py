@@ -22,7 +22,7 @@ class RuntimeEstimator:
 
     A request looks at each plane for presence, and draws a mask in the planes that hold a target: a saliency map, whose
     time goes with `steps` and `samples`, and all else. Each of the three has a rate of its own. In which share of a
-    volume's planes masks are drawn is measured too.
+    volume's planes masks are drawn is measured too. Volumes that are propagated through have rates of their own.
     """
 
     def __init__(self) -> None:
@@ -34,16 +34,17 @@ class RuntimeEstimator:
         asked = planes * len(result.targets)
         if not asked:
             return
+        way = _way(planes, options)
         if options.presence:
-            self._rates["presence"].append(seconds.get("presence", 0.0) / asked)
+            self._rates[f"{way}presence"].append(seconds.get("presence", 0.0) / asked)
         drawn = sum(len(target.planes) for target in result.targets)
         if drawn:
             saliency = seconds.get("saliency", 0.0)
             rest = seconds["total"] - saliency - seconds.get("presence", 0.0) - seconds.get("text", 0.0)
-            self._rates[f"saliency {options.saliency}"].append(saliency / (drawn * _work(options)))
-            self._rates["rest"].append(max(0.0, rest) / drawn)
+            self._rates[f"{way}saliency {options.saliency}"].append(saliency / (drawn * _work(options)))
+            self._rates[f"{way}rest"].append(max(0.0, rest) / drawn)
         if planes > 1 and options.presence:
-            self._rates["share"].append(drawn / asked)
+            self._rates[f"{way}share"].append(drawn / asked)
 
     def estimate(self, planes: int, targets: int, options: ZeroShotOptions) -> float | None:
         """Return the seconds that a request will take; None where nothing like it has been measured.
@@ -57,13 +58,14 @@ class RuntimeEstimator:
         options : ZeroShotOptions
             Options of the request.
         """
-        saliency, rest = self._usual(f"saliency {options.saliency}"), self._usual("rest")
+        way = _way(planes, options)
+        saliency, rest = self._usual(f"{way}saliency {options.saliency}"), self._usual(f"{way}rest")
         if saliency is None or rest is None:
             return None
         presence = share = None
         if options.presence:
-            presence = self._usual("presence")
-            share = self._usual("share") if planes > 1 else None
+            presence = self._usual(f"{way}presence")
+            share = self._usual(f"{way}share") if planes > 1 else None
         # where no volume has been measured yet, masks may have to be drawn in all planes
         presence, share = presence or 0.0, 1.0 if share is None else share
         return planes * targets * (presence + share * (saliency * _work(options) + rest))
@@ -91,6 +93,11 @@ class RuntimeEstimator:
     def _usual(self, rate: str) -> float | None:
         measured = self._rates.get(rate)
         return statistics.median(measured) if measured else None
+
+
+def _way(planes: int, options: ZeroShotOptions) -> str:
+    """Return what the rates of a request's kind of work begin with."""
+    return "propagate " if planes > 1 and options.volume == "propagate" else ""
 
 
 def _work(options: ZeroShotOptions) -> int:
