@@ -14,8 +14,10 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError, TrainingError
 from medclipsam.cli.main import main
+from medclipsam.demo.dicom import xray
 from medclipsam.exchange.network import export_bundle, export_onnx, model_card, segment
 from medclipsam.imaging import read_image
+from medclipsam.imaging.dicom_seg import read_masks, read_segmentation
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
 from medclipsam.training.examples import Example, PreparedImage
 from medclipsam.training.network import Network
@@ -139,6 +141,25 @@ def test_onnx_runtime_draws_our_mask(network: StoredNetwork, pictures: Path, tmp
     np.testing.assert_allclose(probabilities, found.probabilities, atol=2e-3)
     assert np.mean(probabilities.argmax(axis=1) != found.labels) < 2e-3
     assert len(np.unique(found.labels)) == 3
+
+
+def test_a_networks_probabilities_are_a_fractional_segmentation(network: StoredNetwork, tmp_path: Path) -> None:
+    models = export_bundle(network, tmp_path / "bundle") / "models"
+    (tmp_path / "film.dcm").write_bytes(xray("DX", 1, size=64).contents()[0])
+    image = read_image(tmp_path / "film.dcm")
+    found = Ensemble.load(network.folder, device="cpu").predict(image, uncertainty="none", probabilities=True)
+    assert found.probabilities is not None
+    segment(str(models), str(tmp_path / "film.dcm"), str(tmp_path / "seg.dcm"))
+    masks, segments = read_masks(tmp_path / "seg.dcm", image, lambda each: each.label or 0)
+    assert [(label, each.name, each.algorithm) for label, each in segments] == [
+        (7, "disc", "AUTOMATIC"),
+        (203, "square", "AUTOMATIC"),
+    ]
+    for name, index in CLASSES.items():
+        assert np.abs(masks[LABELS[name]] - found.probabilities[:, index].astype(np.float32)).max() <= 0.51 / 255
+    segment(str(models), str(tmp_path / "film.dcm"), str(tmp_path / "map.dcm"), seg_type="LABELMAP")
+    flat, _ = read_segmentation(tmp_path / "map.dcm", image, lambda each: each.label or 0)
+    assert np.array_equal(flat, np.array([0, LABELS["disc"], LABELS["square"]])[found.labels])
 
 
 def test_the_bundle_is_whole_and_its_card_says_what_is_known(network: StoredNetwork, tmp_path: Path) -> None:

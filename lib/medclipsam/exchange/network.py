@@ -20,7 +20,9 @@ from medclipsam import __version__
 from medclipsam.base.errors import InputError, StorageError
 from medclipsam.base.extras import MissingExtraError
 from medclipsam.imaging import read_image, write_mask
+from medclipsam.imaging.dicom_seg import TISSUE, SegmentationKind, SegmentInfo, write_segmentation
 from medclipsam.imaging.write import DISK_FULL, replace_file
+from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
 from medclipsam.training.network import FinestLevel, Network
 from medclipsam.training.plan import PLAN_FILE
@@ -181,7 +183,14 @@ def _check_runs(path: Path, network: nn.Module, example: torch.Tensor) -> None:
             raise InputError(f"{path.name} gives other values than the network when it is run; it is not kept.")
 
 
-def segment(models: str, image: str, output: str, modality: str | None = None, device: str | None = None) -> Path:
+def segment(
+    models: str,
+    image: str,
+    output: str,
+    modality: str | None = None,
+    device: str | None = None,
+    seg_type: SegmentationKind = "FRACTIONAL",
+) -> Path:
     """Draw the mask of a bundle's network on an image; what `configs/inference.json` calls.
 
     Parameters
@@ -191,11 +200,13 @@ def segment(models: str, image: str, output: str, modality: str | None = None, d
     image : str
         File or series folder.
     output : str
-        The mask: .nii.gz, .nii, .nrrd or .png.
+        The mask: .nii.gz, .nii, .nrrd or .png; or .dcm, a DICOM SEG, for an image that is DICOM.
     modality : str, optional
         DICOM modality, where the file does not say it.
     device : str, optional
         By default the GPU where there is one.
+    seg_type : {"FRACTIONAL", "BINARY", "LABELMAP"}
+        Kind of a DICOM SEG; FRACTIONAL holds the probabilities of the classes.
 
     Raises
     ------
@@ -215,8 +226,24 @@ def segment(models: str, image: str, output: str, modality: str | None = None, d
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{folder / _LABELS_FILE} does not name the network's classes: {error!r}.") from error
     read = read_image(image, modality=modality)
-    found = Ensemble.load(folder, device=device).predict(read, uncertainty="none")
-    return write_mask(table[found.labels], read, output)
+    as_seg = Path(output).suffix.lower() == ".dcm"
+    fractions = as_seg and seg_type == "FRACTIONAL"
+    found = Ensemble.load(folder, device=device).predict(read, uncertainty="none", probabilities=fractions)
+    if not as_seg:
+        return write_mask(table[found.labels], read, output)
+    known = {target.name: target.code for target in TargetSet.load()}
+    segments = [
+        SegmentInfo(name, label, known.get(name) or TISSUE, "AUTOMATIC", "checkpoint ensemble")
+        for name, label in named["labels"].items()
+    ]
+    drawn: np.ndarray | dict[int, np.ndarray] = table[found.labels]
+    if found.probabilities is not None:
+        drawn = {
+            named["labels"][name]: found.probabilities[:, index].astype(np.float32).clip(0, 1)
+            for name, index in named["classes"].items()
+        }
+    write_segmentation(drawn, read, segments, output, kind=seg_type)
+    return Path(output)
 
 
 def model_card(network: StoredNetwork, facts: Mapping[str, Any] | None = None) -> str:
@@ -292,7 +319,8 @@ def _inference() -> dict[str, Any]:
         "output": "mask.nii.gz",
         "modality": None,
         "device": None,
-        "run": ["$segment(@bundle_root + '/models', @image, @output, @modality, @device)"],
+        "seg_type": "FRACTIONAL",
+        "run": ["$segment(@bundle_root + '/models', @image, @output, @modality, @device, @seg_type)"],
     }
 
 
