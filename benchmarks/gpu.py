@@ -246,7 +246,12 @@ def volume(table: Table, sizes: Sizes, device: torch.device) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (sizes.planes, sizes.side, sizes.side), dtype=np.uint8)
     image = MedicalImage.from_array(noise)
     options = ZeroShotOptions(
-        presence=False, layer=sizes.layer, steps=sizes.steps, samples=sizes.samples, visual_prompt="boxes"
+        presence=False,
+        layer=sizes.layer,
+        steps=sizes.steps,
+        samples=sizes.samples,
+        visual_prompt="boxes",
+        volume="planes",
     )
     for batch in (1, 8):
         pipeline = ZeroShot(

@@ -56,7 +56,7 @@ def measure(name: str, device: str) -> tuple[int, int]:
     sam = _sam("lite_medsam" if REGISTRY[name].arch == "embedding" else "demo_sam", device)
     encoder = _encoder(name, device, sam)
     pipeline = ZeroShot(encoder, sam, TargetSet.load(), batch_planes=PLANES)
-    options = ZeroShotOptions.from_mapping({"presence": False, "steps": 1})
+    options = ZeroShotOptions(presence=False, steps=1, volume="planes")
     image = _volume()
     # the stand-in of a missing set has a text tower of another size
     weights = REGISTRY[name].size if REGISTRY[name].missing() else _bytes_of(encoder.model)

@@ -49,3 +49,22 @@ def test_growth_is_told_beside_the_growth_of_the_work(capsys: pytest.CaptureFixt
     rows = re.findall(r"^  (\d) +([\d.]+)(?: +([\d.]+) +([\d.]+))?$", capsys.readouterr().out, re.MULTILINE)
     assert [row[0] for row in rows] == ["4", "5", "1", "2"]
     assert [row[3] for row in rows] == ["", "1.2", "", "2.0"]
+
+
+def test_both_ways_through_a_volume_are_measured_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = load("volume")
+    model = benchmark.ZeroShot.load("demo")
+    image, masks = benchmark.phantom("CT", 1, 6, 64)
+    lungs = benchmark.Volume("phantom", image, "lungs", masks["lungs"])
+    nothing = benchmark.Volume("nothing", image, "lungs", masks["lungs"] & False)
+    benchmark.compare(model, iter([lungs, nothing]))
+    told = capsys.readouterr().out
+    for mode in ("planes", "propagate"):
+        found = re.search(rf"^{mode} +Dice ([\d.]+) .* beyond ([\d.]+) %", told, re.MULTILINE)
+        assert found is not None
+        assert 0 <= float(found[1]) <= 1
+        assert 0 <= float(found[2]) <= 100
+    assert re.search(r"^dice: difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$", told, re.MULTILINE)
+    benchmark.memory(model, 6, 64)
+    peak, volume, beyond = map(int, re.findall(r"(\d+) MiB", capsys.readouterr().out))
+    assert peak == pytest.approx(volume + beyond, abs=1)

@@ -113,7 +113,9 @@ class ZeroShotPredictor:
             if self.stage == stage:
                 seen[plane] = mask
 
-        result = self.pipeline.segment(image, text, self.options, keep_map=keep_map, keep_mask=keep_mask)
+        # a volume that is propagated through has the earlier stages on its key planes alone
+        options = self.options if self.stage == "sam" else self.options.replace(volume="planes")
+        result = self.pipeline.segment(image, text, options, keep_map=keep_map, keep_mask=keep_mask)
         if len(result.targets) != 1:
             raise InputError(
                 f"The text {text!r} asks for {len(result.targets)} targets; a prompt to measure asks for one."
