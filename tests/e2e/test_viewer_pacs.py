@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ def test_searches_and_retrievals_are_passed_on(
             *names.values(), str(each.SOPInstanceUID), [1], media_types=(("application/octet-stream", "*"),)
         )
         assert frame == data.PixelData[: len(frame)]
+    # what a viewer is told to ask next is this server
+    told = requests.get(f"{pacs_server.url}/dicom-web/studies/{names['StudyInstanceUID']}/metadata", timeout=60).text
+    assert set(re.findall(r'"(https?://[^/"]+/[^/"]*)', told)) <= {f"{pacs_server.url}/dicom-web"}
     assert requests.get(f"{pacs_server.url}/dicom-web/../system", timeout=60).status_code == 404
     assert requests.get(f"{pacs_server.url}/dicom-web/tools/reset", timeout=60).status_code == 403
 

@@ -15,7 +15,7 @@ import requests
 import SimpleITK
 from fastapi.testclient import TestClient
 
-from medclipsam.imaging.frames import decode_runs
+from medclipsam.imaging.frames import decode_runs, encode_runs
 from medclipsam.server.api.asgi import create_app
 
 LINES = {"Accept": "application/x-ndjson"}
@@ -227,3 +227,19 @@ def test_clicks_and_segments_that_are_none_are_refused(client: TestClient, param
     answer = client.post("/infer/refine", params={"image": "stack"}, json=params, headers=LINES)
     assert answer.status_code == 400
     assert answer.json()["detail"].endswith(".")
+
+
+def test_a_segment_is_carried_on_to_the_other_planes(client: TestClient, studies: Path) -> None:
+    drawn = _bright(studies)[0]
+    planes = [{"plane": 0, "runs": encode_runs(drawn)}]
+    result = _lines(
+        client, "refine", label="my own", clicks={}, segments=[{"name": "my own", "planes": planes}], propagate=True
+    )[-1]
+    assert result["event"] == "result", result
+    (segment,) = result["segments"]
+    found = _drawn(segment["planes"], (3, 40, 60))
+    # what a person has drawn is never changed
+    assert np.array_equal(found[0], drawn)
+    assert result["params"]["propagated"].keys() == {"my own"}
+    last = _lines(client, "refine", label="a", segments=[])[-1]
+    assert (last["event"], last["status"]) == ("error", 400)

@@ -99,7 +99,8 @@ def drawn_params(
     ----------
     params : mapping
         With `clicks` (`foreground` and `background`: lists of `{"plane", "x", "y"}`; `boxes`: a list of at most one
-        `{"plane", "x0", "y0", "x1", "y1"}`), `segments` and `label`, the segment that is corrected.
+        `{"plane", "x0", "y0", "x1", "y1"}`), `segments` and `label`, the segment that is corrected. With
+        `propagate` and without clicks, the planes of that segment are carried on.
     frames : ImageFrames
         Of the image.
     table : mapping of str to int
@@ -137,6 +138,9 @@ def drawn_params(
         if segment.name == name:
             # what is corrected lies on top of what it overlaps
             values[segment.mask] = numbers[name]
+    if told.get("propagate") and "drawn" not in told and not told.keys() & {"foreground", "background", "box"}:
+        # without a correction it is what was drawn that is carried on
+        told["drawn"] = [int(plane) for plane in np.flatnonzero((values == numbers[name]).any(axis=(1, 2)))]
     return {**told, "label": name, "use_last_mask": False}, LabelMap(values, frames.image, numbers, numbers)
 
 

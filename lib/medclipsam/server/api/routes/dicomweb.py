@@ -72,7 +72,8 @@ async def retrieve(request: Request, app: App, user: AsUser, path: str) -> Respo
     store = app.datastore()
     path = path.strip("/")
     if isinstance(store, DicomWebStudies):
-        return await pass_on(request, store.pacs, "qido" if is_search(path) else "wado", path)
+        operation = "qido" if is_search(path) else "wado"
+        return await pass_on(request, store.pacs, operation, path, _base(request))
     return await run_in_threadpool(_answer, request, app, user.username, path)
 
 
@@ -90,6 +91,11 @@ async def store(request: Request, app: App, user: AsAnnotator, path: str) -> Res
     with tempfile.TemporaryFile() as body:
         await receive_body(request, body)
         return await run_in_threadpool(_store_labels, request, app, user.username, body)
+
+
+def _base(request: Request) -> str:
+    url = request.url
+    return f"{url.scheme}://{url.netloc}{url.path.partition('/dicom-web')[0]}/dicom-web"
 
 
 def _answer(request: Request, app: MedClipSamApp, user: str, path: str) -> Response:
@@ -152,8 +158,7 @@ class _Asked:
     @property
     def base(self) -> str:
         """The address of this service, as the client has it."""
-        url = self.request.url
-        return f"{url.scheme}://{url.netloc}{url.path.partition('/dicom-web')[0]}/dicom-web"
+        return _base(self.request)
 
     def address(self, instance: Instance) -> str:
         """The address of an instance."""

@@ -57,7 +57,9 @@ async def retrieve(request: Request, app: App, user: AsUser, operation: str, pat
     return await pass_on(request, _pacs(app), *_split(operation, path))
 
 
-async def pass_on(request: Request, pacs: Pacs, operation: str, path: str) -> StreamingResponse:
+async def pass_on(
+    request: Request, pacs: Pacs, operation: str, path: str, base: str | None = None
+) -> StreamingResponse:
     """Pass on a search or a retrieval to the DICOMweb server.
 
     Parameters
@@ -70,6 +72,8 @@ async def pass_on(request: Request, pacs: Pacs, operation: str, path: str) -> St
         The service, whose address may be one of its own.
     path : str
         What is asked for, below the service's address.
+    base : str, optional
+        Address that takes the place of the DICOMweb server's own in answers of JSON: browsers cannot reach that one.
 
     Raises
     ------
@@ -84,7 +88,23 @@ async def pass_on(request: Request, pacs: Pacs, operation: str, path: str) -> St
     wanted = {"Accept": request.headers["accept"]} if "accept" in request.headers else {}
     params = list(request.query_params.multi_items())
     answer = await _in_thread(partial(pacs.send, "GET", address, params=params, headers=wanted, timeout=_timeout()))
-    return StreamingResponse(_blocks(pacs, answer), answer.status_code, _passed(answer))
+    if base is None or "json" not in answer.headers.get("content-type", ""):
+        return StreamingResponse(_blocks(pacs, answer), answer.status_code, _passed(answer))
+    kept = {key: value for key, value in _passed(answer).items() if key.lower() not in _OF_CONTENT}
+    blocks = _replaced(_blocks(pacs, answer, decode=True), pacs.url.encode(), base.encode())
+    return StreamingResponse(blocks, answer.status_code, kept)
+
+
+async def _replaced(blocks: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+    """Yield a body with one text in the place of another, wherever its blocks are cut."""
+    rest = b""
+    async for block in blocks:
+        *parts, rest = (rest + block).split(old)
+        # what may be the beginning of the text waits for more
+        ready = max(len(rest) - len(old) + 1, 0)
+        yield new.join([*parts, rest[:ready]])
+        rest = rest[ready:]
+    yield rest
 
 
 def is_search(path: str) -> bool:
@@ -185,8 +205,8 @@ async def _in_thread(work: Callable[[], T]) -> T:
         _THREADS.release_on_behalf_of(token)
 
 
-async def _blocks(pacs: Pacs, answer: requests.Response) -> AsyncIterator[bytes]:
-    chunks = pacs.chunks(answer, decode=False)
+async def _blocks(pacs: Pacs, answer: requests.Response, *, decode: bool = False) -> AsyncIterator[bytes]:
+    chunks = pacs.chunks(answer, decode=decode)
     try:
         while block := await _in_thread(partial(next, chunks, b"")):
             yield block
