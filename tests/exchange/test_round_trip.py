@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from medclipsam.base.errors import CancelledError, InputError, StorageError
 from medclipsam.cli.main import main
 from medclipsam.demo.dicom import ultrasound, volume, xray
-from medclipsam.exchange import ExportOptions, ImportOptions, export_labels, import_labels
+from medclipsam.exchange import Exported, ExportOptions, ImportOptions, export_labels, import_labels
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.studies.exchange import FolderLabelStore
@@ -97,15 +99,26 @@ def _options(kind: str) -> ExportOptions:
     return ExportOptions(modality="CT") if kind == "nnunet" else ExportOptions()
 
 
+@pytest.fixture(scope="module")
+def exported(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Exported]:
+    """Return the function that exports the studies in a format, once."""
+
+    @cache
+    def export(kind: Any) -> Exported:
+        return export_labels(studies, tmp_path_factory.mktemp("sets") / kind, kind, _options(kind))
+
+    return export
+
+
 @pytest.mark.parametrize("kind", TAKEN)
 def test_a_set_that_is_read_where_the_images_are_changes_nothing_and_restores_what_was_lost(
-    studies: Path, tmp_path: Path, kind: Any
+    studies: Path, exported: Callable[[Any], Exported], tmp_path: Path, kind: Any
 ) -> None:
-    made = export_labels(studies, tmp_path / "set", kind, _options(kind))
+    made = exported(kind)
     assert len(made.cases) == len(TAKEN[kind])
     assert len(made.cases) + len(made.left_out) == (1 if kind == "nnunet" else 6)
     before = _masks(studies)
-    found = import_labels(tmp_path / "set", kind, FolderLabelStore(studies))
+    found = import_labels(made.folder, kind, FolderLabelStore(studies))
     assert {case.action for case in found} == {"unchanged"}
     ids = {case.image_id for case in found}
     copy = _studies(tmp_path / "copy")
@@ -113,21 +126,23 @@ def test_a_set_that_is_read_where_the_images_are_changes_nothing_and_restores_wh
     for image_id, path in store.images().items():
         image = read_image(path)
         store.save(image_id, LabelMap(np.zeros_like(_values(image)), image, {}), {"saved_by": "bob"})
-    kept = import_labels(tmp_path / "set", kind, FolderLabelStore(copy))
+    kept = import_labels(made.folder, kind, FolderLabelStore(copy))
     assert {case.action for case in kept} == {"kept"}
-    replaced = import_labels(tmp_path / "set", kind, FolderLabelStore(copy), ImportOptions(existing="replace"))
+    replaced = import_labels(made.folder, kind, FolderLabelStore(copy), ImportOptions(existing="replace"))
     assert {case.action for case in replaced} == {"replaced"}
     after = _masks(copy)
     assert _same({name: after[name] for name in ids}, {name: before[name] for name in ids})
 
 
 @pytest.mark.parametrize("kind", ["nifti", "nnunet", "bids", "seg", "rtstruct"])
-def test_a_set_that_is_read_into_an_empty_folder_brings_its_images(studies: Path, tmp_path: Path, kind: Any) -> None:
-    export_labels(studies, tmp_path / "set", kind, _options(kind))
+def test_a_set_that_is_read_into_an_empty_folder_brings_its_images(
+    studies: Path, exported: Callable[[Any], Exported], tmp_path: Path, kind: Any
+) -> None:
+    folder = exported(kind).folder
     (tmp_path / "new").mkdir()
-    planned = import_labels(tmp_path / "set", kind, FolderLabelStore(tmp_path / "new"), dry_run=True)
+    planned = import_labels(folder, kind, FolderLabelStore(tmp_path / "new"), dry_run=True)
     assert _files(tmp_path / "new") == []
-    found = import_labels(tmp_path / "set", kind, FolderLabelStore(tmp_path / "new"))
+    found = import_labels(folder, kind, FolderLabelStore(tmp_path / "new"))
     assert found == planned
     assert {(case.action, case.image_copied) for case in found} == {("new", True)}
     store = FolderLabelStore(tmp_path / "new")
@@ -297,9 +312,14 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("kind", "change", "named"), BROKEN)
 def test_of_a_set_that_cannot_be_read_nothing_is_imported(
-    studies: Path, tmp_path: Path, kind: Any, change: Callable[[Path], object], named: str
+    studies: Path,
+    exported: Callable[[Any], Exported],
+    tmp_path: Path,
+    kind: Any,
+    change: Callable[[Path], object],
+    named: str,
 ) -> None:
-    export_labels(studies, tmp_path / "set", kind, _options(kind))
+    shutil.copytree(exported(kind).folder, tmp_path / "set")
     change(tmp_path / "set")
     (tmp_path / "new").mkdir()
     images = ImportOptions()
