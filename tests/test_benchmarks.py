@@ -68,3 +68,9 @@ def test_both_ways_through_a_volume_are_measured_side_by_side(capsys: pytest.Cap
     benchmark.memory(model, 6, 64)
     peak, volume, beyond = map(int, re.findall(r"(\d+) MiB", capsys.readouterr().out))
     assert peak == pytest.approx(volume + beyond, abs=1)
+
+
+def test_segmentations_of_each_kind_are_measured_and_read_back(capsys: pytest.CaptureFixture[str]) -> None:
+    load("segmentations").main(["--planes", "6", "--size", "64"])
+    rows = re.findall(r"^  ([A-Z]+) +([\d.]+) +([\d.]+) +([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [kind for kind, *_ in rows] == ["BINARY", "LABELMAP"]
