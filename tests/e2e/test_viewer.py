@@ -118,7 +118,7 @@ class Annotator:
         self.page.mouse.click(*self.page.evaluate(_PLACE, [column, row]))
 
     def drag(self, *points: tuple[float, float]) -> None:
-        places = [self.page.evaluate(_PLACE, list(point)) for point in points]
+        places = [self.page.evaluate(_PLACE, [float(each) for each in point]) for point in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places[1:]:
@@ -178,6 +178,13 @@ def decode(segments: Sequence[dict[str, Any]], image: dict[str, Any]) -> dict[st
                 mask[plane["plane"], start : start + length] = True
         masks[segment["name"]] = mask.reshape(-1, image["rows"], image["columns"])
     return masks
+
+
+def in_planes(phantom: Any, structure: str, image: dict[str, Any]) -> np.ndarray:
+    """Return a phantom's mask in the order of the image's planes, bool [n_planes, rows, columns]."""
+    frames = [(str(file.SOPInstanceUID), k + 1) for file in phantom.files for k in range(file.get("NumberOfFrames", 1))]
+    mask: np.ndarray = phantom.masks[structure]
+    return mask[[frames.index((each["sop"], each["frame"])) for each in image["planes"]]]
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +262,7 @@ def test_a_text_finds_its_mask_on_each_modality(
     ann.find(text)
     image = ann.image()
     mask = ann.draft()[found]
-    order = [
-        (str(file.SOPInstanceUID), frame + 1)
-        for file in phantom.files
-        for frame in range(int(file.get("NumberOfFrames", 1)))
-    ]
-    truth = phantom.masks[structure][[order.index((each["sop"], each["frame"])) for each in image["planes"]]]
+    truth = in_planes(phantom, structure, image)
     assert dice(mask, truth) > 0.6
     # on the plane that is shown, and that is one with a mask
     assert mask[image["plane"]].any()
@@ -349,6 +351,32 @@ def test_hand_and_model_edits_are_undone_in_their_order(join: Any, folder: Any) 
     ann.page.click('[data-cy="redo-btn"]')
     ann.settled()
     assert np.array_equal(ann.draft()["finding"][0], erased)
+
+
+def test_a_box_on_one_plane_is_carried_through_the_volume(join: Any, pacs: Any, pacs_phantoms: Any) -> None:
+    phantom = pacs_phantoms["brain-mri-2"]
+    ann = join(pacs)
+    ann.open(phantom.study_uid)
+    image = ann.image()
+    plane, truth = image["plane"], in_planes(phantom, "brain", image)
+    rows, columns = np.argwhere(truth[plane]).T
+    ann.key("o")
+    ann.drag((columns.min() - 2, rows.min() - 2), (columns.max() + 2, rows.max() + 2))
+    expect(ann.page.locator(".finding")).to_have_count(1)
+    ann.page.wait_for_function("() => !document.querySelector('medclipsam-panel').shadowRoot.querySelector('.work')")
+    ann.settled()
+    begun = ann.draft()["finding"]
+    assert np.flatnonzero(begun.any(axis=(1, 2))).tolist() == [plane]
+    assert dice(begun[plane], truth[plane]) > 0.5
+    ann.key("g")
+    ann.settled()
+    carried = ann.draft()["finding"]
+    assert carried.any(axis=(1, 2)).sum() > 1
+    assert dice(carried, truth) > dice(begun, truth)
+    # one step back
+    ann.key("Control+z")
+    ann.settled()
+    assert np.array_equal(ann.draft()["finding"], begun)
 
 
 def test_work_comes_back_after_a_reload_and_a_restart(
