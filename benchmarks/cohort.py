@@ -206,6 +206,37 @@ def archive(studies: int) -> None:
     print(f"greatest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
+def rounds(images: int) -> None:
+    """Print the seconds that it takes to put made-up findings and embeddings into a project's ledger."""
+    from medclipsam.active import LEDGER_FILE
+    from medclipsam.active.ledger import Ledger
+    from medclipsam.active.pool import Pool
+    from medclipsam.cohort.methods import describe_request, own_request
+    from medclipsam.cohort.rounds import feed_rounds
+    from medclipsam.cohort.store import Run
+    from medclipsam.cohort.table import write_part
+
+    with tempfile.TemporaryDirectory() as place:
+        request = describe_request(own_request(STANDIN), ("nifti",))
+        run = Run.create(Path(place) / "out", request, {"kind": "pacs", "pacs": "http://127.0.0.1:9"})
+        run.extend(_Numbers(images))
+        rng = np.random.default_rng(0)
+        for block in range(int(run.listed()["blocks"])):
+            own = run.studies(block)
+            rows = [_made_up_row(rng, each, place_in_block) for place_in_block, each in enumerate(own)]
+            for row in rows:
+                row |= {"embedding": rng.random(512).astype(np.float16).tobytes().hex(), "encoder": "made up"}
+            run.part(block).parent.mkdir(exist_ok=True)
+            write_part(run.part(block), rows, studies=len(own), failed=0)
+        workspace = Path(place) / "workspace"
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "into the ledger"):
+            feed_rounds(run, workspace)
+        with _timed(seconds, "the pool that images are chosen from"):
+            assert len(Pool(Ledger(workspace / LEDGER_FILE))) == images
+    print(f"{images} images: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+
+
 def _made_up_row(rng: np.random.Generator, study: Any, place: int) -> dict[str, Any]:
     """Return a row whose numbers are random, with boxes and scores of ten planes, as a finding in a volume has."""
     values = [round(float(value), 4) for value in rng.random(60)]
@@ -411,7 +442,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "part", nargs="?", choices=("all", "overhead", "nodes", "kills", "pacs", "archive", "drive"), default="all"
+        "part",
+        nargs="?",
+        choices=("all", "overhead", "nodes", "kills", "pacs", "archive", "rounds", "drive"),
+        default="all",
     )
     parser.add_argument("--studies", type=int, default=0, help="studies of a part (default: few)")
     parser.add_argument("--images", type=int, default=12, help="images for the demo weights")
@@ -430,6 +464,8 @@ def main(arguments: list[str] | None = None) -> None:
         nodes([most // 10, most])
     if given.part in ("all", "archive"):
         archive(given.studies or 5000)
+    if given.part in ("all", "rounds"):
+        rounds(given.studies or 2000)
     if given.part in ("all", "kills"):
         kills(given.studies or 60)
     if given.part in ("all", "pacs"):
