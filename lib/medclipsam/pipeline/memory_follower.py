@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class MemoryFollower(Follower):
 
     def follow(
         self, seed: Seed, direction: int, *, stop: Callable[[int, np.ndarray], str] = lambda plane, mask: ""
-    ) -> Iterator[tuple[int, np.ndarray] | str]:
+    ) -> Generator[tuple[int, np.ndarray] | str, np.ndarray | None, None]:
         """Yield (plane, mask) from a key plane's neighbour on, and at last why the structure was followed no farther.
 
         See `Follower.follow`.
@@ -62,8 +62,8 @@ class MemoryFollower(Follower):
             if reason:
                 yield reason
                 return
-            yield plane, mask
-            plane, before = plane + direction, mask
+            other = yield plane, mask
+            plane, before = plane + direction, mask if other is None else other
 
     def _features(self, plane: int) -> torch.Tensor:
         return self._sam.embed(self.image.model_plane(plane, self.window)).features.to(self._sam.device)

@@ -1005,7 +1005,9 @@ class _Subject:
         self._part = part
         self._job = job
         self._drawn: dict[int, list[tuple[Seed, float]]] = {}
-        self._evidence: dict[int, PlaneEvidence] = {}
+        # of the planes that were drawn by the text, and of those on which SAM was asked on the way
+        self._seen: dict[int, PlaneEvidence] = {}
+        self._asked: dict[int, PlaneEvidence] = {}
         self._span, self._expected, self._done = (0.0, 1.0), 1, 0
         self.is_finding = job.known is not None and job.known.is_finding
         self.mask = job.mask
@@ -1048,9 +1050,9 @@ class _Subject:
             if not job.mask[plane].any():
                 self.take(plane, job.mask[plane])  # what was shown first is gone
         held = np.flatnonzero(job.mask.any(axis=(1, 2))).tolist()
-        job.evidence.planes = [
-            self._evidence.get(plane) or PlaneEvidence(plane, job.presence_at(plane)) for plane in held
-        ]
+        keys = {track.plane: self._seen[track.plane] for track in job.evidence.key_planes if track.kept}
+        told = {**self._asked, **keys}
+        job.evidence.planes = [told.get(plane) or PlaneEvidence(plane, job.presence_at(plane)) for plane in held]
 
     def draw(self, plane: int) -> list[tuple[Seed, float]]:
         if plane not in self._drawn:
@@ -1058,7 +1060,7 @@ class _Subject:
             for seed, quality, seen in sorted(self._draw(plane), key=lambda each: -each[1]):
                 if not any((seed.mask & other.mask).any() for other, _ in kept):
                     kept.append((seed, quality))
-                    self._evidence.setdefault(plane, seen)
+                    self._seen.setdefault(plane, seen)
             self._drawn[plane] = kept
             if kept:
                 self._part._show(self._job, plane, kept[0][0].mask)
@@ -1104,9 +1106,7 @@ class _Subject:
         self._part.clock.check()
         pixels = self._part.image.model_plane(plane, self._part.window)
         answer = self._part._answer(plane, pixels, prompt)
-        self._evidence[plane] = PlaneEvidence(
-            plane, self._job.presence_at(plane), prompt.to_dict(), float(answer.score)
-        )
+        self._asked[plane] = PlaneEvidence(plane, self._job.presence_at(plane), prompt.to_dict(), float(answer.score))
         return answer
 
 
@@ -1209,12 +1209,18 @@ def _without_single_planes(mask: np.ndarray) -> np.ndarray:
 def _merge(jobs: Sequence[_Job], image: MedicalImage) -> np.ndarray:
     """Make one label map; where masks overlap the one with the higher SAM score on that plane wins."""
     labels = np.zeros((image.n_planes, *image.plane_shape), dtype=np.uint8)
-    scored = {(id(job), seen.plane): seen.sam_score or 0.0 for job in jobs for seen in job.evidence.planes}
     for plane in range(image.n_planes):
         here = [job for job in jobs if job.mask[plane].any()]
-        for job in sorted(here, key=lambda job: scored.get((id(job), plane), 0.0)):
+        for job in here if len(here) < 2 else sorted(here, key=lambda job: _score_at(job, plane)):
             labels[plane][job.mask[plane]] = job.evidence.label
     return labels
+
+
+def _score_at(job: _Job, plane: int) -> float:
+    """Return SAM's score of a target's mask on a plane, or on the nearest one on which it was asked."""
+    scored = [seen for seen in job.evidence.planes if seen.sam_score is not None]
+    nearest = min(scored, key=lambda seen: abs(seen.plane - plane), default=None)
+    return 0.0 if nearest is None else float(nearest.sam_score or 0.0)
 
 
 def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
