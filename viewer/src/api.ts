@@ -87,9 +87,16 @@ export interface Draft {
   by?: string;
 }
 
+export interface Review {
+  verdict: 'approved' | 'rejected';
+  reason: string;
+  by: string;
+}
+
 export interface Saved {
   segments: Segment[];
   version: string;
+  review?: Review | null;
   by?: string;
   at?: string;
 }

@@ -11,6 +11,7 @@ import {
   type Draft,
   type ImageInfo,
   type MapKind,
+  type Review,
   type Saved,
   type ServerInfo,
   type State,
@@ -266,7 +267,7 @@ export class Session extends EventTarget {
         ? 'Your unsaved work on this image is back.'
         : 'Unsaved work from another browser is shown; what you change is kept beside it.';
     } else if (label) {
-      this.note = 'The saved label of this image is shown.';
+      this.note = `The saved label of this image is shown${reviewed(label.review)}.`;
     }
     if (this.findings.length) {
       this.reveal();
@@ -791,6 +792,10 @@ export class Session extends EventTarget {
     this.changed();
     await this.flush();
   }
+}
+
+function reviewed(review: Review | null | undefined): string {
+  return review ? `; a reviewer has ${review.verdict} it${review.reason ? `: ${review.reason}` : ''}` : '';
 }
 
 const isBefore = (one: string, other: string): boolean => new Date(one).getTime() < new Date(other).getTime();

@@ -162,6 +162,14 @@ describe('a session', () => {
     expect(server.last('PUT viewer/api/drafts/ct%201')?.body).toMatchObject({ base: 'v1', revision: 4 });
   });
 
+  it('says why a label was rejected', async () => {
+    const review = { verdict: 'rejected', reason: 'too large', by: 'Ann' };
+    server.json('GET viewer/api/labels/ct%201', { segments: [segment('label', 3, [1, 2])], version: 'v2', review });
+    const again = new Session(session.api, sessionStorage);
+    await again.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(again.note).toContain('too large');
+  });
+
   it.each([
     ['2026-01-01T09:00:00Z', 'label'],
     ['2026-01-01T11:00:00Z', 'draft'],

@@ -683,7 +683,7 @@ var Session = class extends EventTarget {
 			this.draftState = "kept";
 			this.keptAt = draft.saved_at ? new Date(draft.saved_at) : /* @__PURE__ */ new Date();
 			this.note = own ? "Your unsaved work on this image is back." : "Unsaved work from another browser is shown; what you change is kept beside it.";
-		} else if (label) this.note = "The saved label of this image is shown.";
+		} else if (label) this.note = `The saved label of this image is shown${reviewed(label.review)}.`;
 		if (this.findings.length) this.reveal();
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
 		this.changed();
@@ -1119,6 +1119,9 @@ var Session = class extends EventTarget {
 		await this.flush();
 	}
 };
+function reviewed(review) {
+	return review ? `; a reviewer has ${review.verdict} it${review.reason ? `: ${review.reason}` : ""}` : "";
+}
 var isBefore = (one, other) => new Date(one).getTime() < new Date(other).getTime();
 function planeOf(image, shown) {
 	return image.planes.findIndex((plane) => plane.sop === shown.instance && plane.frame === shown.frame);
