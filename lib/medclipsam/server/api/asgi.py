@@ -176,6 +176,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     METRICS.state = lambda: dataclasses.replace(label_app.pipeline.state(), queue_length=queue.waiting)
     label_app.evidence.open(settings.MONAI_LABEL_API_STR)
     app.state.keeper.start()
+    label_app.viewed.warm_up()
     # the first image that is read there need not wait for it
     isolation.start()
     yield

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ class Entry:
     header: Dataset
     stamp: str
 
-    @property
+    @cached_property
     def study(self) -> str:
         """Study Instance UID."""
         return str(self.header.StudyInstanceUID)
 
-    @property
+    @cached_property
     def series(self) -> str:
         """Series Instance UID."""
         return str(self.header.SeriesInstanceUID)
@@ -162,6 +163,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._listing: Listing | None = None
         self._entries: dict[str, Entry] = {}
+        self._by_series: dict[tuple[str, str], list[Entry]] = {}
         self._instances: OrderedDict[tuple[str, str], list[Instance]] = OrderedDict()
         self._making: dict[str, threading.Lock] = defaultdict(threading.Lock)
         # what is known of made entries without making them: by image and stamp
@@ -193,10 +195,12 @@ class Catalogue:
         UnknownError
             If there is no such series.
         """
-        found = [entry for entry in self.entries() if (entry.study, entry.series) == (study, series)]
+        self._current()
+        with self._lock:
+            found = self._by_series.get((study, series))
         if not found:
             raise UnknownError(f"Series {series} of study {study} is not among the studies.")
-        return found
+        return list(found)
 
     def instances(self, entries: Iterable[Entry]) -> list[Instance]:
         """Return the instances of images, each once, by series and in the order of their numbers."""
@@ -301,7 +305,10 @@ class Catalogue:
                     entry = self._entry(image, found, before)
                     if entry is not None:
                         entries[image] = entry
-                self._listing, self._entries = listing, entries
+                by_series: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+                for entry in entries.values():
+                    by_series[entry.study, entry.series].append(entry)
+                self._listing, self._entries, self._by_series = listing, entries, dict(by_series)
             return self._entries
 
     def _entry(self, image: str, found: Found, before: Mapping[str, Entry]) -> Entry | None:

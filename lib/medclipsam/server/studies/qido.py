@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -72,10 +73,10 @@ class Query:
                     conditions.append((tags[0], value))
         return cls(tuple(conditions), offset, limit, fuzzy)
 
-    def select(self, found: Sequence[Dataset]) -> list[Dataset]:
-        """Return the data sets that match, from `offset` on, at most `limit` of them."""
-        matching = [data for data in found if all(self._matches(data, tag, value) for tag, value in self.conditions)]
-        return matching[self.offset : self.offset + self.limit]
+    def select(self, found: Iterable[Dataset]) -> list[Dataset]:
+        """Return the data sets that match, from `offset` on, at most `limit` of them; no more are looked at."""
+        matching = (data for data in found if all(self._matches(data, tag, value) for tag, value in self.conditions))
+        return list(itertools.islice(matching, self.offset, self.offset + self.limit))
 
     def _matches(self, data: Dataset, tag: BaseTag, wanted: str) -> bool:
         element = data.get(tag)

@@ -46,6 +46,11 @@ class ViewedImages:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, Signature], tuple[str, str, tuple[tuple[str, int], ...]]] = OrderedDict()
 
+    def warm_up(self) -> None:
+        """Look at the headers of the studies folder beside the requests, so that the first list need not."""
+        if self.catalogue is not None:
+            threading.Thread(target=self.catalogue.entries, name="look at headers", daemon=True).start()
+
     def frames(self, image_id: str) -> ImageFrames:
         """Return which frames show the planes of an image, which is read for it.
 

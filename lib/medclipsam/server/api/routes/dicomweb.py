@@ -190,7 +190,7 @@ def _search_studies(asked: _Asked) -> Response:
     studies: dict[str, list[Entry]] = defaultdict(list)
     for entry in found:
         studies[entry.study].append(entry)
-    return _found(query, [_of_study(asked, entries) for entries in studies.values()])
+    return _found(query, (_of_study(asked, entries) for entries in studies.values()))
 
 
 def _search_series(asked: _Asked) -> Response:
@@ -200,7 +200,7 @@ def _search_series(asked: _Asked) -> Response:
     series: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in found:
         series[entry.study, entry.series].append(entry)
-    return _found(query, [_of_series(asked, entries) for entries in series.values()])
+    return _found(query, (_of_series(asked, entries) for entries in series.values()))
 
 
 def _search_instances(asked: _Asked) -> Response:
@@ -263,7 +263,7 @@ def _count(catalogue: Catalogue, entries: Sequence[Entry]) -> int | None:
     return None if None in made else len(files) + sum(filter(None, made))
 
 
-def _found(query: Query, found: Sequence[Dataset]) -> Response:
+def _found(query: Query, found: Iterable[Dataset]) -> Response:
     return _json([to_json(data) for data in query.select(found)])
 
 
