@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import requests
 from dicomweb_client.api import DICOMwebClient
 from highdicom.seg import Segmentation
+from PIL import Image
 
 from medclipsam.imaging.frames import decode_runs, encode_runs
 
@@ -121,6 +123,18 @@ def _session(orthanc: Any) -> requests.Session:
     session = requests.Session()
     session.auth = (orthanc.user, orthanc.password)
     return session
+
+
+def test_people_see_pictures_of_what_is_in_the_pacs(pacs_server: Any) -> None:
+    told = requests.get(f"{pacs_server.url}/viewer/api/studies", timeout=120).json()
+    assert told["total"] > 5
+    answers = [requests.get(f"{pacs_server.url}/{each['picture']}", timeout=60) for each in told["studies"]]
+    drawn = [answer for answer in answers if answer.status_code == 200]
+    # Orthanc cannot draw all that pydicom has
+    assert {answer.status_code for answer in answers} <= {200, 404}
+    assert len(drawn) > 0.7 * len(answers)
+    for answer in drawn:
+        assert max(Image.open(io.BytesIO(answer.content)).size) <= 192
 
 
 def test_series_of_several_pictures_are_told_apart(

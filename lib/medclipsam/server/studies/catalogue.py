@@ -283,14 +283,11 @@ class Catalogue:
             return self._make_thumbnail(entry, self._images.read(file))
 
     def _make_thumbnail(self, entry: Entry, image: MedicalImage) -> bytes:
-        picture = Image.fromarray(image.plane(image.n_planes // 2))
-        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        content = io.BytesIO()
-        picture.save(content, "JPEG", quality=80)
+        content = small_picture(Image.fromarray(image.plane(image.n_planes // 2)))
         folder = self._made_folder("pictures")
-        write_bytes(folder / f"{entry.stamp}.jpg", content.getvalue(), mode=PRIVATE)
+        write_bytes(folder / f"{entry.stamp}.jpg", content, mode=PRIVATE)
         _bound(folder, MAX_PICTURE_BYTES)
-        return content.getvalue()
+        return content
 
     def _names(self, image: str) -> DicomNames:
         return DicomNames(self._studies, image)
@@ -414,6 +411,14 @@ class Catalogue:
         except (OSError, ValueError, AttributeError, TypeError):
             logger.warning("images.json of the workspace cannot be read; the images are looked at again")
             return {}
+
+
+def small_picture(picture: Image.Image) -> bytes:
+    """Return a picture as a JPEG of at most `THUMBNAIL_PIXELS` columns and rows."""
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=80)
+    return content.getvalue()
 
 
 def render(

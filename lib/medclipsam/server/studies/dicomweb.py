@@ -519,6 +519,32 @@ class DicomWebStudies(LabelFiles):
             image = self._entry(image_id).image
             image.info = merged_image_info(image.info, info)
 
+    def rendered(self, image_id: str) -> bytes:
+        """Return a picture of an image that the server draws of one of its instances.
+
+        Raises
+        ------
+        UnknownError
+            If the server has no such image, or draws no pictures.
+        UpstreamError
+            If it does not answer.
+        """
+        listed = self._series().get(image_id)
+        if listed is None:
+            raise self._unknown(image_id)
+        instances = sorted(self._instances_now(listed))
+        if not instances:
+            raise UnknownError(f"Image {image_id!r} has no instance to draw.")
+        # of an instance and without any parameter: not all servers draw a series, or to size
+        where = f"studies/{listed.study}/series/{listed.series}/instances/{instances[len(instances) // 2]}/rendered"
+        with self._places.one():
+            answer = self.pacs.send("GET", self.pacs.address("wado", where), headers={"Accept": "image/jpeg"})
+            with answer:
+                content = self.pacs.body(answer)
+        if not answer.ok:
+            raise UnknownError(f"The DICOMweb server draws no picture of image {image_id!r}.")
+        return content
+
     def images_of(self, study: str, series: str, instance: str | None) -> list[str]:
         """Return the ids of the images that an instance belongs to, or of those of the series where none is named.
 

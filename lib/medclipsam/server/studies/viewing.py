@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 from collections import OrderedDict
@@ -9,14 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from medclipsam.base.errors import InputError
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.server.base.errors import UnknownError
-from medclipsam.server.studies.catalogue import Catalogue
+from medclipsam.server.studies.catalogue import Catalogue, small_picture
 from medclipsam.server.studies.datastore import Datastore
 from medclipsam.server.studies.dicomweb import DicomWebStudies
 from medclipsam.server.studies.images import ImageReader, Signature, signature
 
+# Small pictures of a DICOMweb server's images that are kept in memory.
+_MOST_PICTURES = 1000
 # Images whose frames are remembered; the images themselves are not.
 _MOST = 64
 
@@ -44,6 +49,7 @@ class ViewedImages:
         self._images = images
         self._path_of = path_of
         self._lock = threading.Lock()
+        self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._known: OrderedDict[tuple[str, Signature], tuple[str, str, tuple[tuple[str, int], ...]]] = OrderedDict()
 
     def warm_up(self) -> None:
@@ -85,13 +91,30 @@ class ViewedImages:
         Raises
         ------
         UnknownError
-            If there is none; images of a DICOMweb server are not fetched for it.
+            If there is none: a DICOMweb server is asked to draw one, which not all of them do.
         ImageError
             If the image cannot be read.
+        UpstreamError
+            If the DICOMweb server does not answer.
         """
-        if self.catalogue is None:
-            raise UnknownError("There is no small picture of images on a DICOMweb server; ask that server for one.")
-        return self.catalogue.thumbnail([self.catalogue.entry(image_id)])
+        if self.catalogue is not None:
+            return self.catalogue.thumbnail([self.catalogue.entry(image_id)])
+        if not isinstance(self._store, DicomWebStudies):
+            raise UnknownError("The studies have no pictures.")
+        with self._lock:
+            known = self._pictures.get(image_id)
+        if known is None:
+            drawn = self._store.rendered(image_id)
+            try:
+                picture = Image.open(io.BytesIO(drawn), formats=("JPEG", "PNG")).convert("RGB")
+            except (OSError, Image.DecompressionBombError) as error:
+                raise UnknownError(f"The DICOMweb server drew no picture of image {image_id!r}.") from error
+            known = small_picture(picture)
+            with self._lock:
+                self._pictures[image_id] = known
+                while len(self._pictures) > _MOST_PICTURES:
+                    self._pictures.popitem(last=False)
+        return known
 
     def describe(self, image_id: str) -> dict[str, Any]:
         """Return what is told of an image in lists, without reading it: `name`, `modality`, `planes`, `date`, UIDs.
