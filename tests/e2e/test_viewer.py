@@ -75,7 +75,8 @@ class Annotator:
         self.ready()
 
     def ready(self) -> None:
-        self.page.wait_for_selector("#run:not([disabled])")
+        # with the draft or label, if there is one
+        self.page.wait_for_selector('.panel[aria-busy="false"] #run:not([disabled])')
         self.page.wait_for_function("() => cornerstone.getRenderingEngines()[0].getViewports()[0].getImageData?.()")
 
     def choose(self, text: str) -> None:
@@ -419,7 +420,7 @@ def test_of_two_annotators_none_overwrites_the_other_unseen(join: Any, folder: A
     ben.drag((20, 20), (60, 20))
     ben.settled()
     ann.key("Control+s")
-    ann.says("Saved")
+    ann.says("read back")
     theirs = ann.get(f"/viewer/api/labels/{ann.image()['image']}")
     ben.key("Control+s")
     ben.says("pink")
@@ -428,7 +429,7 @@ def test_of_two_annotators_none_overwrites_the_other_unseen(join: Any, folder: A
     mask = decode(theirs["segments"], ben.image())["breast tumour"][0]
     assert ben.drawn()[mask].any()
     ben.page.click("text=Replace with mine")
-    ben.says("Saved")
+    ben.says("read back")
     label = ann.get(f"/viewer/api/labels/{ann.image()['image']}")
     assert [segment["name"] for segment in label["segments"] if segment["planes"]] == ["finding"]
     # opened anew it is shown
@@ -436,7 +437,7 @@ def test_of_two_annotators_none_overwrites_the_other_unseen(join: Any, folder: A
     ann.ready()
     expect(ann.page.locator('.finding[data-name="finding"]')).to_be_visible()
     ann.key("Control+s")
-    ann.says("Saved")
+    ann.says("read back")
 
 
 def test_the_overlay_follows_the_answer_at_once(join: Any, folder: Any) -> None:

@@ -220,7 +220,7 @@ class Panel extends LitElement {
   protected override render(): TemplateResult {
     const { session } = this;
     return html`
-      <section class="panel" aria-label="Annotate by text">
+      <section class="panel" aria-label="Annotate by text" aria-busy=${session.opening ? 'true' : 'false'}>
         ${this.head()} ${this.showKeys ? this.keys() : nothing} ${this.ask()}
         <div class="now">
           <div class="messages" role="status" aria-live="polite">${session.work ? nothing : this.messages()}</div>

@@ -107,6 +107,11 @@ export class Session extends EventTarget {
   private chain: Promise<void> = Promise.resolve();
   private loading: string | null = null;
 
+  /** Whether an image is being opened, whose draft or label may still come. */
+  get opening(): boolean {
+    return this.loading !== null;
+  }
+
   constructor(
     readonly api: Api,
     private readonly storage: Pick<Storage, 'getItem' | 'setItem'> = sessionStorage,
@@ -223,6 +228,7 @@ export class Session extends EventTarget {
     } finally {
       if (this.loading === key) {
         this.loading = null;
+        this.changed();
       }
     }
   }

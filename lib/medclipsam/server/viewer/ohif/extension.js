@@ -527,6 +527,10 @@ var LAST_KEY = "medclipsam.last";
 var REASON_KEY = "medclipsam.reason";
 var MOST_RECENT = 8;
 var Session = class extends EventTarget {
+	/** Whether an image is being opened, whose draft or label may still come. */
+	get opening() {
+		return this.loading !== null;
+	}
 	constructor(api, storage = sessionStorage) {
 		super();
 		this.api = api;
@@ -648,7 +652,10 @@ var Session = class extends EventTarget {
 			this.history = new History();
 			this.fail(error);
 		} finally {
-			if (this.loading === key) this.loading = null;
+			if (this.loading === key) {
+				this.loading = null;
+				this.changed();
+			}
 		}
 	}
 	async open(image, plane) {
@@ -2913,7 +2920,7 @@ var Panel = class Panel extends i {
 	render() {
 		const { session } = this;
 		return b`
-      <section class="panel" aria-label="Annotate by text">
+      <section class="panel" aria-label="Annotate by text" aria-busy=${session.opening ? "true" : "false"}>
         ${this.head()} ${this.showKeys ? this.keys() : A} ${this.ask()}
         <div class="now">
           <div class="messages" role="status" aria-live="polite">${session.work ? A : this.messages()}</div>
