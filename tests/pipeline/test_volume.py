@@ -6,14 +6,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from scipy import ndimage
 
 from medclipsam.base.errors import CancelledError, OptionError
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.pipeline.volume import Seed, _Appearance, _VolumeComponents, key_planes, step_in_planes
+from medclipsam.pipeline.volume import Seed, _Appearance, key_planes, step_in_planes
 from medclipsam.pipeline.zero_shot import ZeroShot
 
 OPTIONS = ZeroShotOptions(saliency="patch_text")
@@ -187,21 +186,6 @@ def test_key_planes_are_the_middles_of_plateaus_and_apart() -> None:
     covered[2:7] = True
     assert key_planes(planes, scores, 0.5, taken=covered, most=1) == [111]
     assert key_planes(planes, scores, 1.1, taken=nothing, most=9) == []
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_components_of_a_volume_are_those_of_simpleitk(seed: int) -> None:
-    mask = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((9, 30, 26)), 1.2) > 0.12
-    mask[4] = False
-    found = _VolumeComponents(mask)
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True))
-    sizes = np.bincount(labels.ravel())[1:]
-    assert sorted(found.sizes) == sorted(sizes)
-    largest = int(found.sizes.argmax())
-    kept = mask.copy()
-    for plane, part in found.only({largest}):
-        kept[plane] = part
-    np.testing.assert_array_equal(kept, labels == 1 + int(sizes.argmax()))
 
 
 def test_contrast_is_told_by_brightness_and_by_its_distribution() -> None:

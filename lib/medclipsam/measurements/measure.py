@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.components import VolumeComponents
 from medclipsam.imaging.sizes import area_mm2, volume_mm3
 from medclipsam.measurements.diameters import Axis, axes
 
@@ -139,7 +139,6 @@ def measure(mask: np.ndarray, image: MedicalImage) -> Measurements:
     first, last = int(planes[0]), int(planes[-1])
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in ((0, 2), (0, 1)))
     box = np.s_[first : last + 1, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    _, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
     voxels = int(np.count_nonzero(mask[box]))
     lines = axes(mask, image.pixel_spacing)
     assert lines is not None
@@ -147,7 +146,7 @@ def measure(mask: np.ndarray, image: MedicalImage) -> Measurements:
     centre = _centre(mask[box], corner, image)
     return Measurements(
         n_voxels=voxels,
-        n_components=int(count),
+        n_components=len(VolumeComponents(mask[box]).sizes),
         n_planes=len(planes),
         area_mm2=None if image.is_volume else area_mm2(voxels, image),
         volume_mm3=volume_mm3(voxels, image) if image.is_volume else None,

@@ -1225,10 +1225,11 @@ def _score_at(job: _Job, plane: int) -> float:
 
 def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
     evidence = job.evidence
-    area = int((labels == evidence.label).sum())
+    mask = labels == evidence.label
+    area = int(np.count_nonzero(mask))
     evidence.area_pixels, evidence.found = area, area > 0
     evidence.area_mm2, evidence.volume_mm3 = area_mm2(area, image), volume_mm3(area, image)
-    evidence.measurements = measure(labels == evidence.label, image)
+    evidence.measurements = measure(mask, image)
     target = job.text.target
     if target is not None:
         evidence.doubt = doubt_of_size(target, area, image)
