@@ -39,7 +39,12 @@ export interface Segment {
   source?: Source;
   edited?: boolean;
   planes: { plane: number; runs: Runs }[];
+  /** Of drafts alone. */
+  evidence?: KeptEvidence | null;
 }
+
+/** What a draft keeps of the evidence; maps are on the server for a short time only. */
+export type KeptEvidence = Pick<Evidence, 'presence' | 'threshold' | 'reason' | 'doubt'>;
 
 export type Findings = readonly Finding[];
 
@@ -126,6 +131,18 @@ export function toSegments(findings: Findings): Segment[] {
   }));
 }
 
+/** Return findings as a draft has them: with what the server said of them. */
+export function toDraft(findings: Findings): Segment[] {
+  return toSegments(findings).map((segment, place) => {
+    const evidence = findings[place]?.evidence;
+    if (!evidence) {
+      return segment;
+    }
+    const { presence, threshold, reason, doubt } = evidence;
+    return { ...segment, evidence: { presence, threshold, reason, doubt } };
+  });
+}
+
 export function fromSegments(segments: readonly Segment[], size: number): Findings {
   let findings: Findings = [];
   for (const segment of segments) {
@@ -135,6 +152,7 @@ export function fromSegments(segments: readonly Segment[], size: number): Findin
       source: segment.source ?? 'hand',
       edited: segment.edited ?? true,
       planes: planesOf(segment, size),
+      evidence: segment.evidence ? { ...segment.evidence, mapPlanes: null, saliency: null, uncertainty: null } : null,
       ...(colour ? { colour } : {}),
     });
     findings = [...findings, made];

@@ -24,6 +24,7 @@ import {
   makeFinding,
   planesOf,
   replace,
+  toDraft,
   toSegments,
   withAnswer,
   withPlane,
@@ -627,7 +628,7 @@ export class Session extends EventTarget {
     this.changed();
     try {
       const draft = await this.api.keepDraft(image.image, {
-        segments: toSegments(kept),
+        segments: toDraft(kept),
         base: this.base,
         revision: this.revision ?? null,
       });

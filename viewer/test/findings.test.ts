@@ -5,6 +5,7 @@ import {
   History,
   makeFinding,
   replace,
+  toDraft,
   toSegments,
   withAnswer,
   withPlane,
@@ -91,6 +92,15 @@ describe('findings on the server', () => {
     expect(back.map(({ name, colour, source, planes }) => ({ name, colour, source, planes }))).toEqual(
       second.map(({ name, colour, source, planes }) => ({ name, colour, source, planes })),
     );
+  });
+
+  it('keep in drafts what the server said of them, without maps that it soon forgets', () => {
+    const said = { presence: 0.02, threshold: 0.5, reason: 'not found', doubt: '' };
+    const evidence = { ...said, mapPlanes: [0], saliency: '/a', uncertainty: null };
+    const { findings } = withAnswer([], { ...answer('heart', []), evidence });
+    expect(toSegments(findings)[0]).not.toHaveProperty('evidence');
+    const back = fromSegments(JSON.parse(JSON.stringify(toDraft(findings))) as ReturnType<typeof toDraft>, 12);
+    expect(back[0]?.evidence).toEqual({ ...said, mapPlanes: null, saliency: null, uncertainty: null });
   });
 
   it('are refused where they do not fit on the image', () => {

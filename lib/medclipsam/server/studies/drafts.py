@@ -48,6 +48,17 @@ class DraftPlane(BaseModel):
         return self
 
 
+class DraftEvidence(BaseModel):
+    """What a model said of a finding."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    presence: float | None = None
+    threshold: float | None = None
+    reason: Annotated[str, StringConstraints(max_length=2000)] = ""
+    doubt: Annotated[str, StringConstraints(max_length=2000)] = ""
+
+
 class DraftSegment(BaseModel):
     """A finding."""
 
@@ -58,6 +69,7 @@ class DraftSegment(BaseModel):
     source: Literal["text", "network", "clicks", "hand"] = "hand"
     edited: bool = False
     planes: list[DraftPlane]
+    evidence: DraftEvidence | None = None
 
 
 class Draft(BaseModel):

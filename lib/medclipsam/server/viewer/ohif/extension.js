@@ -454,6 +454,23 @@ function toSegments(findings) {
 		}))
 	}));
 }
+/** Return findings as a draft has them: with what the server said of them. */
+function toDraft(findings) {
+	return toSegments(findings).map((segment, place) => {
+		const evidence = findings[place]?.evidence;
+		if (!evidence) return segment;
+		const { presence, threshold, reason, doubt } = evidence;
+		return {
+			...segment,
+			evidence: {
+				presence,
+				threshold,
+				reason,
+				doubt
+			}
+		};
+	});
+}
 function fromSegments(segments, size) {
 	let findings = [];
 	for (const segment of segments) {
@@ -463,6 +480,12 @@ function fromSegments(segments, size) {
 			source: segment.source ?? "hand",
 			edited: segment.edited ?? true,
 			planes: planesOf(segment, size),
+			evidence: segment.evidence ? {
+				...segment.evidence,
+				mapPlanes: null,
+				saliency: null,
+				uncertainty: null
+			} : null,
 			...colour ? { colour } : {}
 		});
 		findings = [...findings, made];
@@ -984,7 +1007,7 @@ var Session = class extends EventTarget {
 		this.changed();
 		try {
 			const draft = await this.api.keepDraft(image.image, {
-				segments: toSegments(kept),
+				segments: toDraft(kept),
 				base: this.base,
 				revision: this.revision ?? null
 			});
