@@ -147,6 +147,7 @@ def test_series_of_several_pictures_are_told_apart(
         told = requests.get(
             f"{pacs_server.url}/viewer/api/image", {**names, "SOPInstanceUID": data.SOPInstanceUID}, timeout=120
         ).json()
+        assert "planes" in told, told
         assert told["planes"] == [{"sop": str(data.SOPInstanceUID), "frame": 1}]
         assert requests.get(f"{pacs_server.url}/viewer/api/image", names, timeout=120).status_code == 400
 

@@ -611,10 +611,10 @@ def test_a_request_that_would_take_too_long_is_refused_with_the_estimate(make_cl
         pace._rates[rate].append(seconds)
     # 1 s of presence, the 5 runs of the fast schedule at 5 s, 4 s of SAM
     assert infer(client, image="chest").status_code == 200
-    detail = sentence(infer(client, image="stack"), 400)
+    detail = sentence(infer(client, {**TEXT, "volume": "planes"}, image="stack"), 400)
     assert "about 90 s (3 planes at 30 s" in detail
     assert "at most 2 planes" in detail
-    assert infer(client, {**TEXT, "planes": "0-1"}, image="stack").status_code == 200
+    assert infer(client, {**TEXT, "volume": "planes", "planes": "0-1"}, image="stack").status_code == 200
 
 
 def test_running_out_of_memory_frees_it_and_the_server_serves_on(client: TestClient, loaded: Any) -> None:

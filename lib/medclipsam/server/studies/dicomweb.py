@@ -562,7 +562,13 @@ class DicomWebStudies(LabelFiles):
                 raise UnknownError(f"Series {series} of study {study} is not among those of {self.name()}.")
             return found
 
-        images = listed()
+        try:
+            images = listed()
+        except UnknownError:
+            # a study may have come since the server was last asked
+            with self._listing:
+                self._listed = None
+            images = listed()
         if instance in images:
             return [instance] if instance else images
         if images == [series]:

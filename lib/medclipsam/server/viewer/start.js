@@ -5,7 +5,10 @@
   const PAGE = 60;
   const byId = id => document.getElementById(id);
   const list = byId('studies');
+  // Milliseconds until the list is asked for again.
+  const LOOK_AGAIN = 10_000;
   let asked = 0;
+  let shown = '';
 
   async function ask(path) {
     const answer = await fetch(path, { headers: { Accept: 'application/json' } });
@@ -69,14 +72,19 @@
       if (turn !== asked) {
         return; // another was asked for meanwhile
       }
+      byId('problem').hidden = told.total > 0;
+      byId('problem').textContent = told.total ? '' : 'No study fits.';
+      const answer = JSON.stringify(told);
+      if (!from && answer === shown) {
+        return; // the pictures stay as they are
+      }
+      shown = from ? '' : answer;
       const items = told.studies.map(entryOf);
       if (from) {
         list.append(...items);
       } else {
         list.replaceChildren(...items);
       }
-      byId('problem').hidden = told.total > 0;
-      byId('problem').textContent = told.total ? '' : 'No study fits.';
       byId('more').hidden = list.children.length >= told.total;
     } catch (error) {
       fail(error);
@@ -91,6 +99,12 @@
     clearTimeout(typing);
     typing = setTimeout(() => show(0), 200);
   });
-  show(0);
-  ask('viewer/api/state').then(told => (byId('state').textContent = told.sentence), fail);
+  function look() {
+    show(0);
+    ask('viewer/api/state').then(told => (byId('state').textContent = told.sentence), fail);
+  }
+
+  look();
+  // studies come and are labelled while the page is open; further pages of the list stay
+  setInterval(() => !document.hidden && list.children.length <= PAGE && look(), LOOK_AGAIN);
 })();
