@@ -341,7 +341,8 @@ def test_finetuning_defaults_hold_what_was_given_alone() -> None:
 
 def test_all_variables_of_the_package_are_known() -> None:
     known = {setting.variable for setting in SETTINGS.values()} | OTHER_VARIABLES
-    files = [*(ROOT / "lib").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *(each for each in (ROOT / "deploy").rglob("*") if each.is_file())]
+    deployed = [each for each in (ROOT / "deploy").rglob("*") if each.is_file()]
+    files = [*(ROOT / "lib").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *deployed]
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert set(re.findall(r"\bMEDCLIPSAM_[A-Z][A-Z_]*[A-Z]\b", text)) <= known, file
