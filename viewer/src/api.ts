@@ -26,7 +26,7 @@ export interface Plane {
 export interface ImageInfo {
   image: string;
   name: string;
-  modality: string;
+  modality: string | null;
   rows: number;
   columns: number;
   spacing_mm: [number | null, number, number] | null;

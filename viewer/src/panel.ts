@@ -33,7 +33,7 @@ export function completed(text: string, suggestion: string): string {
 }
 
 /** Return an image's name; one that is a DICOM UID says nothing to people. */
-const title = ({ name, modality }: ImageInfo): string => (/^[\d.]{20,}$/.test(name) ? `${modality} image` : name);
+const title = ({ name, modality }: ImageInfo): string => (/^[\d.]{20,}$/.test(name) ? `${modality ?? 'An'} image` : name);
 /** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
 const person = (by: string | undefined): string => (!by || by.startsWith('browser-') ? 'Somebody else' : by);
 const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
@@ -235,14 +235,14 @@ class Panel extends LitElement {
   private head(): TemplateResult {
     const { image, state, savedBy } = this.session;
     const count = image?.planes.length ?? 1;
-    const planes = count > 1 ? ` · ${count} ${this.session.isVolume ? 'planes' : 'frames'}` : '';
+    const planes = count > 1 ? `${count} ${this.session.isVolume ? 'planes' : 'frames'}` : '';
     const until = image?.lease?.until;
     const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : '';
     return html`
       <header>
         <div class="image">
           <h2>${image ? title(image) : 'No image'}</h2>
-          <p>${image ? `${image.modality}${planes}${lease}` : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
+          <p>${image ? [image.modality, planes].filter(Boolean).join(' · ') + lease : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
         </div>
         <button
           class="quiet"

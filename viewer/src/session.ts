@@ -133,7 +133,10 @@ export class Session extends EventTarget {
   }
 
   get isVolume(): boolean {
-    return ['CT', 'MR', 'PT', 'NM'].includes(this.image?.modality ?? '') && (this.image?.planes.length ?? 0) > 1;
+    const { planes, modality, spacing_mm: spacing } = this.image ?? { planes: [], modality: null, spacing_mm: null };
+    // of a file without a modality the distance of its planes tells; the frames of a loop have none
+    const stacked = ['CT', 'MR', 'PT', 'NM'].includes(modality ?? '') || Boolean(spacing?.[0]);
+    return planes.length > 1 && stacked;
   }
 
   get hasNetwork(): boolean {

@@ -70,6 +70,18 @@ describe('a session', () => {
     await session.show({ study: 's', series: 't', instance: 'c', frame: 1 });
   });
 
+  it.each([
+    ['CT', [2, 1, 1], true],
+    ['CT', null, true],
+    [null, [6, 1, 1], true],
+    [null, null, false],
+    ['US', [null, 1, 1], false],
+  ])('takes planes of modality %s and spacing %s for a volume: %s', async (modality, spacing, expected) => {
+    server.json('GET viewer/api/image', { ...IMAGE, modality, spacing_mm: spacing });
+    await session.show({ study: 's', series: 'another', instance: 'c', frame: 1 });
+    expect(session.isVolume).toBe(expected);
+  });
+
   it('knows which plane is shown', async () => {
     expect(session.plane).toBe(2);
     await session.show({ study: 's', series: 't', instance: 'e', frame: 1 });

@@ -598,12 +598,18 @@ var Session = class extends EventTarget {
 		return this.image ? this.image.rows * this.image.columns : 0;
 	}
 	get isVolume() {
-		return [
+		const { planes, modality, spacing_mm: spacing } = this.image ?? {
+			planes: [],
+			modality: null,
+			spacing_mm: null
+		};
+		const stacked = [
 			"CT",
 			"MR",
 			"PT",
 			"NM"
-		].includes(this.image?.modality ?? "") && (this.image?.planes.length ?? 0) > 1;
+		].includes(modality ?? "") || Boolean(spacing?.[0]);
+		return planes.length > 1 && stacked;
 	}
 	get hasNetwork() {
 		return "network" in (this.info?.models ?? {});
@@ -2792,7 +2798,7 @@ function completed(text, suggestion) {
 	return before ? `${before} ${suggestion}` : suggestion;
 }
 /** Return an image's name; one that is a DICOM UID says nothing to people. */
-var title = ({ name, modality }) => /^[\d.]{20,}$/.test(name) ? `${modality} image` : name;
+var title = ({ name, modality }) => /^[\d.]{20,}$/.test(name) ? `${modality ?? "An"} image` : name;
 /** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
 var person = (by) => !by || by.startsWith("browser-") ? "Somebody else" : by;
 var plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
@@ -2957,14 +2963,14 @@ var Panel = class Panel extends i {
 	head() {
 		const { image, state, savedBy } = this.session;
 		const count = image?.planes.length ?? 1;
-		const planes = count > 1 ? ` · ${count} ${this.session.isVolume ? "planes" : "frames"}` : "";
+		const planes = count > 1 ? `${count} ${this.session.isVolume ? "planes" : "frames"}` : "";
 		const until = image?.lease?.until;
 		const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : "";
 		return b`
       <header>
         <div class="image">
           <h2>${image ? title(image) : "No image"}</h2>
-          <p>${image ? `${image.modality}${planes}${lease}` : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
+          <p>${image ? [image.modality, planes].filter(Boolean).join(" · ") + lease : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
         </div>
         <button
           class="quiet"
