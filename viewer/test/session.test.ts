@@ -77,8 +77,9 @@ describe('a session', () => {
     [null, null, false],
     ['US', [null, 1, 1], false],
   ])('takes planes of modality %s and spacing %s for a volume: %s', async (modality, spacing, expected) => {
-    server.json('GET viewer/api/image', { ...IMAGE, modality, spacing_mm: spacing });
-    await session.show({ study: 's', series: 'another', instance: 'c', frame: 1 });
+    const planes = ['x', 'y'].map((sop) => ({ sop, frame: 1 }));
+    server.json('GET viewer/api/image', { ...IMAGE, modality, spacing_mm: spacing, planes });
+    await session.show({ study: 's', series: 'another', instance: 'y', frame: 1 });
     expect(session.isVolume).toBe(expected);
   });
 
