@@ -85,8 +85,8 @@ bench: .venv/.ready
 	@for script in steps growth; do echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lock: .venv/.uv
-	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra onnx --extra cohort --extra sam2 -o requirements.txt
-	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra onnx --extra cohort --extra sam2 --extra test --extra docs -c requirements.txt -o requirements-test.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra onnx --extra cohort --extra sam2 --extra viewer -o requirements.txt
+	$(COMPILE) pyproject.toml --extra server --extra finetune --extra tracking --extra convert --extra engine --extra onnx --extra cohort --extra sam2 --extra viewer --extra test --extra docs -c requirements.txt -o requirements-test.txt
 	echo pydensecrf2 | $(COMPILE) --no-deps --no-header - -o requirements-crf.txt
 
 clean:

@@ -191,7 +191,7 @@ def in_planes(phantom: Any, structure: str, image: dict[str, Any]) -> np.ndarray
 @pytest.fixture(scope="module")
 def viewer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed viewer; it is brought once for all runs of the tests."""
-    return install_viewer(progress=False).parent
+    return install_viewer(quiet=True).parent
 
 
 def serve(studies: str, port: int, *more: str) -> list[str]:

