@@ -14,7 +14,7 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage, read_image, write_mask
-from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
+from medclipsam.imaging.label_map import LabelMap, ValueNames, is_same_label, read_label_map
 
 TABLE = {"heart": 3, "left lung": 7}
 SPACING = (1.5, 2.0, 4.0)
@@ -138,6 +138,76 @@ def test_what_is_no_label_map_of_the_image_is_refused(
 ) -> None:
     with pytest.raises(InputError):
         LabelMap(values, MedicalImage.from_array(np.zeros((4, 5, 6), np.uint8)), names)
+
+
+# --- segments that overlap ---
+
+
+def blobs(shape: tuple[int, ...], n: int, seed: int) -> dict[str, np.ndarray]:
+    """Boxes at random places, of which most overlap, and an empty one."""
+    rng = np.random.default_rng(seed)
+    masks = {}
+    for number in range(n):
+        box = tuple(slice(*sorted(rng.choice(length + 1, 2, replace=False))) for length in shape)
+        masks[f"segment {number}"] = np.zeros(shape, bool)
+        masks[f"segment {number}"][box] = True
+    return masks | {"empty": np.zeros(shape, bool)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_segments_that_overlap_stay_whole(image: MedicalImage, seed: int) -> None:
+    shape = (image.n_planes, *image.plane_shape)
+    masks = blobs(shape, 6, seed)
+    numbers = {name: 10 + 3 * place for place, name in enumerate(masks)}
+    label = LabelMap.from_masks(masks, image, numbers)
+    assert label.names == numbers
+    assert label.masks().keys() == masks.keys()
+    for name, mask in masks.items():
+        assert np.array_equal(label.mask(name), mask)
+    size = {numbers[name]: mask.sum() for name, mask in masks.items()}
+    depth = sum(mask.astype(int) for mask in masks.values())
+    assert len(label.beneath) == max(depth.max() - 1, 0)
+    assert label.overlaps == bool((depth > 1).any())
+    assert label.overlap_voxels == np.count_nonzero(depth > 1)
+    assert label.present == {numbers[name] for name, mask in masks.items() if mask.any()}
+    # on top is the smallest of those that have the voxel
+    for voxel in np.ndindex(shape):
+        here = [numbers[name] for name, mask in masks.items() if mask[voxel]]
+        on_top = int(label.values[voxel])
+        assert (on_top in here and size[on_top] == min(map(size.get, here))) if here else on_top == 0
+
+
+def test_segments_that_do_not_overlap_have_no_layers(image: MedicalImage) -> None:
+    values = np.random.default_rng(0).choice([0, 3, 7], (image.n_planes, *image.plane_shape)).astype(np.uint8)
+    label = LabelMap.from_masks({"a": values == 3, "b": values == 7}, image, {"a": 3, "b": 7, "c": 9}, {"c": 9})
+    assert np.array_equal(label.values, values)
+    assert label.beneath.shape == (0, *values.shape)
+    assert not label.overlaps
+    assert not label.mask("c").any()
+    assert label.asked == {"c": 9}
+
+
+def test_label_maps_are_the_same_by_their_segments(image: MedicalImage) -> None:
+    shape = (image.n_planes, *image.plane_shape)
+    masks = blobs(shape, 3, 1)
+    masks["segment 0"][:], masks["segment 1"][0] = True, True
+    numbers = dict(zip(masks, (5, 2, 9, 1), strict=True))
+    one = LabelMap.from_masks(masks, image, numbers)
+    assert is_same_label(one, LabelMap.from_masks(masks, image, dict(zip(masks, (1, 2, 3, 4), strict=True))))
+    assert not is_same_label(one, LabelMap(one.values, image, numbers))
+    masks["segment 0"] = masks["segment 0"] & ~masks["segment 1"]
+    assert not is_same_label(one, LabelMap.from_masks(masks, image, numbers))
+
+
+def test_masks_that_cannot_be_one_label_map_are_refused(image: MedicalImage) -> None:
+    shape = (image.n_planes, *image.plane_shape)
+    for masks in ({"a": np.zeros((4, 5, 7), bool)}, {"a": np.zeros(shape, np.uint8)}, {"b": np.zeros(shape, bool)}):
+        with pytest.raises(InputError, match=r"'[ab]'"):
+            LabelMap.from_masks(masks, image, {"a": 1})
+    with pytest.raises(InputError, match="layer"):
+        LabelMap(np.zeros(shape, np.uint8), image, beneath=np.zeros((1, 4, 5, 7), np.uint8))
+    with pytest.raises(InputError, match="'heart'"):
+        LabelMap(np.zeros(shape, np.uint8), image, {"a": 1}).mask("heart")
 
 
 # --- what clients send ---

@@ -114,6 +114,8 @@ class LabelMap:
         Name to value, 1 to 255; also of what the map does not hold.
     asked : mapping of str to int
         Those of them that were asked for in so many words: what the map does not hold of them is absent.
+    beneath : ndarray of uint8, shape (n_layers, n_planes, H, W), optional
+        Where segments overlap, the labels that `values` covers. No layers (the default) where none overlap.
 
     Raises
     ------
@@ -122,33 +124,121 @@ class LabelMap:
 
     Notes
     -----
-    A voxel has one label. Segments that overlap would be layers of `values`, and a name would lead to its layer too.
+    `values` is what a reader that knows one label for each voxel gets: of segments that overlap, the smaller one is on
+    top. A segment whole is `mask`, and `from_masks` makes a label map of whole segments.
     """
 
     values: np.ndarray
     image: MedicalImage
     names: Mapping[str, int] = field(default_factory=dict)
     asked: Mapping[str, int] = field(default_factory=dict)
+    beneath: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.uint8))
 
     def __post_init__(self) -> None:
         shape = (self.image.n_planes, *self.image.plane_shape)
-        if self.values.dtype != np.uint8 or self.values.shape != shape:
-            raise InputError(
-                f"A label map of the type {self.values.dtype} and the shape {self.values.shape} does not fit the "
-                f"image; allowed: uint8 and {shape}."
-            )
+        if not len(self.beneath):
+            object.__setattr__(self, "beneath", np.zeros((0, *shape), np.uint8))
+        for what, layer in (("label map", self.values), *(("layer of a label map", each) for each in self.beneath)):
+            if layer.dtype != np.uint8 or layer.shape != shape:
+                raise InputError(
+                    f"A {what} of the type {layer.dtype} and the shape {layer.shape} does not fit the image; allowed: "
+                    f"uint8 and {shape}."
+                )
         for name, value in {**self.names, **self.asked}.items():
             if not 1 <= value <= _LARGEST:
                 raise InputError(f"The value {value} of {name!r} cannot be used; allowed: 1 to {_LARGEST}.")
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Mapping[str, np.ndarray],
+        image: MedicalImage,
+        numbers: Mapping[str, int],
+        asked: Mapping[str, int] | None = None,
+    ) -> LabelMap:
+        """Make a label map of whole segments, which may overlap.
+
+        Parameters
+        ----------
+        masks : mapping of str to ndarray of bool, shape (n_planes, H, W)
+            The segment of each name, in display orientation; empty ones too.
+        image : MedicalImage
+            The image that they are drawn on.
+        numbers : mapping of str to int
+            The value of each name, also of those without a mask.
+        asked : mapping of str to int, optional
+            See the class.
+
+        Returns
+        -------
+        LabelMap
+            Where segments overlap, the smaller one is on top in `values`, of equal ones the later.
+
+        Raises
+        ------
+        InputError
+            If a mask is of another type or shape than the image's, or a name has no value that can be one.
+        """
+        shape = (image.n_planes, *image.plane_shape)
+        for name, mask in masks.items():
+            if mask.dtype != np.bool_ or mask.shape != shape:
+                raise InputError(
+                    f"The mask {name!r} of the type {mask.dtype} and the shape {mask.shape} does not fit the image; "
+                    f"allowed: bool and {shape}."
+                )
+            if name not in numbers:
+                raise InputError(f"The mask {name!r} has no value in the label map.")
+        values, beneath = flatten(((numbers[name], mask) for name, mask in masks.items()), shape)
+        return cls(values, image, dict(numbers), dict(asked or {}), beneath)
 
     @cached_property
     def present(self) -> frozenset[int]:
         """The values that voxels have, without the background."""
         # plane by plane: an index is eight times as large as a value
         found = np.zeros(_LARGEST + 1, bool)
-        for plane in self.values:
-            found[plane.ravel()] = True
+        for layer in self.layers:
+            for plane in layer:
+                found[plane.ravel()] = True
         return frozenset(map(int, np.flatnonzero(found))) - {0}
+
+    @property
+    def layers(self) -> list[np.ndarray]:
+        """`values` and the layers of `beneath`."""
+        return [self.values, *self.beneath]
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a voxel is in several segments."""
+        return bool(len(self.beneath))
+
+    @cached_property
+    def overlap_voxels(self) -> int:
+        """Number of voxels that are in several segments."""
+        return int(np.count_nonzero(self.beneath.any(axis=0)))
+
+    def mask_of(self, value: int) -> np.ndarray:
+        """Return where a label is, bool [n_planes, H, W]: on top or beneath another one."""
+        mask: np.ndarray = self.values == value
+        for layer in self.beneath:
+            mask |= layer == value
+        return mask
+
+    def mask(self, name: str) -> np.ndarray:
+        """Return the whole segment of a name, bool [n_planes, H, W], in display orientation.
+
+        Raises
+        ------
+        InputError
+            If the label map knows no such name.
+        """
+        value = self.names.get(name, self.asked.get(name))
+        if value is None:
+            raise InputError(f"The label map has no {name!r}; it has {', '.join(map(repr, self.names)) or 'no names'}.")
+        return self.mask_of(value)
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Return the whole segment of each of `names`, see `mask`; empty ones too."""
+        return {name: self.mask_of(value) for name, value in self.names.items()}
 
     def unnamed(self, known: Iterable[int] = ()) -> list[int]:
         """Return the values that voxels have and that neither a name nor `known` accounts for, in order."""
@@ -309,10 +399,51 @@ def _header_value(text: str) -> int:
     return value
 
 
+def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks that may overlap as a label map in which the smaller of them are on top.
+
+    Parameters
+    ----------
+    masks : iterable of (int, ndarray of bool)
+        Label and mask. Masks of one label are one.
+    shape : tuple of int
+        Of each mask.
+
+    Returns
+    -------
+    values : ndarray of uint8
+        The label on top of each voxel, 0 where there is none.
+    beneath : ndarray of uint8, shape (n_layers, ...)
+        The labels that are covered; no layers where no masks overlap.
+    """
+    whole: dict[int, np.ndarray] = {}
+    for label, mask in masks:
+        whole[label] = whole[label] | mask if label in whole else mask
+    values = np.zeros(shape, np.uint8)
+    layers: list[np.ndarray] = []
+    for label, mask in sorted(whole.items(), key=lambda each: -np.count_nonzero(each[1])):
+        # what is covered goes into the first layer that is free there
+        moved = np.where(mask, values, 0) if (values[mask] != 0).any() else None
+        values[mask] = label
+        for layer in layers:
+            if moved is None:
+                break
+            free = layer == 0
+            layer[free] = moved[free]
+            moved = np.where(free, 0, moved)
+            if not moved.any():
+                moved = None
+        if moved is not None:
+            layers.append(moved)
+    return values, np.stack(layers) if layers else np.zeros((0, *shape), np.uint8)
+
+
 def is_same_label(one: LabelMap, other: LabelMap) -> bool:
     """Whether two label maps of an image have the same voxels under the same names; numbers may differ."""
-    if one.names.keys() != other.names.keys():
+    if one.names.keys() != other.names.keys() or one.overlaps != other.overlaps:
         return False
+    if one.overlaps:
+        return all(np.array_equal(one.mask(name), other.mask(name)) for name in one.names)
     lookup = np.arange(_LARGEST + 1)
     for name, value in one.names.items():
         lookup[value] = other.names[name]
