@@ -13,8 +13,8 @@ import SimpleITK
 from PIL import Image
 
 from medclipsam.base.errors import InputError
-from medclipsam.imaging import MedicalImage, read_image, write_mask
-from medclipsam.imaging.label_map import LabelMap, ValueNames, is_same_label, read_label_map
+from medclipsam.imaging import MedicalImage, read_image, read_mask, write_mask
+from medclipsam.imaging.label_map import LabelMap, ValueNames, is_same_label, read_kept_label, read_label_map
 
 TABLE = {"heart": 3, "left lung": 7}
 SPACING = (1.5, 2.0, 4.0)
@@ -165,7 +165,7 @@ def test_segments_that_overlap_stay_whole(image: MedicalImage, seed: int) -> Non
     for name, mask in masks.items():
         assert np.array_equal(label.mask(name), mask)
     size = {numbers[name]: mask.sum() for name, mask in masks.items()}
-    depth = sum(mask.astype(int) for mask in masks.values())
+    depth = np.stack(list(masks.values())).sum(axis=0)
     assert len(label.beneath) == max(depth.max() - 1, 0)
     assert label.overlaps == bool((depth > 1).any())
     assert label.overlap_voxels == np.count_nonzero(depth > 1)
@@ -174,7 +174,7 @@ def test_segments_that_overlap_stay_whole(image: MedicalImage, seed: int) -> Non
     for voxel in np.ndindex(shape):
         here = [numbers[name] for name, mask in masks.items() if mask[voxel]]
         on_top = int(label.values[voxel])
-        assert (on_top in here and size[on_top] == min(map(size.get, here))) if here else on_top == 0
+        assert (on_top in here and size[on_top] == min(size[each] for each in here)) if here else on_top == 0
 
 
 def test_segments_that_do_not_overlap_have_no_layers(image: MedicalImage) -> None:
@@ -210,6 +210,106 @@ def test_masks_that_cannot_be_one_label_map_are_refused(image: MedicalImage) -> 
         LabelMap(np.zeros(shape, np.uint8), image, {"a": 1}).mask("heart")
 
 
+# --- files of segments that overlap ---
+
+
+def overlapping(image: MedicalImage, seed: int = 3) -> LabelMap:
+    masks = blobs((image.n_planes, *image.plane_shape), 5, seed)
+    masks["segment 0"][:] = True
+    names = ("lungs", "left lung", "Läsion 1", "a: b := c", "cyst", "nothing")
+    return LabelMap.from_masks(
+        dict(zip(names, masks.values(), strict=True)), image, dict(zip(names, (7, 3, 200, 1, 9, 12), strict=True))
+    )
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_segments_are_written_as_3d_slicer_does(image: MedicalImage, tmp_path: Path, compress: bool) -> None:
+    """Read by pynrrd and by ITK."""
+    label = overlapping(image)
+    path = label.write(tmp_path / "label.seg.nrrd", compress=compress)
+    voxels, header = nrrd.read(str(path))
+    assert header["kinds"] == ["list", "domain", "domain", "domain"]
+    by_itk = SimpleITK.ReadImage(str(path))
+    assert by_itk.GetSize() == (6, 5, 4)
+    assert np.allclose(by_itk.GetSpacing(), SPACING)
+    assert np.allclose(by_itk.GetOrigin(), image.grid.origin)
+    assert np.allclose(by_itk.GetDirection(), image.grid.direction.ravel())
+    arrays = SimpleITK.GetArrayFromImage(by_itk)
+    assert by_itk.GetNumberOfComponentsPerPixel() == len(voxels) > 1
+    for number, (name, value) in enumerate(label.names.items()):
+        assert by_itk.GetMetaData(f"Segment{number}_Name") == name
+        assert int(header[f"Segment{number}_LabelValue"]) == value
+        layer = int(header[f"Segment{number}_Layer"])
+        mask = image.to_native(label.mask(name))
+        assert np.array_equal(np.equal(voxels[layer].T, value), mask)
+        assert np.array_equal(arrays[..., layer] == value, mask)
+        low_i, high_i, low_j, high_j, low_k, high_k = map(int, header[f"Segment{number}_Extent"].split())
+        assert mask[low_k : high_k + 1, low_j : high_j + 1, low_i : high_i + 1].sum() == mask.sum()
+
+
+def test_segments_in_files_are_read_back(image: MedicalImage, tmp_path: Path) -> None:
+    label = overlapping(image)
+    path = label.write(tmp_path / "label.seg.nrrd")
+    for again in (read_kept_label(path, image, {}), read_kept_label(path, image, label.to_monailabel())):
+        assert again.names == label.names
+        assert all(np.array_equal(again.mask(name), mask) for name, mask in label.masks().items())
+        assert np.array_equal(again.values, label.values)
+    # one value for each voxel: the smaller one
+    assert np.array_equal(read_mask(path, image), label.values)
+    other = overlapping(image, seed=4)
+    with pytest.raises(InputError, match="read back"):
+        other.check_copy(path)
+
+
+def test_segments_of_a_picture_are_read_back(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "film.png")
+    film = read_image(tmp_path / "film.png")
+    label = overlapping(film)
+    path = label.write(tmp_path / "label.seg.nrrd")
+    again = read_kept_label(path, film, {})
+    assert is_same_label(again, label)
+    assert SimpleITK.ReadImage(str(path)).GetSize() == (7, 5, 1)
+
+
+def test_segments_apart_are_one_layer(image: MedicalImage, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).choice([0, 3, 7], (image.n_planes, *image.plane_shape)).astype(np.uint8)
+    label = LabelMap(values, image, {"heart": 3, "lung": 7, "cyst": 9})
+    path = label.write(tmp_path / "label.seg.nrrd")
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), image.to_native(values))
+    assert read_kept_label(path, image, {}).names == label.names
+
+
+def test_flat_files_refuse_segments_that_overlap(image: MedicalImage, tmp_path: Path) -> None:
+    label = overlapping(image)
+    for suffix in (".nii.gz", ".nrrd"):
+        path = tmp_path / f"label{suffix}"
+        with pytest.raises(InputError, match=r"'.+' and '.+' overlap in [0-9]+ voxels"):
+            label.write(path)
+        assert not path.exists()
+        label.write(path, overlaps="smaller-on-top")
+        assert np.array_equal(read_mask(path, image), label.values)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "back\\slash", "tab\t", " "])
+def test_a_name_that_a_header_cannot_hold_is_refused_or_kept(image: MedicalImage, tmp_path: Path, name: str) -> None:
+    whole = np.ones((image.n_planes, *image.plane_shape), bool)
+    path = tmp_path / "label.seg.nrrd"
+    try:
+        LabelMap.from_masks({name: whole, "b": whole}, image, {name: 1, "b": 2}).write(path)
+    except InputError:
+        assert not path.exists()
+    else:
+        assert read_kept_label(path, image, {}).names == {name: 1, "b": 2}
+
+
+def test_segments_on_axes_that_are_not_at_right_angles_are_refused(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = 0.5
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine), tmp_path / "image.nii")
+    with pytest.raises(InputError, match="right angles"):
+        overlapping(read_image(tmp_path / "image.nii")).write(tmp_path / "label.seg.nrrd")
+
+
 # --- what clients send ---
 
 
@@ -228,12 +328,18 @@ def test_layers_become_one_label_map_by_names(image: MedicalImage, tmp_path: Pat
     assert list(label.names.items()) == [("left lung", 7), ("cyst", 2), ("heart", 3)]
 
 
-def test_segments_that_overlap_are_refused(image: MedicalImage, tmp_path: Path) -> None:
+def test_layers_that_overlap_are_read_whole(image: MedicalImage, tmp_path: Path) -> None:
     layers = np.zeros((2, 4, 5, 6), np.uint8)
-    layers[:, 1, 2, :4] = 1
+    layers[0, 1, 2, :] = layers[0, 2] = 1
+    layers[1, 1, 2, :4] = 1
     file = write(tmp_path / "label.seg.nrrd", layers, [("heart", 1, 0), ("cyst", 1, 1)])
-    with pytest.raises(InputError, match="'heart' and 'cyst' overlap in 4 voxels"):
-        read_label_map(file, image, NOTHING, TABLE)
+    for table, names in ((TABLE, {"heart": 3, "cyst": 1}), (None, {"heart": 1, "cyst": 2})):
+        label, as_sent = read_label_map(file, image, NOTHING, table)
+        assert not as_sent
+        assert label.names == names
+        assert np.array_equal(label.mask("heart"), image.from_native(layers[0] == 1))
+        assert np.array_equal(label.mask("cyst"), image.from_native(layers[1] == 1))
+        assert np.array_equal(label.values == names["cyst"], label.mask("cyst"))
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])

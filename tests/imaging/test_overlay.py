@@ -11,7 +11,7 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import read_image, write_overlay
-from medclipsam.imaging.overlay import COLOURS
+from medclipsam.imaging.colour import COLOURS
 
 
 def picture(tmp_path: Path, shape: tuple[int, int] = (60, 80)):

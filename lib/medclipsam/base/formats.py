@@ -14,10 +14,14 @@ PICTURE_SUFFIXES = (*LOSSY_SUFFIXES, *LOSSLESS_SUFFIXES)
 # Formats of the images in a studies folder; an image's id is its file's name without such an ending. DICOM files with
 # another ending, or without one, are known by their content, and keep it in their id.
 STUDY_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".dcm", ".dicom", *PICTURE_SUFFIXES)
+# Segmentations of 3D Slicer: segments by names, which may overlap.
+SEG_SUFFIX = ".seg.nrrd"
 # Formats in which masks are written.
 MASK_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".png")
 # Formats from which masks are read: those that keep every value.
 LABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", *LOSSLESS_SUFFIXES)
+# Formats of the labels in a studies folder, by whose endings the id of an image is told.
+STUDY_LABEL_SUFFIXES = (SEG_SUFFIX, *STUDY_SUFFIXES)
 
 
 def suffix_of(name: str, suffixes: Sequence[str] = STUDY_SUFFIXES) -> str:

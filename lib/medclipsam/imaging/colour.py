@@ -1,4 +1,4 @@
-"""Three numbers a voxel: colours as 8 bits, or a sentence where they are something else."""
+"""The colours of labels; and three numbers a voxel: colours as 8 bits, or a sentence where they are something else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.base.errors import ImageError
+
+# Bright colours that stay apart on grey for colour-blind readers too (after Okabe and Ito, 2008).
+COLOURS = (
+    (255, 176, 0),
+    (64, 196, 255),
+    (0, 214, 143),
+    (255, 94, 122),
+    (190, 130, 255),
+    (225, 240, 80),
+    (255, 128, 64),
+    (140, 220, 220),
+)
 
 # Bits that scanners and cameras give a colour; the fewest that hold the greatest value count.
 _DEPTHS = (8, 10, 12, 14, 16)

@@ -24,12 +24,12 @@ from pydicom.sequence import Sequence as DicomSequence
 import medclipsam
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import isolation
+from medclipsam.imaging.colour import COLOURS
 from medclipsam.imaging.dicom import has_short_header, read_data, read_tags, source_headers
 from medclipsam.imaging.dicom_sources import sources_for
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.limits import allow_voxels
-from medclipsam.imaging.overlay import COLOURS
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 

@@ -74,6 +74,10 @@ class Grid:
         apart = np.linalg.norm(own._positions(corners) - theirs._positions(corners), axis=1)
         return bool(apart.max() <= tolerance * min(other.spacing))
 
+    def in_space(self) -> Grid:
+        """Return this grid with three dimensions: a picture is one of a single slice."""
+        return self._in(3)
+
     def _in(self, ndim: int) -> Grid:
         """Return this grid with as many dimensions, in the way ITK reads a slice as a volume."""
         if self.ndim == ndim:

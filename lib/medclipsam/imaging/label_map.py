@@ -7,27 +7,28 @@ of one file where segments may overlap (`.seg.nrrd`). A `LabelMap` has one numbe
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from medclipsam.base.errors import ImageError, InputError
+from medclipsam.base.errors import InputError
+from medclipsam.base.formats import MASK_SUFFIXES, SEG_SUFFIX, suffix_of
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.masks import check_grid, has_place, is_placeless, read_mask, whole_labels
-from medclipsam.imaging.volumes import read_layers, read_texts
-from medclipsam.imaging.write import check_same
+from medclipsam.imaging.masks import flatten, has_place, read_mask, read_segment_masks
+from medclipsam.imaging.seg_nrrd import read_segments, write_seg_nrrd
+from medclipsam.imaging.write import check_same, mask_writer, replace_file
 
 BACKGROUND = "background"
+# What happens to segments that overlap where a voxel has one value: an error, or the smaller of them has it.
+Overlaps = Literal["refuse", "smaller-on-top"]
+OVERLAPS: tuple[str, ...] = get_args(Overlaps)
 _LARGEST = 255
 # How far from a whole number a value may be.
 _WHOLE_WITHIN = 1e-3
-# 3D Slicer's keys of one segment.
-_SEGMENT = re.compile(r"Segment([0-9]+)_(Name|LabelValue|Layer)")
 
 
 @dataclass(frozen=True)
@@ -251,26 +252,113 @@ class LabelMap:
             "label_names": dict(self.names),
         }
 
-    def check_copy(self, path: str | os.PathLike[str], what: str = "The label") -> None:
-        """Read a file and raise `InputError` where its values are not these.
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str = "uint8",
+        compress: bool = True,
+        overlaps: Overlaps = "refuse",
+    ) -> Path:
+        """Write it to a file, which is read again and compared before it appears under its name.
 
         Parameters
         ----------
         path : str or path-like
-            A file that `read_mask` reads.
+            Ends in .seg.nrrd, which keeps names and whole segments, or in an ending of `write_mask`.
+        dtype, compress
+            See `write_mask`; a .seg.nrrd has uint8.
+        overlaps : {"refuse", "smaller-on-top"}
+            What happens to segments that overlap in a file with one value for each voxel.
+
+        Returns
+        -------
+        Path
+            The file written.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written in that format, or reads as another; a file that was there before stays.
+        """
+        path = Path(path)
+        write = self.writer(path.name, dtype=dtype, compress=compress, overlaps=overlaps)
+        replace_file(path, suffix_of(path.name, (SEG_SUFFIX, *MASK_SUFFIXES)), write)
+        return path
+
+    def writer(
+        self, name: str, *, dtype: str = "uint8", compress: bool = True, overlaps: Overlaps = "refuse"
+    ) -> Callable[[Path], None]:
+        """Return what writes it to a file and compares that, for who gives the file its name himself; see `write`."""
+        if not is_seg_nrrd(name):
+            self.check_flat(f"{name} has one value for each voxel", overlaps)
+            return mask_writer(self.values, self.image, name, dtype=dtype, compress=compress, read_back=True)
+
+        def write_and_check(path: Path) -> None:
+            names = {name: value for name, value in self.names.items() if self.names_by_value[value] == name}
+            masks = {name: self.mask_of(value) for name, value in names.items()}
+            unnamed = {f"label {value}": value for value in self.unnamed()}
+            masks |= {each: self.mask_of(value) for each, value in unnamed.items()}
+            write_seg_nrrd(masks, self.image, {**names, **unnamed}, path, compress=compress)
+            self.check_copy(path, name)
+
+        return write_and_check
+
+    @property
+    def names_by_value(self) -> dict[int, str]:
+        """The name of each value; of several names the first."""
+        found: dict[int, str] = {}
+        for name, value in self.names.items():
+            found.setdefault(value, name)
+        return found
+
+    def check_flat(self, what: str, overlaps: Overlaps = "refuse") -> None:
+        """Raise `InputError` if segments overlap where that cannot be kept.
+
+        Parameters
+        ----------
+        what : str
+            Why it cannot, as the beginning of a sentence.
+        overlaps : {"refuse", "smaller-on-top"}
+            "smaller-on-top" allows it: the smaller of two segments has the voxels of both.
+        """
+        if overlaps not in OVERLAPS:
+            raise InputError(
+                f"Segments that overlap cannot be written as {overlaps!r}; allowed: {', '.join(OVERLAPS)}."
+            )
+        if not self.overlaps or overlaps == "smaller-on-top":
+            return
+        layer = self.beneath[0]
+        covered = int(layer[layer != 0][0])
+        names = self.names_by_value
+        where = (layer == covered) & (self.values != 0)
+        on_top = int(self.values[where][0])
+        one, other = (repr(names.get(value, f"label {value}")) for value in (covered, on_top))
+        both = int(np.count_nonzero(self.mask_of(covered) & self.mask_of(on_top)))
+        raise InputError(
+            f"{what}, and {one} and {other} overlap in {both} voxels. Choose a format that keeps segments whole "
+            f"({SEG_SUFFIX}, DICOM SEG), or have the smaller one on top (smaller-on-top)."
+        )
+
+    def check_copy(self, path: str | os.PathLike[str], what: str = "The label") -> None:
+        """Read a file and raise `InputError` where its values, or its whole segments, are not these.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `read_mask` or `read_label_map` reads.
         what : str
             What it is a copy of, for the sentence.
         """
-        check_same(read_mask(path, self.image), self.values, what)
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """One segment of a file of 3D Slicer's: what its name is, and which voxels are its own."""
-
-    name: str
-    value: int
-    layer: int
+        path = Path(path)
+        if not is_seg_nrrd(path):
+            check_same(read_mask(path, self.image), self.values, what)
+            return
+        copy, _ = read_label_map(path, self.image, ValueNames())
+        for name, value in self.names.items():
+            if copy.names.get(self.names_by_value[value]) != value:
+                raise InputError(f"{what} does not name {name!r} when it is read back; it is not kept.")
+        check_same_masks(copy, self, what)
 
 
 def read_label_map(
@@ -303,15 +391,20 @@ def read_label_map(
     ImageError
         If the file cannot be read.
     InputError
-        If it does not fit the image, segments overlap, one value has two names, or there are more names than values.
+        If it does not fit the image, one value has two names, or there are more names than values.
     """
     path = Path(path)
     said.check()
-    segments, n_layers = _segments(path)
+    segments, n_layers = read_segments(path)
     named = [(segment.name, segment.value) for segment in segments] or list(said.listed)
-    numbers = number_names(named, table)
+    numbers = number_names(_apart(named) if n_layers > 1 and table is None else named, table)
+    beneath = np.zeros((0, 0, 0, 0), np.uint8)
+    moved: dict[int, int] = {}
     if n_layers > 1:
-        values, moved = _flat(path, segments, numbers, image), {}
+        masks = ((numbers[each.name], mask) for each, mask in read_segment_masks(path, image))
+        values, beneath = flatten(
+            ((number, mask) for number, mask in masks if number), (image.n_planes, *image.plane_shape)
+        )
     else:
         values = read_mask(path, image)
         moved = _moved(named, numbers)
@@ -324,7 +417,33 @@ def read_label_map(
     taken = set(names.values())
     names |= {name: value for name, value in asked.items() if name not in names and value not in taken}
     placed = path.suffix.lower() != ".nrrd" or has_place(path)
-    return LabelMap(values, image, names, asked), placed and n_layers == 1 and not moved
+    return LabelMap(values, image, names, asked, beneath), placed and n_layers == 1 and not moved
+
+
+def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Mapping[str, Any]) -> LabelMap:
+    """Read a label that was saved before, with the names that were kept with it or that its file has itself.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file that `read_mask` reads; segments that overlap (.seg.nrrd) are read whole.
+    image : MedicalImage
+        The image that it was drawn on.
+    info : mapping
+        What is kept with it, see `ValueNames.from_monailabel`; what makes no sense of it names nothing.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read.
+    InputError
+        If it does not fit the image.
+    """
+    said = ValueNames.from_monailabel(info)
+    if is_seg_nrrd(path):
+        label, _ = read_label_map(path, image, ValueNames(said.listed, said.asked))
+        return label
+    return LabelMap(read_mask(path, image), image, {name: value for value, name in said.by_value().items()})
 
 
 def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, int]:
@@ -365,77 +484,25 @@ def _is_background(name: str) -> bool:
     return " ".join(name.split()).casefold() == BACKGROUND
 
 
-def _segments(path: Path) -> tuple[list[_Segment], int]:
-    """Return the segments that 3D Slicer notes in an NRRD file, and how many layers it has."""
-    if path.suffix.lower() != ".nrrd":
-        return [], 1
-    try:
-        texts, n_layers = read_texts(path)
-    except ImageError:
-        raise ImageError("The label cannot be read as NRRD; it is damaged or not an NRRD file.") from None
-    fields: dict[int, dict[str, str]] = {}
-    for key, text in texts.items():
-        if found := _SEGMENT.fullmatch(key):
-            fields.setdefault(int(found[1]), {})[found[2]] = text
-    segments = [
-        _Segment(each["Name"], _header_value(each.get("LabelValue", "1")), _header_number(each.get("Layer", "0")))
-        for _, each in sorted(fields.items())
-        if each.get("Name")
-    ]
-    return segments, n_layers if segments else 1
+def is_seg_nrrd(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name says that it holds segments by names, in layers where they overlap (`.seg.nrrd`)."""
+    return os.fspath(path).lower().endswith(SEG_SUFFIX)
 
 
-def _header_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"The label's header has {text[:20]!r} where a segment's number or layer stands.") from None
-
-
-def _header_value(text: str) -> int:
-    value = _whole_value(_header_number(text))
-    if value is None:
-        raise _no_value(text)
-    return value
-
-
-def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks that may overlap as a label map in which the smaller of them are on top.
+def check_same_masks(found: LabelMap, meant: LabelMap, what: str) -> None:
+    """Raise `InputError` if a label map that was read back has not the voxels that were written for each value.
 
     Parameters
     ----------
-    masks : iterable of (int, ndarray of bool)
-        Label and mask. Masks of one label are one.
-    shape : tuple of int
-        Of each mask.
-
-    Returns
-    -------
-    values : ndarray of uint8
-        The label on top of each voxel, 0 where there is none.
-    beneath : ndarray of uint8, shape (n_layers, ...)
-        The labels that are covered; no layers where no masks overlap.
+    found, meant : LabelMap
+    what : str
+        The file, for the sentence.
     """
-    whole: dict[int, np.ndarray] = {}
-    for label, mask in masks:
-        whole[label] = whole[label] | mask if label in whole else mask
-    values = np.zeros(shape, np.uint8)
-    layers: list[np.ndarray] = []
-    for label, mask in sorted(whole.items(), key=lambda each: -np.count_nonzero(each[1])):
-        # what is covered goes into the first layer that is free there
-        moved = np.where(mask, values, 0) if (values[mask] != 0).any() else None
-        values[mask] = label
-        for layer in layers:
-            if moved is None:
-                break
-            free = layer == 0
-            layer[free] = moved[free]
-            moved = np.where(free, 0, moved)
-            if not moved.any():
-                moved = None
-        if moved is not None:
-            layers.append(moved)
-    return values, np.stack(layers) if layers else np.zeros((0, *shape), np.uint8)
+    if not meant.overlaps and not found.overlaps:
+        check_same(found.values, meant.values, what)
+        return
+    for value in sorted(found.present | meant.present):
+        check_same(found.mask_of(value), meant.mask_of(value), what)
 
 
 def is_same_label(one: LabelMap, other: LabelMap) -> bool:
@@ -473,6 +540,21 @@ def number_names(named: Iterable[tuple[str, int]], table: Mapping[str, int] | No
     return numbers
 
 
+def _apart(named: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return names with values of their own: in several layers one value may stand for several of them."""
+    owner: dict[int, str] = {}
+    found = []
+    for name, value in named:
+        free = value
+        if not _is_background(name) and owner.setdefault(value, name) != name:
+            free = next((n for n in range(1, _LARGEST + 1) if n not in owner), 0)
+            if not free:
+                raise InputError(f"There is no number left for the segment {name!r}; {_LARGEST} are there.")
+            owner[free] = name
+        found.append((name, free))
+    return found
+
+
 def _moved(named: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> dict[int, int]:
     """Return the values that are kept under others."""
     owner: dict[int, str] = {}
@@ -480,29 +562,3 @@ def _moved(named: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> dict
         if owner.setdefault(value, name) != name:
             raise InputError(f"The value {value} of the label is called both {owner[value]!r} and {name!r}.")
     return {value: numbers[name] for value, name in owner.items() if numbers[name] != value}
-
-
-def _flat(path: Path, segments: list[_Segment], numbers: Mapping[str, int], image: MedicalImage) -> np.ndarray:
-    """Return the layers of a file as one label map in display orientation."""
-    layers, grid = read_layers(path)
-    values = whole_labels(layers, "The label")
-    flat = np.zeros(values.shape[:-1], np.uint8)
-    owner: dict[int, str] = {}
-    for segment in segments:
-        if not 0 <= segment.layer < values.shape[-1]:
-            raise InputError(f"The label's segment {segment.name!r} is in layer {segment.layer}, which is not there.")
-        number = numbers[segment.name]
-        if not number:
-            continue
-        inside = values[..., segment.layer] == segment.value
-        others = flat[inside]
-        others = others[(others != 0) & (others != number)]
-        if others.size:
-            raise InputError(
-                f"The segments {owner[int(others[0])]!r} and {segment.name!r} overlap in {others.size} voxels; a voxel "
-                "has one label here. Take one away from the other, as 3D Slicer's Logical operators do."
-            )
-        flat[inside] = number
-        owner[number] = segment.name
-    check_grid(grid, image, "The label", by_size=is_placeless(path, image))
-    return image.from_native(flat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from medclipsam.imaging.geometry import Grid
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.pictures import read_indices
 from medclipsam.imaging.read import read_image
-from medclipsam.imaging.volumes import nrrd_fields
+from medclipsam.imaging.seg_nrrd import Segment, has_layers, read_segments
+from medclipsam.imaging.volumes import nrrd_fields, read_layers
 
 # How far from a whole number a label's value may be.
 _WHOLE_WITHIN = 1e-3
@@ -27,7 +29,8 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     path : str or path-like
         A NIfTI or NRRD file on the image's voxel grid, or a picture of an image of one plane. A picture, and an NRRD
         file without a `space` where the image has no place in space either, are held against the image's size alone.
-        A picture is grey, or has a palette, whose indices count.
+        A picture is grey, or has a palette, whose indices count. Of segments that overlap (.seg.nrrd) the smaller one
+        has the voxels of both; `medclipsam.imaging.label_map.read_label_map` reads them whole.
     image : MedicalImage
         The image.
 
@@ -47,6 +50,8 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     path = Path(path)
     if not suffix_of(path.name, LABEL_SUFFIXES):
         raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join(LABEL_SUFFIXES)}.")
+    if path.suffix.lower() == ".nrrd" and has_layers(path):
+        return _flat(path, image)
     try:
         mask = read_image(path)
         values = _values(path, mask)
@@ -57,6 +62,100 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     by_size = bool(suffix_of(path.name, LOSSLESS_SUFFIXES)) or is_placeless(path, image)
     check_grid(mask.grid, image, f"The label {path.name}", by_size=by_size)
     return image.from_native(whole_labels(values, f"The label {path.name}"))
+
+
+def read_segment_masks(path: Path, image: MedicalImage) -> Iterator[tuple[Segment, np.ndarray]]:
+    """Read the segments of an NRRD file of layers one by one, as 3D Slicer writes it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    image : MedicalImage
+        The image that it was drawn on.
+
+    Yields
+    ------
+    segment : Segment
+    mask : ndarray of bool, shape (n_planes, H, W)
+        In display orientation.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    InputError
+        If it does not fit the image, or a segment is in a layer that is not there.
+    """
+    segments, _ = read_segments(path)
+    layers, grid = read_layers(path)
+    values = whole_labels(layers, "The label")
+    check_grid(grid, image, "The label", by_size=is_placeless(path, image))
+    for segment in segments:
+        if not 0 <= segment.layer < values.shape[-1]:
+            raise InputError(f"The label's segment {segment.name!r} is in layer {segment.layer}, which is not there.")
+        yield segment, image.from_native(values[..., segment.layer] == segment.value)
+
+
+def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks that may overlap as a label map in which the smaller of them are on top.
+
+    Parameters
+    ----------
+    masks : iterable of (int, ndarray of bool)
+        Label, 1 to 255, and mask. Masks of one label are one.
+    shape : tuple of int
+        Of each mask.
+
+    Returns
+    -------
+    values : ndarray of uint8
+        The label on top of each voxel, 0 where there is none; of masks of one size the later one is on top.
+    beneath : ndarray of uint8, shape (n_layers, ...)
+        The labels that are covered; no layers where no masks overlap.
+    """
+    values = np.zeros(shape, np.uint8)
+    layers: list[np.ndarray] = []
+    sizes: dict[int, int] = {}
+    for label, mask in masks:
+        more = np.count_nonzero(mask)
+        if not sizes:
+            values[mask] = label
+        else:
+            put = mask & (values == 0)
+            rest = mask & ~put & (values != label)
+            values[put] = label
+            more = np.count_nonzero(put)
+            if rest.any():
+                more += _put_beneath(layers, label, rest)
+        sizes[label] = sizes.get(label, 0) + more
+    if not layers:
+        return values, np.zeros((0, *shape), np.uint8)
+    # the ranks of the labels of each voxel, in order: the smallest on top, what is no label beneath all
+    place = {label: number for number, label in enumerate(sizes)}
+    ranked = sorted(sizes, key=lambda label: (sizes[label], -place[label]))
+    rank, label_at = np.full(256, 255, np.uint8), np.zeros(256, np.uint8)
+    rank[ranked], label_at[: len(ranked)] = range(len(ranked)), ranked
+    where = layers[0] != 0
+    ordered = label_at[np.sort(rank[np.stack([values[where], *(layer[where] for layer in layers)])], axis=0)]
+    values[where] = ordered[0]
+    for layer, of_layer in zip(layers, ordered[1:], strict=True):
+        layer[where] = of_layer
+    return values, np.stack(layers)
+
+
+def _put_beneath(layers: list[np.ndarray], label: int, mask: np.ndarray) -> int:
+    """Put a label into the first layer that is free, voxel by voxel; return in how many it was not there before."""
+    for layer in layers:
+        mask &= layer != label
+    more = int(np.count_nonzero(mask))
+    for layer in layers:
+        free = mask & (layer == 0)
+        layer[free] = label
+        mask &= ~free
+    if mask.any():
+        layers.append(np.where(mask, np.uint8(label), np.uint8(0)))
+    return more
 
 
 def check_grid(grid: Grid, image: MedicalImage, what: str, *, by_size: bool = False) -> None:
@@ -127,6 +226,24 @@ def _values(path: Path, mask: MedicalImage) -> np.ndarray:
             return indices[None]
     values = mask.voxels()
     return values[..., 0] if values.ndim == 4 and (values == values[..., :1]).all() else values
+
+
+def _flat(path: Path, image: MedicalImage) -> np.ndarray:
+    """Return the segments of a file of layers as one label map, uint8 in display orientation."""
+    owner: dict[int, str] = {}
+
+    def labelled() -> Iterator[tuple[int, np.ndarray]]:
+        for segment, mask in read_segment_masks(path, image):
+            if owner.setdefault(segment.value, segment.name) != segment.name:
+                raise InputError(
+                    f"The value {segment.value} of {path.name} is called both {owner[segment.value]!r} and "
+                    f"{segment.name!r}, in two layers."
+                )
+            if segment.value:
+                yield segment.value, mask
+
+    values, _ = flatten(labelled(), (image.n_planes, *image.plane_shape))
+    return values
 
 
 def has_place(path: Path) -> bool:

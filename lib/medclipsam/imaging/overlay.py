@@ -12,21 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from medclipsam.base.errors import InputError
+from medclipsam.imaging.colour import COLOURS
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.windows import Window
 from medclipsam.imaging.write import replace_file
 
-# Bright colours that stay apart on grey for colour-blind readers too (after Okabe and Ito, 2008).
-COLOURS = (
-    (255, 176, 0),
-    (64, 196, 255),
-    (0, 214, 143),
-    (255, 94, 122),
-    (190, 130, 255),
-    (225, 240, 80),
-    (255, 128, 64),
-    (140, 220, 220),
-)
 _FILL = 0.32
 _BACKGROUND = (18, 20, 24)
 _TEXT = (235, 237, 240)

@@ -23,6 +23,7 @@ from pydicom.sequence import Sequence as DicomSequence
 import medclipsam
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import isolation
+from medclipsam.imaging.colour import COLOURS
 from medclipsam.imaging.dicom import read_data, source_headers
 from medclipsam.imaging.dicom_seg import (
     MANUFACTURER,
@@ -38,7 +39,6 @@ from medclipsam.imaging.dicom_seg import (
 from medclipsam.imaging.dicom_sources import Sources, sources_for
 from medclipsam.imaging.image import MedicalImage
 from medclipsam.imaging.outlines import Outline, fill, outlines
-from medclipsam.imaging.overlay import COLOURS
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 
