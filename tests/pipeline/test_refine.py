@@ -18,6 +18,7 @@ from scipy import ndimage
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.demo.phantoms import make_phantom
 from medclipsam.imaging import MedicalImage, Window, read_image, write_mask
+from medclipsam.imaging.masks import flatten, mask_of
 from medclipsam.pipeline.refine import Clicks, RefineResult, refine
 from medclipsam.sam import MaskResult, SamModel
 from medclipsam.weights import resolve_pair
@@ -378,3 +379,67 @@ def _greatest_error(mask: np.ndarray, truth: np.ndarray) -> tuple[list[int], boo
             found.append((int(sizes.max()), [int(column), int(row)], missing))
     _, click, missing = max(found)
     return click, missing
+
+
+# --- labels that overlap ---
+
+
+def overlapping(image: MedicalImage, **masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `labels` and `beneath` of masks of the middle plane, by "label_<n>"."""
+    whole = {}
+    for name, mask in masks.items():
+        whole[int(name.rpartition("_")[2])] = np.zeros((image.n_planes, *image.plane_shape), bool)
+        whole[int(name.rpartition("_")[2])][1] = mask
+    return flatten(whole.items(), (image.n_planes, *image.plane_shape))
+
+
+def test_a_label_that_overlaps_others_is_corrected_whole(stack: MedicalImage) -> None:
+    """A nodule (2) in a lung (1): each keeps the voxels of both; so does what has no part in it (3)."""
+    lung, nodule, bone = block(5, 5, 20, 20), block(10, 10, 6, 6), block(30, 5, 5, 20)
+    labels, beneath = overlapping(stack, label_1=lung, label_2=nodule, label_3=bone)
+    grown = block(10, 10, 6, 12)
+    clicks = {2: Clicks.from_ijk(stack, foreground=[[20, 12, 1]])}
+    result = refine(stack, FixedSam(grown), labels, clicks, beneath=beneath)
+    alone = on(stack, FixedSam(grown), 2 * nodule, clicks)
+    assert np.array_equal(mask_of(2, result.labels, result.beneath), alone.labels == 2)
+    assert (alone.labels == 2).sum() > nodule.sum()
+    assert np.array_equal(mask_of(1, result.labels, result.beneath)[1], lung)
+    assert np.array_equal(mask_of(3, result.labels, result.beneath)[1], bone)
+    assert [(plane.plane, plane.label) for plane in result.planes] == [(1, 2)]
+    # the lung, which the nodule covers, follows clicks in the nodule too
+    taken = {1: Clicks.from_ijk(stack, background=[[12, 12, 1]])}
+    result = refine(stack, FixedSam(lung & ~block(8, 8, 10, 10)), labels, taken, beneath=beneath)
+    assert not mask_of(1, result.labels, result.beneath)[1, 12, 12]
+    assert np.array_equal(mask_of(2, result.labels, result.beneath)[1], nodule)
+
+
+def test_a_label_takes_from_another_that_it_does_not_overlap(stack: MedicalImage) -> None:
+    lung, nodule, bone = block(5, 5, 20, 20), block(10, 10, 6, 6), block(30, 5, 5, 20)
+    labels, beneath = overlapping(stack, label_1=lung, label_2=nodule, label_3=bone)
+    both = Clicks.from_ijk(stack, foreground=[[10, 32, 1], [10, 27, 1]])
+    result = refine(stack, FixedSam(block(5, 5, 30, 20)), labels, {1: both}, beneath=beneath)
+    whole = {label: mask_of(label, result.labels, result.beneath)[1] for label in (1, 2, 3)}
+    assert whole[1][32, 10]
+    assert not (whole[1] & whole[3]).any()
+    assert np.array_equal(whole[2], nodule)
+
+
+def test_labels_that_overlap_are_corrected_each_by_its_clicks(stack: MedicalImage) -> None:
+    labels, beneath = overlapping(stack, label_1=block(5, 5, 20, 20), label_2=block(10, 10, 6, 6))
+    clicks = {
+        1: Clicks.from_ijk(stack, foreground=[[30, 30, 1]]),
+        2: Clicks.from_ijk(stack, foreground=[[12, 20, 1]], background=[[11, 11, 1]]),
+        3: Clicks(),
+    }
+    told: list[float] = []
+    result = refine(
+        stack, FixedSam(block(0, 0, 1, 1)), labels, clicks, beneath=beneath, progress=lambda done, _: told.append(done)
+    )
+    whole = {label: mask_of(label, result.labels, result.beneath)[1] for label in (1, 2)}
+    assert (whole[1][30, 30], whole[2][20, 12], whole[2][11, 11]) == (True, True, False)
+    assert told == sorted(told)
+    assert max(told) <= 1
+    with pytest.raises(CancelledError):
+        refine(stack, FixedSam(block(0, 0, 1, 1)), labels, clicks, beneath=beneath, cancelled=lambda: True)
+    with pytest.raises(InputError):
+        refine(stack, FixedSam(block(0, 0, 1, 1)), labels, {}, beneath=beneath)

@@ -245,18 +245,72 @@ def test_an_empty_text_and_unknown_planes_are_refused(pipeline: ZeroShot, tmp_pa
         pipeline.segment(image, ";".join(f"bright {n}" for n in range(9)), OPTIONS)
 
 
-def test_overlaps_go_to_the_higher_sam_score(pipeline: ZeroShot, tmp_path: Path) -> None:
+def known(pipeline: ZeroShot, monkeypatch: pytest.MonkeyPatch, overlaps: tuple[str, ...] = ()) -> None:
+    """Have the pipeline know "bright one", "bright two" and "bright three"; the first may overlap others."""
+    targets = [
+        Target(f"bright {name}", label, (f"bright {name}",), meaning=name, overlaps=overlaps if name == "one" else ())
+        for label, name in ((7, "one"), (8, "two"), (9, "three"))
+    ]
+    monkeypatch.setattr(pipeline, "targets", TargetSet(targets))
+
+
+NO_PRESENCE = OPTIONS.replace(presence=False)
+
+
+def test_known_targets_that_cannot_overlap_share_no_pixel(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask with the higher SAM score has the pixels of both."""
+    known(pipeline, monkeypatch)
     image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    truth = pipeline.segment(image, "bright one", NO_PRESENCE).labels[0] > 0
+    for scores, winner, loser in (([0.6, 0.8], "bright two", "bright one"), ([0.8, 0.6], "bright one", "bright two")):
+        pipeline.sam.scores = scores
+        result = pipeline.segment(image, "bright one; bright two", NO_PRESENCE)
+        assert np.array_equal(result.mask(winner)[0], truth)
+        assert not result.mask(loser).any()
+        assert not len(result.beneath)
+        told = {target.name: target for target in result.targets}
+        assert "another target" in told[loser].reason
+        assert (told[loser].found, told[loser].area_pixels) == (False, 0)
+        assert told[winner].area_pixels == truth.sum()
+
+
+@pytest.mark.parametrize("text", ["bright one; bright two", "bright one; bright and else", "bright this; bright that"])
+def test_targets_that_may_overlap_stay_whole(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """As the vocabulary says of known targets; of free text it knows nothing."""
+    known(pipeline, monkeypatch, overlaps=("two",))
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    truth = pipeline.segment(image, "bright one", NO_PRESENCE).labels[0] > 0
     pipeline.sam.scores = [0.6, 0.8]
-    result = pipeline.segment(image, "bright one; bright two", OPTIONS)
-    assert set(np.unique(result.labels)) == {0, result.label_names["bright two"]}
-    first, second = result.targets
-    assert "another target" in first.reason
-    assert not first.found
-    assert second.area_pixels == (result.labels > 0).sum()
-    pipeline.sam.scores = [0.8, 0.6]
-    again = pipeline.segment(image, "bright one; bright two", OPTIONS)
-    assert set(np.unique(again.labels)) == {0, again.label_names["bright one"]}
+    result = pipeline.segment(image, text, NO_PRESENCE)
+    assert len(result.masks()) == 2
+    for name, mask in result.masks().items():
+        assert np.array_equal(mask[0], truth)
+        (evidence,) = (target for target in result.targets if target.name == name)
+        assert (evidence.found, evidence.area_pixels) == (True, truth.sum())
+        assert evidence.measurements.n_voxels == truth.sum()
+    label = result.label_map(image)
+    assert label.overlap_voxels == truth.sum()
+    assert all(np.array_equal(label.mask(name), mask) for name, mask in result.masks().items())
+
+
+def test_of_three_targets_each_keeps_what_it_may(
+    pipeline: ZeroShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second, which the third wins over, takes nothing from the first, which overlaps the third alone."""
+    known(pipeline, monkeypatch, overlaps=("three",))
+    image = picture(tmp_path, disc((60, 60), 30, 30) * 255)
+    truth = pipeline.segment(image, "bright one", NO_PRESENCE).labels[0] > 0
+    pipeline.sam.scores = [0.5, 0.7, 0.9]
+    result = pipeline.segment(image, "bright one; bright two; bright three", NO_PRESENCE)
+    assert {name: int(mask.sum()) for name, mask in result.masks().items()} == {
+        "bright one": truth.sum(),
+        "bright two": 0,
+        "bright three": truth.sum(),
+    }
 
 
 def moving_disc(n_planes: int, held: Sequence[int]) -> np.ndarray:

@@ -103,9 +103,11 @@ class BrightPixels:
                 for name in names:
                     more["keep_partial"](name, index, image.plane(index)[..., 0] > 128)
         planes = np.stack([image.plane(index)[..., 0] for index in range(image.n_planes)])
-        labels = np.where(planes > 128, next(iter(names.values())), 0).astype(np.uint8)
+        # every target is where it is bright; the first lies on top of the others
+        labels, *beneath = (np.where(planes > 128, value, 0).astype(np.uint8) for value in names.values())
         return ZeroShotResult(
             labels=labels,
+            beneath=np.array(beneath, np.uint8).reshape(-1, *labels.shape),
             label_names=names,
             targets=[],
             text=text,

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.base.files import file_sha256
-from medclipsam.base.formats import MASK_SUFFIXES, STUDY_SUFFIXES, suffix_of
+from medclipsam.base.formats import MASK_SUFFIXES, SEG_SUFFIX, STUDY_SUFFIXES, suffix_of
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.cli.common import add_model_arguments, add_pipeline_options, choose_device, pipeline_options, target_set
 
 if TYPE_CHECKING:
+    from medclipsam.imaging.label_map import LabelMap
     from medclipsam.pipeline.zero_shot import ZeroShot, ZeroShotResult
 
+_SUFFIXES = (SEG_SUFFIX, *MASK_SUFFIXES)
 # What `segment` has written to a folder: a line for each mask.
 _RECORD = ".masks.tsv"
 
@@ -38,15 +40,18 @@ def add_segment(commands: Any) -> None:
     segment.add_argument(
         "--text", required=True, action="append", help='what to find; several targets split by ";", or --text again'
     )
-    segment.add_argument("--out", required=True, type=Path, help="mask file; a folder for several images")
+    segment.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="mask file (.seg.nrrd keeps targets that overlap whole); a folder for several images",
+    )
     segment.add_argument("--overlay", type=Path, help="picture of the mask on the image (PNG); a folder for several")
     segment.add_argument("--report", type=Path, help="evidence as JSON; a folder for several images")
     segment.add_argument(
         "--measure", type=Path, metavar="CSV", help="table of measurements, a line for each target of each image"
     )
-    segment.add_argument(
-        "--suffix", choices=MASK_SUFFIXES, default=".nii.gz", help="mask format where --out is a folder"
-    )
+    segment.add_argument("--suffix", choices=_SUFFIXES, default=".nii.gz", help="mask format where --out is a folder")
     segment.add_argument(
         "--skip-existing",
         action="store_true",
@@ -151,13 +156,15 @@ def _record(folder: Path, mask: Path, digest: str) -> None:
 def _is_done(source: Path, files: dict[str, Path], settings: str, made: dict[str, str], folder: Path) -> bool:
     """Return whether all files of an image are there, and its mask can be read and was made with these settings."""
     from medclipsam.imaging import read_image
+    from medclipsam.imaging.label_map import is_seg_nrrd
+    from medclipsam.imaging.seg_nrrd import read_segments
 
     if not all(path.is_file() for path in files.values()):
         return False
     if made.get(files["out"].relative_to(folder).as_posix()) != _digest(source, settings):
         return False
     try:
-        read_image(files["out"])
+        read_segments(files["out"]) if is_seg_nrrd(files["out"]) else read_image(files["out"])
     except MedClipSamError:
         return False
     return True
@@ -180,8 +187,8 @@ def _jobs(given: argparse.Namespace) -> list[tuple[Path, dict[str, Path]]]:
         found += [(image.path, Path(image.stem or path.resolve().name)) for image in inside]
     asked = {"overlay": given.overlay, "report": given.report}
     if len(found) == 1:
-        if not given.out.name.endswith(MASK_SUFFIXES):
-            raise InputError(f"The mask cannot be written as {given.out.name!r}; allowed: {', '.join(MASK_SUFFIXES)}.")
+        if not given.out.name.endswith(_SUFFIXES):
+            raise InputError(f"The mask cannot be written as {given.out.name!r}; allowed: {', '.join(_SUFFIXES)}.")
         if given.overlay and given.overlay.suffix.lower() != ".png":
             raise InputError(f"The overlay cannot be written as {given.overlay.name!r}; allowed: .png.")
         files = {"out": given.out, **{key: path for key, path in asked.items() if path}}
@@ -217,6 +224,7 @@ def _segment_one(
 ) -> ZeroShotResult:
     from medclipsam.base.progress import ProgressBar
     from medclipsam.imaging import read_image, write_mask, write_overlay
+    from medclipsam.imaging.label_map import is_seg_nrrd
 
     image = read_image(source, modality=given.modality)
     with ProgressBar(total=100, unit="%", leave=False, show=show and image.is_volume) as bar:
@@ -236,9 +244,16 @@ def _segment_one(
             folders.append(folder)
             partial = Path(folder.name) / path.name
             if kind == "out":
-                write_mask(result.labels, image, partial)
+                label = result.label_map(image)
+                if is_seg_nrrd(partial):
+                    label.write(partial)
+                else:
+                    write_mask(label.values, image, partial)
+                    _warn_of_overlaps(label, path)
             elif kind == "overlay":
-                write_overlay(result.labels, image, result.label_names, partial, window=result.window)
+                write_overlay(
+                    result.labels, image, result.label_names, partial, window=result.window, beneath=result.beneath
+                )
             else:
                 partial.write_text(json.dumps(result.to_dict(), indent=2), encoding="utf-8")
             made.append((partial, path))
@@ -252,9 +267,20 @@ def _segment_one(
     return result
 
 
+def _warn_of_overlaps(label: LabelMap, path: Path) -> None:
+    from medclipsam.base.progress import ProgressBar
+
+    if label.overlaps:
+        ProgressBar.write(
+            f"{path.name}: targets overlap in {label.overlap_voxels} voxels, which the smallest of them has in this "
+            f"format; {SEG_SUFFIX} keeps each of them whole.",
+            file=sys.stderr,
+        )
+
+
 def _image_name(name: str) -> str:
     """Return what an image is called in the table, given the name of its mask below the folder or its own."""
-    return name[: len(name) - len(suffix_of(name, (*MASK_SUFFIXES, *STUDY_SUFFIXES)))]
+    return name[: len(name) - len(suffix_of(name, (*_SUFFIXES, *STUDY_SUFFIXES)))]
 
 
 def _stem(name: str) -> str:

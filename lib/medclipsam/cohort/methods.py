@@ -18,6 +18,7 @@ from medclipsam.base.options import ZeroShotOptions
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
+    from medclipsam.imaging.label_map import LabelMap
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,22 @@ class Made:
         For each of them columns of the table, at least `finding`, `label` and `found`.
     about : dict
         Columns that all of them share.
+    beneath : numpy.ndarray or None
+        What `labels` covers where findings overlap, see `medclipsam.imaging.label_map.LabelMap`.
     """
 
     labels: np.ndarray
     names: dict[str, int]
     findings: list[dict[str, Any]]
     about: dict[str, Any] = field(default_factory=dict)
+    beneath: np.ndarray | None = None
+
+    def label_map(self, image: MedicalImage) -> LabelMap:
+        """Return it as a label map of the image that it was found in."""
+        from medclipsam.imaging.label_map import LabelMap
+
+        whole = {} if self.beneath is None else {"beneath": self.beneath}
+        return LabelMap(self.labels, image, self.names, self.names, **whole)
 
 
 class Method(Protocol):
@@ -185,7 +196,7 @@ class _ZeroShot:
                     ),
                 }
             )
-        return Made(result.labels, result.label_names, findings, about)
+        return Made(result.labels, result.label_names, findings, about, result.beneath)
 
 
 class _Network:

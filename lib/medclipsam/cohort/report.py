@@ -253,7 +253,8 @@ def _picture(run: Run, source: Source, pick: _Pick) -> str:
     """Return an image with its mask as a small JPEG, in base64; empty where no mask was kept as a file."""
     from PIL import Image
 
-    from medclipsam.imaging import draw_overlay, read_image, read_mask
+    from medclipsam.imaging import draw_overlay, read_image
+    from medclipsam.imaging.label_map import read_kept_label
 
     if not pick.row["mask"]:
         return ""
@@ -261,9 +262,9 @@ def _picture(run: Run, source: Source, pick: _Pick) -> str:
     with source.fetched(study) as files:
         path = next(file.path for file in files if file.image == pick.row["image"])
         image = read_image(path)
-        labels = read_mask(run.folder / pick.row["mask"], image)
         names = {pick.row["finding"]: int(pick.row["label"])}
-        picture = draw_overlay(labels, image, names, list_absent=False).convert("RGB")
+        label = read_kept_label(run.folder / pick.row["mask"], image, {"label_names": names})
+        picture = draw_overlay(label.values, image, names, list_absent=False, beneath=label.beneath).convert("RGB")
     picture.thumbnail((_SIDE * (2 if image.is_volume else 1), _SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=80)

@@ -15,6 +15,7 @@ import numpy as np
 from medclipsam.active import LEDGER_FILE
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import atomic_write
+from medclipsam.base.formats import STUDY_LABEL_SUFFIXES, suffix_of
 from medclipsam.cohort.store import Run
 from medclipsam.cohort.table import batches
 from medclipsam.studies.find import LABELS
@@ -143,10 +144,11 @@ def _put_mask(run: Run, image: str, mask: str | None) -> bool:
         return False
     folder = Path(run.source["path"]) / LABELS / _ORIGINAL
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{image}.nii.gz"
+    suffix = suffix_of(mask, STUDY_LABEL_SUFFIXES)
+    path = folder / f"{image}{suffix}"
     if any((folder / f"{image}{suffix}").exists() for suffix in (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".png")):
         return False
-    with atomic_write(path, prefix=".medclipsam-part-", suffix=".nii.gz") as temporary:
+    with atomic_write(path, prefix=".medclipsam-part-", suffix=suffix) as temporary:
         shutil.copyfile(run.folder / mask, temporary)
         os.utime(temporary)
     return True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import medclipsam
 from medclipsam.base.errors import InputError, MedClipSamError, StorageError, UpstreamError
+from medclipsam.base.formats import SEG_SUFFIX
 from medclipsam.cohort.source import AnySource, ManifestSource, PacsSource, Study, StudyFile, open_source
 from medclipsam.cohort.store import Run
 from medclipsam.dicomweb.client import Credentials
@@ -214,11 +215,11 @@ class Worker:
 
     def _write(self, made: Made, image: MedicalImage, file: StudyFile, study: Study) -> dict[str, Any]:
         """Write the masks of an image, and return where they are and their size in bytes."""
-        from medclipsam.imaging import write_mask
-
+        label = made.label_map(image)
         written: dict[str, Any] = {"size": 0}
         if "nifti" in self._outputs:
-            path = write_mask(made.labels, image, self._run.mask_file(file.image, ".nii.gz"), read_back=True)
+            # NIfTI has one value for each voxel
+            path = label.write(self._run.mask_file(file.image, SEG_SUFFIX if label.overlaps else ".nii.gz"))
             written["mask"] = path.relative_to(self._run.folder).as_posix()
             written["size"] += path.stat().st_size
         if "seg" in self._outputs:
@@ -243,7 +244,7 @@ class Worker:
         there = [each["finding"] for each in made.findings if each["found"]]
         absent = [each["finding"] for each in made.findings if not each["found"]]
         return write_segmentation(
-            made.labels,
+            made.label_map(image).drawn,
             image,
             segments,
             path,

@@ -29,7 +29,9 @@ from medclipsam.imaging.dicom import has_short_header, read_data, read_tags, sou
 from medclipsam.imaging.dicom_sources import sources_for
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.imaging.limits import allow_voxels
+from medclipsam.imaging.masks import flatten
 from medclipsam.imaging.write import check_same, replace_file
 from medclipsam.targets import SnomedCode, StructureCode
 
@@ -263,7 +265,7 @@ def read_segmentation(
     Returns
     -------
     labels : ndarray of uint8, shape (n_planes, H, W)
-        In display orientation. Where segments overlap the later one counts; a fraction counts from one half.
+        In display orientation. Where segments overlap the smaller one counts; a fraction counts from one half.
     segments : list of (int, SegmentInfo)
         Label and description of each segment, those that are empty too.
 
@@ -274,8 +276,39 @@ def read_segmentation(
     InputError
         If it was not drawn on this image.
     """
+    label, segments = read_seg_label_map(path, image, label_of, frames)
+    return label.values, segments
+
+
+def read_seg_label_map(
+    path: str | os.PathLike[str],
+    image: MedicalImage,
+    label_of: Callable[[SegmentInfo], int],
+    frames: ImageFrames | None = None,
+) -> tuple[LabelMap, list[tuple[int, SegmentInfo]]]:
+    """Read a DICOM SEG as `read_segmentation` does, with segments that overlap whole.
+
+    Parameters
+    ----------
+    path, image, label_of, frames
+        See `read_segmentation`, whose errors it raises.
+
+    Returns
+    -------
+    label : LabelMap
+        Its names are those of the segments.
+    segments : list of (int, SegmentInfo)
+        Label and description of each segment, those that are empty too.
+    """
     reading = _Reading(Path(path), image, label_of, frames)
-    return reading.displayed(reading.call(_read_labels, reading.labels)), reading.found
+    values, beneath = reading.call(_read_labels, reading.labels)
+    names: dict[str, int] = {}
+    for label, segment in reading.found:
+        if label:
+            names.setdefault(segment.name, label)
+    shown, covered = reading.displayed(values), [reading.displayed(layer) for layer in beneath]
+    whole = {"beneath": np.stack(covered)} if covered else {}
+    return LabelMap(shown, image, names, names, **whole), reading.found
 
 
 def read_masks(
@@ -408,8 +441,8 @@ def _read_infos(path: Path, drawn_on: _DrawnOn) -> list[tuple[int, SegmentInfo]]
     return [(number, _info(segmentation.get_segment_description(number))) for number in numbers]
 
 
-def _read_labels(path: Path, drawn_on: _DrawnOn, labels: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the label map [k, j, i] of segments, given number and label of each; later ones count."""
+def _read_labels(path: Path, drawn_on: _DrawnOn, labels: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label map [k, j, i] of segments, given number and label of each, and what it covers [n, k, j, i]."""
     # highdicom may make floats of the voxels of one segment
     allow_voxels(4 * math.prod(drawn_on.shape))
     segmentation = _segmentation(path)
@@ -420,11 +453,9 @@ def _read_labels(path: Path, drawn_on: _DrawnOn, labels: Sequence[tuple[int, int
         table = np.zeros(max(int(pixels.max()), *numbers, 0) + 1, dtype=np.uint8)
         for number, label in labels:
             table[number] = label
-        return table[pixels]
-    native = np.zeros(drawn_on.shape, dtype=np.uint8)
-    for number, label in labels:
-        native[_frames(segmentation, drawn_on, [number])[..., 0] >= 0.5] = label
-    return native
+        return table[pixels], np.zeros((0, *drawn_on.shape), np.uint8)
+    masks = ((label, _frames(segmentation, drawn_on, [number])[..., 0] >= 0.5) for number, label in labels)
+    return flatten(masks, drawn_on.shape)
 
 
 def _read_mask(path: Path, drawn_on: _DrawnOn, number: int) -> np.ndarray:
@@ -597,9 +628,15 @@ def _pixels(
             raise InputError(f"The mask of the label {label} holds {mask.min():g} to {mask.max():g}; allowed: 0 to 1.")
     if kind == "LABELMAP":
         flat = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+        names = {segment.label: segment.name for segment in segments}
         for label, mask in labels.items():
-            if flat[mask != 0].any():
-                raise InputError("Masks that overlap cannot be one LABELMAP; allowed: BINARY and FRACTIONAL.")
+            others = flat[mask != 0]
+            if others.any():
+                other = names[int(others[others != 0][0])]
+                raise InputError(
+                    f"The segments {other!r} and {names[label]!r} overlap, which a DICOM SEG of the kind LABELMAP "
+                    "cannot hold; allowed: BINARY and FRACTIONAL."
+                )
             flat[mask != 0] = label
         return _pixels(flat, image, segments, kind)
     empty = np.zeros((image.n_planes, *image.plane_shape), np.float32 if fractional else np.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ import numpy as np
 from medclipsam.base.errors import InputError
 from medclipsam.base.formats import MASK_SUFFIXES, SEG_SUFFIX, suffix_of
 from medclipsam.imaging.image import MedicalImage
-from medclipsam.imaging.masks import flatten, has_place, read_mask, read_segment_masks
+from medclipsam.imaging.masks import flatten, has_place, mask_of, read_mask, read_segment_masks
 from medclipsam.imaging.seg_nrrd import read_segments, write_seg_nrrd
 from medclipsam.imaging.write import check_same, mask_writer, replace_file
 
@@ -219,10 +219,7 @@ class LabelMap:
 
     def mask_of(self, value: int) -> np.ndarray:
         """Return where a label is, bool [n_planes, H, W]: on top or beneath another one."""
-        mask: np.ndarray = self.values == value
-        for layer in self.beneath:
-            mask |= layer == value
-        return mask
+        return mask_of(value, self.values, self.beneath)
 
     def mask(self, name: str) -> np.ndarray:
         """Return the whole segment of a name, bool [n_planes, H, W], in display orientation.
@@ -295,14 +292,17 @@ class LabelMap:
             return mask_writer(self.values, self.image, name, dtype=dtype, compress=compress, read_back=True)
 
         def write_and_check(path: Path) -> None:
-            names = {name: value for name, value in self.names.items() if self.names_by_value[value] == name}
-            masks = {name: self.mask_of(value) for name, value in names.items()}
-            unnamed = {f"label {value}": value for value in self.unnamed()}
-            masks |= {each: self.mask_of(value) for each, value in unnamed.items()}
-            write_seg_nrrd(masks, self.image, {**names, **unnamed}, path, compress=compress)
+            names = {**{value: f"label {value}" for value in self.unnamed()}, **self.names_by_value}
+            segments = ((each, value, self.mask_of(value)) for value, each in names.items())
+            write_seg_nrrd(segments, self.image, path, compress=compress)
             self.check_copy(path, name)
 
         return write_and_check
+
+    @property
+    def drawn(self) -> np.ndarray | dict[int, np.ndarray]:
+        """`values`, or where segments overlap the mask of each value, as `write_segmentation` takes both."""
+        return {value: self.mask_of(value) for value in sorted(self.present)} if self.overlaps else self.values
 
     @property
     def names_by_value(self) -> dict[int, str]:
@@ -355,9 +355,6 @@ class LabelMap:
             check_same(read_mask(path, self.image), self.values, what)
             return
         copy, _ = read_label_map(path, self.image, ValueNames())
-        for name, value in self.names.items():
-            if copy.names.get(self.names_by_value[value]) != value:
-                raise InputError(f"{what} does not name {name!r} when it is read back; it is not kept.")
         check_same_masks(copy, self, what)
 
 
@@ -439,11 +436,12 @@ def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Map
     InputError
         If it does not fit the image.
     """
-    said = ValueNames.from_monailabel(info)
-    if is_seg_nrrd(path):
-        label, _ = read_label_map(path, image, ValueNames(said.listed, said.asked))
-        return label
-    return LabelMap(read_mask(path, image), image, {name: value for value, name in said.by_value().items()})
+    kept = ValueNames.from_monailabel(info).by_value()
+    if not is_seg_nrrd(path):
+        return LabelMap(read_mask(path, image), image, {name: value for value, name in kept.items()})
+    label, _ = read_label_map(path, image, ValueNames())
+    names = {name: value for value, name in {**label.names_by_value, **kept}.items()}
+    return replace(label, names=names)
 
 
 def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, int]:

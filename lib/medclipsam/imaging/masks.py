@@ -97,6 +97,26 @@ def read_segment_masks(path: Path, image: MedicalImage) -> Iterator[tuple[Segmen
         yield segment, image.from_native(values[..., segment.layer] == segment.value)
 
 
+def mask_of(label: int, values: np.ndarray, beneath: np.ndarray) -> np.ndarray:
+    """Return where a label is, on top or beneath another one.
+
+    Parameters
+    ----------
+    label : int
+    values, beneath : ndarray of uint8
+        As `flatten` returns them.
+
+    Returns
+    -------
+    ndarray of bool
+        Of the shape of `values`.
+    """
+    mask: np.ndarray = values == label
+    for layer in beneath:
+        mask |= layer == label
+    return mask
+
+
 def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return masks that may overlap as a label map in which the smaller of them are on top.
 

@@ -40,6 +40,7 @@ def draw_overlay(
     plane: int | None = None,
     window: Window | None = None,
     list_absent: bool = True,
+    beneath: np.ndarray | None = None,
 ) -> Image.Image:
     """Draw an image with its masks: translucent fill, outline and a legend.
 
@@ -61,6 +62,8 @@ def draw_overlay(
         Grey window, see `MedicalImage.plane`.
     list_absent : bool
         Whether the legend lists names without a pixel; their colours are kept for them either way.
+    beneath : ndarray of uint8, shape (n_layers, n_planes, H, W), optional
+        What `labels` covers where targets overlap, see `LabelMap`; each is drawn whole.
 
     Returns
     -------
@@ -89,15 +92,16 @@ def draw_overlay(
             f"A label map of shape {labels.shape} does not fit {image.source.name}; allowed is "
             f"{(image.n_planes, *image.plane_shape)}."
         )
+    layers = labels[None] if beneath is None or not len(beneath) else np.concatenate([labels[None], beneath])
     shown = [plane] if plane is not None else _planes_to_show(labels)
-    colours = _colours(labels, names)
+    colours = _colours(layers, names)
     side = _SINGLE_SIDE if len(shown) == 1 else _TILE_SIDE
-    tiles = [_tile(image.plane(n, window), labels[n], colours, _size(image, side)) for n in shown]
+    tiles = [_tile(image.plane(n, window), layers[:, n], colours, _size(image, side)) for n in shown]
     if image.is_volume:
         for tile, n in zip(tiles, shown, strict=True):
             _caption(tile, f"plane {n} of 0-{image.n_planes - 1}")
     sheet = _sheet(tiles)
-    present = {int(v) for v in np.unique(labels)}
+    present = {int(v) for v in np.unique(layers)}
     listed = {name: label for name, label in names.items() if list_absent or label in present}
     return _with_legend(sheet, [(name, colours.get(label), label in present) for name, label in listed.items()])
 
@@ -111,12 +115,13 @@ def write_overlay(
     window: Window | None = None,
     *,
     list_absent: bool = True,
+    beneath: np.ndarray | None = None,
 ) -> Path:
     """Write the picture of `draw_overlay` as a PNG file.
 
     Parameters
     ----------
-    labels, image, names, plane, window, list_absent
+    labels, image, names, plane, window, list_absent, beneath
         As for `draw_overlay`.
     path : str or path-like
         PNG file to write; it appears only when complete.
@@ -134,7 +139,7 @@ def write_overlay(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"An overlay cannot be written to {path.name}; allowed is .png.")
-    picture = draw_overlay(labels, image, names, plane=plane, window=window, list_absent=list_absent)
+    picture = draw_overlay(labels, image, names, plane=plane, window=window, list_absent=list_absent, beneath=beneath)
     replace_file(path, ".png", lambda temporary: picture.save(temporary, format="PNG", optimize=True))
     return path
 
@@ -186,7 +191,7 @@ def write_evidence(
     share = (_HEAT_SHARE * heat)[..., None]
     warm = np.clip(np.rint((1 - share) * pixels + share * colour), 0, 255).astype(np.uint8)
     labels = np.asarray(mask, dtype=np.uint8)
-    tiles = [_tile(warm, labels * 0, {}, size), _tile(pixels, labels, {1: COLOURS[0]}, size)]
+    tiles = [_tile(warm, labels[None], {}, size), _tile(pixels, labels[None], {1: COLOURS[0]}, size)]
     scale = (size[0] / pixels.shape[1], size[1] / pixels.shape[0])
     for tile in tiles:
         _draw_prompt(tile, prompt or {}, scale)
@@ -246,14 +251,14 @@ def _size(image: MedicalImage, side: int) -> tuple[int, int]:
 
 
 def _tile(
-    plane: np.ndarray, labels: np.ndarray, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int]
+    plane: np.ndarray, layers: np.ndarray, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int]
 ) -> Image.Image:
     enlarged = size[0] >= plane.shape[1]
     how = Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS
     canvas = np.asarray(Image.fromarray(plane).resize(size, how), dtype=np.float32)
     width = max(2, round(max(size) / 256))
     for label, colour in colours.items():
-        mask = labels == label
+        mask = (layers == label).any(axis=0)
         if not mask.any():
             continue
         inside = _resize(mask, size)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy import ndimage
 
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.imaging import MedicalImage, Window
+from medclipsam.imaging.masks import flatten, mask_of
 from medclipsam.pipeline.correction import carry_on
 from medclipsam.pipeline.volume import Track
 from medclipsam.prompting import boxes_of
@@ -77,6 +79,11 @@ class Clicks:
             corners = np.stack([both.min(axis=0), both.max(axis=0)])
         return cls(_display(image, foreground), _display(image, background), corners)
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether there is a click or a box."""
+        return bool(len(self.foreground) or len(self.background) or self.box is not None)
+
 
 @dataclass(frozen=True)
 class RefinedPlane:
@@ -119,12 +126,15 @@ class RefineResult:
         Seconds of "sam_embed", "sam_decode", "propagate" and in "total".
     tracks : dict of int to list of Track
         By label: how far each correction was carried on, and why it ended there.
+    beneath : numpy.ndarray
+        uint8 [L, N, H, W]: what `labels` covers where labels overlap; no layers where none do.
     """
 
     labels: np.ndarray
     planes: list[RefinedPlane]
     seconds: dict[str, float]
     tracks: dict[int, list[Track]] = field(default_factory=dict)
+    beneath: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.uint8), repr=False)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -141,6 +151,7 @@ def refine(
     windows: Mapping[int, Window | None] | None = None,
     propagate: bool = False,
     drawn: Mapping[int, Collection[int]] | None = None,
+    beneath: np.ndarray | None = None,
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> RefineResult:
@@ -170,6 +181,9 @@ def refine(
     drawn : mapping of int to collection of int, optional
         For each label, planes whose mask in `label_map` a person has drawn, by display index. They are carried on too,
         and never changed by what is carried on from other planes.
+    beneath : numpy.ndarray, optional
+        uint8 [L, N, H, W]: what `label_map` covers where labels overlap, see `LabelMap`. Each label is then corrected
+        as a whole, and a label that overlapped it before loses no voxel to it.
     progress : callable, optional
         Called with a fraction in [0, 1] and what is being done.
     cancelled : callable, optional
@@ -203,14 +217,16 @@ def refine(
     >>> int(refined.labels[0, 200, 20])
     1
     """
+    if label_map is not None and beneath is not None and len(beneath):
+        return _refine_whole(image, sam, label_map, beneath, clicks, windows, propagate, drawn, progress, cancelled)
     start = time.perf_counter()
     shape = (image.n_planes, *image.plane_shape)
     labels = np.zeros(shape, dtype=np.uint8) if label_map is None else np.array(label_map, dtype=np.uint8)
     if labels.shape != shape:
         raise InputError(f"A label map of shape {labels.shape} does not fit {image.source.name}; allowed is {shape}.")
     own = _checked_planes(drawn or {}, image, labels) if propagate else {}
-    if not own and not any(len(c.foreground) + len(c.background) or c.box is not None for c in clicks.values()):
-        raise InputError("Nothing was marked; give foreground or background points [i, j, k], or a box.")
+    if not own and not any(each.is_marked for each in clicks.values()):
+        raise _nothing_marked()
     work = _by_plane(clicks)
     seconds = {"sam_embed": 0.0, "sam_decode": 0.0}
     done = []
@@ -247,6 +263,77 @@ def refine(
         seconds["propagate"] = time.perf_counter() - begun
     seconds = {stage: round(value, 4) for stage, value in seconds.items()}
     return RefineResult(labels, done, {**seconds, "total": round(time.perf_counter() - start, 4)}, tracks)
+
+
+def _nothing_marked() -> InputError:
+    return InputError("Nothing was marked; give foreground or background points [i, j, k], or a box.")
+
+
+def _refine_whole(
+    image: MedicalImage,
+    sam: SamModel,
+    label_map: np.ndarray,
+    beneath: np.ndarray,
+    clicks: Mapping[int, Clicks],
+    windows: Mapping[int, Window | None] | None,
+    propagate: bool,
+    drawn: Mapping[int, Collection[int]] | None,
+    progress: Callable[[float, str], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> RefineResult:
+    """Correct labels that overlap: each by itself, on top of the others."""
+    start = time.perf_counter()
+    present = sorted({int(label) for layer in (label_map, *beneath) for label in np.unique(layer)} - {0})
+    masks = {label: mask_of(label, label_map, beneath) for label in present}
+    planes: list[RefinedPlane] = []
+    seconds: dict[str, float] = {}
+    tracks: dict[int, list[Track]] = {}
+    marked = [label for label, own in clicks.items() if own.is_marked]
+    todo = list(dict.fromkeys([*marked, *((drawn or {}) if propagate else ())]))
+    if not todo:
+        raise _nothing_marked()
+    for number, label in enumerate(todo):
+        flat, _ = flatten(masks.items(), label_map.shape)
+        before = masks.get(label, np.zeros(label_map.shape, bool))
+        flat[before] = label
+        part = refine(
+            image,
+            sam,
+            flat,
+            {label: _with_others(clicks, label)},
+            windows=windows,
+            propagate=propagate,
+            drawn={label: drawn[label]} if drawn and label in drawn else None,
+            progress=None if progress is None else partial(_advance, progress, number, len(todo)),
+            cancelled=cancelled,
+        )
+        for other, mask in masks.items():
+            if other != label and not (mask & before).any():
+                masks[other] = mask & ~((flat == other) & (part.labels == label))
+        masks[label] = part.labels == label
+        planes += part.planes
+        tracks |= part.tracks
+        for stage, value in part.seconds.items():
+            seconds[stage] = round(seconds.get(stage, 0.0) + value, 4)
+    labels, covered = flatten(masks.items(), label_map.shape)
+    seconds["total"] = round(time.perf_counter() - start, 4)
+    return RefineResult(labels, planes, seconds, tracks, covered)
+
+
+def _with_others(clicks: Mapping[int, Clicks], label: int) -> Clicks:
+    """Return what was marked for a label, with the clicks of the other labels on its planes as background."""
+    own = clicks.get(label, Clicks())
+    planes = {int(plane) for plane in np.concatenate([own.foreground, own.background])[:, 0]}
+    if own.box is not None:
+        planes.update(range(own.box[0, 0], own.box[1, 0] + 1))
+    others = [other.foreground for at, other in clicks.items() if at != label]
+    outside = np.concatenate([own.background, *others])
+    kept = np.isin(outside[:, 0], sorted(planes))
+    return replace(own, background=outside[kept])
+
+
+def _advance(progress: Callable[[float, str], None], number: int, count: int, fraction: float, message: str) -> None:
+    progress((number + fraction) / count, message)
 
 
 def _checked_planes(

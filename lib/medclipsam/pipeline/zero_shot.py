@@ -27,6 +27,8 @@ from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.encoders import Encoder, Fit, PlaneInput
 from medclipsam.imaging import MedicalImage, Window, draw_overlay
+from medclipsam.imaging.label_map import LabelMap
+from medclipsam.imaging.masks import flatten, mask_of
 from medclipsam.imaging.sizes import area_mm2, doubt_of_size, size_in_words, volume_mm3
 from medclipsam.measurements import Measurements, measure
 from medclipsam.pipeline.memory_follower import MemoryFollower
@@ -188,7 +190,8 @@ class ZeroShotResult:
     Attributes
     ----------
     labels : numpy.ndarray
-        uint8 [N, H, W], planes in display orientation; 0 is background.
+        uint8 [N, H, W], planes in display orientation; 0 is background. Where targets overlap, the smaller one is on
+        top; `mask` has each of them whole.
     label_names : dict
         {name: id}, ids as in `labels`.
     targets : list of TargetEvidence
@@ -203,6 +206,8 @@ class ZeroShotResult:
         Version of this package.
     source : MedicalImage or None
         The image that was segmented, for `plot`.
+    beneath : numpy.ndarray
+        uint8 [L, N, H, W]: what `labels` covers, see `LabelMap`; no layers where no targets overlap.
     """
 
     labels: np.ndarray
@@ -215,13 +220,32 @@ class ZeroShotResult:
     seconds: dict[str, float]
     version: str = __version__
     source: MedicalImage | None = field(default=None, repr=False, compare=False)
+    beneath: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.uint8), repr=False)
 
     def __repr__(self) -> str:
-        found = ", ".join(
-            f"{name}: {np.count_nonzero(self.labels == label)} voxels" for name, label in self.label_names.items()
-        )
+        found = ", ".join(f"{name}: {np.count_nonzero(self.mask(name))} voxels" for name in self.label_names)
         size = " x ".join(map(str, self.labels.shape))
         return f"<ZeroShotResult {self.text!r}: {found or 'no target'}; labels {size}>"
+
+    def mask(self, name: str) -> np.ndarray:
+        """Return the whole mask of a target, bool [N, H, W] in display orientation.
+
+        Raises
+        ------
+        InputError
+            If it was not asked for.
+        """
+        if name not in self.label_names:
+            raise InputError(f"The result has no {name!r}; it has {', '.join(map(repr, self.label_names))}.")
+        return mask_of(self.label_names[name], self.labels, self.beneath)
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Return the whole mask of each target, see `mask`; those may overlap."""
+        return {name: self.mask(name) for name in self.label_names}
+
+    def label_map(self, image: MedicalImage) -> LabelMap:
+        """Return the result as a label map of the image that was segmented."""
+        return LabelMap(self.labels, image, self.label_names, self.label_names, self.beneath)
 
     @property
     def sentence(self) -> str:
@@ -261,7 +285,9 @@ class ZeroShotResult:
         """
         if self.source is None:
             raise InputError("The result was made without its image; draw it with medclipsam.draw_overlay.")
-        return draw_overlay(self.labels, self.source, self.label_names, plane=plane, window=self.window)
+        return draw_overlay(
+            self.labels, self.source, self.label_names, plane=plane, window=self.window, beneath=self.beneath
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the label map and the image, JSON-able."""
@@ -489,12 +515,14 @@ class ZeroShot:
         keep_partial : callable, optional
             Called with a target's name, a plane and its mask (bool [H, W], display orientation) as soon as the mask is
             made, and again for each plane whose mask is corrected later. The array must not be changed. Where targets
-            overlap, only the result decides which of them a pixel belongs to.
+            that cannot overlap do, only the result decides which of them a pixel belongs to.
 
         Returns
         -------
         ZeroShotResult
-            Its masks are empty where the target is absent; the evidence says why.
+            Its masks are empty where the target is absent; the evidence says why. Two known targets of which neither
+            says that it overlaps the other (`Target.overlaps`) share no pixel: on each plane the one with the higher
+            SAM score has it. All others stay whole.
 
         Raises
         ------
@@ -512,7 +540,7 @@ class ZeroShot:
         >>> result = model.segment(image, "left lung; heart")
         >>> result.label_names
         {'left lung': 11, 'heart': 13}
-        >>> left_lung = result.labels == 11
+        >>> left_lung = result.mask("left lung")
         >>> [target.found for target in result.targets]
         [True, True]
 
@@ -533,9 +561,12 @@ class ZeroShot:
         for part, (window, group) in enumerate(shared):
             clock.span(part / len(shared), (part + 1) / len(shared))
             _Pass(self, image, window, group, indices, options, clock, keep_map, keep_mask, keep_partial).run()
-        labels = _merge(jobs, image)
+        covered = _settle(jobs, image)
+        labels, beneath = flatten(
+            ((job.evidence.label, job.mask) for job in jobs), (image.n_planes, *image.plane_shape)
+        )
         for job in jobs:
-            _conclude(job, labels, image)
+            _conclude(job, image, covered=job.text.name in covered)
             job.evidence.seconds = {
                 stage: round(clock.seconds[stage] / len(jobs), 4) for stage in clock.seconds if clock.seconds[stage]
             }
@@ -549,6 +580,7 @@ class ZeroShot:
             image=image.describe(),
             seconds={**{k: round(v, 4) for k, v in clock.seconds.items()}, "total": round(clock.total(), 4)},
             source=image,
+            beneath=beneath,
         )
 
     def presence(
@@ -1206,14 +1238,28 @@ def _without_single_planes(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _merge(jobs: Sequence[_Job], image: MedicalImage) -> np.ndarray:
-    """Make one label map; where masks overlap the one with the higher SAM score on that plane wins."""
-    labels = np.zeros((image.n_planes, *image.plane_shape), dtype=np.uint8)
-    for plane in range(image.n_planes):
-        here = [job for job in jobs if job.mask[plane].any()]
-        for job in here if len(here) < 2 else sorted(here, key=lambda job: _score_at(job, plane)):
-            labels[plane][job.mask[plane]] = job.evidence.label
-    return labels
+def _settle(jobs: Sequence[_Job], image: MedicalImage) -> set[str]:
+    """Take from masks what other masks have that they cannot overlap; return the targets of which nothing is left.
+
+    On each plane the mask with the higher SAM score keeps its pixels.
+    """
+    rivals = {
+        job.text.name: [other for other in jobs if other is not job and not _may_overlap(job, other)] for job in jobs
+    }
+    had = {job.text.name for job in jobs if rivals[job.text.name] and job.mask.any()}
+    for plane in range(image.n_planes) if len(had) > 1 else ():
+        here = [job for job in jobs if job.text.name in had and job.mask[plane].any()]
+        ranked = sorted(here, key=lambda job: _score_at(job, plane), reverse=True) if len(here) > 1 else []
+        for place, job in enumerate(ranked):
+            for other in ranked[:place]:
+                if other in rivals[job.text.name]:
+                    job.mask[plane] &= ~other.mask[plane]
+    return {job.text.name for job in jobs if job.text.name in had and not job.mask.any()}
+
+
+def _may_overlap(one: _Job, other: _Job) -> bool:
+    """Whether two targets may share pixels: the vocabulary says so, or one is free text, of which it knows nothing."""
+    return one.text.target is None or other.text.target is None or one.text.target.overlaps_with(other.text.target)
 
 
 def _score_at(job: _Job, plane: int) -> float:
@@ -1223,13 +1269,12 @@ def _score_at(job: _Job, plane: int) -> float:
     return 0.0 if nearest is None else float(nearest.sam_score or 0.0)
 
 
-def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
+def _conclude(job: _Job, image: MedicalImage, *, covered: bool) -> None:
     evidence = job.evidence
-    mask = labels == evidence.label
-    area = int(np.count_nonzero(mask))
+    area = int(np.count_nonzero(job.mask))
     evidence.area_pixels, evidence.found = area, area > 0
     evidence.area_mm2, evidence.volume_mm3 = area_mm2(area, image), volume_mm3(area, image)
-    evidence.measurements = measure(mask, image)
+    evidence.measurements = measure(job.mask, image)
     target = job.text.target
     if target is not None:
         evidence.doubt = doubt_of_size(target, area, image)
@@ -1237,15 +1282,15 @@ def _conclude(job: _Job, labels: np.ndarray, image: MedicalImage) -> None:
             evidence.diameter_mm = evidence.measurements.long_axis_mm
     scores = [seen.sam_score for seen in evidence.planes if seen.sam_score is not None]
     evidence.sam_score = float(np.mean(scores)) if scores else None
-    evidence.reason = _reason(job, image)
+    evidence.reason = _reason(job, image, covered=covered)
 
 
-def _reason(job: _Job, image: MedicalImage) -> str:
+def _reason(job: _Job, image: MedicalImage, *, covered: bool) -> str:
     doubt = image.doubt_of_units()
-    return _finding(job, image) + (f" The image is taken for a CT, but {doubt}" if doubt else "")
+    return _finding(job, image, covered=covered) + (f" The image is taken for a CT, but {doubt}" if doubt else "")
 
 
-def _finding(job: _Job, image: MedicalImage) -> str:
+def _finding(job: _Job, image: MedicalImage, *, covered: bool) -> str:
     evidence = job.evidence
     name = evidence.name
     score, threshold = evidence.presence_score, evidence.presence_threshold
@@ -1255,6 +1300,6 @@ def _finding(job: _Job, image: MedicalImage) -> str:
         return f"{name}: found{where}, {size_in_words(evidence.area_pixels, image, evidence.diameter_mm)}{judged}."
     if score is not None and threshold is not None and score < threshold:
         return f"{name}: not found, the mask is empty: the image does not look as if it were there{judged}."
-    if job.mask.any():
+    if covered:
         return f"{name}: its mask lies wholly under another target's with a higher SAM score{judged}."
     return f"{name}: not found, the mask is empty: the saliency map or the masks left nothing to keep{judged}."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import ImageError, InputError
-from medclipsam.base.formats import stem_of
+from medclipsam.base.formats import STUDY_LABEL_SUFFIXES, suffix_of
 from medclipsam.imaging.dicom import looks_like_dicom, read_frame_volumes
 from medclipsam.studies.links import LinkedFolders
 from medclipsam.studies.scan import FolderScan, Found, Listing, Pin
@@ -160,5 +160,5 @@ def read_datastore(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without the extension of an image format, as an image id (in NFC)."""
-    return unicodedata.normalize("NFC", stem_of(name))
+    """Return a label's name without the extension of its format: the image's id (in NFC)."""
+    return unicodedata.normalize("NFC", name[: len(name) - len(suffix_of(name, STUDY_LABEL_SUFFIXES))])

@@ -857,7 +857,7 @@ def test_a_mask_made_ahead_is_told_from_what_is_drawn_after_it(client: TestClien
     assert client.get("/datastore/label", params={**where, "tag": "final"}).status_code == 200
     assert app.masks.find(f"browser-{cookie}", path) is None
     assert client.get("/datastore/label", params=where).status_code == 200
-    mask, names = app.masks.find(f"browser-{cookie}", path)
+    mask, names, _ = app.masks.find(f"browser-{cookie}", path)
     assert mask.any()
     assert names == {"heart": int(mask.max())}
     assert app.masks.made(f"browser-{cookie}", path)["model"] == "text_prompt"

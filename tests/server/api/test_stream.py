@@ -50,7 +50,7 @@ def test_lines_are_progress_masks_and_the_result(client: TestClient, studies: Pa
     assert [segment["name"] for segment in result["segments"]] == list(names)
     assert [segment["label"] for segment in result["segments"]] == list(names.values())
     assert result["maps"].keys() == names.keys()
-    # the stand-in finds both everywhere, and gives the voxels of its result to the first
+    # the stand-in finds both in the same voxels
     for segment in result["segments"]:
         assert np.array_equal(_drawn(segment["planes"], (3, 40, 60)), _bright(studies))
     masks = [line for line in lines if line["event"] == "mask"]

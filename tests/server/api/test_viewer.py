@@ -128,10 +128,10 @@ def test_what_is_no_label_is_refused(client: TestClient, body: str, status: int)
     assert client.put("/viewer/api/labels/nobody", json={"segments": []}).status_code == 404
 
 
-def _label(client: TestClient, tmp_path: Path) -> np.ndarray:
-    content = client.get("/datastore/label", params={"label": "stack", "tag": "final"}).content
-    (tmp_path / "label.nii.gz").write_bytes(content)
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(tmp_path / "label.nii.gz"))
+def _label(client: TestClient, tmp_path: Path, suffix: str = ".nii.gz", **asked: str) -> SimpleITK.Image:
+    content = client.get("/datastore/label", params={"label": "stack", "tag": "final", **asked}).content
+    (tmp_path / f"label{suffix}").write_bytes(content)
+    return SimpleITK.ReadImage(tmp_path / f"label{suffix}")
 
 
 def test_segments_are_saved_as_a_label_map_and_come_back_with_what_overlaps(client: TestClient, tmp_path: Path) -> None:
@@ -149,8 +149,22 @@ def test_segments_are_saved_as_a_label_map_and_come_back_with_what_overlaps(clie
     assert names["heart"] == 13
     assert set(names) == {"left lung", "heart", "my own mass", "aorta"}
     assert len(set(names.values())) == 4
-    values = _label(client, tmp_path).reshape(3, -1)
-    # the smaller one counts where two overlap
+    # each is whole in the file that is kept
+    kept = _label(client, tmp_path, ".seg.nrrd")
+    layers = SimpleITK.GetArrayFromImage(kept).reshape(3, 40 * 60, -1)
+    drawn = {kept.GetMetaData(f"Segment{n}_Name"): n for n in range(4)}
+    assert set(drawn) == set(names)
+    for segment in (LUNG, HEART, mass, empty):
+        number = drawn[segment["name"]]
+        value = int(kept.GetMetaData(f"Segment{number}_LabelValue"))
+        mask = layers[..., int(kept.GetMetaData(f"Segment{number}_Layer"))] == value
+        assert value == names[segment["name"]]
+        whole = np.zeros_like(mask)
+        for each in segment["planes"]:
+            whole[each["plane"]] = decode_runs(each["runs"], (40, 60), "it").ravel()
+        assert np.array_equal(mask, whole)
+    # the smaller one counts where a voxel has one label
+    values = SimpleITK.GetArrayFromImage(_label(client, tmp_path, result_extension=".nii.gz")).reshape(3, -1)
     assert (values[0, 600:620] == 11).all()
     assert (values[0, 620:650] == 13).all()
     assert (values[2, :7] == names["my own mass"]).all()

@@ -108,7 +108,7 @@ def test_a_single_plane_keeps_its_map_exactly(store: EvidenceStore, tmp_path: Pa
     saliency = np.random.default_rng(1).random((20, 30)).astype(np.float32)
     draft.add("heart", 0, saliency)
     labels = np.zeros((1, 20, 30), np.uint8)
-    result = ZeroShotResult(labels, {}, [TargetEvidence("heart", 13, [], True)], "", {"seed": 0}, {}, {}, {})
+    result = ZeroShotResult(labels, {"heart": 13}, [TargetEvidence("heart", 13, [], True)], "", {"seed": 0}, {}, {}, {})
     token = token_of(store.keep(draft, image, result, tmp_path / "film.png")["heart"]["saliency"])
     found = np.asarray(nib.load(store.file(token, "saliency.nii.gz")).dataobj)  # type: ignore[attr-defined]
     assert np.array_equal(found, saliency.T)

@@ -29,10 +29,10 @@ def test_each_client_finds_its_own_mask(image: Path) -> None:
     masks.keep("one", image, noise(1), {"heart": 3})
     masks.keep("two", image, noise(2), {})
     masks.keep("two", image, noise(3), {"lung": 4})
-    found, names = masks.find("one", image) or (None, None)
+    found, names, _ = masks.find("one", image) or (None, None, None)
     assert np.array_equal(found, noise(1))
     assert names == {"heart": 3}
-    found, names = masks.find("two", image) or (None, None)
+    found, names, _ = masks.find("two", image) or (None, None, None)
     assert np.array_equal(found, noise(3))
     assert masks.find("", image) is None
     assert masks.find("one", image.with_name("other.png")) is None
@@ -67,3 +67,14 @@ def test_a_mask_goes_with_the_image_it_was_made_on(image: Path) -> None:
     masks.keep("", image, noise(1), {})
     os.utime(image, (1, 1))
     assert masks.find("", image) is None
+
+
+def test_what_overlaps_is_kept_whole(image: Path) -> None:
+    masks = LastMasks()
+    beneath = np.stack([noise(2), noise(3)])
+    masks.keep("one", image, noise(1), {"heart": 3}, beneath=beneath)
+    found = masks.find("one", image)
+    assert found is not None
+    assert np.array_equal(found.beneath, beneath)
+    label = int(beneath[1].max())
+    assert np.array_equal(found.mask_of(label), (noise(1) == label) | (beneath == label).any(axis=0))

@@ -54,7 +54,6 @@ from medclipsam.server.api.routes import (
 from medclipsam.server.api.routes.evidence import evidence_router
 from medclipsam.server.base.errors import status_of, storage_error
 from medclipsam.server.base.metrics import METRICS, CountInfers
-from medclipsam.server.base.workspace import VIEWER
 from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.learning.rounds import RoundScheduler
@@ -133,7 +132,7 @@ def create_app(
         trains=tasks.running_trainer,
         prelabel=label_app.prelabel,
     )
-    app.state.saved = SavedSegments(label_app, label_app.workspace / VIEWER / "segments")
+    app.state.saved = SavedSegments(label_app)
     app.state.scorings = ScoringJobs(queue, paused=lambda: tasks.scoring_pauses(label_app))
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)

@@ -14,6 +14,9 @@ from medclipsam import __version__
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.base.options import ZeroShotOptions, parse_planes
 from medclipsam.imaging import MedicalImage, Window, read_mask
+from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
+from medclipsam.imaging.masks import mask_of
+from medclipsam.imaging.seg_nrrd import has_layers
 from medclipsam.imaging.sizes import size_in_words
 from medclipsam.measurements import measure
 from medclipsam.pipeline.refine import Clicks, RefineResult
@@ -158,7 +161,16 @@ class RefineTask(ModelTask[RefineRequest]):
         windows = self._windows if image.modality == "CT" else {}
         drawn = self._drawn(request, image, present, {**self._table, **names})
         propagate = request.propagate or bool(drawn)
-        result, weights = self._pipeline.refine(image, present, clicks, windows, job, propagate=propagate, drawn=drawn)
+        result, weights = self._pipeline.refine(
+            image,
+            None if present is None else present.values,
+            clicks,
+            windows,
+            job,
+            propagate=propagate,
+            drawn=drawn,
+            beneath=None if present is None else present.beneath,
+        )
         named = self._named({*clicks, *drawn}, result, names)
         params = {
             "sentence": _sentence(result, named, source, image),
@@ -169,33 +181,41 @@ class RefineTask(ModelTask[RefineRequest]):
                 for name, label in named.items()
                 if label in result.tracks
             },
-            "measurements": {name: measure(result.labels == label, image).to_dict() for name, label in named.items()},
+            "measurements": {
+                name: measure(mask_of(label, result.labels, result.beneath), image).to_dict()
+                for name, label in named.items()
+            },
             "weights": weights,
             "image": image.describe(),
             "seconds": result.seconds,
             "version": __version__,
         }
-        return Made(result.labels, named, params, {**self._masks.made(client, path), "clicks": True})
+        origin = {**self._masks.made(client, path), "clicks": True}
+        return Made(result.labels, named, params, origin, beneath=result.beneath)
 
     def _present(
         self, request: RefineRequest, image: MedicalImage, client: str, path: Path
-    ) -> tuple[str, np.ndarray | None, dict[str, int]]:
+    ) -> tuple[str, LabelMap | None, dict[str, int]]:
         """Return where the present mask comes from, the mask, and the names of labels that it brings."""
         last = self._masks.find(client, path) if request.use_last_mask else None
-        names = last[1] if last else {}
+        names = last.names if last else {}
         if isinstance(request.mask, DrawnMask):
             label = request.mask.label
             if label.values.shape != (image.n_planes, *image.plane_shape):
                 raise ConflictError("The image has changed since the mask was drawn; open it again.")
-            return "sent", label.values, {**names, **label.names}
+            return "sent", label, {**names, **label.names}
         if request.mask is not None:
-            return "sent", read_mask(request.mask.path, image), names
-        if last is not None and last[0].shape == (image.n_planes, *image.plane_shape):
-            return "last", last[0], names
+            sent = request.mask.path
+            if sent.suffix.lower() == ".nrrd" and has_layers(sent):
+                layered, _ = read_label_map(sent, image, ValueNames(), self._table)
+                return "sent", layered, {**names, **layered.names}
+            return "sent", LabelMap(read_mask(sent, image), image), names
+        if last is not None and last.values.shape == (image.n_planes, *image.plane_shape):
+            return "last", LabelMap(last.values, image, beneath=last.beneath), names
         return "none", None, names
 
     def _clicks(
-        self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, names: dict[str, int]
+        self, request: RefineRequest, image: MedicalImage, present: LabelMap | None, names: dict[str, int]
     ) -> dict[int, Clicks]:
         known = {**self._table, **names}
         points = {known[name]: list(marked) for name, marked in request.points.items()}
@@ -213,7 +233,7 @@ class RefineTask(ModelTask[RefineRequest]):
         }
 
     def _drawn(
-        self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, known: dict[str, int]
+        self, request: RefineRequest, image: MedicalImage, present: LabelMap | None, known: dict[str, int]
     ) -> dict[int, list[int]]:
         """Return the planes that a person has drawn, by their label."""
         if not request.drawn:
@@ -225,7 +245,7 @@ class RefineTask(ModelTask[RefineRequest]):
         return {self._label(request, image, present, known): planes}
 
     def _label(
-        self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, known: dict[str, int]
+        self, request: RefineRequest, image: MedicalImage, present: LabelMap | None, known: dict[str, int]
     ) -> int:
         """Return the label that foreground and box are for: the named one, or the only one there can be meant."""
         if request.label_name is not None:
@@ -233,27 +253,33 @@ class RefineTask(ModelTask[RefineRequest]):
         there: set[int] = set()
         if present is not None:
             where = tuple(Clicks.from_ijk(image, request.foreground).foreground.T)
-            there = {int(label) for label in present[where] if label} or {int(n) for n in np.unique(present) if n}
+            there = _labels_at(present, where) or set(present.present)
         if len(there) > 1:
             found = ", ".join(name for name, label in known.items() if label in there)
             raise InputError(f"The present mask holds several labels; name one of them with label: {found}.")
         return there.pop() if there else _UNNAMED
 
     def _under(
-        self, request: RefineRequest, image: MedicalImage, present: np.ndarray | None, known: dict[str, int]
+        self, request: RefineRequest, image: MedicalImage, present: LabelMap | None, known: dict[str, int]
     ) -> list[int]:
         if request.label_name is not None:
             return [_known(request.label_name, known)]
         if present is None:
             return [_UNNAMED]
         where = tuple(Clicks.from_ijk(image, background=request.background).background.T)
-        return sorted({int(label) for label in present[where] if label}) or [_UNNAMED]
+        return sorted(_labels_at(present, where)) or [_UNNAMED]
 
     def _named(self, asked: Iterable[int], result: RefineResult, names: dict[str, int]) -> dict[str, int]:
         """Return the names of the labels that were asked for or that the mask holds, a client's own words first."""
-        wanted = {*asked, *(int(label) for label in np.unique(result.labels) if label)}
+        layers = (result.labels, *result.beneath)
+        wanted = {*asked, *(int(label) for layer in layers for label in np.unique(layer) if label)}
         every = {label: name for name, label in [*self._table.items(), *names.items()]}
         return {every.get(label, f"label {label}"): label for label in sorted(wanted)}
+
+
+def _labels_at(present: LabelMap, where: tuple[np.ndarray, ...]) -> set[int]:
+    """Return the labels of voxels, those beneath others too."""
+    return {int(label) for layer in present.layers for label in layer[where] if label}
 
 
 def _known(name: str, known: Mapping[str, int]) -> int:

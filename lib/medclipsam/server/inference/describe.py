@@ -68,10 +68,10 @@ class SegmentDescriber:
         # who saves it stands beside the label
         client = client_of(Caller(str(info.get("user") or ""), str(info.get("client_id") or "")))
         given = self._masks.find(client, path)
-        if given is not None and given[0].shape != label_map.values.shape:
+        if given is not None and given.values.shape != label_map.values.shape:
             given = None
-        by_person, labels = is_by_person(info), label_map.values
-        asked = {**(given[1] if given and by_person else {}), **label_map.asked}
+        by_person = is_by_person(info)
+        asked = {**(given.names if given and by_person else {}), **label_map.asked}
         names = {**self._names, **{label: name for name, label in {**label_map.names, **asked}.items()}}
         there = label_map.present
         described = sorted(there | {label for label in asked.values() if label}) or sorted(label_map.names.values())
@@ -82,8 +82,8 @@ class SegmentDescriber:
             segment = SegmentInfo(name, label, self._code(name, label))
             if not by_person:
                 segment = _computed(segment, "AUTOMATIC", made)
-            elif given is not None and label in given[1].values():
-                same = np.array_equal(labels == label, given[0] == label) and not made.get("clicks")
+            elif given is not None and label in given.names.values():
+                same = np.array_equal(label_map.mask_of(label), given.mask_of(label)) and not made.get("clicks")
                 segment = _computed(segment, "AUTOMATIC" if same else "SEMIAUTOMATIC", made)
             segments.append(segment)
         title = ", ".join(segment.name for segment in segments if segment.label in there)

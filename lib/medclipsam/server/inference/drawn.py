@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.imaging.label_map import LabelMap, label_numbers
 
@@ -60,34 +61,23 @@ def read_segments(given: Any, frames: ImageFrames) -> list[Segment]:
     return list(segments.values())
 
 
-def flatten(segments: Sequence[Segment], frames: ImageFrames, table: Mapping[str, int]) -> tuple[LabelMap, int]:
-    """Return segments as a label map, in which each voxel has one label.
-
-    Where segments overlap, the smallest of them counts: a nodule in a lung stays a nodule.
+def label_map_of(segments: Sequence[Segment], image: MedicalImage, table: Mapping[str, int]) -> LabelMap:
+    """Return segments as a label map, which keeps each of them whole.
 
     Parameters
     ----------
     segments : sequence of Segment
-    frames : ImageFrames
-        Of the image.
+    image : MedicalImage
     table : mapping of str to int
         Values of known names.
 
     Returns
     -------
-    label : LabelMap
+    LabelMap
         Empty segments are named too.
-    overlap : int
-        Number of voxels that lie in several segments.
     """
-    image = frames.image
     numbers = label_numbers([segment.name for segment in segments], table)
-    values = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
-    overlap = np.zeros(values.shape, bool)
-    for segment in sorted(segments, key=lambda each: -np.count_nonzero(each.mask)):
-        overlap |= segment.mask & (values > 0)
-        values[segment.mask] = numbers[segment.name]
-    return LabelMap(values, image, numbers, numbers), int(np.count_nonzero(overlap))
+    return LabelMap.from_masks({segment.name: segment.mask for segment in segments}, image, numbers, numbers)
 
 
 def drawn_params(
@@ -129,19 +119,14 @@ def drawn_params(
         first, last = frames.voxels([(int(plane), x0, y0), (int(plane), x1, y1)])
         told["box"] = [*first, *last]
     segments = read_segments(params.get("segments") or [], frames)
-    label, _ = flatten([each for each in segments if each.name != name], frames, table)
-    numbers = label_numbers([*label.names, name], table)
-    values = np.zeros_like(label.values)
-    for other, value in label.names.items():
-        values[label.values == value] = numbers[other]
-    for segment in segments:
-        if segment.name == name:
-            # what is corrected lies on top of what it overlaps
-            values[segment.mask] = numbers[name]
+    drawn = label_map_of(segments, frames.image, table)
+    if name not in drawn.names:
+        numbers = label_numbers([*drawn.names, name], table)
+        drawn = LabelMap.from_masks(drawn.masks(), frames.image, numbers, numbers)
     if told.get("propagate") and "drawn" not in told and not told.keys() & {"foreground", "background", "box"}:
         # without a correction it is what was drawn that is carried on
-        told["drawn"] = [int(plane) for plane in np.flatnonzero((values == numbers[name]).any(axis=(1, 2)))]
-    return {**told, "label": name, "use_last_mask": False}, LabelMap(values, frames.image, numbers, numbers)
+        told["drawn"] = [int(plane) for plane in np.flatnonzero(drawn.mask(name).any(axis=(1, 2)))]
+    return {**told, "label": name, "use_last_mask": False}, drawn
 
 
 class PartialMasks:
@@ -169,32 +154,6 @@ class PartialMasks:
         with self._lock:
             changed, self._changed = self._changed, {}
             return [(*key, _unpacked(*self._masks[key])) for key in changed]
-
-    def masks(self, label: LabelMap) -> dict[str, np.ndarray]:
-        """Return the mask of each name of a result, where targets may overlap.
-
-        Parameters
-        ----------
-        label : LabelMap
-            The result, in which they do not.
-
-        Returns
-        -------
-        dict of str to ndarray of bool, shape (n_planes, H, W)
-            What was handed out, where the result gives each of its voxels to one of the targets; else the result's.
-        """
-        flat = {name: label.values == value for name, value in label.names.items()}
-        whole = {name: np.zeros(label.values.shape, bool) for name in flat}
-        with self._lock:
-            kept = dict(self._masks)
-        for (name, plane), packed in kept.items():
-            if name in whole and plane < len(label.values):
-                whole[name][plane] = _unpacked(*packed)
-        # what was changed at the end was not handed out
-        same = all(
-            not (flat[name] & ~mask).any() and not (mask & (label.values == 0)).any() for name, mask in whole.items()
-        )
-        return whole if same else flat
 
 
 def encode_segments(masks: Mapping[str, np.ndarray], frames: ImageFrames, labels: Mapping[str, int]) -> list[Any]:

@@ -172,7 +172,7 @@ class EvidenceStore:
         addresses: dict[str, dict[str, Any]] = {}
         for target in result.targets:
             if target.name in draft.folders and draft.planes[target.name]:
-                mask = result.labels == target.label
+                mask = result.mask(target.name)
                 kept = self._kept_of(draft, target.name, mask, source, modality)
                 kept.window = target.window
                 kept.prompts = {each.plane: each.prompt for each in target.planes}

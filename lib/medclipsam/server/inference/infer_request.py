@@ -70,7 +70,7 @@ class AnswerFormat:
 
     Parameters
     ----------
-    extension : {".nii.gz", ".nii", ".nrrd", ".png"}
+    extension : {".nii.gz", ".nii", ".nrrd", ".png", ".seg.nrrd"}
         File format.
     dtype : str
         Number type of the voxels, one of `DTYPES`.

@@ -9,17 +9,30 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medclipsam.active.ledger import ANONYMOUS
 from medclipsam.base.errors import ImageError
+from medclipsam.imaging.masks import mask_of
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.studies.images import Signature, signature
 
 MAX_BYTES = 64 * 2**20
 MAX_SECONDS = 8 * 3600.0
+
+
+class LastMask(NamedTuple):
+    """A label map that a client was given: `values` and `beneath` as of a `LabelMap`, and the names of its labels."""
+
+    values: np.ndarray
+    names: dict[str, int]
+    beneath: np.ndarray
+
+    def mask_of(self, label: int) -> np.ndarray:
+        """Return where a label is, bool [n_planes, H, W]."""
+        return mask_of(label, self.values, self.beneath)
 
 
 @dataclass(frozen=True)
@@ -78,24 +91,26 @@ class LastMasks:
         labels: np.ndarray,
         names: Mapping[str, int],
         made: Mapping[str, Any] | None = None,
+        beneath: np.ndarray | None = None,
     ) -> None:
         """Keep a label map (uint8 [N, H, W] in display orientation) that `client` was given for the image at `path`.
 
-        `made` says what made it: the model, the text, the weights.
+        `made` says what made it: the model, the text, the weights. `beneath` is what it covers, see `LabelMap`.
         """
+        layers = labels[None] if beneath is None else np.concatenate([labels[None], beneath])
         try:
             image = signature(path)
         except ImageError:  # the image is gone: nobody will click on it
             return
-        content = zlib.compress(np.ascontiguousarray(labels, dtype=np.uint8).tobytes(), 1)
-        kept = _Kept(content, labels.shape, dict(names), image, self._clock() + self._max_seconds, dict(made or {}))
+        content = zlib.compress(np.ascontiguousarray(layers, dtype=np.uint8).tobytes(), 1)
+        kept = _Kept(content, layers.shape, dict(names), image, self._clock() + self._max_seconds, dict(made or {}))
         with self._lock:
             self._kept.pop((client, str(path)), None)
             self._kept[client, str(path)] = kept
             while self._kept and sum(len(each.content) for each in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
 
-    def find(self, client: str, path: Path) -> tuple[np.ndarray, dict[str, int]] | None:
+    def find(self, client: str, path: Path) -> LastMask | None:
         """Return the label map and its names, None where there is none or the image has changed since."""
         with self._lock:
             kept = self._kept.get((client, str(path)))
@@ -103,7 +118,8 @@ class LastMasks:
                 self._kept.pop((client, str(path)), None)
                 return None
             self._kept.move_to_end((client, str(path)))
-        return np.frombuffer(zlib.decompress(kept.content), np.uint8).reshape(kept.shape).copy(), dict(kept.names)
+        layers = np.frombuffer(zlib.decompress(kept.content), np.uint8).reshape(kept.shape).copy()
+        return LastMask(layers[0], dict(kept.names), layers[1:])
 
     def made(self, client: str, path: Path) -> dict[str, Any]:
         """Return what made the mask that `find` returns; empty where there is none."""

@@ -63,6 +63,8 @@ class Made:
         What made it (model, text, weights), kept with the mask for clicks.
     stages : mapping of str to float
         Seconds of the work's stages, for the metrics.
+    beneath : ndarray of uint8 or None
+        What the label map covers where segments overlap, see `LabelMap`.
     """
 
     labels: np.ndarray
@@ -70,6 +72,7 @@ class Made:
     params: dict[str, Any]
     origin: dict[str, Any]
     stages: Mapping[str, float] = field(default_factory=dict)
+    beneath: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ class ModelTask(InferTask, ABC, Generic[R]):
         after_read = time.perf_counter()
         made = self._work(request, opened, job)
         after_work = time.perf_counter()
-        self._masks.keep(client_of(request.caller), path, made.labels, made.names, made.origin)
-        label = LabelMap(made.labels, opened.image, made.names, made.names)
+        covered = {} if made.beneath is None else {"beneath": made.beneath}
+        label = LabelMap(made.labels, opened.image, made.names, made.names, **covered)
+        self._masks.keep(client_of(request.caller), path, label.values, made.names, made.origin, label.beneath)
         file = write_result(label, request.answer)
         ended = time.perf_counter()
 

@@ -134,6 +134,7 @@ class SharedPipeline:
         *,
         propagate: bool = False,
         drawn: Mapping[int, Collection[int]] | None = None,
+        beneath: np.ndarray | None = None,
     ) -> tuple[RefineResult, dict[str, Any]]:
         """Mend a mask as `medclipsam.pipeline.refine` does; `job` gets the progress and may stop it.
 
@@ -151,6 +152,7 @@ class SharedPipeline:
                 windows=windows,
                 propagate=propagate,
                 drawn=drawn,
+                beneath=beneath,
                 progress=job.progress if job else None,
                 cancelled=job.stopped if job else None,
             )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from medclipsam.base.errors import InputError, OptionError, UnknownOptionError
-from medclipsam.base.formats import MASK_SUFFIXES
+from medclipsam.base.formats import MASK_SUFFIXES, SEG_SUFFIX
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging.write import MASK_DTYPES
 from medclipsam.server.base.names import checked_name, checked_tag
@@ -17,7 +17,7 @@ from medclipsam.targets import joined_text
 
 # Modalities that a request may name for an image whose file does not say.
 MODALITIES = ("US", "MR", "CT", "CR", "DX", "MG")
-EXTENSIONS = MASK_SUFFIXES
+EXTENSIONS = (*MASK_SUFFIXES, SEG_SUFFIX)
 BATCH_IMAGES = ("all", "labeled", "unlabeled")
 DTYPES = MASK_DTYPES
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -19,18 +19,23 @@ if TYPE_CHECKING:
 def write_result(label: LabelMap, answer: AnswerFormat) -> Path:
     """Write a label map to a new temporary file, which the caller removes.
 
+    A .seg.nrrd holds segments whole; in the other formats the smaller of two that overlap has the voxels of both.
+
     Raises
     ------
     InputError
         If the label map cannot be written in that format.
     """
     from medclipsam.imaging import write_mask
+    from medclipsam.imaging.label_map import is_seg_nrrd
 
     handle, name = tempfile.mkstemp(suffix=answer.extension)
     os.close(handle)
     # a PNG has one number type, whatever is asked for
     dtype = "uint8" if answer.extension == ".png" else answer.dtype
     try:
+        if is_seg_nrrd(name):
+            return label.write(name, compress=answer.compress)
         return write_mask(label.values, label.image, name, dtype=dtype, compress=answer.compress)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -137,6 +137,7 @@ class ZeroShotTask(ModelTask[SegmentRequest]):
             params,
             {"model": request.model, "text": result.text, "weights": result.weights},
             {stage: value for stage, value in result.seconds.items() if stage != "total"},
+            result.beneath,
         )
 
     def _segment(

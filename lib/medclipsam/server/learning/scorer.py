@@ -19,7 +19,8 @@ from medclipsam.active.score import score_of
 from medclipsam.base.errors import InputError, UpstreamError
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions
-from medclipsam.imaging import MedicalImage, read_mask
+from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import read_kept_label
 from medclipsam.server.base.errors import ConflictError
 from medclipsam.server.inference.networks import NetworkOptions, SharedNetworks
 from medclipsam.server.inference.pipeline import SharedPipeline
@@ -201,12 +202,15 @@ class ImageScorer:
         store = self._datastore()
         numbers = dict(network.labels)
         if ORIGINAL in {str(tag) for tag in store.get_labels_by_image_id(image)}:
-            other = read_mask(Path(store.get_label_uri(image, ORIGINAL)), picture)
+            path, info = Path(store.get_label_uri(image, ORIGINAL)), store.get_label_info(image, ORIGINAL)
+            other = read_kept_label(path, picture, info)
         elif ask:
             result = self._pipeline.segment(picture, "; ".join(network.classes), ZeroShotOptions(), job=job)
-            other, numbers = result.labels, dict(result.label_names)
+            other, numbers = result.label_map(picture), dict(result.label_names)
         else:
             return None
         # a class that the text does not name is nowhere
-        scores = [dice(labels == index, other == numbers.get(name, -1)) for name, index in network.classes.items()]
+        scores = [
+            dice(labels == index, other.mask_of(numbers.get(name, -1))) for name, index in network.classes.items()
+        ]
         return 1.0 - float(np.mean(scores))

@@ -28,7 +28,7 @@ from medclipsam.base.errors import InputError, MedClipSamError, TargetError, Unk
 from medclipsam.dicomweb.client import Credentials, Pacs
 from medclipsam.dicomweb.options import PacsOptions
 from medclipsam.finetune.store import ClipStore
-from medclipsam.imaging.dicom_seg import SegmentInfo, drawn_on, read_seg_header, read_segmentation
+from medclipsam.imaging.dicom_seg import SegmentInfo, drawn_on, read_seg_header, read_seg_label_map
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import AuditFile, Caller
 from medclipsam.server.base.conf import AppConf
@@ -592,9 +592,8 @@ class MedClipSamApp(MONAILabelApp):
             taken.add(label)
             return label
 
-        values, segments = read_segmentation(file, frames.image, label_of, frames if frames.as_displayed else None)
-        names = {segment.name: label for label, segment in segments if label}
-        self.keep_label_map(image, LabelMap(values, frames.image, names, names), {"user": caller.user}, caller)
+        label, _ = read_seg_label_map(file, frames.image, label_of, frames if frames.as_displayed else None)
+        self.keep_label_map(image, label, {"user": caller.user}, caller)
         return header
 
     def _keep_label(self, image: str, tag: str, received: ReceivedLabel, caller: Caller, store: Datastore) -> str:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
-import logging
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from medclipsam.base.files import PRIVATE, file_sha256, write_bytes
-from medclipsam.imaging import read_mask
+from medclipsam.base.files import file_sha256
 from medclipsam.imaging.frames import ImageFrames
-from medclipsam.imaging.label_map import ValueNames
+from medclipsam.imaging.label_map import ValueNames, read_kept_label
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import ConflictError
-from medclipsam.server.inference.drawn import flatten, read_segments
+from medclipsam.server.inference.drawn import label_map_of, read_segments
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.studies.final import SAVED_BY
 
-logger = logging.getLogger(__name__)
+# Key of what is kept with a label: how a viewer shows its segments, by their names.
+SHOWN = "shown"
+# What that is, and the longest text of it.
+_SHOWN_AS, _LONGEST = ("colour", "source", "edited"), 40
 
 
 class SaveConflictError(ConflictError):
@@ -46,19 +43,14 @@ class SaveConflictError(ConflictError):
 class SavedSegments:
     """Final labels in segments; safe to use from several threads.
 
-    A label map has one label for each voxel; what overlaps is kept beside it, in a file of the workspace.
-
     Parameters
     ----------
     app : MedClipSamApp
         Saves the labels.
-    folder : Path
-        Where the segments are kept.
     """
 
-    def __init__(self, app: MedClipSamApp, folder: Path) -> None:
+    def __init__(self, app: MedClipSamApp) -> None:
         self._app = app
-        self._folder = folder
         self._saving: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def get(self, image: str, frames: ImageFrames | None = None) -> dict[str, Any] | None:
@@ -69,13 +61,10 @@ class SavedSegments:
             return None
         info = store.get_label_info(image, FINAL)
         version = str(info.get("SOPInstanceUID") or file_sha256(Path(path))[:32])
-        kept = self._kept(image, version)
-        if kept is None:
-            frames = frames or self._app.viewed.frames(image)
-            kept = self._segments(Path(path), info, frames)
+        segments = self._segments(Path(path), info, frames or self._app.viewed.frames(image))
         at = info.get("ts")
         return {
-            "segments": kept,
+            "segments": segments,
             "by": str(info.get(SAVED_BY) or ""),
             "at": _iso(at) if isinstance(at, (int, float)) else None,
             "version": version,
@@ -100,8 +89,8 @@ class SavedSegments:
         Returns
         -------
         dict
-            As `get`, and `overlap_voxels`: voxels that lie in several segments, which the label map gives to the
-            smallest of them.
+            As `get`, and `overlap_voxels`: voxels that lie in several segments. Clients that read one label for each
+            voxel see the smallest of them there.
 
         Raises
         ------
@@ -112,8 +101,8 @@ class SavedSegments:
         """
         frames = self._app.viewed.frames(image)
         segments = read_segments(given, frames)
-        label, overlap = flatten(segments, frames, self._app.label_table)
-        info: dict[str, Any] = {"user": caller.user}
+        label = label_map_of(segments, frames.image, self._app.label_table)
+        info: dict[str, Any] = {"user": caller.user, SHOWN: {each["name"]: _shown(each) for each in given}}
         if caller.client:
             info["client_id"] = caller.client
         with self._saving[image]:
@@ -123,40 +112,35 @@ class SavedSegments:
             self._app.keep_label_map(image, label, info, caller)
             saved = self.get(image, frames)
             assert saved is not None
-            self._keep(image, saved["version"], given)
-            return {**saved, "segments": given, "overlap_voxels": overlap}
+            return {**saved, "overlap_voxels": label.overlap_voxels}
 
     def _segments(self, path: Path, info: Mapping[str, Any], frames: ImageFrames) -> list[dict[str, Any]]:
-        values = read_mask(path, frames.image)
-        names = ValueNames.from_monailabel(info).by_value()
+        label = read_kept_label(path, frames.image, info)
+        names = label.names_by_value
         known = {value: name for name, value in self._app.label_table.items()}
-        present = {int(value) for value in np.unique(values) if value}
-        named = {value: names.get(value) or known.get(value) or f"label {value}" for value in present}
+        named = {value: names.get(value) or known.get(value) or f"label {value}" for value in label.present}
         # what was asked for and is not there is part of the label too
         asked = ValueNames.from_monailabel({"label_names": info.get("label_names")}).by_value()
+        told = {**asked, **named}
+        # in the order that they were saved in
+        order = [*(value for value in names if value in told), *sorted(told.keys() - names.keys())]
+        kept = info.get(SHOWN)
+        entries = kept.items() if isinstance(kept, Mapping) else ()
+        shown = {name: _shown(each) for name, each in entries if isinstance(each, Mapping)}
         return [
-            {"name": name, "planes": frames.encode(values == value)}
-            for value, name in sorted({**asked, **named}.items())
+            {"name": told[value], **shown.get(told[value], {}), "planes": frames.encode(label.mask_of(value))}
+            for value in order
         ]
 
-    def _path(self, image: str) -> Path:
-        return self._folder / f"{hashlib.sha256(image.encode()).hexdigest()[:32]}.json"
 
-    def _kept(self, image: str, version: str) -> list[dict[str, Any]] | None:
-        try:
-            kept = json.loads(self._path(image).read_bytes())
-            found: list[dict[str, Any]] | None = kept["segments"] if kept["version"] == version else None
-            return found
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _keep(self, image: str, version: str, segments: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            self._folder.mkdir(0o700, parents=True, exist_ok=True)
-            content = json.dumps({"version": version, "segments": list(segments)}, separators=(",", ":"))
-            write_bytes(self._path(image), content.encode(), mode=PRIVATE)
-        except OSError as error:  # the label itself is saved
-            logger.warning("What overlaps in a saved label is not kept: %s", error.strerror or error)
+def _shown(segment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a viewer says of a segment beside its voxels, as far as it may be kept."""
+    said = {key: segment[key] for key in _SHOWN_AS if key in segment}
+    return {
+        key: value
+        for key, value in said.items()
+        if isinstance(value, bool) or (isinstance(value, str) and len(value) <= _LONGEST)
+    }
 
 
 def _iso(seconds: float) -> str:

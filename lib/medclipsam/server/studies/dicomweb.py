@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from medclipsam.base.errors import InputError, MedClipSamError, UpstreamContentError, UpstreamError
+from medclipsam.base.formats import SEG_SUFFIX
 from medclipsam.base.locks import process_start
 from medclipsam.dicomweb.client import UID, Pacs
 from medclipsam.imaging import MedicalImage
@@ -34,14 +34,14 @@ from medclipsam.imaging.dicom_seg import (
     check_same_segments,
     is_by_model,
     is_ours,
-    read_segmentation,
+    read_seg_label_map,
     referenced_frames,
     superseded_instances,
     write_segmentation,
 )
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
-from medclipsam.imaging.label_map import LabelMap
-from medclipsam.imaging.write import check_same, replace_file
+from medclipsam.imaging.label_map import LabelMap, check_same_masks
+from medclipsam.imaging.write import replace_file
 from medclipsam.measurements import measure
 from medclipsam.measurements.report import write_report
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
@@ -49,7 +49,7 @@ from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import ImageReader, Signature, series_as_volume, signature
 from medclipsam.server.studies.kept_info import merged_image_info
 from medclipsam.server.studies.label_files import LabelFiles, content_of
-from medclipsam.server.studies.labels import LabelReader, ReceivedLabel, write_label
+from medclipsam.server.studies.labels import LabelReader, ReceivedLabel
 from medclipsam.server.studies.stores import SentLabel, SentLabels
 from medclipsam.server.studies.waiting import WAITING_SECONDS, WAITING_THREADS, Places, Turn
 
@@ -929,7 +929,7 @@ class DicomWebStudies(LabelFiles):
             waiting = [sent.reference for sent in self._sent.all() if sent.image == image_id]
             earlier += [reference for reference in waiting if reference not in earlier]
             made = write_segmentation(
-                label.values,
+                label.drawn,
                 image,
                 text.segments,
                 path,
@@ -948,7 +948,7 @@ class DicomWebStudies(LabelFiles):
             info = {**info, "corrections": corrections}
         if self.pacs.options.reports:
             info = {**info, "report": self._store_report(made, label, text)}
-        named = LabelMap(stored, image, _names((s.label, s) for s in text.segments))
+        named = LabelMap(stored.values, image, _names((s.label, s) for s in text.segments), beneath=stored.beneath)
         told = _about(str(made.SOPInstanceUID), str(made.SeriesInstanceUID), text.segments)
         self._keep_final(image_id, named, {**info, **told})
 
@@ -956,7 +956,7 @@ class DicomWebStudies(LabelFiles):
         """Store a label's measurements, and return the report's UIDs, or why there is none: the label is saved."""
         try:
             with _temporary(".dcm") as path:
-                measured = [measure(label.values == segment.label, label.image) for segment in text.segments]
+                measured = [measure(label.mask_of(segment.label or 0), label.image) for segment in text.segments]
                 report = write_report(measured, made, label.image, path, creator=text.creator)
                 names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
                 study, series, instance = (str(report[name].value) for name in names)
@@ -1011,7 +1011,7 @@ class DicomWebStudies(LabelFiles):
         self._sent.confirm(instance)
         return _as_stored(sent)
 
-    def _read_back(self, stored: StoredLabel, image: MedicalImage) -> np.ndarray:
+    def _read_back(self, stored: StoredLabel, image: MedicalImage) -> LabelMap:
         """Return the label map of a segmentation that was just stored, as the server returns it."""
         for tried in range(self.pacs.options.retries + 1):
             # a server may know of an instance later than it says so
@@ -1031,9 +1031,7 @@ class DicomWebStudies(LabelFiles):
             "sure."
         )
 
-    def _read_stored(
-        self, stored: StoredLabel, image: MedicalImage
-    ) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
+    def _read_stored(self, stored: StoredLabel, image: MedicalImage) -> tuple[LabelMap, list[tuple[int, SegmentInfo]]]:
         """Return label map and segments of a segmentation as the server has it.
 
         One of which a copy is kept here is compared with the copy.
@@ -1049,9 +1047,9 @@ class DicomWebStudies(LabelFiles):
         folder = self._root / f".{stored.image}.label.{os.getpid()}{_PARTIAL}"
         try:
             self.pacs.retrieve(stored.study, stored.reference.series, folder, instance, 1, frozenset({instance}))
-            labels, segments = self._read_segmentation(folder / "0.dcm", image)
+            label, segments = self._read_segmentation(folder / "0.dcm", image)
             if meant is not None:
-                check_same(labels, meant[0], "The DICOM SEG")
+                check_same_masks(label, meant[0], "The DICOM SEG")
                 check_same_segments(segments, meant[1], "The DICOM SEG")
         except (InputError, UpstreamContentError) as error:
             if meant is None or isinstance(error, UnknownError):
@@ -1065,9 +1063,9 @@ class DicomWebStudies(LabelFiles):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._sent.returned(instance, stored.supersedes)
-        return labels, segments
+        return label, segments
 
-    def _read_segmentation(self, path: Path, image: MedicalImage) -> tuple[np.ndarray, list[tuple[int, SegmentInfo]]]:
+    def _read_segmentation(self, path: Path, image: MedicalImage) -> tuple[LabelMap, list[tuple[int, SegmentInfo]]]:
         taken: set[int] = set()
 
         def label_of(segment: SegmentInfo) -> int:
@@ -1075,7 +1073,7 @@ class DicomWebStudies(LabelFiles):
             taken.add(label)
             return label
 
-        return read_segmentation(path, image, label_of)
+        return read_seg_label_map(path, image, label_of)
 
     def _not_listed_yet(self, listed: Collection[str]) -> list[StoredLabel]:
         """Return the segmentations that are stored, were read back, and that the server does not list yet."""
@@ -1095,15 +1093,16 @@ class DicomWebStudies(LabelFiles):
                 f"The label of {stored.image} was drawn on {len(stored.drawn_on)} of the {len(planes)} slices that the "
                 "series has now; correct it and save it again."
             )
-        labels, segments = self._read_stored(stored, image)
+        label, segments = self._read_stored(stored, image)
         told = _about(
-            stored.reference.instance, stored.reference.series, [segment for label, segment in segments if label]
+            stored.reference.instance, stored.reference.series, [segment for number, segment in segments if number]
         )
-        self._keep_final(stored.image, LabelMap(labels, image, _names(segments)), told)
+        self._keep_final(stored.image, replace(label, asked={}), told)
 
     def _keep_final(self, image_id: str, label: LabelMap, info: Mapping[str, Any]) -> None:
         told = {**info, **label.to_monailabel()}
-        self._keep_label(image_id, FINAL, ".nii.gz", partial(write_label, label), told)
+        suffix = SEG_SUFFIX if label.overlaps else ".nii.gz"
+        self._keep_label(image_id, FINAL, suffix, label.writer(f"label{suffix}"), told)
 
 
 def _as_stored(sent: SentLabel) -> StoredLabel:

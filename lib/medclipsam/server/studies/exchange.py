@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
-from medclipsam.imaging import MedicalImage, read_mask
-from medclipsam.imaging.label_map import LabelMap, ValueNames
+from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import LabelMap, read_kept_label
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.labels import ReceivedLabel
@@ -43,8 +43,7 @@ class FolderLabelStore:
         path, info = self._store.get_label_uri(image_id, FINAL), self._store.get_label_info(image_id, FINAL)
         if not path or not is_by_person(info):
             return None
-        names = {name: value for value, name in ValueNames.from_monailabel(info).by_value().items()}
-        return LabelMap(read_mask(path, image), image, names), info
+        return read_kept_label(path, image, info), info
 
     def readings(self, image_id: str, image: MedicalImage) -> dict[str, LabelMap]:
         """Return the last final label of each reader of an image, by the reader; a consensus is none's.
@@ -56,9 +55,8 @@ class FolderLabelStore:
         """
         found = {}
         for reader, file, info in self._by_readers(image_id):
-            names = {name: value for value, name in ValueNames.from_monailabel(info).by_value().items()}
             # versions are in order, so that the last one of a reader stays
-            found[reader] = LabelMap(read_mask(file, image), image, names)
+            found[reader] = read_kept_label(file, image, info)
         return found
 
     def count_readers(self, image_id: str) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
+from medclipsam.base.formats import suffix_of
 from medclipsam.server.base.errors import ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
 from medclipsam.server.studies.images import unknown_image
@@ -232,7 +233,7 @@ class FolderStudies(LabelFiles):
             If the file would not be listed under the id.
         """
         name = os.path.basename(image_filename)
-        suffix = label_suffix(name) or ".dcm"
+        suffix = name[len(name) - len(suffix_of(name)) :] or ".dcm"
         image_id = image_id or name[: len(name) - len(suffix)]
         path = self._root / f"{image_id}{suffix}"
         if path.parent != self._root or image_id.startswith("."):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import atomic_write
-from medclipsam.base.formats import STUDY_SUFFIXES
+from medclipsam.base.formats import STUDY_LABEL_SUFFIXES, suffix_of
 from medclipsam.imaging.dicom_frames import VOLUME_FILE
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, FileRecord, ImageRecord, StudiesRecord
@@ -218,7 +218,7 @@ class LabelFiles(Datastore):
 
     def _files_of(self, entry: ImageRecord, image_id: str, tag: str) -> list[Path]:
         """Return the files of a label: one, or several where some were put there by hand."""
-        suffixes = [*STUDY_SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
+        suffixes = [*STUDY_LABEL_SUFFIXES, *([entry.labels[tag].ext] if tag in entry.labels else [])]
         paths = [self._label_path(image_id, tag, suffix) for suffix in dict.fromkeys(suffixes)]
         return [path for path in paths if path.is_file()]
 
@@ -388,6 +388,5 @@ def content_of(path: str | Path) -> BinaryIO | None:
 
 
 def label_suffix(name: str) -> str:
-    """Return the end of a file's name that tells a format that is read; empty where it tells none."""
-    end = next((suffix for suffix in STUDY_SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[len(name) - len(end) :]
+    """Return the end of a label's name that tells its format, as it is written; empty where it tells none."""
+    return name[len(name) - len(suffix_of(name, STUDY_LABEL_SUFFIXES)) :]

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medclipsam.base.errors import InputError
-from medclipsam.base.formats import suffix_of
-from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
-from medclipsam.imaging.write import mask_writer
+from medclipsam.base.formats import SEG_SUFFIX, STUDY_LABEL_SUFFIXES, suffix_of
+from medclipsam.imaging.label_map import LabelMap, ValueNames, is_seg_nrrd, read_label_map
 from medclipsam.server.studies.images import ImageReader
 
 
@@ -28,7 +27,7 @@ class ReceivedLabel:
     info : dict
         What is kept with it; names the values as the label map does.
     file : Path or None
-        A file that holds the label map as it is; None where one has to be written.
+        A file that holds the label map as it is, or as one value for each voxel; None where one has to be written.
     """
 
     image: Path
@@ -39,7 +38,15 @@ class ReceivedLabel:
     @property
     def suffix(self) -> str:
         """The end of its file's name."""
-        return ".nii.gz" if self.file is None else suffix_of(self.file.name)
+        if self._as_sent is not None:
+            return suffix_of(self._as_sent.name, STUDY_LABEL_SUFFIXES)
+        return SEG_SUFFIX if self.label.overlaps else ".nii.gz"
+
+    @property
+    def _as_sent(self) -> Path | None:
+        """The file, where it holds all of the label map."""
+        whole = self.file is not None and (is_seg_nrrd(self.file) or not self.label.overlaps)
+        return self.file if whole else None
 
     def write(self, path: Path) -> None:
         """Write it to a file that ends in `suffix`, read that again, and compare.
@@ -49,16 +56,11 @@ class ReceivedLabel:
         InputError
             If it reads as another label map.
         """
-        if self.file is None:
-            write_label(self.label, path)
+        if self._as_sent is None:
+            self.label.writer(path.name)(path)
         else:
-            shutil.copyfile(self.file, path)
+            shutil.copyfile(self._as_sent, path)
             self.label.check_copy(path)
-
-
-def write_label(label: LabelMap, path: Path) -> None:
-    """Write a label map to a file, read that again, and compare; `InputError` where it reads as another."""
-    mask_writer(label.values, label.image, path.name, read_back=True)(path)
 
 
 class LabelReader:

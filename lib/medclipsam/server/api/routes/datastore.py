@@ -13,8 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from medclipsam.base.errors import ImageError, InputError
-from medclipsam.imaging import read_mask
-from medclipsam.imaging.label_map import LabelMap, ValueNames
+from medclipsam.imaging.label_map import ValueNames, read_kept_label
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import (
     LARGEST,
@@ -217,22 +216,23 @@ def get_label(
 ) -> FileResponse:
     """Answer the label's file as it is kept, or in another format; with `version` an earlier one.
 
-    With `result_extension` it lies on the image's grid as a mask of the infer route does. A label that a model has made
+    With `result_extension` it lies on the image's grid as a mask of the infer route does: whole in `.seg.nrrd`; in the
+    other formats the smaller of two segments that overlap has the voxels of both. A label that a model has made
     then counts as the mask that the client was given last: what is saved after it is told apart from it.
     """
     kept = _label_file(app, label, tag) if version is None else _version_file(app, label, tag, version)
     if result_extension is None:
         return file_answer(kept, f"Label {label!r}")
     asked = AnswerFormat.from_params({"result_extension": result_extension})
-    source = app.image_path(label)
+    source, store = app.image_path(label), app.datastore()
+    info = store.get_label_info(label, tag) if version is None else store.label_version(label, tag, version).info
     with turns.of(user.username):
-        image = app.images.read(source)
-        mask = LabelMap(read_mask(kept, image), image)
+        mask = read_kept_label(kept, app.images.read(source), info)
     made = write_result(mask, asked)
     client = client_of(caller_of(request, user.username))
-    info = app.datastore().get_label_info(label, tag)
     if client and version is None and tag != FINAL and "model" in info:
-        app.masks.keep(client, source, mask.values, dict(ValueNames.from_monailabel(info).asked), info)
+        names = dict(ValueNames.from_monailabel(info).asked)
+        app.masks.keep(client, source, mask.values, names, info, mask.beneath)
     return FileResponse(
         made,
         media_type=mime_type(made),

@@ -80,7 +80,7 @@ async def _lines(
                     yield line
                 said = time.monotonic()
         try:
-            yield await run_in_threadpool(_result, app, job, image, future.result(), partial)
+            yield await run_in_threadpool(_result, app, job, image, future.result())
         except MedClipSamError as raised:
             error = told(raised)
             yield _line({"event": "error", "status": status_of(error), "detail": str(error)})
@@ -119,11 +119,11 @@ def _masks(app: MedClipSamApp, image: str, masks: list[tuple[str, int, np.ndarra
     )
 
 
-def _result(app: MedClipSamApp, job: Job, image: str, result: Inferred, partial: PartialMasks) -> bytes:
+def _result(app: MedClipSamApp, job: Job, image: str, result: Inferred) -> bytes:
     if result.mask is None:
         raise InputError("The model has no mask to show.")
     frames, label = app.viewed.frames(image), result.mask
-    segments = encode_segments(partial.masks(label), frames, label.names)
+    segments = encode_segments(label.masks(), frames, label.names)
     return _line(
         {
             "event": "result",
