@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.dicom_seg import TISSUE, SegmentInfo
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.targets import TargetSet
 
 # Where a set says what it was made of.
@@ -30,9 +29,8 @@ class Case:
     ----------
     name : str
         Names its files; unique in the set, without separators.
-    image : MedicalImage
-    labels : ndarray of uint8, shape (n_planes, H, W)
-        In display orientation; the values are those of `classes`.
+    label : LabelMap
+        Its values are those of `classes`.
     classes : dict of str to int
         Name to value of the structures that were labelled in this image, whether it shows them or not.
     test : bool
@@ -44,12 +42,16 @@ class Case:
     """
 
     name: str
-    image: MedicalImage
-    labels: np.ndarray
+    label: LabelMap
     classes: dict[str, int]
     test: bool
     fold: int
     provenance: dict[str, Any]
+
+    @property
+    def image(self) -> MedicalImage:
+        """The image that it was drawn on."""
+        return self.label.image
 
     def segments(self) -> list[SegmentInfo]:
         """Return the descriptions of the structures, in the order of their values."""
@@ -72,8 +74,8 @@ class Incoming:
     image_id : str
         The id of the image that it was labelled on, where the set says it; else its name.
     read : callable
-        Given the image of the studies that it belongs to, returns the label map (uint8, display orientation) and the
-        names of its values, those that are not there too. Raises `InputError` where it does not lie on the image.
+        Given the image of the studies that it belongs to, returns the label map with the names of its values, those
+        that are not there too. Raises `InputError` where it does not lie on the image.
     image : Path or None
         The image's file or series folder in the set; None where it brings none that can be taken over.
     provenance : mapping
@@ -82,7 +84,7 @@ class Incoming:
 
     name: str
     image_id: str
-    read: Callable[[MedicalImage], tuple[np.ndarray, dict[str, int]]]
+    read: Callable[[MedicalImage], LabelMap]
     image: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

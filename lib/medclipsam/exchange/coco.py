@@ -16,6 +16,8 @@ from medclipsam.base.errors import InputError
 from medclipsam.exchange.cases import Case, Incoming, inside
 from medclipsam.exchange.nifti_sets import read_json, read_provenance
 from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import LabelMap
+from medclipsam.imaging.masks import flatten
 from medclipsam.imaging.outlines import fill, outlines
 
 SPLITS = {False: "instances_train.json", True: "instances_test.json"}
@@ -46,7 +48,8 @@ class CocoSet:
         (self.root / "images").mkdir(exist_ok=True)
         height, width = case.image.plane_shape
         images, annotations = self._images[case.test], self._annotations[case.test]
-        for plane, labels in enumerate(case.labels):
+        masks = {value: case.label.mask_of(value) for value in sorted(case.label.present)}
+        for plane in range(case.image.n_planes):
             name = f"{case.name}_{plane:04d}.png" if case.image.is_volume else f"{case.name}.png"
             pixels = case.image.plane(plane)
             grey = (pixels == pixels[..., :1]).all()
@@ -59,8 +62,10 @@ class CocoSet:
                     **{"case": case.name, "plane": plane, "planes": case.image.n_planes},
                 }
             )
-            for value in sorted(set(np.unique(labels).tolist()) - {0}):
-                mask = labels == value
+            for value, of_value in masks.items():
+                mask = of_value[plane]
+                if not mask.any():
+                    continue
                 rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
                 annotations.append(
                     {
@@ -189,10 +194,10 @@ def _read(
     names: Mapping[str, int],
     of_case: dict[str, int],
     image: MedicalImage,
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> LabelMap:
     if count != image.n_planes:
         raise InputError(f"{case} has {count} planes, the image {image.n_planes}.")
-    values = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+    masks: dict[int, np.ndarray] = {}
     for plane, (file, shape, drawn) in planes.items():
         if shape != image.plane_shape:
             raise InputError(
@@ -200,11 +205,11 @@ def _read(
             )
         for name, segmentation in drawn:
             mask = mask_of(segmentation, shape, f"{file}, {name!r}")
-            others = values[plane][mask]
-            if ((others != 0) & (others != names[name])).any():
-                raise InputError(f"{file}: {name!r} overlaps another category; a voxel has one label here.")
-            values[plane][mask] = names[name]
-    return values, {**of_case, **{name: names[name] for _, _, drawn in planes.values() for name, _ in drawn}}
+            whole = masks.setdefault(names[name], np.zeros((image.n_planes, *image.plane_shape), bool))
+            whole[plane] |= mask
+    drawn_names = {name: names[name] for _, _, drawn in planes.values() for name, _ in drawn}
+    values, beneath = flatten(masks.items(), (image.n_planes, *image.plane_shape))
+    return LabelMap(values, image, {**of_case, **drawn_names}, beneath=beneath)
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:

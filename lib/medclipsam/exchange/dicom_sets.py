@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from medclipsam.base.errors import InputError
 from medclipsam.exchange.cases import Case, Incoming
 from medclipsam.exchange.nifti_sets import read_provenance, write_splits
 from medclipsam.imaging import MedicalImage
 from medclipsam.imaging.dicom_seg import SegmentationKind, SegmentInfo, read_masks, write_segmentation
+from medclipsam.imaging.label_map import LabelMap
+from medclipsam.imaging.masks import flatten
 from medclipsam.imaging.rtstruct import read_structure_set, write_structure_set
 from medclipsam.measurements import measure
 from medclipsam.measurements.report import write_report
@@ -52,7 +52,8 @@ class DicomSet:
         Raises
         ------
         InputError
-            If the image is not DICOM, or has no place in the patient where contours need one.
+            If the image is not DICOM, has no place in the patient where contours need one, or segments overlap in a
+            LABELMAP.
         """
         segments = case.segments()
         if not segments:
@@ -61,12 +62,12 @@ class DicomSet:
             (self.root / folder).mkdir(exist_ok=True)
         path = self.root / "labels" / f"{case.name}.dcm"
         if self._kind == "rtstruct":
-            write_structure_set(case.labels, case.image, segments, path)
+            write_structure_set(case.label.drawn, case.image, segments, path)
         else:
-            made = write_segmentation(case.labels, case.image, segments, path, kind=self._seg_type)
+            made = write_segmentation(case.label.drawn, case.image, segments, path, kind=self._seg_type)
             if self._reports:
                 (self.root / "reports").mkdir(exist_ok=True)
-                measured = [measure(case.labels == segment.label, case.image) for segment in segments]
+                measured = [measure(case.label.mask_of(segment.label or 0), case.image) for segment in segments]
                 write_report(measured, made, case.image, self.root / "reports" / f"{case.name}.dcm")
         source, target = case.image.source, self.root / "images" / case.name
         target.mkdir()
@@ -94,7 +95,7 @@ def read_dicom(root: Path, kind: Literal["seg", "rtstruct"]) -> list[Incoming]:
     return found
 
 
-def _read(path: Path, kind: str, image: MedicalImage) -> tuple[np.ndarray, dict[str, int]]:
+def _read(path: Path, kind: str, image: MedicalImage) -> LabelMap:
     numbers: dict[str, int] = {}
 
     def label_of(segment: SegmentInfo) -> int:
@@ -103,16 +104,6 @@ def _read(path: Path, kind: str, image: MedicalImage) -> tuple[np.ndarray, dict[
 
     reader = read_structure_set if kind == "rtstruct" else read_masks
     masks, _ = reader(path, image, label_of)
-    values = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
-    names = {number: name for name, number in numbers.items()}
-    for label, mask in masks.items():
-        inside = mask >= 0.5
-        others = values[inside]
-        if others.any():
-            other = names[int(others[others > 0][0])]
-            raise InputError(
-                f"{path.name}: {other!r} and {names[label]!r} overlap in {np.count_nonzero(others)} voxels; "
-                "a voxel has one label here."
-            )
-        values[inside] = label
-    return values, numbers
+    inside = {label: mask >= 0.5 for label, mask in masks.items()}
+    values, beneath = flatten(inside.items(), (image.n_planes, *image.plane_shape))
+    return LabelMap(values, image, numbers, beneath=beneath)

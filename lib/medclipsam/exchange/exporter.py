@@ -22,8 +22,7 @@ from medclipsam.exchange.dicom_sets import DicomSet
 from medclipsam.exchange.nifti_sets import BidsSet, NiftiSet, NnunetSet
 from medclipsam.exchange.options import ExportOptions, Format
 from medclipsam.imaging import read_image
-from medclipsam.imaging.label_map import ValueNames
-from medclipsam.imaging.masks import read_mask
+from medclipsam.imaging.label_map import ValueNames, is_seg_nrrd, read_file_names, read_kept_label
 from medclipsam.imaging.write import DISK_FULL
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.collect import read_studies
@@ -153,14 +152,14 @@ def export_labels(
 
 def _writer(kind: Format, root: Path, classes: Mapping[str, int], options: ExportOptions) -> _Set:
     if kind == "nnunet":
-        return NnunetSet(root, classes)
+        return NnunetSet(root, classes, options.overlaps)
     if kind == "coco":
         return CocoSet(root, classes, options.coco_masks)
     if kind == "bids":
         return BidsSet(root, classes, options.bids_suffix)
     if kind in ("seg", "rtstruct"):
         return DicomSet(root, "seg" if kind == "seg" else "rtstruct", options.seg_type, options.reports)
-    return NiftiSet(root, classes)
+    return NiftiSet(root, classes, options.overlaps)
 
 
 def _names(candidate: Candidate) -> dict[int, str]:
@@ -168,6 +167,8 @@ def _names(candidate: Candidate) -> dict[int, str]:
     label = candidate.labels["final"]
     if names := ValueNames.from_monailabel(label.info).by_value():
         return names
+    if is_seg_nrrd(label.path) and (own := read_file_names(label.path)):
+        return {value: name for name, value in own.items()}
     table = {value: name for name, value in label_table(TargetSet.load()).items()}
     held = np.unique(read_image(label.path).voxels()).tolist()
     return {int(value): table[value] for value in held if value in table}
@@ -206,16 +207,14 @@ def _case(
 ) -> Case:
     label = candidate.labels["final"]
     image = read_image(candidate.image, modality=candidate.modality)
-    values = read_mask(label.path, image)
-    unnamed = sorted(set(np.unique(values).tolist()) - {0} - names.keys())
+    read = read_kept_label(label.path, image, label.info)
+    unnamed = sorted(read.present - names.keys())
     if unnamed:
         raise InputError(
             f"The label of {candidate.image_id} holds {', '.join(map(str, unnamed))}, which nothing names."
         )
-    lookup = np.zeros(256, np.uint8)
-    for value, each in names.items():
-        lookup[value] = classes[each]
-    own = {each: classes[each] for value, each in names.items() if _was_asked(label.info) or (values == value).any()}
+    own = {each: classes[each] for value, each in names.items() if _was_asked(label.info) or value in read.present}
+    numbered = read.renumbered({value: classes[each] for value, each in names.items()}, own, own)
     provenance: dict[str, Any] = {
         "image": candidate.image_id,
         "patient": patient_hash(candidate.patient),
@@ -229,7 +228,7 @@ def _case(
     if isinstance(label.info.get("imported"), dict):
         provenance["imported"] = label.info["imported"]
     test, fold = folds[candidate.patient]
-    return Case(name, image, lookup[values], own, test, fold, provenance)
+    return Case(name, numbered, own, test, fold, provenance)
 
 
 def _was_asked(info: Mapping[str, Any]) -> bool:

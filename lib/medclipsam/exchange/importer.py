@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from medclipsam import __version__
 from medclipsam.base.errors import CancelledError, InputError
 from medclipsam.exchange.cases import Incoming
@@ -202,20 +200,17 @@ def _plan(
     modality = case.provenance.get("modality")
     image = read_image(path, modality=modality if isinstance(modality, str) else None)
     try:
-        values, given = case.read(image)
+        read = case.read(image)
     except InputError as error:
         raise InputError(f"The label of {case.name} cannot be imported: {error}") from error
-    strange = sorted(set(np.unique(values).tolist()) - {0} - set(given.values()))
-    if strange:
+    given = read.names
+    if strange := read.unnamed():
         raise InputError(f"The label of {case.name} holds {', '.join(map(str, strange))}, which the set does not name.")
     ours = "image" in case.provenance
     wanted = {name: names.get(name, name if ours else _known_name(name, known, image.modality)) for name in given}
     kept = {name: value for name, value in given.items() if wanted[name]}
     numbers = number_names([(wanted[name], value) for name, value in kept.items()], label_table(known))
-    lookup = np.zeros(256, np.uint8)
-    for name, value in kept.items():
-        lookup[value] = numbers[wanted[name]]
-    label = LabelMap(lookup[values], image, numbers, numbers)
+    label = read.renumbered({value: numbers[wanted[name]] for name, value in kept.items()}, numbers, numbers)
     before = None if copied else store.label(case.image_id, image)
     action: Action = "new"
     if before is not None:

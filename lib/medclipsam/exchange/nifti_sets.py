@@ -5,38 +5,48 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medclipsam import __version__
 from medclipsam.base.errors import InputError
 from medclipsam.exchange.cases import PROVENANCE, Case, Incoming
 from medclipsam.imaging import MedicalImage, read_mask
+from medclipsam.imaging.label_map import LabelMap, Overlaps
 from medclipsam.imaging.write import write_image, write_mask
 
 _GENERATED = {"Name": "MedCLIP-SAM for MONAI Label", "Version": __version__}
 # Subfolder for images and labels of training and test cases in nnU-Net's layout.
 _NNUNET = {False: ("imagesTr", "labelsTr"), True: ("imagesTs", "labelsTs")}
 _COLOURS = ("R", "G", "B")
+_FLAT = "A label of this format has one value for each voxel"
 
 
 class NiftiSet:
     """`images/`, `labels/` and `labels.json`, which names the values."""
 
-    def __init__(self, root: Path, classes: Mapping[str, int]) -> None:
+    def __init__(self, root: Path, classes: Mapping[str, int], overlaps: Overlaps = "refuse") -> None:
         self.root = root
         self.classes = dict(classes)
+        self._overlaps = overlaps
 
     def add(self, case: Case) -> None:
-        """Write one case."""
+        """Write one case.
+
+        Raises
+        ------
+        InputError
+            If segments overlap, and that is refused.
+        """
+        case.label.check_flat(_FLAT, self._overlaps)
         for folder in ("images", "labels"):
             (self.root / folder).mkdir(exist_ok=True)
         write_image(case.image, self.root / "images" / f"{case.name}.nii.gz")
-        write_mask(case.labels, case.image, self.root / "labels" / f"{case.name}.nii.gz", read_back=True)
+        case.label.write(self.root / "labels" / f"{case.name}.nii.gz", overlaps="smaller-on-top")
 
     def finish(self, cases: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what is said of the whole set, given what is known of each case."""
@@ -47,9 +57,10 @@ class NiftiSet:
 class NnunetSet:
     """A data set of nnU-Net v2: `imagesTr`, `labelsTr`, for tests `imagesTs`, `labelsTs`, and `dataset.json`."""
 
-    def __init__(self, root: Path, classes: Mapping[str, int]) -> None:
+    def __init__(self, root: Path, classes: Mapping[str, int], overlaps: Overlaps = "refuse") -> None:
         self.root = root
         self.classes = dict(classes)
+        self._overlaps = overlaps
         self._channels: tuple[str, ...] = ()
 
     def add(self, case: Case) -> None:
@@ -58,9 +69,10 @@ class NnunetSet:
         Raises
         ------
         InputError
-            If it has other channels than those before.
+            If it has other channels than those before, or segments overlap, and that is refused.
         """
         image = case.image
+        case.label.check_flat(_FLAT, self._overlaps)
         channels = _COLOURS if image.is_colour else (image.modality or "image",)
         if self._channels and self._channels != channels:
             raise InputError(
@@ -74,7 +86,7 @@ class NnunetSet:
         for channel in range(len(channels)):
             path = self.root / images / f"{case.name}_{channel:04d}.nii.gz"
             write_image(image, path, channel=channel if image.is_colour else None)
-        write_mask(case.labels, image, self.root / labels / f"{case.name}.nii.gz", read_back=True)
+        case.label.write(self.root / labels / f"{case.name}.nii.gz", overlaps="smaller-on-top")
 
     def finish(self, cases: Mapping[str, Mapping[str, Any]]) -> None:
         """Write `dataset.json`, and `splits_final.json` with the folds by patient."""
@@ -102,12 +114,16 @@ class NnunetSet:
 
 
 class BidsSet:
-    """A BIDS data set of the images, and their labels as discrete segmentations in `derivatives/medclipsam`."""
+    """A BIDS data set of the images, and their labels as discrete segmentations in `derivatives/medclipsam`.
+
+    Where segments overlap, which a discrete segmentation cannot hold, each of them is a binary mask of its own.
+    """
 
     def __init__(self, root: Path, classes: Mapping[str, int], suffix: str | None = None) -> None:
         self.root = root
         self.classes = dict(classes)
         self._suffix = suffix
+        self._words = _words(classes)
         self._runs: dict[str, int] = {}
         self._stems: dict[str, str] = {}
 
@@ -120,9 +136,17 @@ class BidsSet:
         for folder in (images, labels):
             folder.mkdir(parents=True, exist_ok=True)
         write_image(case.image, images / f"{stem}_{suffix}.nii.gz")
-        write_mask(case.labels, case.image, labels / f"{stem}_dseg.nii.gz", read_back=True)
         source = f"bids:raw:{subject}/anat/{stem}_{suffix}.nii.gz"
-        _write_json(labels / f"{stem}_dseg.json", {"Manual": "model" not in case.provenance, "Sources": [source]})
+        about: dict[str, Any] = {"Manual": "model" not in case.provenance, "Sources": [source]}
+        if case.label.overlaps:
+            about["Type"] = "ROI"
+            for name in case.classes:
+                path = labels / f"{stem}_label-{self._words[name]}_mask.nii.gz"
+                write_mask(case.label.mask(name), case.image, path, read_back=True)
+                _write_json(path.with_name(path.name.replace(".nii.gz", ".json")), about)
+        else:
+            case.label.write(labels / f"{stem}_dseg.nii.gz")
+            _write_json(labels / f"{stem}_dseg.json", about)
         self._stems[case.name] = f"{subject}/anat/{stem}"
 
     def finish(self, cases: Mapping[str, Mapping[str, Any]]) -> None:
@@ -135,7 +159,8 @@ class BidsSet:
             derived / "dataset_description.json", {**described, "DatasetType": "derivative", "DatasetLinks": links}
         )
         _write_tsv(self.root / "participants.tsv", ("participant_id",), [(name,) for name in sorted(self._runs)])
-        _write_tsv(derived / "dseg.tsv", ("index", "name"), [(value, name) for name, value in self.classes.items()])
+        rows = [(value, name, self._words[name]) for name, value in self.classes.items()]
+        _write_tsv(derived / "dseg.tsv", ("index", "name", "abbreviation"), rows)
         (self.root / "README").write_text("Images and labels exported by medclipsam.\n", encoding="utf-8")
         _write_json(derived / "cases.json", self._stems)
         write_splits(derived / "splits.json", cases)
@@ -186,37 +211,64 @@ def read_nnunet(root: Path) -> list[Incoming]:
 
 
 def read_bids(root: Path) -> list[Incoming]:
-    """Return the cases of BIDS discrete segmentations: `derivatives/*/sub-*/anat/*_dseg.nii.gz`."""
+    """Return the cases of BIDS segmentations in `derivatives/*/sub-*/anat/`.
+
+    They are `*_dseg.nii.gz`, or of segments that overlap `*_label-<name or abbreviation>_mask.nii.gz`, one for each.
+    """
     found = []
     for derived in sorted((root / "derivatives").glob("*")) if (root / "derivatives").is_dir() else ():
         segmentations = sorted(derived.rglob("*_dseg.nii.gz"))
-        if not segmentations:
+        masks: dict[str, dict[str, Path]] = defaultdict(dict)
+        for path in sorted(derived.rglob("*_label-*_mask.nii.gz")):
+            stem, _, word = str(path.relative_to(derived)).removesuffix("_mask.nii.gz").rpartition("_label-")
+            masks[stem][word] = path
+        if not segmentations and not masks:
             continue
         classes = _classes(derived / "dseg.tsv", _read_tsv(derived / "dseg.tsv"))
         stems = read_json(derived / "cases.json") if (derived / "cases.json").exists() else {}
         names = {stem: name for name, stem in stems.items()}
         known = read_provenance(root)
-        for label in segmentations:
-            stem = str(label.relative_to(derived)).removesuffix("_dseg.nii.gz")
+        words = _read_tsv(derived / "dseg.tsv", "abbreviation")
+        files: dict[str, Path | dict[str, Path]] = {}
+        for stem, of_case in masks.items():
+            if strange := sorted(of_case.keys() - words.keys()):
+                raise InputError(
+                    f"{of_case[strange[0]]} is of {strange[0]!r}, which {derived / 'dseg.tsv'} does not name."
+                )
+            files[stem] = {words[word]: path for word, path in of_case.items()}
+        for path in segmentations:
+            stem = str(path.relative_to(derived)).removesuffix("_dseg.nii.gz")
+            if stem in files:
+                raise InputError(f"{path} and the masks beside it are both labels of {Path(stem).name}; keep one.")
+            files[stem] = path
+        for stem, label in sorted(files.items()):
             images = list((root / stem).parent.glob(f"{Path(stem).name}_*.nii.gz"))
             name = str(names.get(stem, Path(stem).name))
             found.append(_incoming(name, label, classes, known, images[0] if len(images) == 1 else None))
     if not found:
-        raise InputError(f"{root} has no derivatives/*/sub-*/anat/*_dseg.nii.gz.")
+        raise InputError(f"{root} has no derivatives/*/sub-*/anat/*_dseg.nii.gz, and no *_label-*_mask.nii.gz.")
     return found
 
 
 def _incoming(
-    name: str, label: Path, classes: Mapping[str, int], known: Mapping[str, Mapping[str, Any]], image: Path | None
+    name: str,
+    label: Path | dict[str, Path],
+    classes: Mapping[str, int],
+    known: Mapping[str, Mapping[str, Any]],
+    image: Path | None,
 ) -> Incoming:
     provenance = known.get(name, {})
     own = provenance.get("classes")
     of_case = {each: classes[each] for each in own if each in classes} if isinstance(own, list) else dict(classes)
+    if isinstance(label, dict):
+        of_case |= {each: classes[each] for each in label}
     return Incoming(name, str(provenance.get("image") or name), partial(_read_label, label, of_case), image, provenance)
 
 
-def _read_label(path: Path, classes: dict[str, int], image: MedicalImage) -> tuple[np.ndarray, dict[str, int]]:
-    return read_mask(path, image), classes
+def _read_label(label: Path | dict[str, Path], classes: dict[str, int], image: MedicalImage) -> LabelMap:
+    if isinstance(label, Path):
+        return LabelMap(read_mask(label, image), image, classes)
+    return LabelMap.from_masks({name: read_mask(path, image) > 0 for name, path in label.items()}, image, classes)
 
 
 def write_splits(path: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
@@ -279,11 +331,30 @@ def _write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[objec
     path.write_text(buffer.getvalue(), encoding="utf-8")
 
 
-def _read_tsv(path: Path) -> dict[str, Any]:
+def _words(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name a word of letters and digits, as BIDS wants in names of files; no two have one."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = word = re.sub(r"[^A-Za-z0-9]", "", name) or "segment"
+        number = 1
+        while word.lower() in {each.lower() for each in found.values()}:
+            number += 1
+            word = f"{plain}{number}"
+        found[name] = word
+    return found
+
+
+def _read_tsv(path: Path, column: str | None = None) -> dict[str, Any]:
+    """Return the values of the names in a lookup table; given a column, the names of its words, and of themselves."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        return {row["name"]: int(row["index"]) for row in rows if int(row["index"])}
+            rows = [row for row in csv.DictReader(file, delimiter="\t") if int(row["index"])]
+        if column is None:
+            return {row["name"]: int(row["index"]) for row in rows}
+        return {
+            **{row["name"]: row["name"] for row in rows},
+            **{row[column]: row["name"] for row in rows if row.get(column)},
+        }
     except FileNotFoundError:
         raise InputError(f"There is no {path.name} in {path.parent}, which names the values.") from None
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -24,6 +24,9 @@ class ExportOptions(Options):
         pattern=r"^[A-Za-z0-9]+$",
         allowed="letters and digits",
     )
+    overlaps: Literal["refuse", "smaller-on-top"] = option(
+        "refuse", "What happens to segments that overlap in nnU-Net and NIfTI sets: left out with its image, or flat"
+    )
     coco_masks: Literal["rle", "polygons"] = option("rle", "Form of masks in COCO; polygons lose holes")
     bids_suffix: str | None = option(
         None,

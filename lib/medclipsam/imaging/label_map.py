@@ -242,6 +242,24 @@ class LabelMap:
         """Return the values that voxels have and that neither a name nor `known` accounts for, in order."""
         return sorted(self.present - set(self.names.values()) - set(self.asked.values()) - set(known))
 
+    def renumbered(self, numbers: Mapping[int, int], names: Mapping[str, int], asked: Mapping[str, int]) -> LabelMap:
+        """Return it with other values and names.
+
+        Parameters
+        ----------
+        numbers : mapping of int to int
+            The new value of each value; what is not in it is left out. Two values may become one.
+        names, asked : mapping of str to int
+            Of the new label map.
+        """
+        if self.overlaps:
+            kept = ((numbers[value], self.mask_of(value)) for value in sorted(self.present & numbers.keys()))
+            values, beneath = flatten(kept, self.values.shape)
+            return LabelMap(values, self.image, names, asked, beneath)
+        lookup = np.zeros(_LARGEST + 1, np.uint8)
+        lookup[list(numbers)] = list(numbers.values())
+        return LabelMap(lookup[self.values], self.image, names, asked)
+
     def to_monailabel(self) -> dict[str, Any]:
         """Return the names as `ValueNames.from_monailabel` reads them."""
         return {
@@ -415,6 +433,22 @@ def read_label_map(
     names |= {name: value for name, value in asked.items() if name not in names and value not in taken}
     placed = path.suffix.lower() != ".nrrd" or has_place(path)
     return LabelMap(values, image, names, asked, beneath), placed and n_layers == 1 and not moved
+
+
+def read_file_names(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Return the names that a label's file has itself, with the values as `read_label_map` gives them.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read.
+    InputError
+        If a value cannot be one.
+    """
+    segments, n_layers = read_segments(Path(path))
+    named = [(segment.name, segment.value) for segment in segments]
+    numbers = number_names(_apart(named) if n_layers > 1 else named, None)
+    return {name: value for name, value in numbers.items() if value}
 
 
 def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Mapping[str, Any]) -> LabelMap:
