@@ -269,19 +269,30 @@ def _table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_measurements_of_an_image_and_of_a_folder_that_is_continued(tmp_path: Path) -> None:
+def test_measurements_of_an_image_and_of_a_folder_that_is_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = tmp_path / "images"
     run = ["--text", "bright spot; bright line", *FAST, "--measure", str(tmp_path / "table.csv")]
     single = picture(tmp_path / "one.PNG")
-    assert main(["segment", str(single), "--out", str(tmp_path / "mask.nii.gz"), *run]) == 0
-    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
+    assert main(["segment", str(single), "--out", str(tmp_path / "mask.seg.nrrd"), *run]) == 0
+    # the two texts mean the same pixels, and each of them has a layer
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.seg.nrrd")))
+    assert mask.shape[-1] == 2
     lines = _table(tmp_path / "table.csv")
     assert [(line["image"], line["target"]) for line in lines] == [("one", "bright spot"), ("one", "bright line")]
     assert [int(line["n_voxels"]) for line in lines] == [int((mask == int(line["label"])).sum()) for line in lines]
+    assert main(["segment", str(single), "--out", str(tmp_path / "mask.nii.gz"), *run]) == 0
+    told = capsys.readouterr().err
+    assert f"overlap in {lines[0]['n_voxels']} voxels" in told
+    assert ".seg.nrrd" in told
+    flat = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
+    assert (flat != 0).sum() == int(lines[0]["n_voxels"])
     for name in ("a.png", "sub/b.png"):
         picture(images / name)
-    folder = ["segment", str(images), "--out", str(tmp_path / "masks"), *run]
+    folder = ["segment", str(images), "--out", str(tmp_path / "masks"), "--suffix", ".seg.nrrd", *run]
     assert main(folder) == 0
+    assert (tmp_path / "masks" / "sub" / "b.seg.nrrd").is_file()
     assert [line["image"] for line in _table(tmp_path / "table.csv")] == ["a", "a", "sub/b", "sub/b"]
     picture(images / "c.png")
     assert main([*folder, "--skip-existing"]) == 0

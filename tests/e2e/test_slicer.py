@@ -141,5 +141,10 @@ def test_layers_of_a_segmentation_are_submitted(server: Any, tmp_path: Path) -> 
     assert (kept != 0).sum() == 80
     layers[1, 10:12] = 1
     nrrd.write(str(tmp_path / "label.seg.nrrd"), layers, header)
-    with pytest.raises(MONAILabelClientException, match="overlap in"):
-        client.save_label("film", str(tmp_path / "label.seg.nrrd"), tag="layers")
+    client.save_label("film", str(tmp_path / "label.seg.nrrd"), tag="layers")
+    again, told = nrrd.read(client.download_label("film", "layers"))
+    for number, name in enumerate(("lungs x-ray", "heart")):
+        (key,) = (key for key, text in told.items() if key.endswith("_Name") and text == name)
+        value, layer = (int(told[key.replace("_Name", f"_{each}")]) for each in ("LabelValue", "Layer"))
+        assert value == (LUNGS, HEART)[number]
+        assert np.array_equal(again[layer] == value, layers[number] == 1)

@@ -767,6 +767,60 @@ def test_a_correction_takes_the_place_of_the_label_before(
     assert store.get_labels_by_image_id(film) == {"final": film}
 
 
+def _layers(folder: Path, picture: np.ndarray) -> tuple[Path, dict[str, np.ndarray]]:
+    """Write segments that overlap on the film, as 3D Slicer does; return the file and the masks [row, column]."""
+    masks = {name: np.zeros(picture.shape, bool) for name in ("left lung", "heart")}
+    masks["left lung"][5:30, 5:40] = masks["heart"][10:20, 30:50] = True
+    drawn = SimpleITK.GetImageFromArray(np.stack([*masks.values()], axis=-1)[None].astype(np.uint8), isVector=True)
+    drawn.SetSpacing((1.5, 1.5, 1.0))
+    for number, name in enumerate(masks):
+        for key, text in (("Name", name), ("LabelValue", "1"), ("Layer", str(number))):
+            drawn.SetMetaData(f"Segment{number}_{key}", text)
+    SimpleITK.WriteImage(drawn, folder / "label.seg.nrrd")
+    return folder / "label.seg.nrrd", masks
+
+
+def test_segments_that_overlap_are_stored_and_come_back_whole(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    file, masks = _layers(tmp_path, picture)
+    assert _put(viewer, film, file).status_code == 200
+    (stored,) = pacs.segmentations
+    assert stored.SegmentationType == "BINARY"
+    frames = stored.pixel_array
+    for segment, frame in zip(stored.SegmentSequence, frames, strict=True):
+        assert np.array_equal(frame > 0, masks[segment.SegmentLabel])
+    store = app.datastore()
+    # as another process sees it, which has saved nothing
+    Path(store._label_path(film, "final", ".seg.nrrd")).unlink()
+    store.refresh()
+    path = store.get_label_uri(film, "final")
+    found = SimpleITK.ReadImage(path)
+    layers = SimpleITK.GetArrayFromImage(found).reshape(*picture.shape, 2)
+    for number in range(2):
+        value, layer = (int(found.GetMetaData(f"Segment{number}_{key}")) for key in ("LabelValue", "Layer"))
+        assert np.array_equal(layers[..., layer] == value, masks[found.GetMetaData(f"Segment{number}_Name")])
+    # one that takes its place has one file, whatever its format
+    assert _put(viewer, film, _label(tmp_path, picture)).status_code == 200
+    assert [each.name for each in Path(path).parent.iterdir()] == [f"{film}.nii.gz"]
+
+
+@pytest.fixture
+def as_labelmap(conf: dict[str, str]) -> None:
+    conf.update(pacs_seg_type="LABELMAP")
+
+
+@pytest.mark.usefixtures("as_labelmap")
+def test_segments_that_overlap_are_no_labelmap(
+    viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    answer = _put(viewer, film, _layers(tmp_path, picture)[0])
+    assert answer.status_code == 400
+    assert all(word in answer.json()["detail"] for word in ("'left lung'", "'heart'", "LABELMAP", "BINARY"))
+    assert pacs.segmentations == []
+    assert app.datastore().get_labeled_images() == []
+
+
 @pytest.fixture
 def as_labelmap_with_report(conf: dict[str, str]) -> None:
     conf.update(pacs_seg_type="LABELMAP", pacs_reports="true")

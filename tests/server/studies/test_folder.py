@@ -426,6 +426,14 @@ def test_labels_put_into_their_folder_by_hand_are_found(studies: FolderStudies, 
     assert studies.get_labeled_images() == ["nobody"]
 
 
+def test_a_segmentation_put_there_by_hand_is_found(studies: FolderStudies, root: Path, label: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(label), root / "labels/final/a.seg.nrrd")
+    assert studies.get_labeled_images() == ["a"]
+    assert studies.get_label_uri("a", "final").endswith("a.seg.nrrd")
+    studies.save_label("a", str(label), "final", {})
+    assert [path.name for path in (root / "labels/final").iterdir()] == ["a.nii.gz"]
+
+
 def test_what_is_known_of_a_label_outlives_its_images_absence(make: MakeStudies, root: Path, label: Path) -> None:
     """As when the share that holds the images is away for a while."""
     studies = make()

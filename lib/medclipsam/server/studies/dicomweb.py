@@ -390,8 +390,9 @@ class DicomWebStudies(LabelFiles):
             return ""
         with self._places.one(), self._fetching[label_id]:
             known = self._datastore.label(label_id, FINAL)
-            path = self._label_path(label_id, FINAL, ".nii.gz")
-            if known is None or known.info.get("SOPInstanceUID") != stored.reference.instance or not path.is_file():
+            path = self._label_path(label_id, FINAL, known.ext) if known else None
+            named = known.info.get("SOPInstanceUID") if known else None
+            if path is None or named != stored.reference.instance or not path.is_file():
                 try:
                     self._fetch_label(stored)
                 except ChangedLabelError as error:
@@ -403,7 +404,7 @@ class DicomWebStudies(LabelFiles):
                     # a training goes on without it
                     logger.warning("A segmentation of another program cannot be laid on its image")
                     return ""
-            return str(path)
+            return super().get_label_uri(label_id, FINAL)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return what is known of a label: `label_info` and `label_names` name what its voxels are."""
