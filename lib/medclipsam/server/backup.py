@@ -29,7 +29,7 @@ from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 # Made again at the next start, or of use to one process alone.
-_LEFT_OUT = frozenset({"app", "tmp", "sessions", LOCK_FILE, OWNER_FILE})
+_LEFT_OUT = frozenset({"app", "tmp", "sessions", VIEWER, LOCK_FILE, OWNER_FILE})
 _LEFT_OUT_NETWORKS = frozenset({TRAINING_LOCK_FILE, HOLDER_FILE})
 _SQLITE = b"SQLite format 3\0"
 _POINTER = "current.json"
@@ -216,9 +216,6 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         # series can be fetched again, labels cannot
         if parts[0] == "dicomweb" and len(parts) > 3 and parts[2] != "labels":
-            continue
-        # what viewers are given can be made again, what they have left cannot
-        if parts[0] == VIEWER and parts[1:2] and parts[1] != "segments":
             continue
         # what SQLite keeps beside a database comes with the database
         if path.name.endswith(("-wal", "-shm", "-journal")) and path.with_name(path.name.rpartition("-")[0]).exists():
