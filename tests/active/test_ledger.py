@@ -143,7 +143,8 @@ def test_another_label_takes_the_place_and_the_first_is_kept(ledger: Ledger, mas
     saved, _ = ledger.record("i1", "bob", mask(edge=6))
     assert saved == "replaced"
     assert [(label.reader, label.current) for label in ledger.labels(current=False)] == [("ada", False), ("bob", True)]
-    assert ledger.new_labels() == 1
+    # neither counts before there is a consensus
+    assert ledger.new_labels() == 0
     readings = ledger.readings("i1")
     np.testing.assert_array_equal(readings["ada"], mask(edge=4))
     np.testing.assert_array_equal(readings["bob"], mask(edge=6))
@@ -339,3 +340,102 @@ def test_a_killed_process_leaves_whole_entries(ledger: Ledger, mask: Mask) -> No
     assert ledger.readings("i1")["ada"].shape == (1, 8, 8)
     ledger.record("i2", "ada", mask())
     assert len(ledger.labels(current=False)) == written + 1
+
+
+# -- several readers -------------------------------------------------------------------------------------------------
+
+
+def test_labels_of_several_wait_for_a_consensus_of_which_the_ledger_knows_the_origin(
+    ledger: Ledger, clock: Any, mask: Mask
+) -> None:
+    _, ada = ledger.record("i1", "ada", mask(edge=4))
+    _, bob = ledger.record("i1", "bob", mask(edge=6))
+    ledger.record("i2", "ada", mask())
+    ledger.record("i2", "bob", mask(edge=5))
+    ledger.record("i2", "cyd", mask(edge=7))
+    waiting = ledger.waiting()
+    # the two who agree least
+    assert [(each.image, each.readers) for each in waiting] == [("i2", ("ada", "bob", "cyd")), ("i1", ("ada", "bob"))]
+    assert waiting[0].dice == pytest.approx(2 * 16 / (16 + 49))
+    assert ledger.new_labels() == 0
+    for verdict in ("approved", "rejected"):
+        with pytest.raises(InputError, match="several readers"):
+            ledger.review("i1", "rob", verdict)
+    saved, label = ledger.record("i1", "rob", mask(edge=5), consensus="staple")
+    assert (saved, label.method, dict(label.readings)) == (
+        "replaced",
+        "staple",
+        {"ada": ada.number, "bob": bob.number},
+    )
+    assert ledger.record("i1", "rob", mask(edge=5), consensus="staple")[0] == "same"
+    assert (ledger.new_labels(), ledger.settled()) == (1, {"i1"})
+    # the readers' labels stay; a consensus is none of them
+    assert set(ledger.readings("i1")) == {"ada", "bob"}
+    ledger.review("i1", "root", "rejected")
+    assert {each.image for each in ledger.waiting()} == {"i1", "i2"}
+    assert ledger.settled() == set()
+
+
+def test_a_reader_who_saves_the_same_again_counts_once(ledger: Ledger, mask: Mask) -> None:
+    ledger.record("i1", "ada", mask(edge=4))
+    ledger.record("i1", "bob", mask(edge=6))
+    assert ledger.record("i1", "ada", mask(edge=4))[0] == "same"
+    ledger.record("i1", "rob", mask(edge=4), consensus="reader")
+    # after a consensus it says that the reader does not agree
+    assert ledger.record("i1", "ada", mask(edge=4))[0] == "replaced"
+    assert [each.readers for each in ledger.waiting()] == [("bob", "ada")]
+
+
+def test_a_correction_takes_the_place_of_a_reading_and_a_rejected_one_is_none(ledger: Ledger, mask: Mask) -> None:
+    ledger.record("i1", "ada", mask(edge=4))
+    ledger.record("i1", "bob", mask(edge=6), replaces=["ada"])
+    assert ledger.readers("i1") == {"i1": ("bob",)}
+    ledger.review("i1", "rob", "rejected")
+    assert ledger.readers("i1") == {}
+    ledger.record("i1", "ada", mask(edge=5))
+    assert ledger.waiting() == []
+    # whoever is not known is no reader
+    ledger.record("i1", "anonymous", mask(edge=7))
+    assert ledger.readers("i1") == {"i1": ("ada",)}
+    ledger.forget("i1")
+    assert ledger.readers() == {}
+
+
+def test_a_file_of_the_first_format_gets_its_readings(ledger: Ledger, mask: Mask) -> None:
+    ledger.record("i1", "ada", mask(edge=4))
+    ledger.record("i1", "bob", mask(edge=6))
+    ledger.record("i2", "ada", mask())
+    ledger.record("i3", "ada", mask())
+    ledger.forget("i3")
+    ledger.close()
+    with closing(sqlite3.connect(ledger.path)) as db:
+        for table in ("readings", "waiting", "consensus", "assignments"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    with closing(Ledger(ledger.path)) as later:
+        assert later.readers() == {"i1": ("ada", "bob"), "i2": ("ada",)}
+        assert [(each.image, each.dice) for each in later.waiting()] == [("i1", pytest.approx(2 * 16 / (16 + 36)))]
+
+
+def test_assigned_images_are_leased_to_nobody_else(ledger: Ledger, clock: Any, mask: Mask) -> None:
+    ledger.lease("i1", "bob", 600)
+    ledger.lease("i2", "ada", 600)
+    made = ledger.assign(["i1", "i2"], ["ada"], "rob")
+    assert [(each.image, each.reader, each.by, each.at) for each in made] == [
+        ("i1", "ada", "rob", clock.now),
+        ("i2", "ada", "rob", clock.now),
+    ]
+    assert [lease.image for lease in ledger.leases()] == ["i2"]
+    ledger.lease("i3", "ada", 600)
+    clock.now += 1
+    # of hers only what is not assigned can be taken over
+    ledger.lease("i4", "ada", 600)
+    taken = ledger.take_over("cyd", 60)
+    assert taken is not None
+    assert taken.image == "i3"
+    ledger.record("i1", "ada", mask())
+    assert [(each.image, each.done) for each in ledger.assignments(reader="ada")] == [("i1", True), ("i2", False)]
+    assert ledger.assign(["i1"], ["ada"], "root")[0].by == "rob"
+    assert [each.image for each in ledger.unassign(reader="ada")] == ["i1", "i2"]
+    assert ledger.assignments() == []

@@ -105,6 +105,7 @@ def test_a_summary_counts_labels_effort_and_readers(ledger: Ledger, mask: Mask, 
         ledger.record(f"i{k}", reader, mask(edge=4 + k))
     ledger.begin_training(None)
     ledger.end_training("published", "network 1", {"dice": 0.75})
+    # a second reader of i0, who finds nothing there
     ledger.record("i0", "bob", np.zeros((1, 16, 16), np.uint8))
     ledger.review("i1", "ada", "rejected")
     ledger.review("i2", "bob", "approved")
@@ -114,8 +115,10 @@ def test_a_summary_counts_labels_effort_and_readers(ledger: Ledger, mask: Mask, 
     assert first["unchanged"] == pytest.approx(1 / 3)
     assert first["dice"] == pytest.approx(np.mean([1, 2 * 16 / (16 + 25), 2 * 16 / (16 + 36)]))
     assert (second["labels"], second["absent"], second["dice"]) == (1, 1, None)
-    assert (summary["labelled"], summary["approved"], summary["rejected"], summary["new"]) == (2, 1, 1, 1)
-    assert summary["agreement"] == {"dice": 0.0, "pairs": 1}
+    assert (summary["labelled"], summary["approved"], summary["rejected"], summary["new"]) == (1, 1, 1, 0)
+    assert (summary["waiting"], summary["consensus"]) == (1, 0)
+    agreed = {"readers": ["ada", "bob"], "images": 1, "dice": 0.0, "kappa": 0.0}
+    assert summary["agreement"] == {"dice": 0.0, "pairs": 1, "readers": [agreed]}
     assert json.loads(json.dumps(summary)) == summary
     text = as_text(summary)
     assert "published" in text
@@ -147,7 +150,7 @@ def test_labels_of_validation_images_are_counted(ledger: Ledger, mask: Mask) -> 
 def test_labels_are_listed_with_who_when_what_and_verdict(ledger: Ledger, mask: Mask, clock: Any) -> None:
     ledger.record("i0", "ada", mask(3))
     clock.now += 60
-    ledger.record("i0", "=cmd()", mask(7))
+    ledger.record("i0", "=cmd()", mask(7), replaces=["ada"])
     ledger.record("i8", "bob", np.zeros((1, 16, 16), np.uint8))
     ledger.review("i0", "bob", "approved")
     names = {"i0": {7: "cyst"}, "": {3: "heart"}}
@@ -190,3 +193,20 @@ def test_the_command_lists_labels_and_networks_that_were_trained_without_a_serve
     assert [network["version"] for network in found["networks"]] == [1]
     assert main(["rounds", "show", "--workspace", str(empty)]) == 0
     assert "network version 1" in capsys.readouterr().out
+
+
+def test_a_summary_tells_how_each_two_readers_agree(ledger: Ledger, mask: Mask) -> None:
+    marked = {"ada": (1, 1, 0, 0, 1, 0), "bob": (1, 0, 0, 0, 1, 1)}
+    for reader, found in marked.items():
+        for k, there in enumerate(found):
+            ledger.record(f"i{k}", reader, mask(edge=4) if there else np.zeros((1, 16, 16), np.uint8))
+    ledger.record("i0", "rob", mask(edge=4), consensus="staple")
+    summary = summarise(ledger)
+    (pair,) = summary["agreement"]["readers"]
+    # four of six images alike, half of them by chance
+    assert (pair["readers"], pair["images"], pair["dice"]) == (["ada", "bob"], 6, pytest.approx(4 / 6))
+    assert pair["kappa"] == pytest.approx((4 / 6 - 0.5) / 0.5)
+    assert (summary["waiting"], summary["consensus"], summary["labelled"]) == (5, 1, 1)
+    assert "5 images wait for a consensus" in as_text(summary)
+    (row,) = [each for each in label_rows(ledger, {}) if each["consensus"]]
+    assert (row["annotator"], row["consensus"]) == ("rob", "staple")

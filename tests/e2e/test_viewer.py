@@ -440,6 +440,71 @@ def test_of_two_annotators_none_overwrites_the_other_unseen(join: Any, folder: A
     ann.says("read back")
 
 
+def test_a_reviewer_makes_one_label_of_those_of_two_readers(join: Any, folder: Any) -> None:
+    ann, ben, rob = join(folder), join(folder), join(folder, LARGE)
+    # without log-in people are told apart by their browsers
+    for person in (ann, ben, rob):
+        person.choose("film.png")
+        person.clear()
+    image = ann.image()["image"]
+    names = {}
+    for person, who in ((ann, "ann"), (ben, "ben")):
+        (cookie,) = [each for each in person.page.context.cookies() if each["name"] == "medclipsam_client"]
+        names[who] = f"browser-{cookie['value']}"
+    given = {"images": [image], "readers": list(names.values())}
+    assert rob.page.context.request.put(f"{folder.url}/assignments", data=given).ok
+    for person, column in ((ann, 40), (ben, 46)):
+        person.page.goto(f"{folder.url}/viewer/")
+        person.choose("film.png")
+        # blind: nothing of the other
+        assert person.names() == []
+        person.page.click("#new")
+        person.drag((column, 30), (column + 20, 30))
+        person.settled()
+        person.key("Control+s")
+        person.says("read back")
+    masks = {}
+    for person, who in ((ann, "ann"), (ben, "ben")):
+        person.page.reload()
+        person.ready()
+        own = person.get(f"/viewer/api/labels/{image}")
+        assert own["by"] == names[who]
+        masks[who] = decode(own["segments"], person.image())["finding"][0]
+        expect(person.page.locator("#adjudication")).to_have_count(0)
+    assert not np.array_equal(masks["ann"], masks["ben"])
+
+    rob.page.reload()
+    rob.ready()
+    rob.page.click("#next-adjudication")
+    rob.ready()
+    told = rob.page.locator("#adjudication")
+    expect(told).to_contain_text(f"Two readers disagree: Dice {dice(masks['ann'], masks['ben']):.2f}")
+    # both are drawn, each as outlines in a colour of its own
+    both = rob.drawn()
+    rob.page.click('[aria-label="Hide the label of reader 2"]')
+    one = rob.drawn()
+    assert one[masks["ann"]].any()
+    assert not one[masks["ben"] & ~masks["ann"]].any()
+    assert both[masks["ben"] & ~masks["ann"]].any()
+    # a copy is edited, and saved as the consensus
+    rob.page.click('[aria-label="Edit a copy of the label of reader 1"]')
+    rob.page.click('[data-tool="brush"]')
+    rob.drag((50, 60), (60, 60))
+    rob.settled()
+    drawn = rob.draft()["finding"][0]
+    assert (drawn & masks["ann"]).sum() == masks["ann"].sum()
+    rob.key("Control+s")
+    rob.says("consensus is saved")
+    expect(told).to_have_count(0)
+    for person in (ann, ben, rob):
+        person.page.reload()
+        person.ready()
+        person.says("consensus of the readers")
+        label = person.get(f"/viewer/api/labels/{image}")
+        assert label["consensus"]
+        assert np.array_equal(decode(label["segments"], person.image())["finding"][0], drawn)
+
+
 def test_the_overlay_follows_the_answer_at_once(join: Any, folder: Any) -> None:
     ann = join(folder)
     ann.choose("film.png")

@@ -1,6 +1,7 @@
 """Labels of several readers: agreement and consensus, against SimpleITK and plain counting, and the commands."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from medclipsam.base.errors import InputError
 from medclipsam.cli.main import main
-from medclipsam.exchange.consensus import consensus, pairwise_dice
+from medclipsam.exchange.consensus import agreement, consensus, least_agreement
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.studies.exchange import FolderLabelStore
@@ -31,19 +32,53 @@ READINGS = {"ada": _reading(0), "bob": _reading(2), "cleo": _reading(3)}
 
 
 def test_agreement_is_the_dice_of_each_pair_by_simpleitk() -> None:
-    found = pairwise_dice(READINGS)
+    found = agreement(READINGS)
     assert found.keys() == NAMES.keys()
     for name, value in NAMES.items():
-        assert found[name].keys() == {("ada", "bob"), ("ada", "cleo"), ("bob", "cleo")}
-        for (one, other), dice in found[name].items():
+        assert [pair.readers for pair in found[name].pairs] == [("ada", "bob"), ("ada", "cleo"), ("bob", "cleo")]
+        for pair in found[name].pairs:
             overlap = sitk.LabelOverlapMeasuresImageFilter()
             overlap.Execute(
-                *(sitk.GetImageFromArray((READINGS[r].values == value).astype(np.uint8)) for r in (one, other))
+                *(sitk.GetImageFromArray((READINGS[r].values == value).astype(np.uint8)) for r in pair.readers)
             )
-            assert dice == pytest.approx(overlap.GetDiceCoefficient(1))
+            assert pair.dice == pytest.approx(overlap.GetDiceCoefficient(1))
+            # the spacing is not known
+            assert pair.hd95_mm is None
+    worst = [pair.dice for name in NAMES for pair in found[name].pairs if pair.readers == ("ada", "cleo")]
+    assert least_agreement(found) == pytest.approx(np.mean(worst))
     # who did not look for a structure is in no pair
     part = {"ada": _reading(0), "bob": _reading(2, names={"heart": 13})}
-    assert pairwise_dice(part).keys() == {"heart"}
+    assert agreement(part).keys() == {"heart"}
+    assert least_agreement({}) is None
+
+
+def test_kappas_are_those_of_the_readers_votes() -> None:
+    found = agreement(READINGS, distances=False)["heart"]
+    votes = np.stack([(reading.values == 13).ravel() for reading in READINGS.values()]).astype(int)
+    for pair in found.pairs:
+        one, other = (votes[list(READINGS).index(reader)] for reader in pair.readers)
+        observed = np.mean(one == other)
+        chance = sum(np.mean(one == k) * np.mean(other == k) for k in (0, 1))
+        assert pair.kappa == pytest.approx((observed - chance) / (1 - chance))
+    # as Fleiss has it: of each voxel the share of the pairs of readers who agree
+    agreeing = np.mean([votes[a] == votes[b] for a in range(3) for b in range(3) if a != b], axis=0)
+    chance = sum(np.mean(votes == k) ** 2 for k in (0, 1))
+    assert found.fleiss_kappa == pytest.approx((agreeing.mean() - chance) / (1 - chance))
+    # where nobody has marked anything, chance explains all
+    nothing = LabelMap(np.zeros_like(READINGS["ada"].values), IMAGE, NAMES)
+    none = agreement({"ada": nothing, "bob": nothing, "cleo": nothing})["heart"]
+    assert {(pair.dice, pair.kappa) for pair in none.pairs} == {(1.0, None)}
+    assert none.fleiss_kappa is None
+
+
+def test_structures_that_overlap_for_a_reader_overlap_in_the_consensus() -> None:
+    masks = {"lung": np.zeros((3, 60, 70), bool), "nodule": np.zeros((3, 60, 70), bool)}
+    masks["lung"][:, 10:40, 10:40] = True
+    masks["nodule"][:, 20:25, 20:25] = True
+    one = LabelMap.from_masks(masks, IMAGE, {"lung": 1, "nodule": 2})
+    made = consensus({"ada": one, "bob": one}).label
+    for name, mask in masks.items():
+        assert np.array_equal(made.mask(name), mask)
 
 
 def test_a_majority_is_what_more_than_half_have_marked() -> None:
@@ -117,11 +152,13 @@ def test_the_commands_show_agreement_and_save_the_consensus_that_is_trained_on(
     image = read_image(studies / "a.png")
     # the last label of each reader counts
     last = {"ada": _reading(0, image=image), "bob": _reading(2, image=image), "cleo": _reading(3, image=image)}
-    expected = {name: {", ".join(pair): v for pair, v in pairs.items()} for name, pairs in pairwise_dice(last).items()}
-    assert told == {"a": expected}
+    expected = {name: asdict(structure) for name, structure in agreement(last).items()}
+    assert told == {"a": json.loads(json.dumps(expected))}
     assert main(["labels", "readers", *where]) == 0
     assert "ada, bob, cleo" in capsys.readouterr().out
     assert main(["labels", "consensus", *where, "--dry-run"]) == 0
+    # before the consensus nothing is trained on
+    assert [each.image_id for each in read_studies(studies)] == ["b"]
     store = FolderLabelStore(studies)
     before = store.label("a", image)
     assert before is not None
@@ -141,3 +178,31 @@ def test_the_commands_show_agreement_and_save_the_consensus_that_is_trained_on(
     assert main(["labels", "consensus", *where, "--readers", "4"]) == 0
     assert "nothing to save" in capsys.readouterr().out
     assert main(["labels", "consensus", *where, "--readers", "1"]) == 2
+
+
+def test_images_are_assigned_by_command(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--studies", str(studies), "--workspace", str(tmp_path / "workspace")]
+    assert main(["labels", "assign", *where]) == 0
+    assert "no such" in capsys.readouterr().out
+    assert main(["labels", "assign", "a", "b", "--reader", "ada", "--reader", "bob", *where]) == 0
+    capsys.readouterr()
+    assert main(["labels", "assign", "--json", "--reader", "ada", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["image"], each["reader"], each["done"]) for each in told] == [
+        ("a", "ada", False),
+        ("b", "ada", False),
+    ]
+    assert main(["labels", "assign", "a", "--remove", "--reader", "ada", *where]) == 0
+    assert "no longer ada" in capsys.readouterr().out
+    for wrong in (
+        ["a", "c", "--reader", "ada"],
+        ["a"],
+        ["--remove"],
+        ["a", "--reader", " "],
+        ["a", "--reader", "anonymous"],
+    ):
+        assert main(["labels", "assign", *wrong, *where]) == 2
+    capsys.readouterr()
+    assert main(["labels", "assign", "--json", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {(each["image"], each["reader"]) for each in told} == {("a", "bob"), ("b", "ada"), ("b", "bob")}

@@ -130,6 +130,8 @@ def test_a_set_that_is_read_where_the_images_are_changes_nothing_and_restores_wh
     assert {case.action for case in kept} == {"kept"}
     replaced = import_labels(made.folder, kind, FolderLabelStore(copy), ImportOptions(existing="replace"))
     assert {case.action for case in replaced} == {"replaced"}
+    late = FolderLabelStore(copy)
+    assert not any(late.waits_for_consensus(name) for name in ids)
     after = _masks(copy)
     assert _same({name: after[name] for name in ids}, {name: before[name] for name in ids})
 
@@ -432,3 +434,22 @@ def test_the_command_exports_says_what_is_left_out_and_imports(
     assert len(_masks(tmp_path / "new")) == 4
     assert main(["labels", "import", str(tmp_path / "set"), *into, "--map", "cyst"]) == 2
     assert "--map" in capsys.readouterr().err
+
+
+def test_a_set_of_another_reader_counts_beside_the_labels_that_are_there(
+    exported: Callable[[Any], Exported], tmp_path: Path
+) -> None:
+    made, copy = exported("nifti"), _studies(tmp_path / "copy")
+    for file in (made.folder / "provenance.json", *made.folder.rglob("provenance.json")):
+        assert file.is_file()
+    options = ImportOptions(existing="beside", reader="zoe")
+    first = import_labels(made.folder, "nifti", FolderLabelStore(copy), options)
+    store = FolderLabelStore(copy)
+    for case in first:
+        image = read_image(store.images()[case.image_id])
+        store.save(case.image_id, LabelMap(np.zeros_like(_values(image)), image, {}), {"saved_by": "yan"})
+    again = import_labels(made.folder, "nifti", FolderLabelStore(copy), options)
+    assert {case.action for case in again} == {"beside"}
+    late = FolderLabelStore(copy)
+    assert all(late.waits_for_consensus(case.image_id) for case in again)
+    assert all("yan" in late.readings(case.image_id, read_image(late.images()[case.image_id])) for case in again)

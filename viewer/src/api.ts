@@ -2,6 +2,7 @@
  * The server's routes that the panel uses.
  */
 import type { Segment } from './findings';
+import type { Consensus, ToAdjudicate } from './readers';
 import type { Runs } from './runs';
 
 /** What the server refused or could not do, as its sentence. */
@@ -99,6 +100,8 @@ export interface Saved {
   review?: Review | null;
   by?: string;
   at?: string;
+  /** Whether it was made of the labels of several readers. */
+  consensus?: boolean;
 }
 
 export interface State {
@@ -106,6 +109,8 @@ export interface State {
   images?: number;
   rounds?: number;
   training?: string | null;
+  /** Images that wait for a consensus by this reviewer. */
+  to_adjudicate?: number;
   sentence?: string;
   [key: string]: unknown;
 }
@@ -120,7 +125,7 @@ export interface Sample {
   id?: string;
   StudyInstanceUID?: string;
   SeriesInstanceUID?: string;
-  reason?: string;
+  why?: string;
   [key: string]: unknown;
 }
 
@@ -224,6 +229,15 @@ export class Api {
 
   save(image: string, label: { segments: Segment[]; base: string | null; as_new: boolean }): Promise<Saved> {
     return this.json<Saved>('PUT', `viewer/api/labels/${quoted(image)}`, label);
+  }
+
+  /** Return the labels of an image that this reviewer may make the consensus of; null where there are none. */
+  toAdjudicate(image: string): Promise<ToAdjudicate | null> {
+    return this.optional<ToAdjudicate>(`viewer/api/readers/${quoted(image)}`);
+  }
+
+  async adjudicate(image: string, consensus: Consensus, seen: Record<string, string>): Promise<void> {
+    await this.send('PUT', `readers/${quoted(image)}/consensus`, { ...consensus, seen });
   }
 
   next(strategy: string): Promise<Sample> {

@@ -212,7 +212,7 @@ export class Overlay {
   private compose(image: ImageInfo, plane: number): void {
     const { session } = this;
     const left = this.stroke?.finding.id;
-    const key = [image, plane, session.drawn, session.opacity, session.theirs, session.active, left];
+    const key = [image, plane, session.drawn, session.opacity, session.theirs, session.adjudication, session.active, left];
     if (key.every((each, k) => each === this.composedOf[k])) {
       return;
     }
@@ -232,8 +232,17 @@ export class Overlay {
       }
     };
     each(session.drawn, session.opacity);
-    // of the other's label the outlines
+    // of the others' labels the outlines
     each(session.theirs?.findings ?? [], 0, THEIRS);
+    for (const { masks, colour, visible } of session.adjudication?.readings ?? []) {
+      for (const { planes } of visible ? masks : []) {
+        const runs = planes.get(plane);
+        if (runs) {
+          this.put(toBitmap(runs, image.rows * image.columns), image, colour, 0);
+          context?.drawImage(this.scratch, 0, 0);
+        }
+      }
+    }
   }
 
   private put(bitmap: Bitmap, image: ImageInfo, colour: Colour, opacity = this.session.opacity): void {

@@ -3,10 +3,11 @@
  */
 import { html, LitElement, nothing, type TemplateResult } from 'lit';
 import type { ImageInfo, MapKind, Suggestion } from './api';
+import { adjudicationPart } from './adjudication';
 import { css } from './colours';
 import type { Finding } from './findings';
 import { inWords, sizeOf, type Size } from './measure';
-import type { Session, Tool } from './session';
+import { ADJUDICATION, type Session, type Tool } from './session';
 import { SHORTCUTS } from './shortcuts';
 import { STYLE } from './style';
 
@@ -183,7 +184,7 @@ class Panel extends LitElement {
     void this.session.run(text);
   }
 
-  private async next(sure = false): Promise<void> {
+  private async next(sure = false, strategy?: string): Promise<void> {
     const { session } = this;
     if (session.unsaved && !sure) {
       this.leaving = true;
@@ -191,7 +192,7 @@ class Panel extends LitElement {
       return;
     }
     this.leaving = false;
-    await session.goNext();
+    await session.goNext(strategy);
   }
 
   /** Return a finding's size in words: of a loop, whose frames show one thing, that on the frame that is shown. */
@@ -226,7 +227,7 @@ class Panel extends LitElement {
           <div class="messages" role="status" aria-live="polite">${session.work ? nothing : this.messages()}</div>
           ${session.work ? this.progress() : nothing}
         </div>
-        ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
+        ${this.conflict()} ${adjudicationPart(session)} ${this.tools()} ${this.list()} ${this.looks()}
         ${this.foot()}
       </section>
     `;
@@ -657,12 +658,25 @@ class Panel extends LitElement {
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            Save
+            ${session.adjudication ? 'Save as the consensus' : 'Save'}
           </button>
-          <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
+          <button
+            id="save-new"
+            title="Save as new, beside the label before (Ctrl+Shift+S)"
+            ?disabled=${!image || session.adjudication !== null}
+            @click=${() => void session.save(true)}>
             Save as new
           </button>
           <button id="next" title="Next sample (.)" @click=${() => void this.next()}>Next sample</button>
+          ${session.state?.to_adjudicate
+            ? html`<button
+                id="next-adjudication"
+                title="The image whose readers agree least"
+                @click=${() => void this.next(false, ADJUDICATION)}
+              >
+                Adjudicate (${session.state.to_adjudicate})
+              </button>`
+            : nothing}
         </div>
         ${session.sampleReason ? html`<p class="hint">${session.sampleReason}</p>` : nothing}
         ${this.leaving

@@ -33,6 +33,7 @@ import {
   type Findings,
   type Source,
 } from './findings';
+import { readingsOf, seen, withVisible, type Adjudication, type Consensus } from './readers';
 import { area, type Runs } from './runs';
 
 export type Model = 'text' | 'network';
@@ -63,6 +64,14 @@ const RECENT_KEY = 'medclipsam.recent';
 const LAST_KEY = 'medclipsam.last';
 const REASON_KEY = 'medclipsam.reason';
 const MOST_RECENT = 8;
+/** The strategy that offers what waits for a consensus. */
+export const ADJUDICATION = 'adjudication';
+/** What the server says why it offers an image, in words. */
+const REASONS: Record<string, string> = {
+  assigned: 'Assigned to you.',
+  'second read': 'Two people read this image, each unaware of the other.',
+  adjudication: 'Its readers wait for a consensus; of those that wait they agree least.',
+};
 
 /** The viewer's own steps back and forth, among which those of this panel take their places. */
 export interface Steps {
@@ -90,6 +99,8 @@ export class Session extends EventTarget {
   note: string | null = null;
   down: string | null = null;
   theirs: { findings: Findings; saved: Saved } | null = null;
+  /** Labels of several readers that this reviewer may make one of. */
+  adjudication: Adjudication | null = null;
   /** Whether it is asked if an empty label is to be saved. */
   asksEmpty: { asNew: boolean } | null = null;
   /** Another window of the same user has changed the draft. */
@@ -243,17 +254,22 @@ export class Session extends EventTarget {
     this.history = new History();
     this.active = null;
     this.error = this.note = null;
-    this.theirs = this.otherDraft = this.asksEmpty = null;
+    this.theirs = this.otherDraft = this.asksEmpty = this.adjudication = null;
     this.map = null;
     this.base = this.savedBy = null;
     this.revision = null;
     this.keptAt = null;
     this.draftState = 'none';
     this.changed();
-    const [found, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
+    const [found, label, several] = await Promise.all([
+      this.api.draft(image.image),
+      this.api.label(image.image),
+      this.api.toAdjudicate(image.image),
+    ]);
     if (this.image !== image) {
       return;
     }
+    this.adjudication = several && readingsOf(several, this.size);
     // what another browser has left is of no use once somebody has saved
     const stale = found?.own === false && label?.at && found.saved_at && isBefore(found.saved_at, label.at);
     const draft = stale ? null : found;
@@ -277,10 +293,14 @@ export class Session extends EventTarget {
         ? 'Your unsaved work on this image is back.'
         : 'Unsaved work from another browser is shown; what you change is kept beside it.';
     } else if (label) {
-      this.note = `The saved label of this image is shown${reviewed(label.review)}.`;
+      const what = label.consensus ? 'The consensus of the readers' : 'The saved label';
+      this.note = `${what} of this image is shown${reviewed(label.review)}.`;
     }
+    const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
     if (this.findings.length) {
       this.reveal();
+    } else if (first) {
+      this.reveal(first.planes);
     } else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) {
       // the ends of a volume show little
       this.goTo(Math.floor(image.planes.length / 2));
@@ -570,8 +590,7 @@ export class Session extends EventTarget {
   }
 
   /** Show the plane on which the active finding is largest, unless it is on the one that is shown. */
-  private reveal(): void {
-    const planes = this.activeFinding?.planes;
+  private reveal(planes = this.activeFinding?.planes): void {
     if (!planes?.size || (this.plane !== null && planes.has(this.plane))) {
       return;
     }
@@ -689,6 +708,10 @@ export class Session extends EventTarget {
       this.changed();
       return;
     }
+    if (this.adjudication) {
+      await this.adjudicate({ method: 'drawn', segments: toSegments(this.findings) });
+      return;
+    }
     clearTimeout(this.timer);
     this.error = this.note = null;
     const saved = this.findings;
@@ -739,6 +762,53 @@ export class Session extends EventTarget {
     }
   }
 
+  /** Make the consensus of the readers' labels, and show it. */
+  async adjudicate(consensus: Consensus): Promise<void> {
+    const { image, adjudication } = this;
+    if (!image || !adjudication) {
+      return;
+    }
+    clearTimeout(this.timer);
+    this.error = this.note = null;
+    this.asksEmpty = null;
+    try {
+      await this.api.adjudicate(image.image, consensus, seen(adjudication));
+      await this.api.dropDraft(image.image).catch((error: unknown) => this.fail(error));
+      if (this.image !== image) {
+        return;
+      }
+      await this.open(image, this.plane ?? -1);
+      this.note = 'The consensus is saved; it is the label of this image from now on.';
+      void this.refreshState();
+    } catch (error) {
+      this.fail(error);
+      if (error instanceof ServerError && error.status === 409) {
+        // a reader has saved meanwhile
+        const several = await this.api.toAdjudicate(image.image).catch(() => null);
+        if (several && this.image === image) {
+          this.adjudication = readingsOf(several, this.size);
+        }
+      }
+    }
+    this.changed();
+  }
+
+  showReading(reader: string, visible: boolean): void {
+    this.adjudication = this.adjudication && withVisible(this.adjudication, reader, visible);
+    this.changed();
+  }
+
+  /** Put a copy of a reader's label among the findings, in the place of what is there. */
+  copyReading(reader: string): void {
+    const reading = this.adjudication?.readings.find((each) => each.reader === reader);
+    if (reading) {
+      this.push(fromSegments([...reading.segments], this.size), `the label of ${reading.shown}`);
+      this.active = this.findings[0]?.id ?? null;
+      this.reveal();
+      this.changed();
+    }
+  }
+
   async review(verdict: 'approved' | 'rejected', reason = ''): Promise<void> {
     if (!this.image) {
       return;
@@ -759,19 +829,18 @@ export class Session extends EventTarget {
     return this.storage.getItem(`${REASON_KEY}.${this.image?.image ?? ''}`);
   }
 
-  /** Open the image that the server offers next. */
-  async goNext(): Promise<void> {
+  /** Open the image that the server offers next, by its first strategy or another one. */
+  async goNext(strategy = Object.keys(this.info?.strategies ?? {})[0] ?? 'combined'): Promise<void> {
     this.error = null;
     await this.flush();
     try {
-      const strategy = Object.keys(this.info?.strategies ?? {})[0] ?? 'combined';
       const sample = await this.api.next(strategy);
       if (!sample.id || !sample.StudyInstanceUID) {
-        this.note = 'No image is left to be labelled.';
+        this.note = `No image is left to be ${strategy === ADJUDICATION ? 'adjudicated' : 'labelled'}.`;
         this.changed();
         return;
       }
-      this.storage.setItem(`${REASON_KEY}.${sample.id}`, sample.reason ?? `Chosen by the strategy "${strategy}".`);
+      this.storage.setItem(`${REASON_KEY}.${sample.id}`, REASONS[sample.why ?? ''] ?? `Chosen by the strategy "${strategy}".`);
       this.dispatchEvent(new CustomEvent('open', { detail: sample }));
     } catch (error) {
       this.fail(error);

@@ -248,7 +248,11 @@ export const STYLE = css`
     padding: 0;
     list-style: none;
   }
-  .finding {
+  .readings {
+    flex-basis: 100%;
+  }
+  .finding,
+  .reading {
     padding: 5px 6px;
     background: #0d1230;
     border: 1px solid transparent;
@@ -258,7 +262,8 @@ export const STYLE = css`
     border-color: #7fb0ff;
     background: #16204a;
   }
-  .finding .row button:not(.name) {
+  .finding .row button:not(.name),
+  .reading .row button {
     padding: 1px 6px;
     font-size: 12px;
   }

@@ -28,6 +28,7 @@ class Server {
     this.json('GET viewer/api/image', IMAGE);
     this.answers.set('GET viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('GET viewer/api/labels/ct%201', () => new Response(null, { status: 204 }));
+    this.answers.set('GET viewer/api/readers/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('DELETE viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('PUT viewer/api/drafts/ct%201', ({ body }) => Response.json({ ...body, revision: 1 }));
   }
@@ -88,6 +89,67 @@ describe('a session', () => {
     await session.show({ study: 's', series: 't', instance: 'e', frame: 1 });
     expect(session.plane).toBe(4);
     expect(server.asked.filter((each) => each.path === 'viewer/api/image')).toHaveLength(1);
+  });
+
+  describe('that a reviewer opens where readers disagree', () => {
+    const told = {
+      dice: 0.5,
+      readers: ['ada', 'ben'].map((reader, k) => ({
+        reader,
+        version: `v${k}`,
+        saved: null,
+        segments: [segment('heart', 1, [k, 4])],
+      })),
+      structures: { heart: { pairs: [{ readers: ['ada', 'ben'], dice: 0.5 }] } },
+    };
+    const versions = { ada: 'v0', ben: 'v1' };
+
+    beforeEach(async () => {
+      server.json('GET viewer/api/readers/ct%201', told);
+      server.json('PUT readers/ct%201/consensus', {});
+      await session.show({ study: 's', series: 'another', instance: 'c', frame: 1 });
+      await session.show({ study: 's', series: 'third', instance: 'z', frame: 1 });
+    });
+
+    it('shows both readings, neither of them as its own', () => {
+      expect(session.adjudication?.readings.map((each) => each.reader)).toEqual(['ada', 'ben']);
+      expect(names()).toEqual([]);
+      expect(session.draftState).toBe('none');
+    });
+
+    it('takes one of them as it was seen, and shows the consensus', async () => {
+      server.answers.set('GET viewer/api/readers/ct%201', () => new Response(null, { status: 204 }));
+      server.json('GET viewer/api/labels/ct%201', {
+        ...{ segments: [segment('heart', 1, [1, 4])], version: 'v2', by: 'rob', at: '2026-01-01T00:00:00+00:00' },
+        consensus: true,
+      });
+      await session.adjudicate({ method: 'reader', reader: 'ben' });
+      expect(server.last('PUT readers/ct%201/consensus')?.body).toEqual({ method: 'reader', reader: 'ben', seen: versions });
+      expect(session.adjudication).toBeNull();
+      expect(session.findings[0]?.planes.get(1)).toEqual([1, 4]);
+      expect(session.base).toBe('v2');
+    });
+
+    it('saves an edited copy as the consensus, and not as a reading', async () => {
+      session.copyReading('ada');
+      const heart = session.findings[0];
+      expect(heart?.planes.get(1)).toEqual([0, 4]);
+      if (heart) {
+        session.draw(heart, 1, [0, 3], 'eraser');
+      }
+      await session.save();
+      const sent = server.last('PUT readers/ct%201/consensus')?.body;
+      expect(sent).toMatchObject({ method: 'drawn', segments: [segment('heart', 1, [0, 3])], seen: versions });
+      expect(server.last('PUT viewer/api/labels/ct%201')).toBeUndefined();
+    });
+
+    it('looks again where a reader has saved meanwhile', async () => {
+      server.json('PUT readers/ct%201/consensus', { detail: 'A reader has saved meanwhile.' }, 409);
+      server.json('GET viewer/api/readers/ct%201', { ...told, dice: 0.9 });
+      await session.adjudicate({ method: 'staple' });
+      expect(session.error).toBe('A reader has saved meanwhile.');
+      expect(session.adjudication?.told.dice).toBe(0.9);
+    });
   });
 
   it('keeps hand-drawn and earlier findings when a text finds nothing', async () => {

@@ -25,15 +25,14 @@ from sqlalchemy.dialects.sqlite import insert
 
 from medclipsam.active.effort import agreement, effort
 from medclipsam.base.errors import InputError, LockedError
+from medclipsam.studies.final import ANONYMOUS
 
 # Raised by one with each change of the tables.
-SCHEMA = 1
+SCHEMA = 2
 
 LEASE_SECONDS = 1800.0
 # Seconds that a change waits for another process that writes to the file.
 BUSY_SECONDS = 10.0
-# A reader whom nobody has told apart from others.
-ANONYMOUS = "anonymous"
 # Seconds after which a label that does not lie with the studies was removed there, and not just saved.
 _SETTLED = 60.0
 VERDICTS = ("approved", "rejected")
@@ -128,6 +127,40 @@ _reviews = sa.Table(
     sa.Column("verdict", sa.String, nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
+# The labels that count side by side: the last one of each reader of an image.
+_readings = sa.Table(
+    "readings",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("reader", sa.String, primary_key=True),
+    sa.Column("label", sa.Integer, sa.ForeignKey("labels.number"), nullable=False),
+)
+# Images with several readings and no consensus.
+_waiting = sa.Table(
+    "waiting",
+    _schema,
+    sa.Column("image", sa.String, sa.ForeignKey("images.image"), primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
+    # of the two readers who agree least
+    sa.Column("dice", sa.Float, nullable=False),
+)
+_consensus = sa.Table(
+    "consensus",
+    _schema,
+    sa.Column("label", sa.Integer, sa.ForeignKey("labels.number"), primary_key=True),
+    sa.Column("method", sa.String, nullable=False),
+    # reader: number of the label, of those that it was made of
+    sa.Column("readings", sa.JSON, nullable=False),
+)
+# Who is to read which image; an image need not be here yet.
+_assignments = sa.Table(
+    "assignments",
+    _schema,
+    sa.Column("image", sa.String, primary_key=True),
+    sa.Column("reader", sa.String, primary_key=True),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
 _rounds = sa.Table(
     "rounds",
     _schema,
@@ -200,6 +233,10 @@ class Label:
         Whether no later version has taken its place.
     verdicts : mapping of str to str
         "approved" or "rejected", by reviewer.
+    method : str
+        How it was made of the labels of several readers; "" where a person drew it as their own.
+    readings : mapping of str to int
+        Reader and number of the labels that a consensus was made of.
     """
 
     number: int
@@ -215,6 +252,8 @@ class Label:
     seconds: float | None
     current: bool
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    method: str = ""
+    readings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rejected(self) -> bool:
@@ -225,6 +264,48 @@ class Label:
     def approved(self) -> bool:
         """Whether a reviewer has approved it, and none has rejected it."""
         return "approved" in self.verdicts.values() and not self.rejected
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An image whose readers' labels wait for a consensus.
+
+    Attributes
+    ----------
+    image : str
+    readers : tuple of str
+    since : float
+        Seconds since the epoch.
+    dice : float
+        Of the two readers who agree least, averaged over structures.
+    """
+
+    image: str
+    readers: tuple[str, ...]
+    since: float
+    dice: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who is to read an image.
+
+    Attributes
+    ----------
+    image, reader : str
+    by : str
+        Who has said so.
+    at : float
+        Seconds since the epoch.
+    done : bool
+        Whether a label of the reader counts.
+    """
+
+    image: str
+    reader: str
+    by: str
+    at: float
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -316,6 +397,8 @@ class Ledger:
                         f"reads up to {SCHEMA})."
                     )
                 _schema.create_all(db)
+                if version == 1:
+                    _find_readings(db)
                 db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
                 now = self._clock()
                 db.execute(
@@ -394,6 +477,9 @@ class Ledger:
             if removed:
                 for number in removed:
                     db.execute(_labels.update().where(_labels.c.number == number).values(current=False))
+                    image = sa.select(_labels.c.image).where(_labels.c.number == number).scalar_subquery()
+                    for table in (_readings, _waiting):
+                        db.execute(table.delete().where(table.c.image == image))
                 _changed(db, "labels")
 
     def knows(self, image: str) -> bool:
@@ -583,7 +669,8 @@ class Ledger:
     def take_over(self, holder: str, seconds: float = LEASE_SECONDS) -> Lease | None:
         """Give a holder the oldest lease of the person who holds most images, who keeps one at least.
 
-        So nobody can keep all images for themselves, however few there are.
+        So nobody can keep all images for themselves, however few there are. Images that are assigned to others, or that
+        the holder has read, are not taken over.
 
         Parameters
         ----------
@@ -599,9 +686,12 @@ class Ledger:
         """
         now = self._clock()
         labelled = sa.exists().where((_labels.c.image == _leases.c.image) & _labels.c.current)
+        given = sa.select(_assignments.c.image).where(_assignments.c.reader == holder)
+        assigned = sa.select(_assignments.c.image).where(_assignments.c.image.not_in(given))
+        closed = _leases.c.image.in_(assigned)
         with self._write.begin() as db:
             rows = db.execute(
-                sa.select(_leases, labelled.label("labelled"))
+                sa.select(_leases, (labelled | closed).label("labelled"))
                 .where(_leases.c.until > now)
                 .order_by(_leases.c.since, _leases.c.image)
             ).all()
@@ -673,8 +763,18 @@ class Ledger:
             db.execute(insert(_shown).prefix_with("OR REPLACE"), [row])
             _drop_masks(db)
 
-    def record(self, image: str, reader: str, labels: np.ndarray) -> tuple[Saved, Label]:
+    def record(
+        self,
+        image: str,
+        reader: str,
+        labels: np.ndarray,
+        *,
+        replaces: Collection[str] = (),
+        consensus: str = "",
+    ) -> tuple[Saved, Label]:
         """Take in a label that a person has saved.
+
+        It counts beside the labels of others. Where there are several, the image waits for a consensus.
 
         Parameters
         ----------
@@ -682,6 +782,10 @@ class Ledger:
             The image, and who saved it; `ANONYMOUS` stands for whoever holds the image or was shown a mask of it.
         labels : numpy.ndarray
             uint8 [N, H, W] in display orientation; all 0 is a confirmed absence.
+        replaces : collection of str, optional
+            Readers whose labels it corrects: those count no more.
+        consensus : str, optional
+            How it was made of the readers' labels, where it is none of the reader's own.
 
         Returns
         -------
@@ -700,9 +804,9 @@ class Ledger:
             self._known(db, image)
             content = _keep_mask(db, labels)
             before = db.execute(sa.select(_labels).where((_labels.c.image == image) & _labels.c.current)).one_or_none()
-            if before is not None and (before.content, before.reader) == (content, reader):
+            if before is not None and (same := _same(db, before, reader, content, consensus)) is not None:
                 self._end_lease(db, image, reader)
-                return "same", _label(db, before.number)
+                return "same", _label(db, same)
             shown = db.execute(
                 sa.select(_shown)
                 .where((_shown.c.image == image) & (_shown.c.holder.in_([reader, ""]) | (reader == ANONYMOUS)))
@@ -734,6 +838,14 @@ class Ledger:
                 )
             )
             number = db.execute(sa.text("SELECT last_insert_rowid()")).scalar_one()
+            if consensus:
+                db.execute(_consensus.insert().values(label=number, method=consensus, readings=_readings_of(db, image)))
+            else:
+                gone = (_readings.c.image == image) & _readings.c.reader.in_([reader, *replaces])
+                db.execute(_readings.delete().where(gone))
+                if reader != ANONYMOUS:
+                    db.execute(_readings.insert().values(image=image, reader=reader, label=number))
+            _wait(db, image, now, settled=bool(consensus))
             self._end_lease(db, image, reader)
             # the next correction of this image starts from this label
             db.execute(_shown.delete().where(_shown.c.image == image))
@@ -747,18 +859,21 @@ class Ledger:
             done = db.execute(
                 _labels.update().where((_labels.c.image == image) & _labels.c.current).values(current=False)
             )
+            for table in (_readings, _waiting):
+                db.execute(table.delete().where(table.c.image == image))
             _changed(db, "labels")
             return bool(done.rowcount)
 
     def review(self, image: str, reviewer: str, verdict: str) -> Label:
         """Approve or reject the label that stands for an image.
 
-        A rejected label counts as none until another is saved.
+        A rejected label counts as none until another is saved; with a rejected consensus the image waits for another.
 
         Raises
         ------
         InputError
-            If there is no label, the verdict is unknown, or the reviewer is the reader.
+            If there is no label, the verdict is unknown, the reviewer is the reader, or the image waits for a
+            consensus.
         """
         if verdict not in VERDICTS:
             raise InputError(f"A label cannot be {verdict!r}; allowed: {', '.join(VERDICTS)}.")
@@ -766,10 +881,18 @@ class Ledger:
             row = db.execute(sa.select(_labels).where((_labels.c.image == image) & _labels.c.current)).one_or_none()
             if row is None:
                 raise InputError(f"Image {image!r} has no label that could be {verdict}.")
+            if db.execute(sa.select(_waiting).where(_waiting.c.image == image)).first() is not None:
+                raise InputError(
+                    f"Image {image!r} has labels of several readers, of which none can be {verdict} by itself; make "
+                    "their consensus."
+                )
             if row.reader == reviewer and verdict == "approved":
                 raise InputError(f"The label of image {image!r} is by {reviewer}, who cannot approve it too.")
             entry = {"label": row.number, "reviewer": reviewer, "verdict": verdict, "at": self._clock()}
             db.execute(insert(_reviews).prefix_with("OR REPLACE"), [entry])
+            if verdict == "rejected":
+                db.execute(_readings.delete().where(_readings.c.label == row.number))
+                _wait(db, image, self._clock())
             _changed(db, "labels")
             return _label(db, row.number)
 
@@ -781,8 +904,8 @@ class Ledger:
         if round is not None:
             wanted = wanted.where(_labels.c.round == round)
         with self._engine.connect() as db:
-            verdicts = _verdicts(db)
-            return [_as_label(row, verdicts.get(row.number, {})) for row in db.execute(wanted)]
+            verdicts, made = _verdicts(db), {row.label: row for row in db.execute(sa.select(_consensus))}
+            return [_as_label(row, verdicts.get(row.number, {}), made.get(row.number)) for row in db.execute(wanted)]
 
     def values(self, numbers: Collection[int]) -> dict[int, list[int]]:
         """Return the values above 0 in versions of labels, by the number of the version."""
@@ -796,20 +919,88 @@ class Ledger:
         return {number: held[content] for number, content in contents.items()}
 
     def readings(self, image: str) -> dict[str, np.ndarray]:
-        """Return the last label map (uint8 [N, H, W]) of each reader of an image."""
-        wanted = sa.select(_labels.c.reader, _labels.c.content).where(_labels.c.image == image)
+        """Return the label map (uint8 [N, H, W]) of each reader of an image that counts."""
         with self._engine.connect() as db:
-            last = {row.reader: row.content for row in db.execute(wanted.order_by(_labels.c.number))}
-            return {reader: _mask(db, content) for reader, content in last.items()}
+            return _reading_masks(db, image)
+
+    def readers(self, image: str | None = None) -> dict[str, tuple[str, ...]]:
+        """Return the readers of each image, or of one, of whom a label counts, the earliest first."""
+        wanted = sa.select(_readings).order_by(_readings.c.label)
+        if image is not None:
+            wanted = wanted.where(_readings.c.image == image)
+        found: dict[str, tuple[str, ...]] = {}
+        with self._engine.connect() as db:
+            for row in db.execute(wanted):
+                found[row.image] = (*found.get(row.image, ()), row.reader)
+        return found
+
+    def settled(self) -> set[str]:
+        """Return the images whose label is a consensus that nobody has rejected."""
+        rejected = sa.select(_reviews.c.label).where(_reviews.c.verdict == "rejected")
+        made = _labels.join(_consensus, _consensus.c.label == _labels.c.number)
+        wanted = sa.select(_labels.c.image).select_from(made).where(_labels.c.current)
+        with self._engine.connect() as db:
+            return set(db.execute(wanted.where(_labels.c.number.not_in(rejected))).scalars())
+
+    def waiting(self) -> list[Waiting]:
+        """Return the images that wait for a consensus of their readers, the worst agreement first."""
+        wanted = sa.select(_waiting).order_by(_waiting.c.dice, _waiting.c.since, _waiting.c.image)
+        with self._engine.connect() as db:
+            rows = db.execute(wanted).all()
+            return [Waiting(row.image, tuple(_readings_of(db, row.image)), row.since, row.dice) for row in rows]
 
     def agreements(self) -> dict[str, dict[tuple[str, str], float]]:
         """Return for each image with several readers the Dice of each pair of them."""
-        several = (
-            sa.select(_labels.c.image).group_by(_labels.c.image).having(sa.func.count(_labels.c.reader.distinct()) > 1)
-        )
+        several = sa.select(_readings.c.image).group_by(_readings.c.image).having(sa.func.count() > 1)
         with self._engine.connect() as db:
-            images = list(db.execute(several.order_by(_labels.c.image)).scalars())
+            images = list(db.execute(several.order_by(_readings.c.image)).scalars())
         return {image: agreement(self.readings(image)) for image in images}
+
+    # -- assignments ----------------------------------------------------------------------------------------------
+
+    def assign(self, images: Collection[str], readers: Collection[str], by: str) -> list[Assignment]:
+        """Give images to people: from now on these alone are offered them. Leases of others on them end.
+
+        Parameters
+        ----------
+        images, readers : collection of str
+            Each image is given to each reader, beside those whom it was given to before.
+        by : str
+            Who says so.
+
+        Returns
+        -------
+        list of Assignment
+            All of these images.
+        """
+        rows = [
+            {"image": image, "reader": reader, "by": by, "at": self._clock()} for image in images for reader in readers
+        ]
+        with self._write.begin() as db:
+            if rows:
+                db.execute(insert(_assignments).on_conflict_do_nothing(), rows)
+            for image in images:
+                allowed = sa.select(_assignments.c.reader).where(_assignments.c.image == image)
+                db.execute(_leases.delete().where((_leases.c.image == image) & _leases.c.holder.not_in(allowed)))
+        wanted = set(images)
+        return [each for each in self.assignments() if each.image in wanted]
+
+    def unassign(self, image: str | None = None, reader: str | None = None) -> list[Assignment]:
+        """Take images back from people: one image or all, from one reader or everyone; returns what was taken back."""
+        ended = self.assignments(image=image, reader=reader)
+        with self._write.begin() as db:
+            db.execute(_assignments.delete().where(_assigned(image, reader)))
+        return ended
+
+    def assignments(self, *, image: str | None = None, reader: str | None = None) -> list[Assignment]:
+        """Return who is to read which image, in the order in which that was said."""
+        done = sa.exists().where(
+            (_readings.c.image == _assignments.c.image) & (_readings.c.reader == _assignments.c.reader)
+        )
+        wanted = sa.select(_assignments, done.label("done")).where(_assigned(image, reader))
+        with self._engine.connect() as db:
+            rows = db.execute(wanted.order_by(_assignments.c.at, _assignments.c.image, _assignments.c.reader)).all()
+        return [Assignment(row.image, row.reader, row.by, row.at, bool(row.done)) for row in rows]
 
     # -- rounds ---------------------------------------------------------------------------------------------------
 
@@ -819,7 +1010,10 @@ class Ledger:
             return [_as_round(row) for row in db.execute(sa.select(_rounds).order_by(_rounds.c.number))]
 
     def new_labels(self) -> int:
-        """Return how many images have a label, not rejected, that no training that came to an end could see."""
+        """Return how many images have a label that no training that came to an end could see.
+
+        One that is rejected, or that waits for a consensus, counts as none.
+        """
         ended = sa.select(sa.func.coalesce(sa.func.max(_rounds.c.upto), 0)).where(
             _rounds.c.state.in_(["training", "published", "unvalidated", "refused"])
         )
@@ -833,6 +1027,7 @@ class Ledger:
                         _labels.c.current
                         & ~_images.c.validation
                         & (_labels.c.number > ended.scalar_subquery())
+                        & _labels.c.image.not_in(sa.select(_waiting.c.image))
                         & _labels.c.number.not_in(rejected)
                     )
                 ).scalar_one()
@@ -1023,12 +1218,75 @@ def _verdicts(db: sa.Connection, label: int | None = None) -> dict[int, dict[str
     return found
 
 
+def _readings_of(db: sa.Connection, image: str) -> dict[str, int]:
+    """Return the readers of an image and their labels, the earliest first."""
+    wanted = sa.select(_readings).where(_readings.c.image == image).order_by(_readings.c.label)
+    return {row.reader: row.label for row in db.execute(wanted)}
+
+
+def _reading_masks(db: sa.Connection, image: str) -> dict[str, np.ndarray]:
+    numbers = _readings_of(db, image)
+    wanted = sa.select(_labels.c.number, _labels.c.content).where(_labels.c.number.in_(numbers.values()))
+    contents = {row.number: row.content for row in db.execute(wanted)}
+    return {reader: _mask(db, contents[number]) for reader, number in numbers.items()}
+
+
+def _same(db: sa.Connection, before: Any, reader: str, content: str, consensus: str) -> int | None:
+    """Return the label that a reader has saved just so already; `before` is the one that stands for the image."""
+    made = db.execute(sa.select(_consensus.c.method).where(_consensus.c.label == before.number)).scalar() or ""
+    if (before.content, before.reader, made) == (content, reader, consensus):
+        return int(before.number)
+    if consensus or made or before.reader == ANONYMOUS:
+        return None
+    # of several labels side by side
+    mine = _readings_of(db, before.image).get(reader)
+    if mine is None or db.execute(sa.select(_labels.c.content).where(_labels.c.number == mine)).scalar() != content:
+        return None
+    return mine
+
+
+def _wait(db: sa.Connection, image: str, now: float, *, settled: bool = False) -> None:
+    """Say whether an image waits for a consensus, after its readings have changed."""
+    masks = {} if settled else _reading_masks(db, image)
+    if len(masks) < 2:
+        db.execute(_waiting.delete().where(_waiting.c.image == image))
+        return
+    alike = len({mask.shape for mask in masks.values()}) == 1
+    least = min(agreement(masks).values()) if alike else 0.0
+    new = insert(_waiting).values(image=image, since=now, dice=least)
+    db.execute(new.on_conflict_do_update(index_elements=["image"], set_={"dice": least}))
+
+
+def _find_readings(db: sa.Connection) -> None:
+    """Fill in what a file of format 1 does not have: the last label of each reader of an image that has one."""
+    standing = sa.select(_labels.c.image).where(_labels.c.current)
+    rejected = sa.select(_reviews.c.label).where(_reviews.c.verdict == "rejected")
+    wanted = _labels.c.image.in_(standing) & (_labels.c.reader != ANONYMOUS) & _labels.c.number.not_in(rejected)
+    rows = db.execute(sa.select(_labels).where(wanted).order_by(_labels.c.number)).all()
+    last = {(row.image, row.reader): row for row in rows}
+    for row in last.values():
+        db.execute(_readings.insert().values(image=row.image, reader=row.reader, label=row.number))
+    for image, count in Counter(image for image, _ in last).items():
+        if count > 1:
+            _wait(db, image, max(row.saved for row in rows if row.image == image))
+
+
+def _assigned(image: str | None, reader: str | None) -> sa.ColumnElement[bool]:
+    wanted: sa.ColumnElement[bool] = sa.true()
+    if image is not None:
+        wanted &= _assignments.c.image == image
+    if reader is not None:
+        wanted &= _assignments.c.reader == reader
+    return wanted
+
+
 def _label(db: sa.Connection, number: int) -> Label:
     row = db.execute(sa.select(_labels).where(_labels.c.number == number)).one()
-    return _as_label(row, _verdicts(db, number).get(number, {}))
+    made = db.execute(sa.select(_consensus).where(_consensus.c.label == number)).one_or_none()
+    return _as_label(row, _verdicts(db, number).get(number, {}), made)
 
 
-def _as_label(row: Any, verdicts: Mapping[str, str]) -> Label:
+def _as_label(row: Any, verdicts: Mapping[str, str], made: Any = None) -> Label:
     return Label(
         number=row.number,
         image=row.image,
@@ -1043,6 +1301,8 @@ def _as_label(row: Any, verdicts: Mapping[str, str]) -> Label:
         seconds=row.seconds,
         current=row.current,
         verdicts=dict(verdicts),
+        method="" if made is None else made.method,
+        readings={} if made is None else made.readings,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,9 +34,11 @@ class Pool:
     presence : numpy.ndarray
         float64 [N]: presence score less its threshold; NaN where it was not asked.
     labelled : numpy.ndarray
-        bool [N]: has a final label that is not rejected.
+        bool [N]: has a final label that is not rejected, or several that wait for a consensus.
     leased : numpy.ndarray
         bool [N]: held by anyone, see `refresh`.
+    closed : numpy.ndarray
+        bool [N]: kept from whoever asks, see `close`.
     batch : numpy.ndarray
         bool [N]: labelled in the open round, or leased: the batch so far.
     total, disagreement : numpy.ndarray
@@ -81,6 +83,7 @@ class Pool:
         if self._seen is None or seen[1] != self._seen[1]:
             self._load_labels()
         self._seen = seen
+        self.close(())
         self._load_leases()
         return complete
 
@@ -88,6 +91,22 @@ class Pool:
         """Count an image as leased until the next `refresh`."""
         self.leased[self._place[image]] = True
         self._measure()
+
+    def close(self, images: Iterable[str]) -> None:
+        """Keep images, and no others, from whoever asks now."""
+        self.closed = self._mark([image for image in images if image in self._place])
+
+    def holds(self, image: str) -> bool:
+        """Return whether an image is here."""
+        return image in self._place
+
+    def is_leased(self, image: str) -> bool:
+        """Return whether anyone holds an image that is here."""
+        return bool(self.leased[self._place[image]])
+
+    def planes_of(self, image: str) -> tuple[int, ...]:
+        """Return the planes of a volume to look at, the most uncertain first."""
+        return tuple(self._planes.get(image, ()))
 
     def planes(self, position: int) -> Sequence[int]:
         """Return the planes of a volume to look at, the most uncertain first."""
@@ -149,7 +168,8 @@ class Pool:
             place = self._place[row["image"]]
             if (bool(self.validation[place]), bool(self._finished[place])) != (row["validation"], row["finished"]):
                 self.validation[place], self._finished[place] = row["validation"], row["finished"]
-                self.labelled[place] = (self._finished[place] and not self._rejected[place]) or self._named[place]
+                finished = self._finished[place] and not self._rejected[place]
+                self.labelled[place] = finished or self._named[place] or self._waiting[place]
             self.presence[place] = np.nan if row["presence"] is None else row["presence"]
         fresh = np.zeros((len(touched), self._size), np.float32)
         for row_number, image in enumerate(touched):
@@ -223,7 +243,8 @@ class Pool:
         labels = [each for each in every if not each.rejected]
         self._rejected = self._mark([each.image for each in every if each.rejected])
         self._named = self._mark([each.image for each in labels])
-        self.labelled = self._named | (self._finished & ~self._rejected)
+        self._waiting = self._mark([each.image for each in self._ledger.waiting() if each.image in self._place])
+        self.labelled = self._named | self._waiting | (self._finished & ~self._rejected)
         self._in_round = self._mark([each.image for each in labels if each.round == self.round])
 
     def _load_leases(self) -> None:

@@ -143,9 +143,11 @@ class Choice:
     Attributes
     ----------
     image : str
-    why : {"strategy", "validation", "negative", "offered before", "taken over"}
-        "validation": of the validation set, drawn at random; "negative": presence finds no target there; "offered
-        before": the asker was offered it and has not labelled it, and nothing else is left.
+    why : str
+        "strategy"; "validation": of the validation set, drawn at random; "negative": presence finds no target there;
+        "assigned": given to the asker by name; "second read": another has read it; "adjudication": its readers' labels
+        wait for a consensus; "offered before": the asker was offered it and has not labelled it, and nothing else is
+        left; "taken over": another held it.
     value : float or None
         What the strategy gave it; None where nothing is known of it.
     planes : tuple of int
@@ -172,7 +174,7 @@ def choose(pool: Pool, strategy: str, options: SamplingOptions | None = None) ->
     Returns
     -------
     Choice or None
-        The same for the same state of the ledger and seed; None where every image is labelled or leased.
+        The same for the same state of the ledger and seed; None where every image is labelled, leased or closed.
 
     Raises
     ------
@@ -183,7 +185,7 @@ def choose(pool: Pool, strategy: str, options: SamplingOptions | None = None) ->
         raise InputError(f"There is no strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}.")
     options = options or SamplingOptions()
     taken = pool.labelled | pool.leased
-    free = ~taken
+    free = ~taken & ~pool.closed
     if not free.any():
         return None
     asked = int(taken.sum()) + 1

@@ -16,12 +16,13 @@ import numpy as np
 
 from medclipsam.active.ledger import Label, Ledger, Round
 from medclipsam.base.errors import InputError
+from medclipsam.base.metrics import cohen_kappa
 from medclipsam.imaging.write import replace_file
 
 PLOTS = (".png", ".html")
 LABEL_COLUMNS = (
     *("saved", "annotator", "image", "targets", "set", "verdict", "reviewers", "round", "seconds", "dice", "source"),
-    "current",
+    *("current", "consensus"),
 )
 
 
@@ -41,13 +42,17 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         mask that was offered and the label, the share `unchanged`, the median `seconds`; None where nothing is known.
         `labelled`: images with a label that stands; `validation`: how many of these are validation images;
         `by_reader`: how many of these are by each reader; `approved`, `rejected`: what reviewers said of them; `new`:
-        those that no training has seen; `agreement`: mean Dice of pairs of readers of one image, and the number of
-        pairs.
+        those that no training has seen; `waiting`: images whose readers' labels wait for a consensus, which are not
+        among `labelled`; `consensus`: images that have one; `agreement`: mean Dice of pairs of readers of one image,
+        the number of pairs, and in `readers`, for each two, their images, mean Dice, and Cohen's kappa of whether they
+        marked anything at all; None where chance explains all agreement.
     """
     labels = ledger.labels(current=False)
     held = ledger.validation_images()
-    standing = [label for label in labels if label.current and not label.rejected]
-    agreements = [value for pairs in ledger.agreements().values() for value in pairs.values()]
+    waiting = {each.image for each in ledger.waiting()}
+    standing = [label for label in labels if label.current and not label.rejected and label.image not in waiting]
+    agreements = ledger.agreements()
+    scores = [value for pairs in agreements.values() for value in pairs.values()]
     return {
         "rounds": [
             _of_round(each, [label for label in labels if label.round == each.number], held) for each in ledger.rounds()
@@ -58,7 +63,9 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         "approved": sum(label.current and label.approved for label in labels),
         "rejected": sum(label.current and label.rejected for label in labels),
         "new": ledger.new_labels(),
-        "agreement": {"dice": _mean(agreements), "pairs": len(agreements)},
+        "waiting": len(waiting),
+        "consensus": sum(bool(label.method) for label in standing),
+        "agreement": {"dice": _mean(scores), "pairs": len(scores), "readers": _by_pair(labels, agreements)},
     }
 
 
@@ -99,6 +106,13 @@ def as_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"Labelled by {_counts(summary['by_reader'])}.")
     if summary["agreement"]["pairs"]:
         lines.append(f"Readers agree with a Dice of {summary['agreement']['dice']:.3f} (mean of pairs).")
+    for pair in summary["agreement"]["readers"]:
+        told = f"{' and '.join(pair['readers'])}: {pair['images']} images, Dice {pair['dice']:.3f}"
+        lines.append(f"  {told}, kappa of presence {_text(pair['kappa'], '{:.3f}')}")
+    if summary["waiting"] or summary["consensus"]:
+        lines.append(
+            f"{summary['waiting']} images wait for a consensus of their readers, {summary['consensus']} have one."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +160,8 @@ def label_rows(ledger: Ledger, names: Mapping[str, Mapping[int, str]], *, every:
     -------
     list of dict
         In the order of saving, with the keys of `LABEL_COLUMNS`; None where nothing is known. `saved` is ISO 8601 in
-        UTC; `targets` what the label holds, empty for a confirmed absence; `verdict` "approved" or "rejected".
+        UTC; `targets` what the label holds, empty for a confirmed absence; `verdict` "approved" or "rejected";
+        `consensus` how it was made of several readers' labels.
     """
     labels, held = ledger.labels(current=not every), ledger.validation_images()
     values = ledger.values([label.number for label in labels])
@@ -167,6 +182,7 @@ def label_rows(ledger: Ledger, names: Mapping[str, Mapping[int, str]], *, every:
             "dice": label.dice,
             "source": label.source,
             "current": label.current,
+            "consensus": label.method or None,
         }
         for label in labels
     ]
@@ -193,6 +209,26 @@ def _counts(by_reader: Mapping[str, int]) -> str:
 def _by_reader(labels: Iterable[Label]) -> dict[str, int]:
     counts = Counter(label.reader for label in labels)
     return {name: counts[name] for name in sorted(counts)}
+
+
+def _by_pair(
+    labels: Sequence[Label], agreements: Mapping[str, Mapping[tuple[str, str], float]]
+) -> list[dict[str, Any]]:
+    """Return how each two readers agree over the images that both have read."""
+    absent = {(label.image, label.reader): label.absent for label in labels if not label.method}
+    found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for image, pairs in agreements.items():
+        for pair, value in pairs.items():
+            found.setdefault(pair, []).append((image, value))
+    return [
+        {
+            "readers": list(pair),
+            "images": len(values),
+            "dice": _mean([value for _, value in values]),
+            "kappa": cohen_kappa(*(np.array([not absent[image, reader] for image, _ in values]) for reader in pair)),
+        }
+        for pair, values in sorted(found.items())
+    ]
 
 
 def _of_round(each: Round, labels: Sequence[Label], held: Collection[str]) -> dict[str, Any]:

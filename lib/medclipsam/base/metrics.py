@@ -140,6 +140,78 @@ def hausdorff95(mask: np.ndarray, truth: np.ndarray, *, spacing: Sequence[float]
     return float(value.item())
 
 
+def cohen_kappa(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Return Cohen's kappa of two readers: their agreement beyond chance, over all elements.
+
+    Parameters
+    ----------
+    one, other : numpy.ndarray
+        bool, of one shape: what each of them has marked.
+
+    Returns
+    -------
+    float or None
+        At most 1; None where both marked nothing or both marked everything: chance then explains all agreement.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
+
+    Notes
+    -----
+    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20(1), 1960.
+    """
+    one, other = _pair(one, other)
+    n, first, second = one.size, int(np.count_nonzero(one)), int(np.count_nonzero(other))
+    observed = (n - int(np.count_nonzero(one ^ other))) / n if n else 1.0
+    # of whole numbers, so that it is exactly 1 where it must be
+    expected = (first * second + (n - first) * (n - second)) / n**2 if n else 1.0
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def fleiss_kappa(masks: Sequence[np.ndarray]) -> float | None:
+    """Return Fleiss' kappa of several readers: their agreement beyond chance, over all elements.
+
+    Parameters
+    ----------
+    masks : sequence of numpy.ndarray
+        bool, of one shape: what each of at least two readers has marked.
+
+    Returns
+    -------
+    float or None
+        At most 1; None where all marked nothing or all marked everything.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two, or the shapes differ.
+
+    Notes
+    -----
+    Fleiss, "Measuring nominal scale agreement among many raters", Psychological Bulletin 76(5), 1971.
+    """
+    if len(masks) < 2:
+        raise InputError(f"Fleiss' kappa takes the masks of two readers at least; given {len(masks)}.")
+    m = len(masks)
+    first = np.asarray(masks[0], dtype=bool)
+    marks = np.zeros(first.shape, np.uint32)
+    for mask in masks:
+        np.add(marks, _pair(mask, first)[0], out=marks)
+    # elements by how many readers have marked them
+    counts = [int(count) for count in np.bincount(marks.ravel(), minlength=m + 1)]
+    total = sum(counts)
+    agreeing = sum(count * (k * (k - 1) + (m - k) * (m - k - 1)) for k, count in enumerate(counts))
+    marked = sum(count * k for k, count in enumerate(counts))
+    if marked in (0, total * m):
+        return None
+    observed = agreeing / (total * m * (m - 1))
+    share = marked / (total * m)
+    expected = share**2 + (1 - share) ** 2
+    return (observed - expected) / (1 - expected)
+
+
 @dataclass(frozen=True)
 class LesionCounts:
     """Lesions of one image: connected components of a mask and of the truth, neighbours by faces, edges and corners.

@@ -1,18 +1,22 @@
-"""`medclipsam labels`: label sets written from a studies folder and read into one, and labels of several readers."""
+"""`medclipsam labels`: label sets written from a studies folder and read into one, who reads what, and consensus."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medclipsam.base.errors import InputError
-from medclipsam.cli.common import Parser, add_options, given_options, target_set
+from medclipsam.cli.common import Parser, add_options, given_options, target_set, workspace_of
 
 if TYPE_CHECKING:
+    from medclipsam.active.ledger import Ledger
     from medclipsam.imaging.label_map import LabelMap
     from medclipsam.server.studies.exchange import FolderLabelStore
 
@@ -21,7 +25,7 @@ def add_labels(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
     from medclipsam.exchange.options import FORMATS, ExportOptions, ImportOptions
 
-    labels = commands.add_parser("labels", help="export, import and compare labels, and make one of several readers'")
+    labels = commands.add_parser("labels", help="export, import, assign and compare labels, and make one of several")
     actions = labels.add_subparsers(dest="action", required=True, parser_class=Parser)
     export = actions.add_parser("export", help="write the final labels of a studies folder, and their images, as a set")
     export.add_argument("out", type=Path, metavar="OUT", help="new folder of the set")
@@ -52,6 +56,14 @@ def add_labels(commands: Any) -> None:
     )
     agree.add_argument("--dry-run", action="store_true", help="print what would happen, write nothing")
     agree.set_defaults(run=_consensus)
+    assign = actions.add_parser("assign", help="give images to people, who alone are offered them; list who has which")
+    assign.add_argument("images", nargs="*", metavar="IMAGE", help="id of an image; none to list assignments")
+    assign.add_argument("--reader", action="append", default=[], metavar="NAME", help="person; may be repeated")
+    assign.add_argument("--remove", action="store_true", help="take images back: of the readers named, or of everyone")
+    assign.add_argument("--json", action="store_true", help="print JSON")
+    assign.add_argument("--studies", help="folder of images, or URL of the DICOMweb server")
+    assign.add_argument("--workspace", type=Path, help="where the ledger is (default: that of the studies)")
+    assign.set_defaults(run=_assign)
     for action in (export, take, readers, agree):
         action.add_argument("--studies", required=True, type=Path, help="folder of images")
     for action in (export, take):
@@ -86,7 +98,7 @@ def _import(given: argparse.Namespace) -> int:
     )
     would = "would be " if given.dry_run else ""
     for case in found:
-        parts = [f"label {would if case.action in ('new', 'replaced') else ''}{_ACTIONS[case.action]}"]
+        parts = [f"label {would if case.action in ('new', 'replaced', 'beside') else ''}{_ACTIONS[case.action]}"]
         parts += [f"image {would}copied"] if case.image_copied else []
         parts += [f"{theirs!r} is {ours!r} here" for theirs, ours in case.renamed.items()]
         parts += [f"{name!r} left out" for name in case.left_out]
@@ -95,19 +107,23 @@ def _import(given: argparse.Namespace) -> int:
 
 
 def _readers(given: argparse.Namespace) -> int:
-    from medclipsam.exchange.consensus import pairwise_dice
+    from medclipsam.exchange.consensus import agreement
 
-    found = {}
-    for image_id, _, readings in _several(given.studies, 2):
-        found[image_id] = {
-            name: {f"{one}, {other}": value for (one, other), value in pairs.items()}
-            for name, pairs in pairwise_dice(readings).items()
-        }
+    found: dict[str, Any] = {}
+    for image_id, store, readings in _several(given.studies, 2):
+        agreed = agreement(readings)
+        found[image_id] = {name: asdict(structure) for name, structure in agreed.items()}
         if not given.json:
-            sys.stdout.write(f"{image_id}: {', '.join(sorted(readings))}\n")
-            for name, pairs in found[image_id].items():
-                dice = "; ".join(f"{pair}: {value:.3f}" for pair, value in pairs.items())
-                sys.stdout.write(f"  {name}: Dice {dice}\n")
+            state = "waits for a consensus" if store.waits_for_consensus(image_id) else "has a consensus"
+            sys.stdout.write(f"{image_id}: {', '.join(sorted(readings))}; {state}\n")
+            for name, structure in agreed.items():
+                for pair in structure.pairs:
+                    told = [f"Dice {pair.dice:.3f}"]
+                    told += [] if pair.hd95_mm is None else [f"HD95 {pair.hd95_mm:.1f} mm"]
+                    told += [] if pair.kappa is None else [f"kappa {pair.kappa:.3f}"]
+                    sys.stdout.write(f"  {name}: {', '.join(pair.readers)}: {', '.join(told)}\n")
+                if structure.fleiss_kappa is not None:
+                    sys.stdout.write(f"  {name}: all: Fleiss' kappa {structure.fleiss_kappa:.3f}\n")
     if given.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     elif not found:
@@ -118,7 +134,7 @@ def _readers(given: argparse.Namespace) -> int:
 def _consensus(given: argparse.Namespace) -> int:
     from medclipsam.exchange.consensus import consensus
     from medclipsam.imaging.label_map import is_same_label
-    from medclipsam.server.studies.exchange import CONSENSUS
+    from medclipsam.studies.final import CONSENSUS
 
     if given.readers < 2:
         raise InputError(f"--readers {given.readers} cannot be used; allowed: 2 or more.")
@@ -141,6 +157,53 @@ def _consensus(given: argparse.Namespace) -> int:
     return 0
 
 
+def _assign(given: argparse.Namespace) -> int:
+    from medclipsam.active import LEDGER_FILE
+    from medclipsam.active.ledger import Ledger
+    from medclipsam.server.base.names import checked_person
+
+    readers = [checked_person(name) for name in dict.fromkeys(given.reader)]
+    if given.images and not (readers or given.remove):
+        raise InputError("Nobody is named whom the images are for; name each with --reader NAME, or say --remove.")
+    if given.remove and not (given.images or readers):
+        raise InputError("--remove names neither image nor reader; allowed: one of them, or both.")
+    workspace = workspace_of(given)
+    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ledger = Ledger(workspace / LEDGER_FILE)
+    unknown = _unknown_images(given, ledger)
+    if unknown:
+        raise InputError(f"Image {unknown[0]!r} is not among the studies; allowed: the ids that the server lists.")
+    if given.remove:
+        pairs = itertools.product(given.images or (None,), readers or (None,))
+        ended = [each for image, reader in pairs for each in ledger.unassign(image, reader)]
+        shown, verb = ended, "no longer "
+    elif given.images:
+        shown, verb = ledger.assign(list(dict.fromkeys(given.images)), readers, getpass.getuser()), ""
+    else:
+        shown, verb = [each for each in ledger.assignments() if not readers or each.reader in readers], ""
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(each) for each in shown], indent=2) + "\n")
+        return 0
+    for each in shown:
+        sys.stdout.write(f"{each.image}: {verb}{each.reader}{', done' if each.done else ''}\n")
+    if not shown:
+        sys.stdout.write("There are no such assignments.\n")
+    return 0
+
+
+def _unknown_images(given: argparse.Namespace, ledger: Ledger) -> list[str]:
+    """Return the images of an assignment that are not among the studies."""
+    from medclipsam.server.studies.exchange import FolderLabelStore
+
+    if given.remove or not given.images:
+        return []
+    if given.studies is not None and not given.studies.startswith(("http://", "https://")):
+        known = FolderLabelStore(Path(given.studies)).images()
+        return [image for image in given.images if image not in known]
+    # those of a DICOMweb server are known once a server has listed them
+    return [image for image in given.images if not ledger.knows(image)]
+
+
 def _several(studies: Path, least: int) -> Iterator[tuple[str, FolderLabelStore, dict[str, LabelMap]]]:
     """Yield the images that so many readers have labelled, and their labels."""
     from medclipsam.imaging import read_image
@@ -156,6 +219,7 @@ _ACTIONS = {
     "new": "saved",
     "replaced": "saved in place of another one",
     "unchanged": "is there already",
+    "beside": "saved beside that of another reader",
     "kept": "not taken: the image has another one (--existing replace)",
 }
 

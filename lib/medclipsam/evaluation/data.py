@@ -22,7 +22,7 @@ from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
 from medclipsam.imaging import MedicalImage, read_image, read_mask
 from medclipsam.imaging.label_map import ValueNames
-from medclipsam.studies.final import is_by_person
+from medclipsam.studies.final import is_by_person, waits_for_consensus
 from medclipsam.studies.find import DATASTORE, find_images, read_datastore
 from medclipsam.targets import TargetSet
 
@@ -297,7 +297,8 @@ def stem(name: str) -> str:
 def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]) -> list[Case]:
     """Make a case of every image with a final label and every structure that the label's description names.
 
-    A mask that a model has made is no final label, see `is_by_person`.
+    A mask that a model has made is no final label, see `is_by_person`, and neither are labels of several people of
+    which no consensus was made.
     """
     images = {image.image_id: image.path for image in find_images(studies, only_whole=True)}
     infos = _label_infos(studies)
@@ -308,7 +309,8 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
         if mask.name.startswith(".") or not mask.is_file():
             continue
         name = stem(mask.name)
-        if not is_by_person(infos.get(name, {})):
+        info = infos.get(name, {})
+        if not is_by_person(info) or waits_for_consensus(studies / "labels", name, info):
             continue
         if name not in images:
             raise InputError(f"The label {mask} has no image of its name in {studies}.")

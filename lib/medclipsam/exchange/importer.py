@@ -17,9 +17,10 @@ from medclipsam.exchange.nifti_sets import read_bids, read_nifti, read_nnunet
 from medclipsam.exchange.options import Format, ImportOptions
 from medclipsam.imaging import MedicalImage, read_image
 from medclipsam.imaging.label_map import LabelMap, is_same_label, number_names
+from medclipsam.studies.final import REPLACES, SAVED_BY
 from medclipsam.targets import TargetSet, label_table
 
-Action = Literal["new", "replaced", "unchanged", "kept"]
+Action = Literal["new", "replaced", "beside", "unchanged", "kept"]
 
 
 class LabelStore(Protocol):
@@ -60,9 +61,9 @@ class ImportedCase:
         The set's name for it.
     image_id : str
         The image of the studies.
-    action : {"new", "replaced", "unchanged", "kept"}
-        Whether its label is new, takes the place of another one, is the one that is there, or is not taken since there
-        is another one.
+    action : {"new", "replaced", "beside", "unchanged", "kept"}
+        Whether its label is new, takes the place of another one, counts beside that of another reader, is the one that
+        is there, or is not taken since there is another one.
     image_copied : bool
         Whether the image came with the set.
     names : dict of str to int
@@ -214,9 +215,10 @@ def _plan(
     before = None if copied else store.label(case.image_id, image)
     action: Action = "new"
     if before is not None:
-        action = (
-            "unchanged" if is_same_label(before[0], label) else "replaced" if options.existing == "replace" else "kept"
-        )
+        # another person's label is one more, also where it is the same
+        other = options.existing == "beside" and before[1].get(SAVED_BY) != _person(case, options)
+        changed: dict[str, Action] = {"keep": "kept", "replace": "replaced", "beside": "beside"}
+        action = changed[options.existing] if other or not is_same_label(before[0], label) else "unchanged"
     renamed = {name: wanted[name] for name in kept if wanted[name] != name}
     left_out = [name for name in given if not wanted[name]]
     return ImportedCase(case.name, case.image_id, action, copied, numbers, renamed, left_out), label
@@ -254,11 +256,14 @@ def _save(
                     )
             _, label = _plan(case, store.images(), store, options, names, known)
             before = store.label(case.image_id, label.image)
+            info = _info(case, plan, options, kind)
             if before is None:
                 undo.append(partial(store.remove, case.image_id))
             else:
-                undo.append(partial(store.save, case.image_id, *before))
-            store.save(case.image_id, label, _info(case, plan, options, kind))
+                undo.append(partial(store.save, case.image_id, before[0], {**before[1], REPLACES: [info[SAVED_BY]]}))
+                if options.existing == "replace":
+                    info[REPLACES] = [before[1].get(SAVED_BY)]
+            store.save(case.image_id, label, info)
     except BaseException:
         for each in reversed(undo):
             each()
@@ -267,7 +272,12 @@ def _save(
 
 def _info(case: Incoming, plan: ImportedCase, options: ImportOptions, kind: Format) -> dict[str, Any]:
     """Return what is kept with an imported label: where it comes from, and who drew it."""
-    person = case.provenance.get("saved_by")
     origin = {key: value for key, value in case.provenance.items() if key not in ("classes", "test", "fold")}
     imported = {"format": kind, "case": case.name, "version": __version__, "renamed": plan.renamed, "origin": origin}
-    return {"saved_by": person if isinstance(person, str) else options.reader, "imported": imported}
+    return {SAVED_BY: _person(case, options), "imported": imported}
+
+
+def _person(case: Incoming, options: ImportOptions) -> str:
+    """Return who drew the label of a case."""
+    person = case.provenance.get(SAVED_BY)
+    return person if isinstance(person, str) else options.reader

@@ -42,6 +42,8 @@ class ExportOptions(Options):
 class ImportOptions(Options):
     """How a label set is read into a studies folder."""
 
-    existing: Literal["keep", "replace"] = option("keep", "What happens to final labels that images have already")
+    existing: Literal["keep", "replace", "beside"] = option(
+        "keep", "What happens to final labels that images have already; beside counts both as readings of two people"
+    )
     images: bool = option(True, "Copy images that the studies folder does not have")
     reader: str = option("import", "Name under which the labels are saved where the set names no person")

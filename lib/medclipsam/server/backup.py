@@ -21,7 +21,8 @@ from medclipsam import __version__
 from medclipsam.active import LEDGER_FILE
 from medclipsam.base.errors import InputError
 from medclipsam.base.locks import take_lock
-from medclipsam.server.base.workspace import LABEL_VERSIONS, LOCK_FILE, OWNER_FILE, VIEWER, owner_of
+from medclipsam.server.base.workspace import LOCK_FILE, OWNER_FILE, VIEWER, owner_of
+from medclipsam.studies.final import LABEL_VERSIONS
 from medclipsam.training.lock import HOLDER_FILE, holder_of
 from medclipsam.training.lock import LOCK_FILE as TRAINING_LOCK_FILE
 

@@ -11,7 +11,7 @@ from typing import Any
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging import read_origin
 from medclipsam.imaging.label_map import ValueNames
-from medclipsam.studies.final import is_by_person
+from medclipsam.studies.final import is_by_person, waits_for_consensus
 from medclipsam.studies.find import LABELS, find_images, read_datastore, stem
 from medclipsam.training.selection import KINDS, Candidate, Label
 from medclipsam.training.split import patient_key
@@ -81,7 +81,8 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
     ----------
     folder : Path
         Images in it and its sub-folders; labels in `labels/<tag>/<image id><extension>`, and in `datastore_v2.json`
-        what was saved with them. A final label that a model has made counts as none, see `is_by_person`.
+        what was saved with them. A final label that a model has made counts as none, see `is_by_person`, and neither do
+        labels of several people of which no consensus was made.
     label_map : mapping of int to str, optional
         Names of the values in labels with which no names were saved.
 
@@ -113,7 +114,8 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
             logger.warning("%s It is left out of the training.", error)
             continue
         known = infos.get(name, {})
-        if not is_by_person(known.get("final", {})):
+        final = known.get("final", {})
+        if not is_by_person(final) or waits_for_consensus(folder / LABELS, name, final):
             kinds.pop("final", None)
         if not kinds:
             continue

@@ -710,7 +710,7 @@ def test_a_label_that_was_replaced_is_listed_and_brought_back(
         files, info = {"label": ("m.png", buffer.getvalue())}, {"params": json.dumps({"rows": rows})}
         saved = client.put("/datastore/label?image=chest", files=files, data=info, headers=as_role(role))
         assert saved.status_code == 200, saved.text
-        return client.get("/datastore/label?label=chest&tag=final").content
+        return client.get("/datastore/label?label=chest&tag=final", headers=as_role(role)).content
 
     first = save(10)
     assert client.get("/datastore/label/versions?label=chest").json() == []
@@ -727,11 +727,12 @@ def test_a_label_that_was_replaced_is_listed_and_brought_back(
     told = client.get("/datastore/label/info?label=chest&tag=final").json()
     assert (told["saved_by"], told["rows"]) == ("annotator-name", 10)
     # and nothing was lost by that
-    assert [each["saved_by"] for each in client.get("/datastore/label/versions?label=chest").json()] == [
-        "annotator-name",
-        "admin-name",
-    ]
-    assert client.get("/datastore/label?label=chest&tag=final&version=2").content == second
+    versions = client.get("/datastore/label/versions?label=chest", headers=as_role("admin")).json()
+    assert [each["saved_by"] for each in versions] == ["annotator-name", "admin-name"]
+    shown = client.get("/datastore/label?label=chest&tag=final&version=2", headers=as_role("admin"))
+    assert shown.content == second
+    # the readers of one image do not see each other's
+    sentence(client.get("/datastore/label?label=chest&tag=final&version=2"), 404)
     # a removed one too
     sentence(client.get("/datastore/label/versions?label=nobody"), 404)
     removed = client.delete("/datastore/label?id=chest&tag=final", headers=as_role("admin"))

@@ -83,6 +83,7 @@ VALUES: dict[str, Any] = {
     "retrain_options": '{"epochs": 12}',
     "lease_minutes": "2.5",
     "max_leases": "7",
+    "second_read_share": "0.25",
     "prelabels": "1",
     "sampling_seed": "9",
     "pacs_modalities": "CT,MR",

@@ -72,7 +72,9 @@ def unlabelled(serve: Serve, place: Path) -> Serve:
 
 def test_clients_are_told_the_strategies_and_the_round(unlabelled: Serve) -> None:
     told = unlabelled().get("/info/").json()
-    assert set(told["strategies"]) == {"combined", "coverage", "uncertainty", "disagreement", "foreground", "random"}
+    assert set(told["strategies"]) == {
+        *("combined", "coverage", "uncertainty", "disagreement", "foreground", "random", "adjudication")
+    }
     assert told["rounds"] == {"round": 1, "new_labels": 0, "retrain_after": 20}
     assert told["train_stats"]["network"]["rounds"] == told["rounds"]
 

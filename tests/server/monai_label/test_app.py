@@ -54,7 +54,7 @@ def test_info_tells_labels_models_and_their_options(app: MedClipSamApp) -> None:
     assert prompt["config"]["text"] == ""
     assert "text" not in lungs["config"]
     assert prompt["config"]["saliency"] == ["auto", "m2ib", "m2ib_token", "nib", "patch_text"]
-    assert list(info["strategies"]) == list(STRATEGIES)
+    assert list(info["strategies"]) == [*STRATEGIES, "adjudication"]
     assert list(info["trainers"]) == ["network", "finetune_clip"]
     assert list(info["scoring"]) == ["embedding", "presence", "uncertainty", "disagreement"]
 

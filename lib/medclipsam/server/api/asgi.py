@@ -44,6 +44,7 @@ from medclipsam.server.api.routes import (
     networks,
     pages,
     proxy,
+    readers,
     rounds,
     sessions,
     targets,
@@ -58,6 +59,7 @@ from medclipsam.server.inference.evidence import EvidenceStore
 from medclipsam.server.inference.work import WorkQueue
 from medclipsam.server.learning.rounds import RoundScheduler
 from medclipsam.server.learning.scoring import ScoringJobs
+from medclipsam.server.monai_label.adjudication import Adjudication
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.saved import SavedSegments
 from medclipsam.server.monai_label.upstream import settings
@@ -78,6 +80,7 @@ def routers(evidence: EvidenceStore) -> Sequence[APIRouter]:
         tasks.router,
         networks.router,
         rounds.router,
+        readers.router,
         targets.router,
         datastore.router,
         sessions.router,
@@ -133,6 +136,7 @@ def create_app(
         prelabel=label_app.prelabel,
     )
     app.state.saved = SavedSegments(label_app)
+    app.state.adjudication = Adjudication(label_app)
     app.state.scorings = ScoringJobs(queue, paused=lambda: tasks.scoring_pauses(label_app))
     for router in routers(label_app.evidence):
         app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)

@@ -26,11 +26,14 @@ class Caller:
         `client_id` of the request, which the client chooses itself.
     route : str
         "POST /infer/text_prompt".
+    reviews : bool
+        Whether the user has logged in as a reviewer.
     """
 
     user: str = ""
     client: str = ""
     route: str = ""
+    reviews: bool = False
 
 
 class AuditFile:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from medclipsam.base.errors import InputError, OptionError
 from medclipsam.base.formats import suffix_of
+from medclipsam.studies.final import ANONYMOUS
 
 # The label's tag names a folder of the datastore.
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _LONGEST_NAME = 200
+# Characters of the name of a reader.
+LONGEST_READER = 100
 _SEPARATORS = ("/", "\\", "\0")
 # Files that may be sent to the server, by the ends of their names; DICOM needs none.
 
@@ -43,6 +46,21 @@ def checked_name(value: object, what: str) -> str:
             f"not begin with a dot."
         )
     return value
+
+
+def checked_person(value: object) -> str:
+    """Return the name of a reader.
+
+    Raises
+    ------
+    OptionError
+        If it is no text, is empty, too long or the one of unknown people, or holds a control character.
+    """
+    name = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
+    if not name or len(name) > LONGEST_READER or not name.isprintable() or name == ANONYMOUS:
+        allowed = f"names of at most {LONGEST_READER} characters, other than {ANONYMOUS}"
+        raise OptionError("readers", str(value)[:40], allowed)
+    return name
 
 
 def checked_tag(value: object, default: str) -> str:

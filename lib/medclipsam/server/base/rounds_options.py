@@ -25,6 +25,9 @@ class RoundsOptions(Options):
         30.0, "Time that an image is reserved for the person it was offered to", 0.01, 7 * 24 * 60, unit="minutes"
     )
     max_leases: int = option(50, "Largest number of images reserved for one person at a time", 1, 10**6)
+    second_read_share: float = option(
+        0.0, "Share of the images that a second person reads too, unaware of the first", 0, 1
+    )
     prelabels: int = option(4, "Number of next images for which masks are made ahead; 0 for none", 0, 1000)
     sampling_seed: int = option(0, "Seed of all that is drawn", 0, 2**31 - 1)
 

@@ -22,8 +22,6 @@ from medclipsam.studies.identity import workspace_of
 from medclipsam.training.lock import holder_of
 
 LOCK_FILE, OWNER_FILE = "lock", "owner.json"
-# Folder, among the labels, of those that others have taken the place of.
-LABEL_VERSIONS = ".versions"
 # Folder of what viewers are given.
 VIEWER = "viewer"
 # Seconds after which a lock whose holder is not known is taken as held by a server: to look takes it for a moment.

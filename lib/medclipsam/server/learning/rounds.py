@@ -19,12 +19,14 @@ import numpy as np
 
 from medclipsam.active.ledger import ANONYMOUS, Label, Lease, Ledger, Round, Saved, TooManyLeasesError
 from medclipsam.active.pool import Pool
+from medclipsam.active.second_reads import is_read_twice
 from medclipsam.active.strategies import STRATEGIES, Choice, choose
 from medclipsam.active.summary import summarise
 from medclipsam.base.errors import MedClipSamError, UpstreamContentError, UpstreamError
 from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import BusyError
+from medclipsam.server.base.names import LONGEST_READER
 from medclipsam.server.base.rounds_options import RoundsOptions
 from medclipsam.server.base.task import Task
 from medclipsam.server.inference.networks import SharedNetworks
@@ -33,7 +35,9 @@ from medclipsam.server.inference.work import Job, WorkQueue
 from medclipsam.server.learning.scorer import ImageScorer, Method
 from medclipsam.server.learning.trainer import patient_of
 from medclipsam.server.studies.datastore import Datastore
+from medclipsam.server.studies.exchange import read_reading
 from medclipsam.server.studies.images import ImageReader, unreadable_images
+from medclipsam.studies.final import CONSENSUS, SAVED_BY, is_consensus, readings_among
 from medclipsam.targets import Target
 from medclipsam.training.lock import holder_of, training_state
 from medclipsam.training.names import DEFAULT_NAME
@@ -48,8 +52,8 @@ _TICK, _PREPARE_SECONDS = 2.0, 10.0
 _LOOK_SECONDS, _SYNC_SECONDS = 30.0, 120.0
 # Seconds in which a training that an earlier server has started may still come up and take its lock.
 _GRACE = 90.0
-# Characters of a client's name that is a reader's.
-_LONGEST_READER = 100
+# The strategy of reviewers, which offers what waits for a consensus of its readers.
+ADJUDICATION = "adjudication"
 
 
 class Rounds:
@@ -184,18 +188,26 @@ class Rounds:
             split = self.networks.store.split()
             wanted = {image: (self._subjects[image], split.holds(self._subjects[image])) for image in images}
             self.ledger.sync_images(wanted, finished)
+            for each in self.ledger.waiting():
+                if each.image in wanted and not self._datastore().waits_for_consensus(each.image):
+                    self._take_in(each.image)
             self._synced, self._synced_at = found, now
         self._looked = time.monotonic()
 
-    def next(self, strategy: str, holder: str) -> dict[str, Any] | None:
+    def next(self, strategy: str, holder: str, *, reviews: bool = False) -> dict[str, Any] | None:
         """Choose the next image and keep it for who asks.
+
+        First come the images that wait for adjudication, the worst agreement first, where a reviewer asks; then those
+        that are assigned to the asker; then second reads, the oldest first.
 
         Parameters
         ----------
         strategy : str
-            A name of `STRATEGIES`.
+            A name of `STRATEGIES`, or `ADJUDICATION` for nothing but what waits for it.
         holder : str
             Who asks, see `reader_of`.
+        reviews : bool
+            Whether it is a reviewer.
 
         Returns
         -------
@@ -215,10 +227,10 @@ class Rounds:
             self.look()
         refused: set[str] = set()
         while True:
-            taken = self._acquire_lease(strategy, holder)
+            taken = self._acquire_lease(strategy, holder, reviews)
             if taken is None:
                 self.look()
-                taken = self._acquire_lease(strategy, holder, again=True)
+                taken = self._acquire_lease(strategy, holder, reviews, again=True)
             if taken is None:
                 return None
             choice, lease = taken
@@ -265,7 +277,7 @@ class Rounds:
         return True
 
     def lease(self, image: str, holder: str) -> Lease | None:
-        """Keep an image for a holder from now on; None where another holds it.
+        """Keep an image for a holder from now on; None where another holds it, or it is assigned to others.
 
         Raises
         ------
@@ -275,6 +287,10 @@ class Rounds:
             If as many as one person may hold are kept for the holder.
         """
         self._known(image)
+        assigned = {each.reader for each in self.ledger.assignments(image=image)}
+        waits = any(each.image == image for each in self.ledger.waiting())
+        if assigned and holder not in assigned and not waits:
+            return None
         return self.ledger.lease(image, holder, self.options.lease_minutes * 60, most=self.options.max_leases)
 
     def lease_of(self, image: str) -> dict[str, Any] | None:
@@ -287,10 +303,38 @@ class Rounds:
         """End leases, of one image or all and of one holder or anyone, and return their images."""
         return [lease.image for lease in self.ledger.release(image, holder)] if self.is_used else []
 
-    def record_label(self, image: str, reader: str, label: LabelMap) -> tuple[Saved, Label]:
-        """Take in a final label that lies with the studies by now."""
+    def record_label(
+        self, image: str, reader: str, label: LabelMap, *, replaces: Sequence[str] = (), consensus: str = ""
+    ) -> tuple[Saved, Label]:
+        """Take in a final label that lies with the studies by now, see `Ledger.record`."""
         self._known(image)
-        return self.ledger.record(image, reader, label.values)
+        self._take_in(image, besides=reader)
+        return self.ledger.record(image, reader, label.values, replaces=replaces, consensus=consensus)
+
+    def _take_in(self, image: str, *, besides: str = "") -> None:
+        """Note what others have saved with the studies and not through a server: readers' labels, and a consensus."""
+        kept, known = self._datastore().final_labels(image), self.ledger.readers(image).get(image, ())
+        readings = readings_among([info for _, info in kept])
+        missing = [place for reader, place in readings.items() if reader not in known and reader != besides]
+        settled = not besides and bool(kept) and is_consensus(kept[-1][1])
+        if not missing and not settled:
+            return
+        read = self.images.read(Path(self._datastore().get_image_uri(image)))
+        for place in missing:
+            file, info = kept[place]
+            self.ledger.record(image, info[SAVED_BY], read_reading(file, info, read).values)
+        if settled:
+            file, info = kept[-1]
+            made = info[CONSENSUS]
+            method = str(made.get("method", CONSENSUS)) if isinstance(made, Mapping) else CONSENSUS
+            self.ledger.record(image, str(info.get(SAVED_BY)), read_reading(file, info, read).values, consensus=method)
+
+    def is_read_by_several(self, image: str) -> bool:
+        """Return whether several people are to read an image: by assignment, else by the share of second reads."""
+        assigned = self.ledger.assignments(image=image) if self.is_used else []
+        if assigned:
+            return len(assigned) > 1
+        return is_read_twice(image, self.options.second_read_share, self.options.sampling_seed)
 
     def record_offer(self, image: str, holder: str, source: str, labels: np.ndarray) -> None:
         """Note a mask that was made: for a holder, or "" for whoever opens the image."""
@@ -335,6 +379,7 @@ class Rounds:
         return {
             "round": rounds[-1].number,
             "new_labels": self.ledger.new_labels(),
+            "waiting": len(self.ledger.waiting()),
             "retrain_after": self.options.retrain_after,
             "training": any(each.state == "training" for each in rounds),
             "last": _outcome(ended[-1]) if ended else None,
@@ -354,12 +399,41 @@ class Rounds:
             pool.refresh(reload=False)
             return chosen
 
-    def _acquire_lease(self, strategy: str, holder: str, *, again: bool = False) -> tuple[Choice, Lease] | None:
+    def _choose(self, pool: Pool, strategy: str, holder: str, reviews: bool) -> Choice | None:
+        """Choose an image for a holder who may be a reviewer."""
+        assigned = self.ledger.assignments()
+        if reviews:
+            pending = {each.image for each in assigned if not each.done}
+            for waits in self.ledger.waiting():
+                if waits.image not in pending and holder not in waits.readers and self._is_free(pool, waits.image):
+                    return Choice(waits.image, "adjudication", 1.0 - waits.dice, pool.planes_of(waits.image))
+        if strategy == ADJUDICATION:
+            return None
+        share, seed = self.options.second_read_share, self.options.sampling_seed
+        closed = {each.image for each in assigned}
+        settled = self.ledger.settled() if assigned or share else set()
+        mine = [each.image for each in assigned if each.reader == holder and not each.done]
+        others = [image for image, names in self.ledger.readers().items() if len(names) == 1 and holder not in names]
+        second = [image for image in others if image not in closed and is_read_twice(image, share, seed)]
+        for why, images in (("assigned", mine), ("second read", second)):
+            for image in images:
+                if image not in settled and self._is_free(pool, image):
+                    return Choice(image, why, None, pool.planes_of(image))
+        pool.close(closed)
+        return choose(pool, strategy)
+
+    @staticmethod
+    def _is_free(pool: Pool, image: str) -> bool:
+        return pool.holds(image) and not pool.is_leased(image)
+
+    def _acquire_lease(
+        self, strategy: str, holder: str, reviews: bool, *, again: bool = False
+    ) -> tuple[Choice, Lease] | None:
         """Choose an image and keep it for a holder; `again`: it may be one that they were offered before."""
         seconds, most = self.options.lease_minutes * 60, self.options.max_leases
         with self._lock:
             pool = self._current_pool()
-            while (choice := choose(pool, strategy)) is not None:
+            while (choice := self._choose(pool, strategy, holder, reviews)) is not None:
                 try:
                     lease = self.ledger.lease(choice.image, holder, seconds, most=most)
                 except TooManyLeasesError:
@@ -372,6 +446,11 @@ class Rounds:
             if not again:
                 return None
             held = self.ledger.leases(holder)
+            if strategy == ADJUDICATION:
+                waiting = {each.image for each in self.ledger.waiting() if holder not in each.readers}
+                held = [lease for lease in held if lease.image in waiting]
+            if not held and strategy == ADJUDICATION:
+                return None
             if not held:
                 lease = self.ledger.take_over(holder, seconds)
                 return None if lease is None else (Choice(lease.image, "taken over", None), lease)
@@ -542,23 +621,25 @@ class RoundStrategy(Task):
     Parameters
     ----------
     name : str
-        A name of `STRATEGIES`.
+        A name of `STRATEGIES`, or `ADJUDICATION`.
     rounds : Rounds
     """
 
     def __init__(self, name: str, rounds: Rounds) -> None:
-        super().__init__(STRATEGIES[name]().description)
-        self._name = name
+        about = "What waits for a consensus of its readers, the worst agreement first; for reviewers"
+        super().__init__(about if name == ADJUDICATION else STRATEGIES[name]().description)
+        self.name = name
         self._rounds = rounds
 
     def __call__(self, caller: Caller) -> dict[str, Any] | None:
         """Return the next image and what is known of it; None where there is none."""
-        return self._rounds.next(self._name, reader_of(caller))
+        reviews = caller.reviews or self.name == ADJUDICATION
+        return self._rounds.next(self.name, reader_of(caller), reviews=reviews)
 
 
 def reader_of(caller: Caller) -> str:
     """Return the name of who asks: the user as authentication tells it, else the client that the request names."""
-    return caller.user if caller.user not in ("", ANONYMOUS) else caller.client[:_LONGEST_READER] or ANONYMOUS
+    return caller.user if caller.user not in ("", ANONYMOUS) else caller.client[:LONGEST_READER] or ANONYMOUS
 
 
 def _named(network: Network | None) -> str | None:

@@ -174,14 +174,15 @@ class NetworkTrainer(TrainTask):
 def candidates(datastore: Datastore, rejected: Collection[str] = ()) -> Iterator[Candidate]:
     """Yield the images of a datastore that have a label.
 
-    A final one of a rejected image, or one that a model has made (see `is_by_person`), counts as none.
+    A final one of a rejected image, one that a model has made (see `is_by_person`), or those of several people of which
+    no consensus was made, count as none.
     """
     for image in datastore.list_images():
         tags = [kind for kind in KINDS if kind in {str(tag) for tag in datastore.get_labels_by_image_id(image)}]
         labels: dict[str, Label] = {}
         for kind in tags:
             info = dict(datastore.get_label_info(image, kind) or {})
-            if kind == FINAL and (image in rejected or not is_by_person(info)):
+            if kind == FINAL and (image in rejected or not is_by_person(info) or datastore.waits_for_consensus(image)):
                 continue
             path = Path(datastore.get_label_uri(image, kind))
             if path.is_file():

@@ -57,7 +57,8 @@ from medclipsam.server.inference.tasks import ZeroShotTask, task_name
 from medclipsam.server.inference.work import Job
 from medclipsam.server.learning.finetuner import NAME as FINETUNE
 from medclipsam.server.learning.finetuner import FinetuneTrainer
-from medclipsam.server.learning.rounds import Rounds, RoundStrategy, reader_of
+from medclipsam.server.learning.readers import Readers
+from medclipsam.server.learning.rounds import ADJUDICATION, Rounds, RoundStrategy, reader_of
 from medclipsam.server.learning.scorer import METHODS
 from medclipsam.server.learning.scoring import RoundScoring
 from medclipsam.server.learning.trainer import NetworkTrainer
@@ -78,7 +79,7 @@ from medclipsam.server.studies.images import ImageReader, unknown_image, unreada
 from medclipsam.server.studies.label_files import LabelFiles
 from medclipsam.server.studies.labels import LabelReader, ReceivedLabel
 from medclipsam.server.studies.viewing import ViewedImages
-from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.final import CONSENSUS, REPLACES, SAVED_BY
 from medclipsam.studies.identity import studies_id
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.names import DEFAULT_NAME
@@ -238,6 +239,7 @@ class MedClipSamApp(MONAILabelApp):
         ledger = Path(self.app_conf.ledger) if self.app_conf.ledger else self.networks.store.folder.parent / LEDGER_FILE
         chosen = list(dict.fromkeys(map(self.targets.get, self.app_conf.targets)))
         self.rounds = Rounds(ledger, self.app_conf.rounds, self.datastore, self.networks, pipeline, images, chosen)
+        self.readers = Readers(self.rounds, self.datastore, images, table)
         tasks: dict[str, ModelTask[Any]] = {
             TEXT_TASK: ZeroShotTask(pipeline, table, self.app_conf.defaults, **shared),
             CLICK_TASK: RefineTask(pipeline, self.targets, images, masks),
@@ -287,7 +289,7 @@ class MedClipSamApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, RoundStrategy]:
         """Return the strategies that say what to label next."""
-        return {name: RoundStrategy(name, self.rounds) for name in STRATEGIES}
+        return {name: RoundStrategy(name, self.rounds) for name in (*STRATEGIES, ADJUDICATION)}
 
     def init_scoring_methods(self) -> dict[str, RoundScoring]:
         """Return the methods that say of images what the strategies choose by."""
@@ -551,7 +553,10 @@ class MedClipSamApp(MONAILabelApp):
     def keep_label_map(
         self, image: str, label: LabelMap, info: Mapping[str, Any], caller: Caller, tag: str = FINAL
     ) -> str:
-        """Save a label map that a person has drawn, as `save_label` does; its names are kept with it."""
+        """Save a label map that a person has drawn, as `save_label` does; its names are kept with it.
+
+        `info` says with `REPLACES` whose labels it corrects, and with `CONSENSUS` that it was made of several.
+        """
         info = {**info, **label.to_monailabel(), SAVED_BY: reader_of(caller)}
         received = self.labels_read.check(ReceivedLabel(self.image_path(image), label, info))
         return self._keep_by_person(image, tag, received, caller)
@@ -559,7 +564,7 @@ class MedClipSamApp(MONAILabelApp):
     def _keep_by_person(self, image: str, tag: str, received: ReceivedLabel, caller: Caller) -> str:
         label = self._keep_label(image, tag, received, caller, self.datastore())
         if tag == FINAL:
-            self._note_label(image, received.label, caller)
+            self._note_label(image, received, caller)
         return label
 
     def store_segmentation(self, file: Path, caller: Caller) -> Dataset:
@@ -707,10 +712,17 @@ class MedClipSamApp(MONAILabelApp):
         asked = self.request(model, {**params, "save_label": True}, StudyImage(image), Caller())
         self.run_infer(asked, job).file.unlink(missing_ok=True)
 
-    def _note_label(self, image: str, label: LabelMap, caller: Caller) -> None:
+    def _note_label(self, image: str, received: ReceivedLabel, caller: Caller) -> None:
         """Take a final label that a person has saved into the rounds."""
+        made = received.info.get(CONSENSUS) or {}
         try:
-            self.rounds.record_label(image, reader_of(caller), label)
+            self.rounds.record_label(
+                image,
+                reader_of(caller),
+                received.label,
+                replaces=received.info.get(REPLACES) or (),
+                consensus=made.get("method", ""),
+            )
         except MedClipSamError as error:
             # the label lies with the studies all the same, and counts as one from the next look at them on
             logger.warning("A saved label could not be taken into the rounds: %s", error)

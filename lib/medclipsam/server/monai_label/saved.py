@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medclipsam.base.files import file_sha256
 from medclipsam.imaging.frames import ImageFrames
 from medclipsam.imaging.label_map import ValueNames, read_kept_label
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import ConflictError
 from medclipsam.server.inference.drawn import label_map_of, read_segments
+from medclipsam.server.learning.readers import iso_time, version_of
+from medclipsam.server.learning.rounds import reader_of
 from medclipsam.server.monai_label.app import MedClipSamApp
-from medclipsam.server.studies.datastore import FINAL
-from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.final import REPLACES, SAVED_BY, is_consensus
 
 # Key of what is kept with a label: how a viewer shows its segments, by their names.
 SHOWN = "shown"
@@ -53,22 +52,27 @@ class SavedSegments:
         self._app = app
         self._saving: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def get(self, image: str, frames: ImageFrames | None = None) -> dict[str, Any] | None:
-        """Return the final label of an image: `segments`, `by`, `at` and `version`; None where there is none."""
-        store = self._app.datastore()
-        path = store.get_label_uri(image, FINAL)
-        if not path:
+    def get(self, image: str, caller: Caller, frames: ImageFrames | None = None) -> dict[str, Any] | None:
+        """Return the final label that somebody is shown of an image, see `Readers.shown_to`.
+
+        Returns
+        -------
+        dict or None
+            `segments`, `by`, `at`, `version`, `review`, and `consensus` (whether it is one); None where there is none.
+        """
+        shown = self._app.readers.shown_to(image, reader_of(caller))
+        if shown is None:
             return None
-        info = store.get_label_info(image, FINAL)
-        version = str(info.get("SOPInstanceUID") or file_sha256(Path(path))[:32])
-        segments = self._segments(Path(path), info, frames or self._app.viewed.frames(image))
-        at = info.get("ts")
+        path, info = shown
+        version = version_of(path, info)
+        segments = self._segments(path, info, frames or self._app.viewed.frames(image))
         return {
             "segments": segments,
             "by": str(info.get(SAVED_BY) or ""),
-            "at": _iso(at) if isinstance(at, (int, float)) else None,
+            "at": iso_time(info.get("ts")),
             "version": version,
             "review": info.get("review"),
+            "consensus": is_consensus(info),
         }
 
     def put(self, image: str, given: Any, base: str | None, caller: Caller, *, as_new: bool) -> dict[str, Any]:
@@ -84,7 +88,8 @@ class SavedSegments:
         caller : Caller
             Who saves it.
         as_new : bool
-            Whether it takes the place of any label; the one that was there stays as an earlier version.
+            Whether it takes the place of any label, as a reading of its own; the one that was there stays as an
+            earlier version, and counts beside it where another has saved it.
 
         Returns
         -------
@@ -106,11 +111,14 @@ class SavedSegments:
         if caller.client:
             info["client_id"] = caller.client
         with self._saving[image]:
-            theirs = self.get(image, frames)
+            theirs = self.get(image, caller, frames)
             if not as_new and (theirs["version"] if theirs else None) != base:
                 raise SaveConflictError(theirs)
+            if theirs and not as_new and not theirs["consensus"]:
+                # who changes the label of another that they were shown has corrected it, and is no second reader
+                info[REPLACES] = [theirs["by"]]
             self._app.keep_label_map(image, label, info, caller)
-            saved = self.get(image, frames)
+            saved = self.get(image, caller, frames)
             assert saved is not None
             return {**saved, "overlap_voxels": label.overlap_voxels}
 
@@ -141,7 +149,3 @@ def _shown(segment: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in said.items()
         if isinstance(value, bool) or (isinstance(value, str) and len(value) <= _LONGEST)
     }
-
-
-def _iso(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

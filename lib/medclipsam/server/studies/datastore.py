@@ -121,6 +121,14 @@ class Datastore(ABC):
         """Return the ids of the images that have no label of a tag, by default `final`."""
 
     @abstractmethod
+    def final_labels(self, image_id: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return file and info of each final label that is kept of an image, the earliest first."""
+
+    @abstractmethod
+    def waits_for_consensus(self, image_id: str) -> bool:
+        """Return whether several people have labelled an image, and no consensus was made since."""
+
+    @abstractmethod
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Return image and label of each finished image, as paths."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,27 @@ from medclipsam.imaging.label_map import LabelMap, read_kept_label
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.folder import FolderStudies
 from medclipsam.server.studies.labels import ReceivedLabel
-from medclipsam.studies.final import SAVED_BY, is_by_person
+from medclipsam.studies.final import is_by_person, readings_among
 
-# Key of what is kept with a label that was made of several readers' labels: how, and of whose.
-CONSENSUS = "consensus"
+
+def read_reading(
+    file: Path, info: Mapping[str, Any], image: MedicalImage, table: Mapping[str, int] | None = None
+) -> LabelMap:
+    """Return a final label with the names that are kept with it.
+
+    Parameters
+    ----------
+    file : Path
+    info : mapping
+        What is kept with it.
+    image : MedicalImage
+    table : mapping of str to int, optional
+        Names of values that the label holds and that are kept without one; by default "label 7".
+    """
+    label = read_kept_label(file, image, info)
+    known = {value: name for name, value in (table or {}).items() if name not in label.names}
+    more = {known.get(value, f"label {value}"): value for value in label.unnamed()}
+    return replace(label, names={**label.names, **more})
 
 
 class FolderLabelStore:
@@ -39,7 +57,10 @@ class FolderLabelStore:
         return {name: Path(self._store.get_image_uri(name)) for name in self._store.list_images()}
 
     def label(self, image_id: str, image: MedicalImage) -> tuple[LabelMap, dict[str, Any]] | None:
-        """Return an image's final label and what is kept with it; None where there is none of a person."""
+        """Return an image's final label and what is kept with it; None where there is none of a person.
+
+        Of several readers' labels without a consensus it is that of the last one, see `waits_for_consensus`.
+        """
         path, info = self._store.get_label_uri(image_id, FINAL), self._store.get_label_info(image_id, FINAL)
         if not path or not is_by_person(info):
             return None
@@ -53,27 +74,19 @@ class FolderLabelStore:
         InputError
             If a label cannot be read any more.
         """
-        found = {}
-        for reader, file, info in self._by_readers(image_id):
-            # versions are in order, so that the last one of a reader stays
-            found[reader] = read_kept_label(file, image, info)
-        return found
+        kept = self._store.final_labels(image_id)
+        return {
+            reader: read_reading(*kept[place], image)
+            for reader, place in readings_among([info for _, info in kept]).items()
+        }
 
     def count_readers(self, image_id: str) -> int:
-        """Return how many people have saved a final label of an image."""
-        return len({reader for reader, _, _ in self._by_readers(image_id)})
+        """Return of how many people a final label of an image counts."""
+        return len(readings_among([info for _, info in self._store.final_labels(image_id)]))
 
-    def _by_readers(self, image_id: str) -> list[tuple[str, Path, dict[str, Any]]]:
-        """Return who saved each final label that is kept of an image, its file and its info, the earliest first."""
-        kept = [(version.path, version.info) for version in self._store.label_versions(image_id, FINAL)]
-        path = self._store.get_label_uri(image_id, FINAL)
-        if path:
-            kept.append((Path(path), self._store.get_label_info(image_id, FINAL)))
-        return [
-            (info[SAVED_BY], file, info)
-            for file, info in kept
-            if isinstance(info.get(SAVED_BY), str) and info[SAVED_BY] and CONSENSUS not in info
-        ]
+    def waits_for_consensus(self, image_id: str) -> bool:
+        """Return whether several people have labelled an image, and no consensus was made since."""
+        return self._store.waits_for_consensus(image_id)
 
     def save(self, image_id: str, label: LabelMap, info: Mapping[str, Any]) -> None:
         """Save a final label in place of the one before, read back and compared."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medclipsam.base.errors import InputError, TooLargeError
+from medclipsam.studies.final import CONSENSUS, REMOVED, REPLACES, REVIEW, SAVED_BY
 
 # Bytes of JSON that clients may keep with one image, and with one label: what a model has said of a volume fits.
 MAX_IMAGE_INFO = 64 * 2**10
@@ -23,7 +24,13 @@ IMAGE_KEYS = frozenset(
     }
 )
 # What tells whose label it is, and which segmentation of a DICOMweb server.
-LABEL_KEYS = frozenset({*_BOTH, "saved_by", "corrections", "algorithms", "SeriesInstanceUID", "SOPInstanceUID"})
+LABEL_KEYS = frozenset(
+    {
+        *_BOTH,
+        *(SAVED_BY, REPLACES, CONSENSUS, REMOVED, REVIEW),
+        *("corrections", "algorithms", "SeriesInstanceUID", "SOPInstanceUID"),
+    }
+)
 # What a model has noted of its mask cannot be changed afterwards.
 MASK_KEYS = frozenset({"model", "params"})
 

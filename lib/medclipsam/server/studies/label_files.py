@@ -27,7 +27,7 @@ from medclipsam.server.studies.datastore import FINAL, ORIGINAL, Datastore, File
 from medclipsam.server.studies.folder_lock import FolderLock
 from medclipsam.server.studies.kept_info import merged_label_info
 from medclipsam.server.studies.label_versions import LabelVersion, LabelVersions
-from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.final import SAVED_BY, waits_for_consensus
 from medclipsam.studies.find import LABELS
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class LabelFiles(Datastore):
         for path in self._files_of(entry, image_id, tag):
             suffix = label_suffix(path.name)
             about = kept if known and suffix == known.ext else {}
-            for made in self._versions.keep(image_id, tag, path, suffix, about, by):
+            for made in self._versions.keep(image_id, tag, path, suffix, about, by, info.get(SAVED_BY)):
                 files.made(made)
 
     def label_versions(self, image_id: str, tag: str) -> list[LabelVersion]:
@@ -255,6 +255,22 @@ class LabelFiles(Datastore):
             If it is not kept.
         """
         return self._versions.get(image_id, tag, number)
+
+    def final_labels(self, image_id: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return file and info of each final label that is kept of an image, the earliest first, the present one last.
+
+        None where the image has no final label now.
+        """
+        path = self.get_label_uri(image_id, FINAL)
+        if not path:
+            return []
+        before = [(version.path, version.info) for version in self.label_versions(image_id, FINAL)]
+        return [*before, (Path(path), self.get_label_info(image_id, FINAL))]
+
+    def waits_for_consensus(self, image_id: str) -> bool:
+        """Return whether several people have labelled an image, and no consensus was made since."""
+        info = self.get_label_info(image_id, FINAL)
+        return bool(info) and waits_for_consensus(self._root / self._datastore.labels_dir, image_id, info)
 
     def _label_path(self, image_id: str, tag: str, suffix: str) -> Path:
         return self._root / self._datastore.labels_dir / tag / f"{image_id}{suffix}"

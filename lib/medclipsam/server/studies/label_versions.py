@@ -14,8 +14,7 @@ from typing import Any
 
 from medclipsam.base.files import atomic_write, write_text
 from medclipsam.server.base.errors import UnknownError
-from medclipsam.server.base.workspace import LABEL_VERSIONS
-from medclipsam.studies.final import SAVED_BY
+from medclipsam.studies.final import LABEL_VERSIONS, REMOVED, SAVED_BY
 
 # Versions of one label that are kept.
 MAX_VERSIONS = 20
@@ -86,7 +85,14 @@ class LabelVersions:
         raise UnknownError(f"Version {number} of the label {image_id!r} is not here; versions that are kept: {kept}.")
 
     def keep(
-        self, image_id: str, tag: str, file: Path, suffix: str, info: Mapping[str, Any], by: Path | None
+        self,
+        image_id: str,
+        tag: str,
+        file: Path,
+        suffix: str,
+        info: Mapping[str, Any],
+        by: Path | None,
+        reader: object = None,
     ) -> list[Path]:
         """Keep a label that is about to be replaced or removed.
 
@@ -100,15 +106,19 @@ class LabelVersions:
         info : mapping
             What is kept with it.
         by : Path or None
-            What takes its place; the same content supersedes nothing.
+            What takes its place; None where it is removed.
+        reader : str, optional
+            Who saves what takes its place; the same content by the same person supersedes nothing.
 
         Returns
         -------
         list of Path
             The files that were made.
         """
-        if by is not None and filecmp.cmp(file, by, shallow=False):
+        if by is not None and info.get(SAVED_BY) == reader and filecmp.cmp(file, by, shallow=False):
             return []
+        if by is None:
+            info = {**info, REMOVED: True}
         versions = self.of(image_id, tag)
         number = f"{versions[-1].number + 1 if versions else 1:06d}"
         folder = self._root / tag / image_id

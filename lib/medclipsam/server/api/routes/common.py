@@ -18,6 +18,7 @@ from fastapi import Depends, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from medclipsam.base.errors import InputError
+from medclipsam.server.api.users import User
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import BusyError, UnknownError
 from medclipsam.server.inference.work import WorkQueue
@@ -72,6 +73,11 @@ def give_client(request: Request, response: Response) -> None:
 def caller_of(request: Request, user: str, params: Mapping[str, Any] | None = None) -> Caller:
     """Return who asks, by which route; `params` may name the client."""
     return Caller(user, client_named(request, params or {}), f"{request.method} {request.url.path}")
+
+
+def is_known_reviewer(request: Request, user: User) -> bool:
+    """Return whether somebody has logged in as a reviewer; without log-in everybody may review, and none is known."""
+    return bool(request.app.state.access.authenticates) and user.has("reviewer")
 
 
 def refuse_on_dicomweb(app: MedClipSamApp, what: str) -> None:

@@ -14,12 +14,13 @@ from starlette.background import BackgroundTask
 
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging.label_map import ValueNames, read_kept_label
-from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser
+from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.api.routes.common import (
     LARGEST,
     App,
     caller_of,
     file_answer,
+    is_known_reviewer,
     mime_type,
     receive,
     refuse_on_dicomweb,
@@ -31,10 +32,12 @@ from medclipsam.server.inference.infer_request import AnswerFormat
 from medclipsam.server.inference.last_masks import client_of
 from medclipsam.server.inference.request_schema import parse_params
 from medclipsam.server.inference.results import write_result
+from medclipsam.server.learning.rounds import reader_of
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.studies.datastore import FINAL
 from medclipsam.server.studies.images import series_as_volume, unknown_image
 from medclipsam.server.studies.kept_info import image_info, label_info, new_label_info
+from medclipsam.studies.final import ANONYMOUS
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
 
@@ -216,11 +219,15 @@ def get_label(
 ) -> FileResponse:
     """Answer the label's file as it is kept, or in another format; with `version` an earlier one.
 
+    Of an image that several people read, the final label is the asker's own until there is a consensus; reviewers who
+    have logged in get that of the last reader, and any version.
+
     With `result_extension` it lies on the image's grid as a mask of the infer route does: whole in `.seg.nrrd`; in the
     other formats the smaller of two segments that overlap has the voxels of both. A label that a model has made
     then counts as the mask that the client was given last: what is saved after it is told apart from it.
     """
-    kept = _label_file(app, label, tag) if version is None else _version_file(app, label, tag, version)
+    caller = _reader(request, user, tag)
+    kept = _label_file(app, label, tag, caller) if version is None else _version_file(app, label, tag, version, caller)
     if result_extension is None:
         return file_answer(kept, f"Label {label!r}")
     asked = AnswerFormat.from_params({"result_extension": result_extension})
@@ -242,13 +249,18 @@ def get_label(
 
 
 @router.get("/label/versions", summary="List earlier versions of a label")
-def list_versions(app: App, user: AsUser, label: str, tag: str = FINAL) -> list[dict[str, Any]]:
+def list_versions(request: Request, app: App, user: AsUser, label: str, tag: str = FINAL) -> list[dict[str, Any]]:
     """Answer the versions that are kept of a label that was replaced or removed, the earliest first.
 
-    `GET /datastore/label` and `PUT /datastore/label/versions` take the number `version`. At most 20 are kept.
+    `GET /datastore/label` and `PUT /datastore/label/versions` take the number `version`. At most 20 are kept. Of an
+    image that several people read, a reader is told only of their own until there is a consensus.
     """
     _known_image(app, label)
-    versions = app.datastore().label_versions(label, checked_tag(tag, FINAL))
+    tag = checked_tag(tag, FINAL)
+    versions = app.datastore().label_versions(label, tag)
+    reader = _reader(request, user, tag)
+    if reader is not None and app.readers.is_blind(label):
+        versions = [each for each in versions if each.saved_by == reader]
     return [{"version": each.number, "saved_by": each.saved_by, "info": each.info} for each in versions]
 
 
@@ -264,6 +276,7 @@ def restore_version(
     """Save an earlier version of a label again, as the user's; the one that it takes the place of is kept too."""
     _known_image(app, label)
     tag = checked_tag(tag, FINAL)
+    _version_file(app, label, tag, version, _reader(request, user, tag))
     kept = app.datastore().label_version(label, tag, version)
     caller = caller_of(request, user.username)
     info = {**new_label_info(kept.info), "user": user.username}
@@ -280,10 +293,12 @@ def check_label(app: App, user: AsUser, tag: str, label: str | None = None, imag
 
 
 @router.get("/label/info", summary="Tell of a label")
-def get_label_info(app: App, user: AsUser, label: str, tag: str) -> dict[str, Any]:
-    """Answer what is kept with a label."""
-    _label_file(app, label, tag)
-    return dict(app.datastore().get_label_info(label, tag))
+def get_label_info(request: Request, app: App, user: AsUser, label: str, tag: str) -> dict[str, Any]:
+    """Answer what is kept with a label, of the final one that `GET /datastore/label` answers."""
+    reader = _reader(request, user, tag)
+    _label_file(app, label, tag, reader)
+    shown = None if reader is None else app.readers.shown_to(label, reader)
+    return dict(app.datastore().get_label_info(label, tag) if shown is None else shown[1])
 
 
 @router.put("/label/info", summary="Change what is told of a label")
@@ -326,19 +341,34 @@ def _known_image(app: MedClipSamApp, image: str) -> None:
         raise unknown_image(image, known.__contains__)
 
 
-def _label_file(app: MedClipSamApp, label: str | None, tag: str) -> str:
-    """Return the file of a label."""
+def _reader(request: Request, user: User, tag: str) -> str | None:
+    """Return who opens a final label and may not be shown those of other readers; None for all else."""
+    reader = reader_of(caller_of(request, user.username, request.query_params))
+    reads = reader != ANONYMOUS and user.has("annotator") and not is_known_reviewer(request, user)
+    return reader if tag == FINAL and reads else None
+
+
+def _label_file(app: MedClipSamApp, label: str | None, tag: str, reader: str | None = None) -> str:
+    """Return the file of a label, of a final one that which a reader is shown."""
     label, tag = checked_name(label, "Label"), checked_tag(tag, FINAL)
     path = app.datastore().get_label_uri(label, tag)
+    if path and reader is not None:
+        shown = app.readers.shown_to(label, reader)
+        if shown is None:
+            raise UnknownError(f"Image {label!r} is read by several people, and has no label of yours yet.")
+        path = str(shown[0])
     if not path or not os.path.exists(path):
         raise UnknownError(f"Label {label!r} with the tag {tag!r} is not here.")
     return str(path)
 
 
-def _version_file(app: MedClipSamApp, label: str, tag: str, version: int) -> str:
-    """Return the file of an earlier version of a label."""
+def _version_file(app: MedClipSamApp, label: str, tag: str, version: int, reader: str | None) -> str:
+    """Return the file of an earlier version of a label, which must be a reader's own where others are not shown."""
     _known_image(app, label)
-    return str(app.datastore().label_version(label, checked_tag(tag, FINAL), version).path)
+    kept = app.datastore().label_version(label, checked_tag(tag, FINAL), version)
+    if reader is not None and kept.saved_by != reader and app.readers.is_blind(label):
+        raise UnknownError(f"Version {version} of the label {label!r} is of another reader, and there is no consensus.")
+    return str(kept.path)
 
 
 def _digest(path: Path, kind: str) -> str:

@@ -25,12 +25,13 @@ def get_draft(request: Request, app: App, user: AsUser, image: str) -> Response:
     """Answer the asker's draft; each annotator has drafts of their own.
 
     Where nobody logs in, annotators are told apart by their browsers. Then the answer to one that has no draft is the
-    newest of another browser, with `own` false, so that work is found again on another computer.
+    newest of another browser, with `own` false, so that work is found again on another computer; not of an image that
+    several people read.
     """
     reader = _reader(request, user)
     store, image = _store(request), _known(app, image)
     found = store.get(image, reader)
-    if found is None and not request.app.state.access.authenticates:
+    if found is None and not request.app.state.access.authenticates and not app.readers.is_blind(image):
         found = store.newest(image)
     return Response(status_code=204) if found is None else _answer({**found, "own": found["by"] == reader})
 

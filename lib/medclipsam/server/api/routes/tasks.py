@@ -7,19 +7,27 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
 from medclipsam.server.api.access import AsAdmin, AsAnnotator, AsUser, User
 from medclipsam.server.api.params import InferParams, ParamsOf, TrainParams
-from medclipsam.server.api.routes.common import App, Queue, caller_of
+from medclipsam.server.api.routes.common import App, Queue, caller_of, is_known_reviewer
 from medclipsam.server.base.audit import Caller
-from medclipsam.server.base.errors import AlreadyRunningError, ConflictError, UnknownError, without_folders
+from medclipsam.server.base.errors import (
+    AlreadyRunningError,
+    ConflictError,
+    ForbiddenError,
+    UnknownError,
+    without_folders,
+)
 from medclipsam.server.base.names import checked_name
 from medclipsam.server.inference.memory import ensure_memory
 from medclipsam.server.inference.request_schema import checked_object, without_address
 from medclipsam.server.inference.work import Job
+from medclipsam.server.learning.rounds import ADJUDICATION
 from medclipsam.server.learning.scoring import ScoringJobs
 from medclipsam.server.learning.trainer import describe_training, orphaned_training, stop_training_of
 from medclipsam.server.monai_label.app import MedClipSamApp
@@ -45,7 +53,10 @@ TrainBody = Annotated[dict[str, Any] | None, Body(description="JSON object of op
 def next_sample(request: Request, app: App, user: AsUser, strategy: str, params: Params = None) -> dict[str, Any]:
     """Answer the image that a strategy of `/info/` proposes; nothing where there is none."""
     asked = checked_object(params)
-    caller = caller_of(request, user.username, asked)
+    reviews = is_known_reviewer(request, user)
+    caller = replace(caller_of(request, user.username, asked), reviews=reviews)
+    if strategy == ADJUDICATION and request.app.state.access.authenticates and not reviews:
+        raise ForbiddenError(f"User {user.username!r} has not the role reviewer, which {ADJUDICATION} asks for.")
     sample = app.propose(strategy, asked, caller)
     if not sample:
         return {}

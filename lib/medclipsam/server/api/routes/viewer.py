@@ -73,10 +73,13 @@ def image(
 
 
 @router.get("/labels/{image}", summary="Get the final label in segments", responses={204: {"description": "No label"}})
-def get_label(app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
-    """Answer the segments of the final label, who saved it and when, and its version."""
+def get_label(request: Request, app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
+    """Answer the segments of the final label, who saved it and when, and its version.
+
+    Of an image that several people read it is the asker's own, until there is a consensus.
+    """
     with viewer_turns.of(user.username):
-        found = saved.get(_known_image(app, image))
+        found = saved.get(_known_image(app, image), caller_of(request, user.username))
     return Response(status_code=204) if found is None else _answer(found)
 
 
@@ -86,7 +89,8 @@ async def put_label(request: Request, app: App, saved: SavedStore, user: AsAnnot
 
     The body is a JSON object: `segments`, `base` (the version of the label that they began with, or null) and `as_new`.
     409, with the label that is there as `theirs`, where it has another version by now, unless `as_new` is true. The
-    label that was there stays as an earlier version.
+    label that was there stays as an earlier version: one that was changed counts no more, and one that `as_new` leaves
+    aside counts as a reading beside this one.
     """
     body, caller = await request.body(), caller_of(request, user.username)
 
@@ -179,25 +183,32 @@ def studies(
 @router.get("/state", summary="Tell how the work stands")
 def state(request: Request, app: App, user: AsUser) -> dict[str, Any]:
     """Answer numbers of images and labels, the rounds, what is trained, and the asker's leases; and a sentence."""
-    return state_of(app, caller_of(request, user.username))
+    return state_of(app, caller_of(request, user.username), reviews=user.has("reviewer"))
 
 
-def state_of(app: MedClipSamApp, caller: Caller) -> dict[str, Any]:
-    """Return how the work stands, see `state`."""
+def state_of(app: MedClipSamApp, caller: Caller, *, reviews: bool = False) -> dict[str, Any]:
+    """Return how the work stands for somebody who may be a reviewer, see `state`."""
     counts, rounds, training = app.datastore().status(), app.rounds.brief(), running_trainer()
-    leases = app.rounds.ledger.leases(reader_of(caller)) if app.rounds.is_used else []
+    reader, used = reader_of(caller), app.rounds.is_used
+    leases = app.rounds.ledger.leases(reader) if used else []
+    to_adjudicate = [each for each in app.rounds.ledger.waiting() if reader not in each.readers] if used else []
     images, labelled = counts["total"], counts["completed"]
     parts = [f"{labelled} of {images} images labelled", f"round {rounds['round']}"]
     if training:
         parts.append(f"training {training}")
     elif rounds["retrain_after"]:
         parts.append(f"{rounds['new_labels']} of {rounds['retrain_after']} labels until the next training")
+    waiting = rounds.get("waiting", 0)
+    if waiting:
+        parts.append(f"{waiting} {'waits' if waiting == 1 else 'wait'} for adjudication")
     return {
         "images": images,
         "labelled": labelled,
         "rounds": rounds["round"],
         "new_labels": rounds["new_labels"],
         "retrain_after": rounds["retrain_after"],
+        "waiting": waiting,
+        "to_adjudicate": len(to_adjudicate) if reviews else 0,
         "last": rounds.get("last"),
         "training": training,
         "leases": [lease.image for lease in leases],

@@ -89,6 +89,16 @@ var Api = class {
 	save(image, label) {
 		return this.json("PUT", `viewer/api/labels/${quoted(image)}`, label);
 	}
+	/** Return the labels of an image that this reviewer may make the consensus of; null where there are none. */
+	toAdjudicate(image) {
+		return this.optional(`viewer/api/readers/${quoted(image)}`);
+	}
+	async adjudicate(image, consensus, seen) {
+		await this.send("PUT", `readers/${quoted(image)}/consensus`, {
+			...consensus,
+			seen
+		});
+	}
 	next(strategy) {
 		return this.json("POST", `activelearning/${quoted(strategy)}`, {});
 	}
@@ -537,6 +547,60 @@ var History = class {
 		return true;
 	}
 };
+// src/readers.ts
+/**
+* Labels of several readers that a reviewer makes one of.
+*/
+/**
+* @param size number of pixels of a plane
+*/
+function readingsOf(told, size) {
+	const readings = [];
+	for (const { reader, segments } of told.readers) readings.push({
+		reader,
+		shown: reader.startsWith("browser-") ? `reader ${readings.length + 1}` : reader,
+		colour: nextColour(readings.map((each) => each.colour)),
+		visible: true,
+		masks: segments.map((segment) => ({
+			name: segment.name,
+			planes: planesOf(segment, size)
+		})),
+		segments
+	});
+	return {
+		told,
+		readings
+	};
+}
+/** Return the versions that were looked at, by the reader. */
+var seen = ({ told }) => Object.fromEntries(told.readers.map((each) => [each.reader, each.version]));
+var withVisible = (adjudication, reader, visible) => ({
+	...adjudication,
+	readings: adjudication.readings.map((each) => each.reader === reader ? {
+		...each,
+		visible
+	} : each)
+});
+var figure = (dice) => dice === null ? "no structure in common" : `Dice ${dice.toFixed(2)}`;
+var COUNTS = [
+	"No",
+	"One",
+	"Two",
+	"Three",
+	"Four",
+	"Five"
+];
+/** Return how well the readers agree, as a sentence's beginning: "Two readers disagree: Dice 0.71". */
+function agreementInWords({ told, readings }) {
+	return `${COUNTS[readings.length] ?? String(readings.length)} readers ${told.dice === 1 ? "agree" : "disagree"}: ${figure(told.dice)}`;
+}
+/** Return the least agreement on each structure, the worst first: "heart 0.71". */
+function structuresInWords({ told }) {
+	return Object.entries(told.structures).map(([name, { pairs }]) => ({
+		name,
+		dice: Math.min(...pairs.map((pair) => pair.dice))
+	})).sort((one, other) => one.dice - other.dice).map(({ name, dice }) => `${name} ${dice.toFixed(2)}`);
+}
 // src/session.ts
 /**
 * The image that is annotated: its findings, what runs for it, and what of it is kept on the server.
@@ -549,6 +613,14 @@ var RECENT_KEY = "medclipsam.recent";
 var LAST_KEY = "medclipsam.last";
 var REASON_KEY = "medclipsam.reason";
 var MOST_RECENT = 8;
+/** The strategy that offers what waits for a consensus. */
+var ADJUDICATION = "adjudication";
+/** What the server says why it offers an image, in words. */
+var REASONS = {
+	assigned: "Assigned to you.",
+	"second read": "Two people read this image, each unaware of the other.",
+	adjudication: "Its readers wait for a consensus; of those that wait they agree least."
+};
 var Session = class extends EventTarget {
 	/** Whether an image is being opened, whose draft or label may still come. */
 	get opening() {
@@ -574,6 +646,7 @@ var Session = class extends EventTarget {
 		this.note = null;
 		this.down = null;
 		this.theirs = null;
+		this.adjudication = null;
 		this.asksEmpty = null;
 		this.otherDraft = null;
 		this.draftState = "none";
@@ -693,15 +766,20 @@ var Session = class extends EventTarget {
 		this.history = new History();
 		this.active = null;
 		this.error = this.note = null;
-		this.theirs = this.otherDraft = this.asksEmpty = null;
+		this.theirs = this.otherDraft = this.asksEmpty = this.adjudication = null;
 		this.map = null;
 		this.base = this.savedBy = null;
 		this.revision = null;
 		this.keptAt = null;
 		this.draftState = "none";
 		this.changed();
-		const [found, label] = await Promise.all([this.api.draft(image.image), this.api.label(image.image)]);
+		const [found, label, several] = await Promise.all([
+			this.api.draft(image.image),
+			this.api.label(image.image),
+			this.api.toAdjudicate(image.image)
+		]);
 		if (this.image !== image) return;
+		this.adjudication = several && readingsOf(several, this.size);
 		const draft = found?.own === false && label?.at && found.saved_at && isBefore(found.saved_at, label.at) ? null : found;
 		if (label) {
 			this.base = label.version;
@@ -719,8 +797,13 @@ var Session = class extends EventTarget {
 			this.draftState = "kept";
 			this.keptAt = draft.saved_at ? new Date(draft.saved_at) : /* @__PURE__ */ new Date();
 			this.note = own ? "Your unsaved work on this image is back." : "Unsaved work from another browser is shown; what you change is kept beside it.";
-		} else if (label) this.note = `The saved label of this image is shown${reviewed(label.review)}.`;
+		} else if (label) {
+			const what = label.consensus ? "The consensus of the readers" : "The saved label";
+			this.note = `${what} of this image is shown${reviewed(label.review)}.`;
+		}
+		const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
 		if (this.findings.length) this.reveal();
+		else if (first) this.reveal(first.planes);
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
 		this.changed();
 	}
@@ -966,8 +1049,7 @@ var Session = class extends EventTarget {
 		this.changed();
 	}
 	/** Show the plane on which the active finding is largest, unless it is on the one that is shown. */
-	reveal() {
-		const planes = this.activeFinding?.planes;
+	reveal(planes = this.activeFinding?.planes) {
 		if (!planes?.size || this.plane !== null && planes.has(this.plane)) return;
 		const [largest] = [...planes].reduce((best, each) => area(each[1]) > area(best[1]) ? each : best);
 		this.goTo(largest);
@@ -1057,6 +1139,13 @@ var Session = class extends EventTarget {
 			this.changed();
 			return;
 		}
+		if (this.adjudication) {
+			await this.adjudicate({
+				method: "drawn",
+				segments: toSegments(this.findings)
+			});
+			return;
+		}
 		clearTimeout(this.timer);
 		this.error = this.note = null;
 		const saved = this.findings;
@@ -1100,6 +1189,43 @@ var Session = class extends EventTarget {
 		if (which !== "theirs") await this.save(which === "both");
 		else this.push(theirs.findings, "label of the other");
 	}
+	/** Make the consensus of the readers' labels, and show it. */
+	async adjudicate(consensus) {
+		const { image, adjudication } = this;
+		if (!image || !adjudication) return;
+		clearTimeout(this.timer);
+		this.error = this.note = null;
+		this.asksEmpty = null;
+		try {
+			await this.api.adjudicate(image.image, consensus, seen(adjudication));
+			await this.api.dropDraft(image.image).catch((error) => this.fail(error));
+			if (this.image !== image) return;
+			await this.open(image, this.plane ?? -1);
+			this.note = "The consensus is saved; it is the label of this image from now on.";
+			this.refreshState();
+		} catch (error) {
+			this.fail(error);
+			if (error instanceof ServerError && error.status === 409) {
+				const several = await this.api.toAdjudicate(image.image).catch(() => null);
+				if (several && this.image === image) this.adjudication = readingsOf(several, this.size);
+			}
+		}
+		this.changed();
+	}
+	showReading(reader, visible) {
+		this.adjudication = this.adjudication && withVisible(this.adjudication, reader, visible);
+		this.changed();
+	}
+	/** Put a copy of a reader's label among the findings, in the place of what is there. */
+	copyReading(reader) {
+		const reading = this.adjudication?.readings.find((each) => each.reader === reader);
+		if (reading) {
+			this.push(fromSegments([...reading.segments], this.size), `the label of ${reading.shown}`);
+			this.active = this.findings[0]?.id ?? null;
+			this.reveal();
+			this.changed();
+		}
+	}
 	async review(verdict, reason = "") {
 		if (!this.image) return;
 		try {
@@ -1116,19 +1242,18 @@ var Session = class extends EventTarget {
 	get sampleReason() {
 		return this.storage.getItem(`${REASON_KEY}.${this.image?.image ?? ""}`);
 	}
-	/** Open the image that the server offers next. */
-	async goNext() {
+	/** Open the image that the server offers next, by its first strategy or another one. */
+	async goNext(strategy = Object.keys(this.info?.strategies ?? {})[0] ?? "combined") {
 		this.error = null;
 		await this.flush();
 		try {
-			const strategy = Object.keys(this.info?.strategies ?? {})[0] ?? "combined";
 			const sample = await this.api.next(strategy);
 			if (!sample.id || !sample.StudyInstanceUID) {
-				this.note = "No image is left to be labelled.";
+				this.note = `No image is left to be ${strategy === "adjudication" ? "adjudicated" : "labelled"}.`;
 				this.changed();
 				return;
 			}
-			this.storage.setItem(`${REASON_KEY}.${sample.id}`, sample.reason ?? `Chosen by the strategy "${strategy}".`);
+			this.storage.setItem(`${REASON_KEY}.${sample.id}`, REASONS[sample.why ?? ""] ?? `Chosen by the strategy "${strategy}".`);
 			this.dispatchEvent(new CustomEvent("open", { detail: sample }));
 		} catch (error) {
 			this.fail(error);
@@ -1363,6 +1488,7 @@ var Overlay = class {
 			session.drawn,
 			session.opacity,
 			session.theirs,
+			session.adjudication,
 			session.active,
 			left
 		];
@@ -1384,6 +1510,13 @@ var Overlay = class {
 		};
 		each(session.drawn, session.opacity);
 		each(session.theirs?.findings ?? [], 0, THEIRS);
+		for (const { masks, colour, visible } of session.adjudication?.readings ?? []) for (const { planes } of visible ? masks : []) {
+			const runs = planes.get(plane);
+			if (runs) {
+				this.put(toBitmap(runs, image.rows * image.columns), image, colour, 0);
+				context?.drawImage(this.scratch, 0, 0);
+			}
+		}
 	}
 	put(bitmap, image, colour, opacity = this.session.opacity) {
 		const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
@@ -2122,6 +2255,69 @@ i._$litElement$ = !0, i["finalized"] = !0, s.litElementHydrateSupport?.({ LitEle
 var o = s.litElementPolyfillSupport;
 o?.({ LitElement: i });
 (s.litElementVersions ??= []).push("4.2.2");
+// src/adjudication.ts
+/**
+* The part of the panel in which a reviewer makes one label of those of several readers.
+*/
+function adjudicationPart(session) {
+	const { adjudication } = session;
+	if (!adjudication) return A;
+	const parts = structuresInWords(adjudication);
+	return b`
+    <section class="conflict" id="adjudication" aria-label="Labels of several readers">
+      <p>
+        <strong>${agreementInWords(adjudication)}</strong>${parts.length > 1 ? b` (${parts.join(", ")})` : A}
+      </p>
+      <ul class="findings readings" aria-label="Readers">
+        ${adjudication.readings.map((reading) => row(session, reading))}
+      </ul>
+      <div class="row">
+        <button
+          id="take-staple"
+          title="One label of all, each reader weighed by how well he or she agrees with the others"
+          @click=${() => void session.adjudicate({ method: "staple" })}
+        >
+          STAPLE
+        </button>
+        <span class="hint">or edit a label, and save it as the consensus</span>
+      </div>
+    </section>
+  `;
+}
+function row(session, { reader, shown, colour, visible, masks }) {
+	const marked = masks.filter((mask) => mask.planes.size).map((mask) => mask.name);
+	return b`
+    <li class="reading" data-reader=${shown}>
+      <div class="row">
+        <span class="swatch" style="background: ${css(colour)}"></span>
+        <span class="name">${shown}</span>
+        <button
+          aria-label="${visible ? "Hide" : "Show"} the label of ${shown}"
+          @click=${() => session.showReading(reader, !visible)}
+        >
+          ${visible ? "Hide" : "Show"}
+        </button>
+        <button
+          title="Begin the consensus with a copy of this label"
+          aria-label="Edit a copy of the label of ${shown}"
+          @click=${() => session.copyReading(reader)}
+        >
+          Edit
+        </button>
+        <button
+          aria-label="Take the label of ${shown} as the consensus"
+          @click=${() => void session.adjudicate({
+		method: "reader",
+		reader
+	})}
+        >
+          Take ${shown}
+        </button>
+      </div>
+      <p class="facts">${marked.join(", ") || "marked nothing"}</p>
+    </li>
+  `;
+}
 // src/measure.ts
 /**
 * Sizes of findings in units that radiologists use.
@@ -2620,7 +2816,11 @@ var STYLE = i$3`
     padding: 0;
     list-style: none;
   }
-  .finding {
+  .readings {
+    flex-basis: 100%;
+  }
+  .finding,
+  .reading {
     padding: 5px 6px;
     background: #0d1230;
     border: 1px solid transparent;
@@ -2630,7 +2830,8 @@ var STYLE = i$3`
     border-color: #7fb0ff;
     background: #16204a;
   }
-  .finding .row button:not(.name) {
+  .finding .row button:not(.name),
+  .reading .row button {
     padding: 1px 6px;
     font-size: 12px;
   }
@@ -2911,7 +3112,7 @@ var Panel = class Panel extends i {
 		this.closeSuggestions();
 		this.session.run(text);
 	}
-	async next(sure = false) {
+	async next(sure = false, strategy) {
 		const { session } = this;
 		if (session.unsaved && !sure) {
 			this.leaving = true;
@@ -2919,7 +3120,7 @@ var Panel = class Panel extends i {
 			return;
 		}
 		this.leaving = false;
-		await session.goNext();
+		await session.goNext(strategy);
 	}
 	/** Return a finding's size in words: of a loop, whose frames show one thing, that on the frame that is shown. */
 	sizeInWords(finding) {
@@ -2955,7 +3156,7 @@ var Panel = class Panel extends i {
           <div class="messages" role="status" aria-live="polite">${session.work ? A : this.messages()}</div>
           ${session.work ? this.progress() : A}
         </div>
-        ${this.conflict()} ${this.tools()} ${this.list()} ${this.looks()}
+        ${this.conflict()} ${adjudicationPart(session)} ${this.tools()} ${this.list()} ${this.looks()}
         ${this.foot()}
       </section>
     `;
@@ -3344,12 +3545,23 @@ var Panel = class Panel extends i {
         <p class="kept" data-state=${session.draftState}>${this.kept()}</p>
         <div class="row">
           <button class="main" id="save" title="Save (Ctrl+S)" ?disabled=${!image} @click=${() => void session.save()}>
-            Save
+            ${session.adjudication ? "Save as the consensus" : "Save"}
           </button>
-          <button id="save-new" title="Save as new, and keep the label before (Ctrl+Shift+S)" ?disabled=${!image} @click=${() => void session.save(true)}>
+          <button
+            id="save-new"
+            title="Save as new, beside the label before (Ctrl+Shift+S)"
+            ?disabled=${!image || session.adjudication !== null}
+            @click=${() => void session.save(true)}>
             Save as new
           </button>
           <button id="next" title="Next sample (.)" @click=${() => void this.next()}>Next sample</button>
+          ${session.state?.to_adjudicate ? b`<button
+                id="next-adjudication"
+                title="The image whose readers agree least"
+                @click=${() => void this.next(false, ADJUDICATION)}
+              >
+                Adjudicate (${session.state.to_adjudicate})
+              </button>` : A}
         </div>
         ${session.sampleReason ? b`<p class="hint">${session.sampleReason}</p>` : A}
         ${this.leaving ? b`<div class="conflict" role="alert">
