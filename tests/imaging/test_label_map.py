@@ -15,6 +15,7 @@ from PIL import Image
 from medclipsam.base.errors import InputError
 from medclipsam.imaging import MedicalImage, read_image, read_mask, write_mask
 from medclipsam.imaging.label_map import LabelMap, ValueNames, is_same_label, read_kept_label, read_label_map
+from medclipsam.imaging.masks import flatten, mask_of
 
 TABLE = {"heart": 3, "left lung": 7}
 SPACING = (1.5, 2.0, 4.0)
@@ -175,6 +176,24 @@ def test_segments_that_overlap_stay_whole(image: MedicalImage, seed: int) -> Non
         here = [numbers[name] for name, mask in masks.items() if mask[voxel]]
         on_top = int(label.values[voxel])
         assert (on_top in here and size[on_top] == min(size[each] for each in here)) if here else on_top == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_of_one_label_are_one(seed: int) -> None:
+    """Whatever their order, and where other labels come between them."""
+    rng = np.random.default_rng(seed)
+    masks = [(int(rng.integers(1, 5)), rng.random((3, 4, 5)) < 0.4) for _ in range(9)]
+    values, beneath = flatten(iter(masks), (3, 4, 5))
+    whole = {label: np.any([mask for of, mask in masks if of == label], axis=0) for label, _ in masks}
+    for label, mask in whole.items():
+        assert np.array_equal(mask_of(label, values, beneath), mask)
+    # each voxel has its labels once, the smallest first, of equal ones the later
+    order = [label for label, _ in masks]
+    key = {label: (mask.sum(), -order.index(label)) for label, mask in whole.items()}
+    for voxel in np.ndindex(3, 4, 5):
+        here = sorted((label for label, mask in whole.items() if mask[voxel]), key=lambda label: key[label])
+        found = [int(layer[voxel]) for layer in (values, *beneath)]
+        assert found == here + [0] * (len(found) - len(here))
 
 
 def test_segments_that_do_not_overlap_have_no_layers(image: MedicalImage) -> None:

@@ -138,17 +138,12 @@ def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> 
     layers: list[np.ndarray] = []
     sizes: dict[int, int] = {}
     for label, mask in masks:
-        more = np.count_nonzero(mask)
-        if not sizes:
-            values[mask] = label
-        else:
-            put = mask & (values == 0)
-            rest = mask & ~put & (values != label)
-            values[put] = label
-            more = np.count_nonzero(put)
-            if rest.any():
-                more += _put_beneath(layers, label, rest)
-        sizes[label] = sizes.get(label, 0) + more
+        sizes.setdefault(label, 0)
+        # plane by plane, for which little memory is needed
+        for plane in range(shape[0]):
+            here = mask[plane]
+            if here.any():
+                sizes[label] += _put(values, layers, label, here, plane)
     if not layers:
         return values, np.zeros((0, *shape), np.uint8)
     # the ranks of the labels of each voxel, in order: the smallest on top, what is no label beneath all
@@ -156,26 +151,36 @@ def flatten(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> 
     ranked = sorted(sizes, key=lambda label: (sizes[label], -place[label]))
     rank, label_at = np.full(256, 255, np.uint8), np.zeros(256, np.uint8)
     rank[ranked], label_at[: len(ranked)] = range(len(ranked)), ranked
-    where = layers[0] != 0
-    ordered = label_at[np.sort(rank[np.stack([values[where], *(layer[where] for layer in layers)])], axis=0)]
-    values[where] = ordered[0]
-    for layer, of_layer in zip(layers, ordered[1:], strict=True):
-        layer[where] = of_layer
+    for plane in range(shape[0]):
+        where = layers[0][plane] != 0
+        if where.any():
+            covered = np.stack([values[plane][where], *(layer[plane][where] for layer in layers)])
+            ordered = label_at[np.sort(rank[covered], axis=0)]
+            for layer, of_layer in zip((values, *layers), ordered, strict=True):
+                layer[plane][where] = of_layer
     return values, np.stack(layers)
 
 
-def _put_beneath(layers: list[np.ndarray], label: int, mask: np.ndarray) -> int:
-    """Put a label into the first layer that is free, voxel by voxel; return in how many it was not there before."""
+def _put(values: np.ndarray, layers: list[np.ndarray], label: int, mask: np.ndarray, plane: int) -> int:
+    """Put a label into a plane, where others are into the first layer that is free; return in how many voxels."""
+    taken = mask & (values[plane] != 0)
+    put = int(np.count_nonzero(mask) - np.count_nonzero(taken))
+    if not taken.any():
+        values[plane][mask] = label
+        return put
+    values[plane][mask & ~taken] = label
+    # where it is already, from another mask
+    for layer in (values, *layers):
+        taken &= layer[plane] != label
+    put += int(np.count_nonzero(taken))
     for layer in layers:
-        mask &= layer != label
-    more = int(np.count_nonzero(mask))
-    for layer in layers:
-        free = mask & (layer == 0)
-        layer[free] = label
-        mask &= ~free
-    if mask.any():
-        layers.append(np.where(mask, np.uint8(label), np.uint8(0)))
-    return more
+        free = taken & (layer[plane] == 0)
+        layer[plane][free] = label
+        taken &= ~free
+    if taken.any():
+        layers.append(np.zeros_like(values))
+        layers[-1][plane][taken] = label
+    return put
 
 
 def check_grid(grid: Grid, image: MedicalImage, what: str, *, by_size: bool = False) -> None:
