@@ -16,11 +16,14 @@ from medclipsam.active.ledger import Ledger
 from medclipsam.base.errors import InputError, TrainingError
 from medclipsam.cohort.command import folder_source
 from medclipsam.cohort.methods import Made, describe_request, load_method, network_request, own_request
-from medclipsam.cohort.rounds import feed_rounds
+from medclipsam.cohort.rounds import _put_mask, feed_rounds
 from medclipsam.cohort.store import Run
 from medclipsam.cohort.work import Task, Worker, WorkerSettings
 from medclipsam.demo.dicom import phantom_series
 from medclipsam.imaging import MedicalImage, read_image, read_mask
+from medclipsam.imaging.dicom_seg import read_seg_label_map
+from medclipsam.imaging.label_map import is_same_label, read_kept_label
+from medclipsam.imaging.masks import flatten
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
 from medclipsam.training.examples import Example
 from medclipsam.training.network import Network
@@ -117,6 +120,45 @@ class TwoBoxes:
         names = {"left": 1, "right": 2, "nothing": 3}
         findings = [{"finding": name, "label": label, "found": label < 3} for name, label in names.items()]
         return Made(labels, names, findings, {"weights": '{"net": {"name": "n", "sha256": "0123456789abcdef0"}}'})
+
+
+class OneInTheOther:
+    """Draws a box in another one."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def segment(self, image: MedicalImage, text: str) -> Made:
+        masks = {value: np.zeros((image.n_planes, *image.plane_shape), bool) for value in (1, 2)}
+        masks[1][:, 10:40, 5:45], masks[2][0, 20:30, 8:16] = True, True
+        labels, beneath = flatten(masks.items(), masks[1].shape)
+        names = {"left": 1, "right": 2}
+        findings = [{"finding": name, "label": label, "found": True} for name, label in names.items()]
+        about = {"weights": '{"net": {"name": "n", "sha256": "0123456789abcdef0"}}'}
+        return Made(labels, names, findings, about, beneath)
+
+
+def test_findings_that_overlap_are_written_whole(tmp_path: Path) -> None:
+    (phantom,) = [each for each in phantom_series(1, size=64, n_planes=4) if each.name.startswith("chest-ct")]
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for number, content in enumerate(phantom.contents()):
+        (studies / f"{number}.dcm").write_bytes(content)
+    request = describe_request(own_request("tests.cohort.test_methods:OneInTheOther"), ("nifti", "seg"))
+    run = Run.create(tmp_path / "out", request, folder_source(studies))
+    row = one(run)[0]
+    image = read_image(studies)
+    made = OneInTheOther("cpu").segment(image, "")
+    assert row["mask"].endswith(".seg.nrrd")
+    whole = made.label_map(image)
+    assert is_same_label(read_kept_label(run.folder / row["mask"], image, {}), whole)
+    found, _ = read_seg_label_map(run.folder / row["seg"], image, lambda segment: segment.label or 0)
+    assert is_same_label(found, whole)
+    # as a pre-annotation of the studies
+    assert _put_mask(run, row["image"], row["mask"])
+    (kept,) = (studies / "labels" / "original").iterdir()
+    assert kept.name == f"{row['image']}.seg.nrrd"
+    assert not _put_mask(run, row["image"], row["mask"])
 
 
 def test_a_dicom_seg_holds_the_mask_and_is_the_same_instance_again(tmp_path: Path) -> None:

@@ -130,11 +130,13 @@ class SavedSegments:
         # what was asked for and is not there is part of the label too
         asked = ValueNames.from_monailabel({"label_names": info.get("label_names")}).by_value()
         told = {**asked, **named}
-        # in the order that they were saved in
-        order = [*(value for value in names if value in told), *sorted(told.keys() - names.keys())]
         kept = info.get(SHOWN)
         entries = kept.items() if isinstance(kept, Mapping) else ()
         shown = {name: _shown(each) for name, each in entries if isinstance(each, Mapping)}
+        # in the order that they were saved in
+        order = [*(value for value in names if value in told), *sorted(told.keys() - names.keys())]
+        rank = {name: number for number, name in enumerate(shown)}
+        order.sort(key=lambda value: rank.get(told[value], len(rank)))
         return [
             {"name": told[value], **shown.get(told[value], {}), "planes": frames.encode(label.mask_of(value))}
             for value in order
