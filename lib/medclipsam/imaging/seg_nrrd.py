@@ -20,9 +20,10 @@ from medclipsam.imaging.volumes import nrrd_fields, read_texts
 
 # 3D Slicer's keys of one segment.
 _SEGMENT = re.compile(r"Segment([0-9]+)_(Name|LabelValue|Layer)")
-# What it notes of all of them together.
+# What it notes of all of them together; "master" is what versions before 5.2 call the source.
 _SEGMENTATION = {
     "Segmentation_MasterRepresentation": "Binary labelmap",
+    "Segmentation_SourceRepresentation": "Binary labelmap",
     "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
     "Segmentation_ReferenceImageExtentOffset": "0 0 0",
 }
