@@ -376,6 +376,21 @@ def test_labels_of_several_wait_for_a_consensus_of_which_the_ledger_knows_the_or
     assert ledger.settled() == set()
 
 
+def test_what_a_label_covers_is_part_of_it(ledger: Ledger, mask: Mask) -> None:
+    """Where segments overlap; the effort is that of what is on top."""
+    offered = mask(edge=3)
+    ledger.show("i1", "ada", "zero-shot", offered)
+    labels = mask(edge=4)
+    beneath = np.where(labels > 0, 7, 0).astype(np.uint8)[None]
+    saved, label = ledger.record("i1", "ada", labels, beneath=beneath)
+    assert saved == "new"
+    assert ledger.record("i1", "ada", labels, beneath=beneath.copy())[0] == "same"
+    assert ledger.record("i1", "ada", labels, beneath=beneath * 0 + 8)[0] == "replaced"
+    assert ledger.record("i1", "ada", labels)[0] == "replaced"
+    ledger.show("i2", "ada", "zero-shot", offered)
+    assert ledger.record("i2", "ada", labels)[1].dice == label.dice
+
+
 def test_a_reader_who_saves_the_same_again_counts_once(ledger: Ledger, mask: Mask) -> None:
     ledger.record("i1", "ada", mask(edge=4))
     ledger.record("i1", "bob", mask(edge=6))

@@ -771,6 +771,7 @@ class Ledger:
         *,
         replaces: Collection[str] = (),
         consensus: str = "",
+        beneath: np.ndarray | None = None,
     ) -> tuple[Saved, Label]:
         """Take in a label that a person has saved.
 
@@ -786,6 +787,9 @@ class Ledger:
             Readers whose labels it corrects: those count no more.
         consensus : str, optional
             How it was made of the readers' labels, where it is none of the reader's own.
+        beneath : numpy.ndarray, optional
+            uint8 [L, N, H, W]: what `labels` covers where segments overlap. A label is another one where this has
+            changed; the effort is that of what is on top.
 
         Returns
         -------
@@ -802,7 +806,7 @@ class Ledger:
         now = self._clock()
         with self._write.begin() as db:
             self._known(db, image)
-            content = _keep_mask(db, labels)
+            content = _keep_mask(db, labels, beneath)
             before = db.execute(sa.select(_labels).where((_labels.c.image == image) & _labels.c.current)).one_or_none()
             if before is not None and (same := _same(db, before, reader, content, consensus)) is not None:
                 self._end_lease(db, image, reader)
@@ -913,7 +917,7 @@ class Ledger:
         with self._engine.connect() as db:
             contents = {row.number: row.content for row in db.execute(wanted)}
             held = {
-                content: [int(value) for value in np.unique(_mask(db, content)) if value]
+                content: [int(value) for value in np.unique(_layers(db, content)) if value]
                 for content in set(contents.values())
             }
         return {number: held[content] for number, content in contents.items()}
@@ -1178,9 +1182,10 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _keep_mask(db: sa.Connection, labels: np.ndarray) -> str:
-    """Keep a label map once, and return what identifies it."""
-    voxels = np.ascontiguousarray(labels, dtype=np.uint8)
+def _keep_mask(db: sa.Connection, labels: np.ndarray, beneath: np.ndarray | None = None) -> str:
+    """Keep a label map, and what it covers, once, and return what identifies it."""
+    layers = labels if beneath is None or not len(beneath) else np.concatenate([labels[None], beneath])
+    voxels = np.ascontiguousarray(layers, dtype=np.uint8)
     content = hashlib.sha256(json.dumps(voxels.shape).encode() + voxels.tobytes()).hexdigest()
     row = {"content": content, "shape": list(voxels.shape), "voxels": zlib.compress(voxels.tobytes(), 3)}
     db.execute(insert(_masks).on_conflict_do_nothing(), [row])
@@ -1188,8 +1193,15 @@ def _keep_mask(db: sa.Connection, labels: np.ndarray) -> str:
 
 
 def _mask(db: sa.Connection, content: str) -> np.ndarray:
+    """Return a label map that was kept, uint8 [N, H, W], without what it covers."""
+    mask: np.ndarray = _layers(db, content)[0]
+    return mask
+
+
+def _layers(db: sa.Connection, content: str) -> np.ndarray:
+    """Return a label map that was kept and what it covers, uint8 [1 + L, N, H, W]."""
     row = db.execute(sa.select(_masks).where(_masks.c.content == content)).one()
-    return np.frombuffer(zlib.decompress(row.voxels), np.uint8).reshape(row.shape)
+    return np.frombuffer(zlib.decompress(row.voxels), np.uint8).reshape(-1, *row.shape[-3:])
 
 
 def _drop_masks(db: sa.Connection) -> None:

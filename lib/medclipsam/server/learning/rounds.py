@@ -309,7 +309,9 @@ class Rounds:
         """Take in a final label that lies with the studies by now, see `Ledger.record`."""
         self._known(image)
         self._take_in(image, besides=reader)
-        return self.ledger.record(image, reader, label.values, replaces=replaces, consensus=consensus)
+        return self.ledger.record(
+            image, reader, label.values, replaces=replaces, consensus=consensus, beneath=label.beneath
+        )
 
     def _take_in(self, image: str, *, besides: str = "") -> None:
         """Note what others have saved with the studies and not through a server: readers' labels, and a consensus."""
