@@ -14,9 +14,13 @@ from fastapi.testclient import TestClient
 from scipy import ndimage
 
 from medclipsam.active.second_reads import is_read_twice
+from medclipsam.cli.main import main
+from medclipsam.imaging import read_image
 from medclipsam.imaging.frames import decode_runs
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.learning.trainer import candidates
+from medclipsam.server.studies.exchange import FolderLabelStore
 from medclipsam.training.collect import read_studies
 
 ROLES = {"ada": "annotator", "ben": "annotator", "rob": "reviewer", "uma": "user"}
@@ -426,3 +430,26 @@ def test_the_share_of_second_reads_is_kept_and_fixed() -> None:
     assert abs(len(some) / 4000 - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
     assert some < {image for image in images if is_read_twice(image, 0.3, 3)}
     assert some != {image for image in images if is_read_twice(image, 0.2, 4)}
+
+
+def test_what_is_saved_without_the_server_counts_too(team: Team, studies: Path) -> None:
+    people = team()
+    app = people["ada"]._client.app.state.label_app  # type: ignore[attr-defined]
+    people["ada"].save(segment())
+    # a second reader's label is imported, while the server runs
+    store = FolderLabelStore(studies)
+    image = read_image(studies / "stack.nii.gz")
+    other = LabelMap((13 * drawn([segment(start=610)])).astype(np.uint8), image, {"heart": 13})
+    store.save("stack", other, {"saved_by": "ben"})
+    people["ada"].save(segment(start=606), as_new=True)
+    assert [each["readers"] for each in people["rob"].ask("GET", "/readers").json()] == [["ben", "ada"]]
+    # and the command makes the consensus
+    assert people["ada"].ask("GET", "/datastore/", params={"output": "train"}).json() == []
+    assert main(["labels", "consensus", "--studies", str(studies)]) == 0
+    app.datastore().refresh()
+    app.rounds.look()
+    assert people["rob"].ask("GET", "/readers").json() == []
+    (noted,) = app.rounds.ledger.labels()
+    assert (noted.reader, noted.method, set(noted.readings)) == ("consensus", "staple", {"ada", "ben"})
+    assert len(people["ada"].ask("GET", "/datastore/", params={"output": "train"}).json()) == 1
+    assert people["ada"].ask("GET", "/viewer/api/state").json()["labelled"] == 1

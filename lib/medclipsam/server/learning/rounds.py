@@ -188,10 +188,11 @@ class Rounds:
             split = self.networks.store.split()
             wanted = {image: (self._subjects[image], split.holds(self._subjects[image])) for image in images}
             self.ledger.sync_images(wanted, finished)
-            for each in self.ledger.waiting():
-                if each.image in wanted and not self._datastore().waits_for_consensus(each.image):
-                    self._take_in(each.image)
             self._synced, self._synced_at = found, now
+        for each in self.ledger.waiting():
+            # the command line makes a consensus too
+            if each.image in self._subjects and not self._datastore().waits_for_consensus(each.image):
+                self._take_in(each.image)
         self._looked = time.monotonic()
 
     def next(self, strategy: str, holder: str, *, reviews: bool = False) -> dict[str, Any] | None:
@@ -415,7 +416,8 @@ class Rounds:
         closed = {each.image for each in assigned}
         settled = self.ledger.settled() if assigned or share else set()
         mine = [each.image for each in assigned if each.reader == holder and not each.done]
-        others = [image for image, names in self.ledger.readers().items() if len(names) == 1 and holder not in names]
+        readers = self.ledger.readers() if share else {}
+        others = [image for image, names in readers.items() if len(names) == 1 and holder not in names]
         second = [image for image in others if image not in closed and is_read_twice(image, share, seed)]
         for why, images in (("assigned", mine), ("second read", second)):
             for image in images:

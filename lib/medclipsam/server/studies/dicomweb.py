@@ -414,9 +414,14 @@ class DicomWebStudies(LabelFiles):
         return dict(label.info) if label else {}
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Return image folder and label file of each finished series, all fetched, and kept here for a day."""
+        """Return image folder and label file of each finished series, all fetched, and kept here for a day.
+
+        Of several people's labels only a consensus counts.
+        """
         pairs = []
         for image in self.get_labeled_images():
+            if self.waits_for_consensus(image):
+                continue
             folder = self._fetched(image, LISTED_SECONDS)
             pairs.append({"image": str(folder), "label": self.get_label_uri(image, FINAL)})
         if full_path:

@@ -192,10 +192,11 @@ class FolderStudies(LabelFiles):
         return [image for image in self.list_images() if not self._has(image, label_tag)]
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Return image and label of each finished image, as paths."""
+        """Return image and label of each finished image, as paths; of several people only a consensus."""
         pairs = [
             {"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)}
             for image in self.get_labeled_images()
+            if not self.waits_for_consensus(image)
         ]
         if full_path:
             return pairs

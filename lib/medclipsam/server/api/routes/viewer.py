@@ -192,13 +192,13 @@ def state_of(app: MedClipSamApp, caller: Caller, *, reviews: bool = False) -> di
     reader, used = reader_of(caller), app.rounds.is_used
     leases = app.rounds.ledger.leases(reader) if used else []
     to_adjudicate = [each for each in app.rounds.ledger.waiting() if reader not in each.readers] if used else []
-    images, labelled = counts["total"], counts["completed"]
+    waiting = rounds.get("waiting", 0)
+    images, labelled = counts["total"], counts["completed"] - waiting
     parts = [f"{labelled} of {images} images labelled", f"round {rounds['round']}"]
     if training:
         parts.append(f"training {training}")
     elif rounds["retrain_after"]:
         parts.append(f"{rounds['new_labels']} of {rounds['retrain_after']} labels until the next training")
-    waiting = rounds.get("waiting", 0)
     if waiting:
         parts.append(f"{waiting} {'waits' if waiting == 1 else 'wait'} for adjudication")
     return {
