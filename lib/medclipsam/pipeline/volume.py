@@ -47,6 +47,9 @@ _AGREEMENT, _SCORE = (0.75, 0.9), (0.7, 0.85)
 # Share of SAM's score on the key plane below which the structure has ended, if its presence is below the threshold or
 # its contrast below the other share.
 _LEAST_SCORE, _WEAK_CONTRAST = 0.85, 0.7
+# A mask that shrinks to less than the first share, of which SAM's own mask is another (Dice below the second) and whose
+# score is below the third share of that on the key plane, is a rim of what lay there before.
+_RIM_SHARE, _RIM_AGREEMENT, _RIM_SCORE = 0.6, 0.9, 0.9
 # A mask that grows by more than this factor from one plane to the next has leaked into something else.
 _MOST_GROWTH = 3.0
 # A component of fewer pixels than this share of the largest gets no box of its own.
@@ -67,6 +70,8 @@ _DOUBTED = 0.35
 _SAME = 0.5
 # Components beyond those that a target has are kept from this share of the largest on.
 _LEAST_COMPONENT = 0.1
+
+_VOLUME_ENDS = "the volume ends"
 
 Ask = Callable[[int, VisualPrompt], MaskResult]
 
@@ -156,6 +161,15 @@ class _Appearance:
             if abs(then) >= telling
         ]
         return min(shares, default=None)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The mask of the next plane, SAM's score, and Dice of SAM's own mask and this one, where SAM was asked."""
+
+    mask: np.ndarray
+    score: float | None = None
+    agreement: float | None = None
 
 
 class Subject(Protocol):
@@ -265,7 +279,8 @@ class Follower:
     ) -> Generator[tuple[int, np.ndarray] | str, np.ndarray | None, None]:
         """Yield (plane, mask) from a key plane's neighbour on, and at last why the structure was followed no farther.
 
-        A mask that is sent takes the place of the one that was yielded, for the way from there.
+        A mask that is sent takes the place of the one that was yielded, for the way from there. A plane that may hold
+        only a rim of what lay on the plane before is held back until the next plane shows that the structure goes on.
 
         Parameters
         ----------
@@ -280,48 +295,53 @@ class Follower:
         plane, mask = seed.plane + direction, seed.mask
         # planes since SAM was asked last
         since = 0
+        # planes that hold a rim: not the structure's where it ends there
+        rims: list[tuple[int, np.ndarray]] = []
         while True:
             reason = self.outside(plane) or stop(plane, mask)
             if reason:
                 yield reason
                 return
             since += 1
-            found, score = self._next(plane, mask, looks, with_sam=since >= self.step)
-            if score is not None:
+            step = self._next(plane, mask, looks, with_sam=since >= self.step)
+            if step.score is not None:
                 since = 0
-            reason = self._ended(plane, mask, found, score, looks)
-            if reason and since:
+            reason = self._ended(plane, mask, step, looks)
+            if since and (reason or _is_small_beside(step.mask, mask)):
                 # SAM has the last word
-                found, score = self._next(plane, mask, looks, with_sam=True)
+                step = self._next(plane, mask, looks, with_sam=True)
                 since = 0
-                reason = self._ended(plane, mask, found, score, looks)
+                reason = self._ended(plane, mask, step, looks)
             if reason:
                 yield reason
                 return
-            other = yield plane, found
-            plane, mask = plane + direction, found if other is None else other
+            rims.append((plane, step.mask))
+            other = None
+            if not _is_rim(step, mask, looks):
+                for each in rims:
+                    other = yield each
+                rims.clear()
+            plane, mask = plane + direction, step.mask if other is None else other
 
     def outside(self, plane: int) -> str:
         """Return why a plane may not be worked on; empty where it may."""
         if plane in self.planes:
             return ""
-        return "the planes that were asked for end" if 0 <= plane < self.image.n_planes else "the volume ends"
+        return "the planes that were asked for end" if 0 <= plane < self.image.n_planes else _VOLUME_ENDS
 
     def _grey(self, plane: int) -> np.ndarray:
         if self._last is None or self._last[0] != plane:
             self._last = plane, self.image.model_plane(plane, self.window).mean(axis=2, dtype=np.float32)
         return self._last[1]
 
-    def _next(
-        self, plane: int, before: np.ndarray, looks: _Appearance, *, with_sam: bool
-    ) -> tuple[np.ndarray, float | None]:
-        """Return the mask of a plane by that of its neighbour, and SAM's score where it was asked."""
+    def _next(self, plane: int, before: np.ndarray, looks: _Appearance, *, with_sam: bool) -> _Step:
+        """Find the mask of a plane by that of its neighbour."""
         grey = self._grey(plane)
         place = _around(before, int(2 * self.reach) + _RIM + 2)
         evidence, near = self._evidence(before[place], grey[place], looks)
         expected = self._parts((evidence > 0) & near, before[place])
         if not with_sam or not expected.any():
-            return _in_plane(expected, place, before.shape), None
+            return _Step(_in_plane(expected, place, before.shape))
         whole = _in_plane(expected, place, before.shape)
         boxed = _without_specks(whole)
         prompt = VisualPrompt(boxes=boxes_of(boxed, self.box_per_component), mask=whole if self.mask_prompts else None)
@@ -334,7 +354,7 @@ class Follower:
             said = np.clip(np.log(probability / (1 - probability)), -_CERTAIN, _CERTAIN)
             expected = self._parts((evidence + weight * said > 0) & near, before[place])
             whole = _in_plane(expected, place, before.shape)
-        return whole, float(answer.score)
+        return _Step(whole, float(answer.score), dice(answer.mask, whole))
 
     def _evidence(self, before: np.ndarray, grey: np.ndarray, looks: _Appearance) -> tuple[np.ndarray, np.ndarray]:
         """Return what grey values and the neighbour's mask say, and what an outline can reach."""
@@ -352,8 +372,9 @@ class Follower:
         held = np.unique(labels[before & whole])
         return largest_components(np.isin(labels, held[held > 0]), self.num_components)
 
-    def _ended(self, plane: int, before: np.ndarray, mask: np.ndarray, score: float | None, looks: _Appearance) -> str:
+    def _ended(self, plane: int, before: np.ndarray, step: _Step, looks: _Appearance) -> str:
         """Return why the structure has ended before a plane; empty where it goes on."""
+        mask, score = step.mask, step.score
         if not mask.any():
             return "nothing is left of it"
         if leak := grown_too_much(mask, before):
@@ -369,6 +390,16 @@ class Follower:
         if left is None or left < _WEAK_CONTRAST:
             return f"its contrast and SAM's score are low ({'unknown' if left is None else f'{left:.2f}'}, {score:.2f})"
         return ""
+
+
+def _is_rim(step: _Step, before: np.ndarray, looks: _Appearance) -> bool:
+    if step.score is None or step.agreement is None or not _is_small_beside(step.mask, before):
+        return False
+    return step.score < _RIM_SCORE * looks.score and step.agreement < _RIM_AGREEMENT
+
+
+def _is_small_beside(mask: np.ndarray, before: np.ndarray) -> bool:
+    return int(mask.sum()) < _RIM_SHARE * int(before.sum())
 
 
 def grown_too_much(mask: np.ndarray, before: np.ndarray) -> str:
@@ -436,8 +467,11 @@ def propagate(
         ends = (seed.plane, seed.plane + 1) if made.doubted else (made.track.first, made.track.last + 1)
         low, high = np.searchsorted(positions, ends)
         taken[max(0, int(low) - 1) : int(high) + 1] = True
+    # as in `planes`, what is seen on one plane alone counts only where nothing is seen on more
+    least_planes = min(2, max((len(made.parts) for made in followed), default=0))
     for made in followed:
-        made.track.kept = made.quality >= least and not made.is_too_large(subject)
+        good = made.quality >= least and not made.is_too_large(subject)
+        made.track.kept = good and len(made.parts) >= least_planes
     _compose(subject, followed)
     if followed:
         _keep_components(subject)
@@ -468,8 +502,7 @@ class _Followed:
 
     def is_doubtful(self, subject: Subject) -> bool:
         """Return whether a finding is cut off by the volume's end, or larger than it can be."""
-        cut = self.track.first == 0 or self.track.last == len(subject.mask) - 1
-        return cut or self.is_too_large(subject)
+        return _VOLUME_ENDS in (self.track.below, self.track.above) or self.is_too_large(subject)
 
     def is_too_large(self, subject: Subject) -> bool:
         """Return whether a finding is larger than it can be."""
