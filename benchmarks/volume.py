@@ -4,6 +4,7 @@
     python benchmarks/volume.py phantoms [--count 50] [--modality CT]   tumours on brain MR, nodules on chest CT
     python benchmarks/volume.py cases                            vanishing and returning, two tumours, an absent one
     python benchmarks/volume.py real FOLDER                      NAME.nii.gz with NAME_lungs.nii.gz, CT
+    python benchmarks/volume.py memory FILE                      peak memory of lungs on a CT
 
 Figures are means; intervals are 95 % bootstrap intervals of the mean difference, `propagate` less `planes`. "Beyond" is
 the share of planes with a mask that lie outside the true structure's first and last plane.
@@ -30,7 +31,6 @@ from medclipsam.base.statistics import compare_pairs
 from medclipsam.demo.phantoms import make_volume
 from medclipsam.imaging import MedicalImage, read_image, read_mask
 from medclipsam.pipeline.zero_shot import ZeroShot
-from medclipsam.sam.cache import EmbeddingCache
 
 MODES = ("planes", "propagate")
 # Seeds that no training and no choice of settings saw.
@@ -43,7 +43,7 @@ TEXTS = {"CT": ("nodule", "lung nodule"), "MR": ("brain tumour", "brain tumour")
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["ct", "phantoms", "cases", "real", "memory"])
-    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("folder", nargs="?", type=Path, help="of real volumes; for memory, a file")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--planes", type=int, default=200)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.part == "cases":
         cases(model)
     elif given.part == "memory":
-        memory(model, given.planes, given.size)
+        memory(model, given.folder)
     else:
         times(model, given)
 
@@ -146,14 +146,18 @@ def phantom(
 
 
 def as_image(stack: np.ndarray, modality: str) -> MedicalImage:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "phantom.nii"
+        write(stack, modality, path)
+        return read_image(path, modality=modality)
+
+
+def write(stack: np.ndarray, modality: str, path: Path) -> None:
     height, width = FIELD[modality]
     pixel = width / max(stack.shape[1:])
     stored = stack[:, ::-1, ::-1].transpose(2, 1, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "phantom.nii"
-        steps = np.diag([pixel, pixel, height / len(stack), 1.0])
-        nib.save(nib.Nifti1Image(np.ascontiguousarray(stored), steps), path)
-        return read_image(path, modality=modality)
+    steps = np.diag([pixel, pixel, height / len(stack), 1.0])
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(stored), steps), path)
 
 
 def phantoms(modality: str, planes: int, count: int) -> Iterator[Volume]:
@@ -227,21 +231,26 @@ def times(model: ZeroShot, given: argparse.Namespace) -> None:
             flush=True,
         )
     print(f"propagate takes {seconds['propagate'] / seconds['planes']:.2f} of the time of planes", flush=True)
+    # in processes of their own, which did not make the volumes: what making them took is not measured
     for planes in (given.planes // 4, given.planes):
-        command = [sys.executable, __file__, "memory", "--planes", str(planes), "--size", str(given.size)]
-        subprocess.run([*command, "--weights", given.weights], check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "phantom.nii"
+            stack, _ = make_volume("CT", FIRST_SEED, planes, size=given.size, raw=True)
+            write(stack, "CT", path)
+            command = [sys.executable, __file__, "memory", str(path), "--weights", given.weights]
+            subprocess.run([*command, "--device", given.device], check=True)
 
 
-def memory(model: ZeroShot, planes: int, size: int) -> None:
+def memory(model: ZeroShot, path: Path) -> None:
     """Print the peak of the resident memory, without that of the volume."""
-    model.sam.cache = EmbeddingCache(model.sam.cache.max_bytes)
-    image, _ = phantom("CT", FIRST_SEED, planes, size)
+    image = read_image(path, modality="CT")
     Path("/proc/self/clear_refs").write_text("5")
     model.segment(image, "lungs")
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     peak, volume = int(line.split()[1]) / 1024, image.voxels().nbytes / 2**20
     print(
-        f"{planes} planes: peak {peak:.0f} MiB, of which the volume {volume:.0f} MiB, beyond it {peak - volume:.0f} MiB"
+        f"{image.n_planes} planes: peak {peak:.0f} MiB, of which the volume {volume:.0f} MiB, beyond it "
+        f"{peak - volume:.0f} MiB"
     )
 
 

@@ -12,8 +12,10 @@ from medclipsam.base.errors import CancelledError, OptionError
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.pipeline.volume import Seed, _Appearance, key_planes, step_in_planes
+from medclipsam.pipeline.volume import Follower, Seed, _Appearance, key_planes, step_in_planes
 from medclipsam.pipeline.zero_shot import ZeroShot
+from medclipsam.prompting import VisualPrompt
+from medclipsam.sam import MaskResult
 
 OPTIONS = ZeroShotOptions(saliency="patch_text")
 BACKGROUND, INSIDE = 40, 220
@@ -200,3 +202,40 @@ def test_contrast_is_told_by_brightness_and_by_its_distribution() -> None:
     # a structure that is not told from its surroundings says nothing
     dull = _Appearance.of(mask, np.full_like(grey, 90), 3, 1.0)
     assert dull.contrast_left(mask, grey) is None
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_rim_counts_only_where_the_structure_goes_on(tmp_path: Path, goes_on: bool) -> None:
+    truth = np.zeros((8, 64, 64), bool)
+    truth[1:4, 16:48, 16:48] = True
+    # the rim: a quarter of what was there, of which SAM says something else, without being sure
+    truth[4, 16:48, 16:24] = True
+    truth[5:7, 16:48, 16:24] = goes_on
+    image = stack(tmp_path, truth)
+    shown = truth_of(image)
+
+    def ask(plane: int, prompt: VisualPrompt) -> MaskResult:
+        mask = shown[plane].copy()
+        if plane == 4:
+            mask[16:48, 24:48] = True
+        return MaskResult(mask, 0.75 if plane == 4 else 0.95, np.where(mask, 0.9, 0.1).astype(np.float32))
+
+    follower = Follower(image, None, range(8), ask, step_mm=3.0)
+    seed = Seed(2, shown[2], 0.95)
+    *steps, reason = follower.follow(seed, 1)
+    assert isinstance(reason, str)
+    assert [plane for plane, _ in steps] == ([3, 4, 5, 6] if goes_on else [3])
+    for plane, mask in steps:
+        assert dice(mask, shown[plane]) > 0.9
+
+
+def test_what_one_plane_alone_shows_counts_only_where_nothing_shows_on_more(pipeline: ZeroShot, tmp_path: Path) -> None:
+    alone = np.zeros(SHAPE, bool)
+    alone[20, 20:44, 20:44] = True
+    both = alone | ball(SHAPE, (8, 32, 32), (4, 14, 14))
+    for truth, planes in ((alone, {20}), (both, set(range(4, 13)))):
+        held = np.flatnonzero(
+            (pipeline.segment(stack(tmp_path, truth), "something bright", OPTIONS).labels > 0).any((1, 2))
+        )
+        assert set(held.tolist()) <= planes
+        assert len(held) >= len(planes) - 2
