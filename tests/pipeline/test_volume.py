@@ -12,7 +12,7 @@ from medclipsam.base.errors import CancelledError, OptionError
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import ZeroShotOptions
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.pipeline.volume import Follower, Seed, _Appearance, key_planes, step_in_planes
+from medclipsam.pipeline.volume import Follower, Seed, _Appearance, coarse_to_fine, key_planes, step_in_planes
 from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.prompting import VisualPrompt
 from medclipsam.sam import MaskResult
@@ -239,3 +239,14 @@ def test_what_one_plane_alone_shows_counts_only_where_nothing_shows_on_more(pipe
         )
         assert set(held.tolist()) <= planes
         assert len(held) >= len(planes) - 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 24, 50, 201])
+def test_planes_are_looked_at_from_coarse_to_fine(n: int) -> None:
+    planes = list(range(10, 10 + 3 * n, 3))
+    order = coarse_to_fine(planes, 5)
+    assert sorted(order) == planes
+    # the first ones are spread: no gap is much larger than those of an even grid, the ends included
+    looked = sorted(order[:5])
+    gaps = np.diff([planes[0], *looked, planes[-1]])
+    assert gaps.max() <= 3 * (2 * n / 5 + 1)

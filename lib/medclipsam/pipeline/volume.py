@@ -588,6 +588,18 @@ def step_in_planes(image: MedicalImage, step_mm: float) -> int:
     return max(1, int(step_mm / image.plane_spacing)) if image.plane_spacing else 1
 
 
+def coarse_to_fine(planes: Sequence[int], first: int) -> list[int]:
+    """Order planes so that each beginning of the list is spread over all of them: at first about `first` planes."""
+    stride = 1 << max(0, (len(planes) // max(1, first)).bit_length() - 1)
+    ordered = list(planes[stride // 2 :: stride])
+    while stride > 1:
+        # the middles between those that are there; the first planes of all come last
+        stride //= 2
+        seen = set(ordered)
+        ordered += [plane for plane in planes[stride // 2 :: stride] if plane not in seen]
+    return ordered
+
+
 def key_planes(
     planes: Sequence[int], scores: np.ndarray, threshold: float, *, taken: np.ndarray, most: int
 ) -> list[int]:

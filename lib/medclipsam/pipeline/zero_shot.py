@@ -38,6 +38,7 @@ from medclipsam.pipeline.volume import (
     Follower,
     Seed,
     Track,
+    coarse_to_fine,
     propagate,
     step_in_planes,
 )
@@ -71,8 +72,8 @@ _PRINTED_DEPTH = 12
 # How often the coarse mask of a finding is narrowed on a key plane; share of its quality that a mask has that is larger
 # than the finding can be.
 _NARROWED, _TOO_LARGE = (1, 2), 0.35
-# Planes of a volume whose presence is asked before a first mask is made.
-_FIRST_LOOK = 10
+# Planes of a volume whose presence is asked before a first mask is tried.
+_FIRST_LOOK = 5
 
 
 @dataclass
@@ -825,11 +826,14 @@ class _Pass:
         step = step_in_planes(self.image, min(_step_mm(job) for job in self.jobs))
         grid = self.indices[::step] + ([self.indices[-1]] if (len(self.indices) - 1) % step else [])
         subjects = [_Subject(self, job, _step_mm(job)) for job in self.jobs]
-        first = grid[len(grid) % _FIRST_LOOK // 2 :: max(1, len(grid) // _FIRST_LOOK)]
-        self._ask_presence(first, (0.0, 0.1))
-        for subject in subjects:
-            subject.show_first(first)
-        self._ask_presence([plane for plane in grid if plane not in set(first)], (0.1, 0.3))
+        order, asked = coarse_to_fine(grid, _FIRST_LOOK), 0
+        while asked < len(order):
+            # twice as many each time
+            looked = order[: 2 * asked or _FIRST_LOOK]
+            self._ask_presence(looked[asked:], (0.3 * asked / len(order), 0.3 * len(looked) / len(order)))
+            asked = len(looked)
+            for subject in subjects:
+                subject.show_first(sorted(looked))
         self._smooth(grid)
         for number, subject in enumerate(subjects):
             subject.find(grid, (0.3 + 0.7 * number / len(subjects), 0.3 + 0.7 * (number + 1) / len(subjects)))
@@ -1064,6 +1068,8 @@ class _Subject:
 
     def show_first(self, planes: list[int]) -> None:
         """Draw the mask of the plane that most likely holds the target, so that there is something to see soon."""
+        if self._drawn:
+            return
         scores = self._job.scores[planes]
         threshold = self._job.evidence.presence_threshold
         best = planes[int(scores.argmax())] if threshold is not None else planes[len(planes) // 2]
