@@ -2,6 +2,7 @@
  * The server's routes that the panel uses.
  */
 import type { Segment } from './findings';
+import type { Measured } from './measure';
 import type { Consensus, ToAdjudicate } from './readers';
 import type { Runs } from './runs';
 
@@ -36,6 +37,8 @@ export interface ImageInfo {
   series?: string;
   labelled?: unknown;
   lease?: { holder: string; until: string } | null;
+  /** Whether a saved label's measurements are stored in the PACS: with each, when asked for, or not at all. */
+  reports?: 'always' | 'offered' | null;
 }
 
 export interface TargetAnswer {
@@ -49,11 +52,17 @@ export interface TargetAnswer {
   reason?: string;
   note?: string;
   doubt?: string;
+  uncertainty_score?: number | null;
   evidence?: Record<string, unknown>;
 }
 
 export interface Answer {
-  params: { sentence?: string; targets?: TargetAnswer[]; [key: string]: unknown };
+  params: {
+    sentence?: string;
+    targets?: TargetAnswer[];
+    network?: { name: string; version: number };
+    [key: string]: unknown;
+  };
   segments: (Segment & { label?: number })[];
   maps?: Record<string, Partial<Record<MapKind, string | null>> & { planes?: number[] }> | null;
 }
@@ -108,7 +117,11 @@ export interface State {
   labelled?: number;
   images?: number;
   rounds?: number;
+  new_labels?: number;
+  retrain_after?: number;
   training?: string | null;
+  /** The last round that has ended. */
+  last?: { round: number; state: string; network: string | null } | null;
   /** Images that wait for a consensus by this reviewer. */
   to_adjudicate?: number;
   sentence?: string;
@@ -128,6 +141,20 @@ export interface Sample {
   why?: string;
   [key: string]: unknown;
 }
+
+/** One version of a trained network. */
+export interface Network {
+  name: string;
+  version: number;
+  status: 'published' | 'unvalidated' | 'refused';
+  reason: string;
+  labels: Record<string, number>;
+  modality: string | null;
+  /** `child` is its mean Dice on `n` validation images. */
+  metrics: { verdict?: { child?: number | null; n: number } };
+}
+
+export type Networks = Record<string, { current: number | null; networks: Network[] }>;
 
 export interface ServerInfo {
   models: Record<string, { config?: Record<string, unknown> }>;
@@ -185,6 +212,24 @@ export class Api {
 
   info(): Promise<ServerInfo> {
     return this.json<ServerInfo>('GET', 'info/');
+  }
+
+  networks(): Promise<Networks> {
+    return this.json<Networks>('GET', 'networks/');
+  }
+
+  async measure(image: string, segments: Segment[]): Promise<Measured[]> {
+    const path = `viewer/api/measurements/${quoted(image)}`;
+    return (await this.json<{ measurements: Measured[] }>('POST', path, { segments })).measurements;
+  }
+
+  /** Return where the measurements of the saved label are, as a file. */
+  measurements(image: string, format: 'csv' | 'json'): string {
+    return `${this.root}viewer/api/measurements/${quoted(image)}?format=${format}`;
+  }
+
+  async storeReport(image: string): Promise<void> {
+    await this.send('POST', `viewer/api/labels/${quoted(image)}/report`);
   }
 
   state(): Promise<State> {

@@ -17,6 +17,8 @@ interface Configured {
     extensions: [`${viewer}medclipsam/extension.js`],
     modes: [`${viewer}medclipsam/mode.js`],
     customizationService: {
+      // of a folder's pictures, which are of no modality, a player would hide a part
+      autoCineModalities: { $set: ['US'] },
       'workList.onStudyDoubleClick': {
         $set: { commandName: 'launchDefaultMode', commandOptions: { workflowId: 'medclipsam.annotate' } },
       },

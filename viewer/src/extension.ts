@@ -106,6 +106,7 @@ const extension = {
     void session.flush();
     overlays?.stop();
     shortcuts.stop();
+    session.stop();
   },
   getPanelModule: () => [
     {

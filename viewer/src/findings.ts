@@ -14,6 +14,10 @@ export interface Evidence {
   /** Why the mask is empty, or what was found. */
   reason: string;
   doubt: string;
+  /** The network that has made the mask, such as "network version 2"; null where a text has. */
+  network: string | null;
+  /** Expected lack of Dice, by the network. */
+  uncertaintyScore: number | null;
   /** Planes that have maps; null where all do. */
   mapPlanes: readonly number[] | null;
   saliency: string | null;
@@ -44,7 +48,10 @@ export interface Segment {
 }
 
 /** What a draft keeps of the evidence; maps are on the server for a short time only. */
-export type KeptEvidence = Pick<Evidence, 'presence' | 'threshold' | 'reason' | 'doubt'>;
+export type KeptEvidence = Pick<Evidence, 'presence' | 'threshold' | 'reason' | 'doubt'> & {
+  network?: string | null;
+  uncertainty?: number | null;
+};
 
 export type Findings = readonly Finding[];
 
@@ -138,8 +145,8 @@ export function toDraft(findings: Findings): Segment[] {
     if (!evidence) {
       return segment;
     }
-    const { presence, threshold, reason, doubt } = evidence;
-    return { ...segment, evidence: { presence, threshold, reason, doubt } };
+    const { presence, threshold, reason, doubt, network, uncertaintyScore } = evidence;
+    return { ...segment, evidence: { presence, threshold, reason, doubt, network, uncertainty: uncertaintyScore } };
   });
 }
 
@@ -152,12 +159,17 @@ export function fromSegments(segments: readonly Segment[], size: number): Findin
       source: segment.source ?? 'hand',
       edited: segment.edited ?? true,
       planes: planesOf(segment, size),
-      evidence: segment.evidence ? { ...segment.evidence, mapPlanes: null, saliency: null, uncertainty: null } : null,
+      evidence: segment.evidence ? fromKept(segment.evidence) : null,
       ...(colour ? { colour } : {}),
     });
     findings = [...findings, made];
   }
   return findings;
+}
+
+function fromKept({ presence, threshold, reason, doubt, network, uncertainty }: KeptEvidence): Evidence {
+  const told = { presence, threshold, reason, doubt, network: network ?? null, uncertaintyScore: uncertainty ?? null };
+  return { ...told, mapPlanes: null, saliency: null, uncertainty: null };
 }
 
 /** Steps back and forth between lists of findings. */

@@ -1,107 +1,58 @@
 /**
- * Sizes of findings in units that radiologists use.
+ * Sizes and measurements of findings in units that radiologists use.
  */
 import { area, type Runs } from './runs';
 
 export interface Geometry {
-  rows: number;
-  columns: number;
   /** Between planes, rows and columns, in mm; null where the image does not say. */
   spacing_mm: readonly [number | null, number, number] | null;
 }
 
+/** What can be counted here at once, while the server has not measured yet. */
 export interface Size {
   pixels: number;
   planes: number;
   /** Null where the image has no spacing. */
   volume_ml: number | null;
   area_mm2: number | null;
-  /** The longest distance between two pixels of one plane, and the plane; pixels where there is no spacing. */
-  diameter: number;
-  diameter_plane: number | null;
 }
 
-type Point = readonly [number, number];
-
-/** Return the corners of the convex hull, counter-clockwise (Andrew's monotone chain). */
-export function convexHull(points: readonly Point[]): Point[] {
-  const sorted = [...points].sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-  if (sorted.length < 3) {
-    return sorted;
-  }
-  const half = (all: readonly Point[]): Point[] => {
-    const hull: Point[] = [];
-    for (const point of all) {
-      for (;;) {
-        const a = hull.at(-2);
-        const b = hull.at(-1);
-        if (!a || !b || (b[0] - a[0]) * (point[1] - a[1]) - (b[1] - a[1]) * (point[0] - a[0]) > 0) {
-          break;
-        }
-        hull.pop();
-      }
-      hull.push(point);
-    }
-    hull.pop();
-    return hull;
-  };
-  return [...half(sorted), ...half(sorted.reverse())];
+/** A straight line across a finding; its ends are x and y in pixels of the plane's frame. */
+export interface Axis {
+  plane: number;
+  /** Null where the image has no spacing. */
+  length_mm: number | null;
+  length_pixels: number;
+  start: [number, number];
+  end: [number, number];
 }
 
-/** Return the longest distance between two pixel centres of a plane's mask, with the spacing of rows and columns. */
-export function diameter(runs: Runs, columns: number, spacing: readonly [number, number]): number {
-  const ends: Point[] = [];
-  for (let k = 0; k < runs.length; k += 2) {
-    const start = runs[k] ?? 0;
-    const last = start + (runs[k + 1] ?? 1) - 1;
-    // a run may go over the ends of rows
-    for (let row = Math.floor(start / columns); row <= Math.floor(last / columns); row++) {
-      const left = Math.max(start, row * columns) - row * columns;
-      const right = Math.min(last, (row + 1) * columns - 1) - row * columns;
-      ends.push([left * spacing[1], row * spacing[0]], [right * spacing[1], row * spacing[0]]);
-    }
-  }
-  const hull = convexHull(ends);
-  let longest = 0;
-  for (const [index, a] of hull.entries()) {
-    for (const b of hull.slice(index + 1)) {
-      longest = Math.max(longest, Math.hypot(a[0] - b[0], a[1] - b[1]));
-    }
-  }
-  return longest;
+/** What the server has measured of a finding. */
+export interface Measured {
+  name: string;
+  n_voxels: number;
+  n_components: number;
+  long_axis: Axis | null;
+  short_axis: Axis | null;
+  /** Null of colours. */
+  values: { mean: number; sd: number; minimum: number; maximum: number; unit: string } | null;
 }
 
-export function sizeOf(planes: ReadonlyMap<number, Runs>, geometry: Geometry): Size {
-  const spacing = geometry.spacing_mm;
-  let pixels = 0;
-  let used = 0;
-  let longest = 0;
-  let where: number | null = null;
-  for (const [plane, runs] of planes) {
-    const here = area(runs);
-    if (!here) {
-      continue;
-    }
-    used += 1;
-    pixels += here;
-    const across = diameter(runs, geometry.columns, spacing ? [spacing[1], spacing[2]] : [1, 1]);
-    if (where === null || across > longest) {
-      longest = across;
-      where = plane;
-    }
-  }
+export function sizeOf(planes: ReadonlyMap<number, Runs>, { spacing_mm: spacing }: Geometry): Size {
+  const areas = [...planes.values()].map(area);
+  const pixels = areas.reduce((sum, each) => sum + each, 0);
   return {
     pixels,
-    planes: used,
+    planes: areas.filter((each) => each > 0).length,
     volume_ml: spacing?.[0] ? (pixels * spacing[0] * spacing[1] * spacing[2]) / 1000 : null,
     area_mm2: spacing ? pixels * spacing[1] * spacing[2] : null,
-    diameter: longest,
-    diameter_plane: where,
   };
 }
 
-const figures = (value: number): string =>
-  value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+function figures(value: number): string {
+  const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  return value.toFixed(digits).replace('-', '\u2212');
+}
 
 /** Return a size in words: volume for volumes, area for single planes, pixels where the image has no spacing. */
 export function inWords(size: Size, isVolume: boolean): string {
@@ -109,9 +60,30 @@ export function inWords(size: Size, isVolume: boolean): string {
     return 'empty';
   }
   if (size.area_mm2 === null) {
-    return `${size.pixels} pixels, ${figures(size.diameter)} pixels across`;
+    return `${size.pixels} pixels`;
   }
-  const amount =
-    isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm²`;
-  return `${amount}, ${figures(size.diameter)} mm across`;
+  return isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm\u00b2`;
+}
+
+/** Return the axes, the values and the number of parts in words; empty for an empty finding. */
+export function measuredInWords({ long_axis: long, short_axis: short, values, n_components: parts }: Measured): string {
+  if (!long || !short) {
+    return '';
+  }
+  const lengths =
+    long.length_mm !== null && short.length_mm !== null
+      ? `${figures(long.length_mm)} \u00d7 ${figures(short.length_mm)} mm`
+      : `${figures(long.length_pixels)} \u00d7 ${figures(short.length_pixels)} pixels`;
+  const unit = values?.unit === 'HU' ? ' HU' : '';
+  const within = values ? `${figures(values.mean)} \u00b1 ${figures(values.sd)}${unit}` : '';
+  return [lengths, within, parts === 1 ? '1 part' : `${parts} parts`].filter(Boolean).join(' \u00b7 ');
+}
+
+/** Return what the figures of `measuredInWords` are, for who does not know. */
+export function measuredAtLength({ long_axis: long, values }: Measured): string {
+  const plane = long ? ` on plane ${long.plane + 1}` : '';
+  const within = values
+    ? `; mean \u00b1 standard deviation${values.unit === 'HU' ? '' : ' of the stored values'}, from ${figures(values.minimum)} to ${figures(values.maximum)}`
+    : '';
+  return `Longest diameter${plane} \u00d7 the longest one across it${within}; connected parts`;
 }

@@ -201,6 +201,9 @@ export class Overlay {
         context.drawImage(this.scratch, -0.5, -0.5);
       }
     }
+    if (session.axes && !session.hidden) {
+      this.drawAxes(context, plane, 1 / Math.hypot(a, b));
+    }
     this.drawMarks(context, 1 / Math.hypot(a, b));
     if (performance.getEntriesByName(ANSWERED).length) {
       performance.measure('medclipsam.overlay', ANSWERED);
@@ -248,6 +251,28 @@ export class Overlay {
   private put(bitmap: Bitmap, image: ImageInfo, colour: Colour, opacity = this.session.opacity): void {
     const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
     this.scratch.getContext('2d', { willReadFrequently: true })?.putImageData(picture, 0, 0);
+  }
+
+  /** Draw the axes of the active finding, where they are on the plane. */
+  private drawAxes(context: CanvasRenderingContext2D, plane: number, pixel: number): void {
+    const finding = this.session.activeFinding;
+    const measured = finding && this.session.measurementsOf(finding);
+    for (const axis of [measured?.long_axis, measured?.short_axis]) {
+      if (axis?.plane === plane) {
+        // light on dark, to be seen on any picture
+        for (const [width, colour] of [
+          [4, 'rgb(0 0 0 / 0.7)'],
+          [1.5, 'white'],
+        ] as const) {
+          context.lineWidth = width * pixel;
+          context.strokeStyle = colour;
+          context.beginPath();
+          context.moveTo(...axis.start);
+          context.lineTo(...axis.end);
+          context.stroke();
+        }
+      }
+    }
   }
 
   private drawMarks(context: CanvasRenderingContext2D, pixel: number): void {

@@ -2,12 +2,12 @@
  * The panel at the viewer's right side, a web component.
  */
 import { html, LitElement, nothing, type TemplateResult } from 'lit';
-import type { ImageInfo, MapKind, Suggestion } from './api';
+import type { ImageInfo, MapKind, Network, Suggestion } from './api';
 import { adjudicationPart } from './adjudication';
 import { css } from './colours';
 import type { Finding } from './findings';
-import { inWords, sizeOf, type Size } from './measure';
-import { ADJUDICATION, type Session, type Tool } from './session';
+import { inWords, measuredAtLength, measuredInWords, sizeOf, type Size } from './measure';
+import { ADJUDICATION, called, type Model, type Session, type Tool } from './session';
 import { SHORTCUTS } from './shortcuts';
 import { STYLE } from './style';
 
@@ -37,6 +37,31 @@ export function completed(text: string, suggestion: string): string {
 const title = ({ name, modality }: ImageInfo): string => (/^[\d.]{20,}$/.test(name) ? `${modality ?? 'An'} image` : name);
 /** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
 const person = (by: string | undefined): string => (!by || by.startsWith('browser-') ? 'Somebody else' : by);
+/** Return what has made a finding, and whether somebody has changed it since. */
+function madeBy({ source, edited, evidence, planes }: Finding): string {
+  const unsure = evidence?.uncertaintyScore;
+  const by = {
+    text: 'by text',
+    network: [
+      `by ${evidence?.network ?? 'a network'}`,
+      typeof unsure === 'number' && planes.size ? `uncertainty ${unsure.toFixed(2)}` : '',
+    ],
+    clicks: 'by clicks',
+    hand: planes.size ? 'by hand' : '',
+  }[source];
+  return [by, edited && source !== 'hand' && source !== 'clicks' ? 'corrected' : ''].flat().filter(Boolean).join(', ');
+}
+
+function aboutNetwork(network: Network): string {
+  const { labels, metrics, modality, status, reason } = network;
+  const name = called(network);
+  const finds = `${name[0]?.toUpperCase() ?? ''}${name.slice(1)} finds ${Object.keys(labels).join(', ')}`;
+  const { child, n } = metrics.verdict ?? { n: 0 };
+  const score = typeof child === 'number' ? `; Dice ${child.toFixed(2)} on ${plural(n, 'validation image')}` : '';
+  const doubt = status === 'unvalidated' ? ` It has not been validated: ${reason}` : '';
+  return `${finds}${modality ? ` in ${modality}` : ''}${score}.${doubt}`;
+}
+
 const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
 
 class Panel extends LitElement {
@@ -99,8 +124,25 @@ class Panel extends LitElement {
   }
 
   private focusText(): void {
+    if (this.session.model === 'network') {
+      this.choose('text');
+      return;
+    }
     this.input?.focus();
     this.input?.select();
+  }
+
+  /** Choose what makes the mask, and go where it is started. */
+  private choose(model: Model): void {
+    this.session.model = model;
+    this.session.changed();
+    void this.updateComplete.then(() => {
+      if (model === 'text') {
+        this.focusText();
+      } else {
+        this.renderRoot.querySelector<HTMLButtonElement>('#run')?.focus();
+      }
+    });
   }
 
   private typed(event: Event): void {
@@ -215,7 +257,7 @@ class Panel extends LitElement {
       size = sizeOf(finding.planes, image);
       this.sizes.set(finding.planes, size);
     }
-    return size ?? { pixels: 0, planes: 0, volume_ml: null, area_mm2: null, diameter: 0, diameter_plane: null };
+    return size ?? { pixels: 0, planes: 0, volume_ml: null, area_mm2: null };
   }
 
   protected override render(): TemplateResult {
@@ -238,12 +280,13 @@ class Panel extends LitElement {
     const count = image?.planes.length ?? 1;
     const planes = count > 1 ? `${count} ${this.session.isVolume ? 'planes' : 'frames'}` : '';
     const until = image?.lease?.until;
-    const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : '';
+    const lease = until ? `kept for you until ${new Date(until).toLocaleTimeString()}` : '';
+    const about = [image?.modality, planes, lease, savedBy === null ? '' : 'labelled'];
     return html`
       <header>
         <div class="image">
           <h2>${image ? title(image) : 'No image'}</h2>
-          <p>${image ? [image.modality, planes].filter(Boolean).join(' · ') + lease : 'Open a series at the left.'}${savedBy !== null ? ' · labelled' : ''}</p>
+          <p>${image ? about.filter(Boolean).join(' · ') : 'Open a series at the left.'}</p>
         </div>
         <button
           class="quiet"
@@ -263,7 +306,6 @@ class Panel extends LitElement {
     const { session } = this;
     const byText = session.model === 'text';
     const recent = session.recent.filter((each) => each !== this.text).slice(0, 4);
-    const open = this.suggestions.length > 0;
     return html`
       <div class="ask">
         <div class="choice" role="radiogroup" aria-label="What makes the mask">
@@ -275,10 +317,7 @@ class Panel extends LitElement {
                   name="model"
                   .checked=${session.model === model}
                   ?disabled=${model === 'network' && !session.hasNetwork}
-                  @change=${() => {
-                    session.model = model;
-                    session.changed();
-                  }}
+                  @change=${() => this.choose(model)}
                 />
                 ${model === 'text' ? 'By text' : 'By the trained network'}
               </label>
@@ -288,6 +327,49 @@ class Panel extends LitElement {
         ${!session.hasNetwork && session.info
           ? html`<p class="hint">No network has been trained on these studies yet.</p>`
           : nothing}
+        ${byText ? this.field() : this.network()}
+        ${byText && recent.length
+          ? html`<div class="recent">
+              <span>Recent</span>
+              ${recent.map(
+                (each) =>
+                  html`<button class="chip" title="Run: ${each}" @click=${() => this.run(each)}>${each}</button>`,
+              )}
+            </div>`
+          : nothing}
+      </div>
+    `;
+  }
+
+  private network(): TemplateResult {
+    const { session } = this;
+    const { chosenNetwork: network, networkNames: names } = session;
+    return html`
+      <div class="row field">
+        ${names.length > 1
+          ? html`<select
+              id="network"
+              aria-label="Network"
+              @change=${(event: Event) => {
+                session.network = (event.target as HTMLSelectElement).value;
+                session.changed();
+              }}
+            >
+              ${names.map((name) => html`<option value=${name} ?selected=${name === session.network}>${name}</option>`)}
+            </select>`
+          : nothing}
+        <p class="about">${network ? aboutNetwork(network) : nothing}</p>
+        <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
+          Run
+        </button>
+      </div>
+    `;
+  }
+
+  private field(): TemplateResult {
+    const { session } = this;
+    const open = this.suggestions.length > 0;
+    return html`
         <div class="row field">
           <input
             id="text"
@@ -302,14 +384,13 @@ class Panel extends LitElement {
             autocomplete="off"
             spellcheck="false"
             maxlength="1000"
-            ?disabled=${!byText}
             .value=${this.text}
             @input=${(event: Event) => this.typed(event)}
             @keydown=${(event: KeyboardEvent) => this.keyed(event)}
             @blur=${() => setTimeout(() => this.closeSuggestions(), 150)}
           />
           <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
-            ${byText ? 'Find' : 'Run'}
+            Find
           </button>
           <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
             ${this.suggestions.map(
@@ -330,16 +411,6 @@ class Panel extends LitElement {
             )}
           </ul>
         </div>
-        ${byText && recent.length
-          ? html`<div class="recent">
-              <span>Recent</span>
-              ${recent.map(
-                (each) =>
-                  html`<button class="chip" title="Run: ${each}" @click=${() => this.run(each)}>${each}</button>`,
-              )}
-            </div>`
-          : nothing}
-      </div>
     `;
   }
 
@@ -512,7 +583,7 @@ class Panel extends LitElement {
     const { session } = this;
     const { evidence } = finding;
     const active = finding.id === session.active;
-    const size = this.sizeInWords(finding);
+    const size = [this.sizeInWords(finding), madeBy(finding)].filter(Boolean).join(', ');
     const presence = evidence?.presence;
     const empty = !finding.planes.size;
     return html`
@@ -568,10 +639,22 @@ class Panel extends LitElement {
           <span class="size ${empty ? 'none' : ''}">${size}</span>
           ${presence === null || presence === undefined ? nothing : this.presence(presence, evidence?.threshold ?? null)}
         </div>
+        ${empty ? nothing : this.measured(finding)}
         ${empty && evidence?.reason ? html`<p class="why">${evidence.reason}</p>` : nothing}
         ${!empty && evidence?.doubt ? html`<p class="why">${evidence.doubt}</p>` : nothing}
       </li>
     `;
+  }
+
+  private measured(finding: Finding): TemplateResult {
+    const { session } = this;
+    const measured = session.measurementsOf(finding);
+    if (measured) {
+      return html`<p class="measured" title=${measuredAtLength(measured)}>${measuredInWords(measured)}</p>`;
+    }
+    return session.unmeasured
+      ? html`<p class="measured" title=${session.unmeasured}>not measured</p>`
+      : html`<p class="measured">measuring ...</p>`;
   }
 
   private presence(score: number, threshold: number | null): TemplateResult {
@@ -630,6 +713,16 @@ class Panel extends LitElement {
             </button>
           `,
         )}
+        <button
+          id="axes"
+          aria-pressed=${session.axes ? 'true' : 'false'}
+          class=${session.axes ? 'on' : ''}
+          ?disabled=${!activeFinding?.planes.size}
+          title="Draw the longest diameter and the one across it (A)"
+          @click=${() => session.toggleAxes()}
+        >
+          Axes
+        </button>
         ${map
           ? html`<label class="slider"
               >Map
@@ -678,7 +771,7 @@ class Panel extends LitElement {
               </button>`
             : nothing}
         </div>
-        ${session.sampleReason ? html`<p class="hint">${session.sampleReason}</p>` : nothing}
+        ${this.report()} ${session.sampleReason ? html`<p class="hint">${session.sampleReason}</p>` : nothing}
         ${this.leaving
           ? html`<div class="conflict" role="alert">
               <p>This image has unsaved work; it is kept as a draft and comes back when you do.</p>
@@ -706,6 +799,37 @@ class Panel extends LitElement {
           : nothing}
         ${session.savedBy !== null || session.base ? this.reviewing() : nothing}
       </footer>
+    `;
+  }
+
+  /** What becomes of the measurements of what is saved. */
+  private report(): TemplateResult | typeof nothing {
+    const { session } = this;
+    const { image, base } = session;
+    if (!image) {
+      return nothing;
+    }
+    return html`
+      <div class="review" id="measurements">
+        ${image.reports === 'offered'
+          ? html`<label>
+              <input
+                type="checkbox"
+                id="report"
+                .checked=${session.withReport}
+                @change=${(event: Event) => {
+                  session.withReport = (event.target as HTMLInputElement).checked;
+                }}
+              />
+              Save the measurements to the PACS too (DICOM SR)
+            </label>`
+          : nothing}
+        ${base
+          ? html`<span>Measurements of the saved label:</span>
+              <a href=${session.api.measurements(image.image, 'csv')} download>CSV</a>
+              <a href=${session.api.measurements(image.image, 'json')} target="_blank" rel="noopener">JSON</a>`
+          : nothing}
+      </div>
     `;
   }
 

@@ -11,6 +11,8 @@ import {
   type Draft,
   type ImageInfo,
   type MapKind,
+  type Network,
+  type Networks,
   type Review,
   type Saved,
   type ServerInfo,
@@ -33,6 +35,7 @@ import {
   type Findings,
   type Source,
 } from './findings';
+import type { Measured } from './measure';
 import { readingsOf, seen, withVisible, type Adjudication, type Consensus } from './readers';
 import { area, type Runs } from './runs';
 
@@ -59,10 +62,14 @@ export interface Shown {
 /** Mark of the time at which the last answer of a model came. */
 export const ANSWERED = 'medclipsam.answer';
 const DRAFT_DELAY = 700;
+const MEASURE_DELAY = 300;
 const LOOK_AGAIN = 3000;
+/** Milliseconds between two looks at rounds and training. */
+const STATE_EVERY = 5000;
 const RECENT_KEY = 'medclipsam.recent';
 const LAST_KEY = 'medclipsam.last';
 const REASON_KEY = 'medclipsam.reason';
+const REPORT_KEY = 'medclipsam.report';
 const MOST_RECENT = 8;
 /** The strategy that offers what waits for a consensus. */
 export const ADJUDICATION = 'adjudication';
@@ -93,6 +100,8 @@ export class Session extends EventTarget {
   opacity = 0.4;
   map: { kind: MapKind; opacity: number; finding: number } | null = null;
   hidden = false;
+  /** Whether the axes of the active finding are drawn. */
+  axes = false;
 
   work: Work | null = null;
   error: string | null = null;
@@ -113,7 +122,16 @@ export class Session extends EventTarget {
   savedBy: string | null = null;
   info: ServerInfo | null = null;
   state: State | null = null;
+  networks: Networks = {};
+  /** Name of the network that runs. */
+  network: string | null = null;
+  /** Why the findings are not measured; null where they are or soon will be. */
+  unmeasured: string | null = null;
 
+  private readonly measured = new WeakMap<Finding['planes'], Measured>();
+  private measuring = false;
+  private measureTimer: ReturnType<typeof setTimeout> | undefined;
+  private watch: ReturnType<typeof setInterval> | undefined;
   private revision: Draft['revision'] = null;
   private timer: ReturnType<typeof setTimeout> | undefined;
   private chain: Promise<void> = Promise.resolve();
@@ -151,7 +169,27 @@ export class Session extends EventTarget {
   }
 
   get hasNetwork(): boolean {
-    return 'network' in (this.info?.models ?? {});
+    return this.networkNames.length > 0;
+  }
+
+  /** Names of the networks that can be run. */
+  get networkNames(): string[] {
+    return Object.keys(this.networks).filter((name) => served(this.networks[name]));
+  }
+
+  /** The version that runs, and whether it could not be validated; null where there is none. */
+  get chosenNetwork(): Network | null {
+    return served(this.networks[this.network ?? '']) ?? null;
+  }
+
+  /** Whether measurements are stored in the PACS with a label that is saved. */
+  get withReport(): boolean {
+    return this.image?.reports === 'offered' && this.storage.getItem(REPORT_KEY) === 'yes';
+  }
+
+  set withReport(wanted: boolean) {
+    this.storage.setItem(REPORT_KEY, wanted ? 'yes' : 'no');
+    this.changed();
   }
 
   get canPropagate(): boolean {
@@ -197,19 +235,96 @@ export class Session extends EventTarget {
     } catch (error) {
       this.fail(error);
     }
-    await this.refreshState();
+    await Promise.all([this.refreshState(), this.refreshNetworks()]);
+    clearInterval(this.watch);
+    this.watch = setInterval(() => {
+      if (!document.hidden && !this.down) {
+        void this.refreshState();
+      }
+    }, STATE_EVERY);
+  }
+
+  stop(): void {
+    clearInterval(this.watch);
   }
 
   async refreshState(): Promise<void> {
     try {
+      const before = this.state;
       this.state = await this.api.state();
       this.changed();
+      const ended = before?.training && !this.state.training;
+      if (before && (ended || before.last?.network !== this.state.last?.network)) {
+        await this.refreshNetworks(true);
+      }
     } catch (error) {
       // it is shown in a corner and nothing depends on it
       if (error instanceof UnreachableError) {
         this.fail(error);
       }
     }
+  }
+
+  /** Ask which networks there are; `tell` says so where there is a new one. */
+  private async refreshNetworks(tell = false): Promise<void> {
+    try {
+      const before = this.networks;
+      this.networks = await this.api.networks();
+      const names = this.networkNames;
+      this.network = this.network && names.includes(this.network) ? this.network : (names[0] ?? null);
+      if (!this.network) {
+        this.model = 'text';
+      }
+      const fresh = names.find((name) => served(this.networks[name])?.version !== served(before[name])?.version);
+      const network = fresh === undefined ? undefined : served(this.networks[fresh]);
+      if (tell && network && !this.work && !this.error) {
+        this.note = `${called(network)} has been trained${network.status === 'unvalidated' ? ', and not been validated' : ''}; choose "By the trained network" to run it.`;
+      }
+      this.changed();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** What the server has measured of a finding; undefined where it has not. */
+  measurementsOf(finding: Finding): Measured | undefined {
+    return this.measured.get(finding.planes);
+  }
+
+  private measureSoon(): void {
+    clearTimeout(this.measureTimer);
+    this.measureTimer = setTimeout(() => void this.measure(), MEASURE_DELAY);
+  }
+
+  /** Have the server measure what has changed. */
+  private async measure(): Promise<void> {
+    const image = this.image;
+    const asked = this.findings.filter((each) => each.planes.size && !this.measured.has(each.planes));
+    // what changes meanwhile is measured after it
+    if (!image || this.measuring || !asked.length) {
+      return;
+    }
+    this.measuring = true;
+    try {
+      const segments = toSegments(asked).map(({ name, planes }) => ({ name, planes }));
+      const found = await this.api.measure(image.image, segments);
+      asked.forEach((finding, k) => {
+        const measured = found[k];
+        if (measured) {
+          this.measured.set(finding.planes, measured);
+        }
+      });
+      this.unmeasured = null;
+      this.measureSoon();
+    } catch (error) {
+      this.unmeasured = error instanceof Error ? error.message : String(error);
+      if (error instanceof UnreachableError) {
+        this.fail(error);
+      }
+    } finally {
+      this.measuring = false;
+    }
+    this.changed();
   }
 
   /** Follow what the viewer shows. */
@@ -256,6 +371,7 @@ export class Session extends EventTarget {
     this.error = this.note = null;
     this.theirs = this.otherDraft = this.asksEmpty = this.adjudication = null;
     this.map = null;
+    this.unmeasured = null;
     this.base = this.savedBy = null;
     this.revision = null;
     this.keptAt = null;
@@ -298,6 +414,7 @@ export class Session extends EventTarget {
     }
     const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
     if (this.findings.length) {
+      this.measureSoon();
       this.reveal();
     } else if (first) {
       this.reveal(first.planes);
@@ -326,9 +443,16 @@ export class Session extends EventTarget {
       this.remember(asked);
     }
     const source: Source = this.model;
-    await this.during(this.model === 'text' ? `Looking for ${asked}` : 'Running the network', async (work) => {
-      const model = this.model === 'text' ? 'text_prompt' : 'network';
-      const params = this.model === 'text' ? { text: asked } : {};
+    const network = source === 'network' ? this.chosenNetwork : null;
+    if (source === 'network' && !network) {
+      this.error = 'No network has been trained on these studies yet.';
+      this.changed();
+      return;
+    }
+    await this.during(network ? `Running ${called(network)}` : `Looking for ${asked}`, async (work) => {
+      const model = network?.name ?? 'text_prompt';
+      const unvalidated = network?.status === 'unvalidated' ? { unvalidated: true } : {};
+      const params = network ? unvalidated : { text: asked };
       const begin = this.findings;
       const masks = new Map<string, Map<number, Runs>>();
       const answer = await this.listen(image, model, params, work, (name, plane, runs) => {
@@ -340,7 +464,7 @@ export class Session extends EventTarget {
         }
         this.preview = partial;
       });
-      this.take(image, answer, source, asked);
+      this.take(image, answer, source, network ? called(network) : asked);
     });
   }
 
@@ -477,7 +601,7 @@ export class Session extends EventTarget {
     }
   }
 
-  private take(image: ImageInfo, answer: Answer, source: Source, text: string): void {
+  private take(image: ImageInfo, answer: Answer, source: Source, what: string): void {
     if (this.image !== image) {
       return;
     }
@@ -495,7 +619,7 @@ export class Session extends EventTarget {
       found ??= planes.size ? taken.id : null;
     }
     this.active = found ?? first ?? this.active;
-    this.push(findings, text || 'network');
+    this.push(findings, what);
     this.reveal();
     if (!answer.segments.length) {
       this.note = answer.params.sentence ?? 'The model answered without a finding.';
@@ -622,6 +746,17 @@ export class Session extends EventTarget {
     this.changed();
   }
 
+  /** Draw the axes of the active finding, on the plane that they are on, or no longer. */
+  toggleAxes(): void {
+    this.axes = !this.axes;
+    const finding = this.activeFinding;
+    const plane = finding && this.measurementsOf(finding)?.long_axis?.plane;
+    if (this.axes && plane !== undefined && plane !== this.plane) {
+      this.goTo(plane);
+    }
+    this.changed();
+  }
+
   private touched(): void {
     if (this.active !== null && !this.activeFinding) {
       this.active = this.findings[0]?.id ?? null;
@@ -629,6 +764,7 @@ export class Session extends EventTarget {
     this.draftState = 'waiting';
     clearTimeout(this.timer);
     this.timer = setTimeout(() => void this.keep(), DRAFT_DELAY);
+    this.measureSoon();
     this.changed();
   }
 
@@ -727,6 +863,15 @@ export class Session extends EventTarget {
       this.note = size
         ? `Saved${asNew ? ' as a new label' : ''}: ${size} finding${size > 1 ? 's' : ''}, read back by the server.`
         : 'Saved: this image has none of these findings.';
+      if (this.withReport) {
+        try {
+          await this.api.storeReport(image.image);
+          this.note += ' Its measurements are in the PACS as a structured report.';
+        } catch (error) {
+          const why = error instanceof Error ? error.message : String(error);
+          this.fail(new Error(`The label is saved, its measurements are not stored in the PACS: ${why}`));
+        }
+      }
       if (this.findings === saved) {
         this.draftState = 'none';
         this.keptAt = null;
@@ -868,10 +1013,22 @@ export class Session extends EventTarget {
     }
     this.down = null;
     this.note = 'The server answers again.';
+    this.measureSoon();
     this.changed();
     await this.flush();
   }
 }
+
+/** Return the version of a network that runs: the one that is served, else the newest that could not be validated. */
+function served(known: Networks[string] | undefined): Network | undefined {
+  const { current, networks } = known ?? { current: null, networks: [] };
+  const published = networks.find((each) => each.version === current);
+  return published ?? networks.findLast((each) => each.status === 'unvalidated');
+}
+
+/** Return what a network is called: "network version 2", or "lungs (network version 2)". */
+export const called = ({ name, version }: Pick<Network, 'name' | 'version'>): string =>
+  name === 'network' ? `network version ${version}` : `${name} (network version ${version})`;
 
 function reviewed(review: Review | null | undefined): string {
   return review ? `; a reviewer has ${review.verdict} it${review.reason ? `: ${review.reason}` : ''}` : '';
@@ -894,6 +1051,8 @@ function evidenceOf(name: string, target: TargetAnswer | undefined, answer: Answ
     threshold: target.presence_threshold ?? null,
     reason: target.reason ?? '',
     doubt: target.doubt ?? '',
+    network: answer.params.network ? called(answer.params.network) : null,
+    uncertaintyScore: target.uncertainty_score ?? null,
     mapPlanes: maps?.planes ?? null,
     saliency: url('saliency'),
     uncertainty: url('uncertainty'),

@@ -47,6 +47,7 @@ export const SHORTCUTS: readonly Shortcut[] = [
   },
   { keys: 'm', what: 'Saliency map', run: (session) => session.toggleMap('saliency') },
   { keys: 'u', what: 'Uncertainty of the network', run: (session) => session.toggleMap('uncertainty') },
+  { keys: 'a', what: 'Axes: the longest diameter and the one across it', run: (session) => session.toggleAxes() },
   { keys: '1 to 9', what: 'Choose a finding', run: () => undefined },
   {
     keys: 'Delete',

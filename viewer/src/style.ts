@@ -300,6 +300,34 @@ export const STYLE = css`
   .size {
     flex: 1;
   }
+  .measured {
+    padding-left: 18px;
+    color: #c3cce4;
+    font-size: 12px;
+  }
+  .about {
+    flex: 1;
+    font-size: 12px;
+    color: #c3cce4;
+  }
+  select,
+  .review a {
+    color: #a9c8ff;
+  }
+  select {
+    padding: 4px;
+    background: #0f1530;
+    border: 1px solid #4a5a94;
+    border-radius: 4px;
+  }
+  .review label {
+    flex-basis: 100%;
+    font-size: 12px;
+  }
+  .review span,
+  .review a {
+    font-size: 12px;
+  }
   .size.none,
   .why {
     color: #f5c878;

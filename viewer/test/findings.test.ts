@@ -95,7 +95,10 @@ describe('findings on the server', () => {
   });
 
   it('keep in drafts what the server said of them, without maps that it soon forgets', () => {
-    const said = { presence: 0.02, threshold: 0.5, reason: 'not found', doubt: '' };
+    const said = {
+      ...{ presence: 0.02, threshold: 0.5, reason: 'not found', doubt: '' },
+      ...{ network: 'network version 2', uncertaintyScore: 0.25 },
+    };
     const evidence = { ...said, mapPlanes: [0], saliency: '/a', uncertainty: null };
     const { findings } = withAnswer([], { ...answer('heart', []), evidence });
     expect(toSegments(findings)[0]).not.toHaveProperty('evidence');

@@ -298,6 +298,100 @@ describe('a session', () => {
     expect(session.asksEmpty).toBeNull();
   });
 
+  it('has what changes measured, and nothing twice', async () => {
+    const asked = (): string[][] =>
+      server.asked
+        .filter((each) => each.path === 'viewer/api/measurements/ct%201')
+        .map((each) => (each.body?.['segments'] as { name: string }[]).map(({ name }) => name));
+    server.answers.set('POST viewer/api/measurements/ct%201', ({ body }) => {
+      const segments = body?.['segments'] as { name: string; planes: { runs: number[] }[] }[];
+      const measurements = segments.map(({ name, planes }) => ({ name, n_voxels: planes[0]?.runs[1] }));
+      return Response.json({ measurements });
+    });
+    const measured = (): (number | undefined)[] =>
+      session.findings.map((each) => session.measurementsOf(each)?.n_voxels);
+    const soon = () => new Promise((done) => setTimeout(done, 400));
+    session.draw(session.begin('a'), 2, [0, 3], 'brush');
+    session.draw(session.begin('b'), 2, [4, 5], 'brush');
+    session.begin('nothing');
+    await soon();
+    expect(measured()).toEqual([3, 5, undefined]);
+    const [first] = session.findings;
+    if (first) {
+      session.draw(first, 2, [0, 2], 'eraser');
+    }
+    await soon();
+    expect(measured()).toEqual([2, 5, undefined]);
+    session.undo();
+    await soon();
+    expect(measured()).toEqual([3, 5, undefined]);
+    expect(asked()).toEqual([['a', 'b'], ['a']]);
+    server.json('POST viewer/api/measurements/ct%201', { detail: 'Broken.' }, 500);
+    session.begin('c');
+    session.draw(session.findings[3] ?? session.begin(), 1, [0, 1], 'brush');
+    await soon();
+    expect(session.unmeasured).toBe('Broken.');
+    expect(session.error).toBeNull();
+  });
+
+  it('runs the network that is served, says so, and offers one that is trained meanwhile', async () => {
+    const version = (number: number, status: string) => ({
+      ...{ name: 'network', version: number, status, reason: 'Too few images.', labels: { lungs: 4 } },
+      ...{ modality: 'CT', metrics: { verdict: { child: 0.8, n: 12 } } },
+    });
+    server.json('GET info/', { models: {}, strategies: {} });
+    server.json('GET viewer/api/state', { training: 'network', last: null });
+    server.json('GET networks/', {});
+    await session.start();
+    expect(session.hasNetwork).toBe(false);
+    server.json('GET viewer/api/state', { training: null, last: { round: 1, state: 'unvalidated', network: null } });
+    server.json('GET networks/', { network: { current: null, networks: [version(1, 'unvalidated')] } });
+    await session.refreshState();
+    expect(session.hasNetwork).toBe(true);
+    expect(session.note).toContain('network version 1');
+    server.lines('POST infer/network', {
+      event: 'result',
+      params: { network: { name: 'network', version: 1 }, targets: [{ name: 'lungs', uncertainty_score: 0.3 }] },
+      segments: [segment('lungs', 1, [0, 3])],
+    });
+    session.model = 'network';
+    await session.run('a text that is not meant');
+    expect(server.last('POST infer/network')?.body).toEqual({ unvalidated: true });
+    expect(session.findings[0]).toMatchObject({ source: 'network', evidence: { network: 'network version 1' } });
+    expect(session.findings[0]?.evidence?.uncertaintyScore).toBe(0.3);
+    const networks = [version(1, 'unvalidated'), version(2, 'published'), version(3, 'refused')];
+    server.json('GET networks/', { network: { current: 2, networks } });
+    server.json('GET viewer/api/state', { last: { round: 2, state: 'published', network: 'network version 2' } });
+    await session.refreshState();
+    expect(session.chosenNetwork?.version).toBe(2);
+    await session.run('');
+    expect(server.last('POST infer/network')?.body).toEqual({});
+    session.stop();
+  });
+
+  it('stores measurements in the PACS where that is chosen, and says where they are not stored', async () => {
+    const open = async (reports: string | null, series: string): Promise<void> => {
+      server.json('GET viewer/api/image', { ...IMAGE, reports });
+      await session.show({ study: 's', series, instance: `${series}-1`, frame: 1 });
+      session.draw(session.begin(), 2, [0, 3], 'brush');
+    };
+    const stored = (): number => server.asked.filter((each) => each.path.endsWith('/report')).length;
+    server.json('PUT viewer/api/labels/ct%201', { segments: [], version: 'v1' });
+    session.withReport = true;
+    await open(null, 'folder');
+    await session.save();
+    expect(stored()).toBe(0);
+    await open('offered', 'pacs');
+    server.json('POST viewer/api/labels/ct%201/report', {});
+    await session.save();
+    expect(stored()).toBe(1);
+    expect(session.note).toContain('PACS');
+    server.json('POST viewer/api/labels/ct%201/report', { detail: 'The PACS is full.' }, 502);
+    await session.save();
+    expect(session.error).toContain('The PACS is full.');
+    expect(session.base).toBe('v1');
+  });
+
   it('refuses two findings of one name', () => {
     const first = session.begin('a');
     session.begin('b');

@@ -87,6 +87,15 @@ class ImageFrames:
         """Return pixels of a frame [rows, columns] as the display plane [H, W]: the inverse of `to_frame`."""
         return frame if self.as_displayed else self.image.layout.plane_to_display(frame)
 
+    def point(self, row: float, column: float) -> tuple[float, float]:
+        """Return a point of a display plane as (x, y), column and row, of its frame.
+
+        Coordinates are in pixels, the centre of the first one at (0, 0).
+        """
+        if not self.as_displayed:
+            row, column = self.image.layout.point_to_stored(row, column, self.image.plane_shape)
+        return column, row
+
     def voxels(self, points: Sequence[tuple[int, float, float]]) -> list[list[int]]:
         """Return points in frames as voxel indices of the file.
 

@@ -71,6 +71,15 @@ class Layout:
             plane = np.swapaxes(plane, 0, 1)
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
+    def point_to_stored(self, row: float, column: float, shape: tuple[int, int]) -> tuple[float, float]:
+        """Return a point of a display plane of some shape as (row, column) of the file's own plane.
+
+        Coordinates are in pixels, the centre of the first one at (0, 0).
+        """
+        row = shape[0] - 1 - row if self.flip_rows else row
+        column = shape[1] - 1 - column if self.flip_columns else column
+        return (column, row) if self.axes[1] > self.axes[2] else (row, column)
+
     def to_stored(self, display: np.ndarray) -> np.ndarray:
         """Return an array [plane, row, column] in stored order [k, j, i]: the exact inverse of `plane`."""
         ordered = np.empty_like(display)

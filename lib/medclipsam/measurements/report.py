@@ -269,21 +269,16 @@ def _drawn(axis: Axis, image: MedicalImage, sources: Sources) -> Any:
     if layout.axes[0] != 0:
         return None
     index = layout.plane_order[axis.plane]
-    shape = image.plane_shape
-    ends = []
-    for point in (axis.start, axis.end):
-        row, column = point
-        row = shape[0] - 1 - row if layout.flip_rows else row
-        column = shape[1] - 1 - column if layout.flip_columns else column
-        # the file's columns are the display's rows where the axes are swapped; DICOM counts from a pixel's corner
-        ends.append([column + 0.5, row + 0.5] if layout.axes[1] < layout.axes[2] else [row + 0.5, column + 0.5])
+    ends = [layout.point_to_stored(*point, image.plane_shape) for point in (axis.start, axis.end)]
     header = sources.headers[index if len(sources.headers) > 1 else 0]
     instance = str(header.SOPInstanceUID)
     frames = None
     if "NumberOfFrames" in header:
         frames = [1 + (index if sources.frames is None else sources.frames[index])]
+    # DICOM has the column first, and counts from a pixel's corner
+    line = np.array([[column + 0.5, row + 0.5] for row, column in ends])
     return sr.CoordinatesForMeasurement(
-        "POLYLINE", np.array(ends), sr.SourceImageForRegion(sources.classes[instance], instance, frames)
+        "POLYLINE", line, sr.SourceImageForRegion(sources.classes[instance], instance, frames)
     )
 
 

@@ -46,6 +46,11 @@ def row(image: str, target: str, label: int, measured: Measurements) -> dict[str
     return {name: entry for name, entry in entries.items() if entry is not None}
 
 
+def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+    """Return lines, as `row` makes them, as the text of a CSV file with its header."""
+    return _text([dict(zip(COLUMNS, COLUMNS, strict=True)), *lines])
+
+
 class MeasurementTable:
     """A CSV file of measurements that grows image by image.
 
@@ -104,7 +109,7 @@ class MeasurementTable:
         else:
             before = _read(self.path) if self._begun else self._kept
             lines = [*(line for line in before if line["image"] != image), *lines]
-            content = _text([dict(zip(COLUMNS, COLUMNS, strict=True)), *lines])
+            content = as_csv(lines)
             replace_file(self.path, ".csv", lambda temporary: temporary.write_text(content, encoding="utf-8"))
             self._begun = True
         self.images.add(image)

@@ -25,7 +25,14 @@ SEGMENT = {
     "source": "text",
     "edited": True,
     "planes": [{"plane": 0, "runs": [0, 3, 5, 2]}],
-    "evidence": {"presence": 0.97, "threshold": 0.5, "reason": "found", "doubt": ""},
+    "evidence": {
+        "presence": 0.97,
+        "threshold": 0.5,
+        "reason": "found",
+        "doubt": "",
+        "network": "network version 2",
+        "uncertainty": 0.25,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -14,7 +15,8 @@ import SimpleITK
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from medclipsam.imaging.frames import decode_runs
+from medclipsam.imaging.frames import decode_runs, encode_runs
+from medclipsam.measurements.table import COLUMNS
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.studies.catalogue import Catalogue
 
@@ -206,6 +208,84 @@ def test_segments_outside_of_the_image_are_refused(client: TestClient) -> None:
     assert _save(client, {"name": "heart", "planes": [{"plane": 3, "runs": [0, 2]}]}).status_code == 400
     assert _save(client, LUNG, LUNG).status_code == 400
     assert client.get("/viewer/api/labels/stack").status_code == 204
+
+
+# -- measurements ----------------------------------------------------------------------------------------------------
+
+
+def _measure(client: TestClient, image: str, *segments: Any) -> Any:
+    return client.post(f"/viewer/api/measurements/{image}", json={"segments": list(segments)})
+
+
+def test_what_is_drawn_is_measured_as_it_is_drawn(client: TestClient, studies: Path) -> None:
+    """Ten rows by twenty columns of one frame, and a single pixel of another; nothing of them is kept."""
+    values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(studies / "stack.nii.gz"))
+    box = np.zeros((40, 60), bool)
+    box[5:15, 30:50] = True
+    planes = [{"plane": 1, "runs": encode_runs(box)}, {"plane": 2, "runs": [0, 1]}]
+    answer = _measure(client, "stack", {"name": "box", "planes": planes}, {"name": "nothing", "planes": []})
+    found, nothing = answer.json()["measurements"]
+    # the file's planes are 2.5 mm apart, its rows 0.8 mm and its columns 0.7 mm
+    assert found["volume_mm3"] == pytest.approx(201 * 2.5 * 0.8 * 0.7)
+    assert (found["n_components"], found["n_planes"], found["n_voxels"]) == (2, 2, 201)
+    long = found["long_axis"]
+    assert long["plane"] == 1
+    # the axis is on the frame as it is sent to viewers
+    for x, y in (long["start"], long["end"]):
+        assert 29.5 <= x <= 49.5
+        assert 4.5 <= y <= 14.5
+    (x0, y0), (x1, y1) = long["start"], long["end"]
+    assert np.hypot(0.7 * (x1 - x0), 0.8 * (y1 - y0)) == pytest.approx(long["length_mm"])
+    assert np.hypot(x1 - x0, y1 - y0) == pytest.approx(long["length_pixels"])
+    within = np.append(values[1][box], values[2, 0, 0]).astype(float)
+    assert found["values"]["mean"] == pytest.approx(within.mean())
+    assert found["values"]["sd"] == pytest.approx(within.std(ddof=1))
+    assert nothing == {**dict.fromkeys(found), "name": "nothing", "n_voxels": 0, "n_components": 0, "n_planes": 0}
+    assert client.get("/viewer/api/labels/stack").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("image", "body", "status"),
+    [
+        ("nobody", {"segments": []}, 404),
+        ("stack", {"segments": [], "base": None}, 400),
+        ("stack", {"segments": [LUNG, LUNG]}, 400),
+        ("stack", {"segments": [{"name": "heart", "planes": [{"plane": 3, "runs": [0, 2]}]}]}, 400),
+        ("stack", {}, 400),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(client: TestClient, image: str, body: Any, status: int) -> None:
+    answer = client.post(f"/viewer/api/measurements/{image}", json=body)
+    assert answer.status_code == status
+    assert answer.json()["detail"].endswith(".")
+
+
+def test_a_saved_label_is_measured_for_tables_and_programs(client: TestClient) -> None:
+    where = "/viewer/api/measurements/stack"
+    assert client.get(where).status_code == 404
+    version = _save(client, LUNG, HEART).json()["version"]
+    told = client.get(where).json()
+    # each as it was drawn, where they overlap too
+    assert [each["n_voxels"] for each in told["measurements"]] == [40, 35]
+    assert told["version"] == version
+    assert told["measurements"] == _measure(client, "stack", LUNG, HEART).json()["measurements"]
+    answer = client.get(where, params={"format": "csv"})
+    assert answer.headers["content-type"].startswith("text/csv")
+    lines = list(csv.DictReader(io.StringIO(answer.text)))
+    assert tuple(lines[0]) == COLUMNS
+    assert [(line["image"], line["target"], line["label"], line["n_voxels"]) for line in lines] == [
+        ("stack", "left lung", "11", "40"),
+        ("stack", "heart", "13", "35"),
+    ]
+    assert float(lines[0]["volume_mm3"]) == pytest.approx(told["measurements"][0]["volume_mm3"])
+    assert client.get(where, params={"format": "xml"}).status_code == 400
+
+
+def test_reports_are_for_a_pacs(client: TestClient) -> None:
+    _save(client, LUNG)
+    answer = client.post("/viewer/api/labels/stack/report")
+    assert answer.status_code == 400
+    assert "CSV" in answer.json()["detail"]
 
 
 def test_the_state_counts_what_was_saved(client: TestClient) -> None:

@@ -46,7 +46,10 @@ def test_a_published_network_segments_and_says_how_sure_it_is(
     params = answer.json()
     assert params["label_names"] == {"breast tumour": 1}
     assert params["network"]["version"] == 1
-    assert params["weights"]["network"]["sha256"] == NetworkStore(place / "networks").get("network", 1).identity
+    made = NetworkStore(place / "networks").get("network", 1)
+    assert params["network"]["dice"] == made.metrics["verdict"]["child"]
+    assert all(target["reason"] in params["sentence"] for target in params["targets"])
+    assert params["weights"]["network"]["sha256"] == made.identity
     mask = ask(client, output="image", result_extension=".nii.gz")
     (tmp_path / "mask.nii.gz").write_bytes(mask.content)
     found = nibabel.load(tmp_path / "mask.nii.gz").get_fdata()

@@ -848,6 +848,39 @@ def test_a_label_is_stored_as_a_labelmap_with_a_report_of_its_measurements(
     assert finding.values["VOXELS", ""] == (picture > 128).sum()
 
 
+@pytest.fixture(params=["BINARY", "LABELMAP"])
+def of_each_kind(request: pytest.FixtureRequest, conf: dict[str, str]) -> None:
+    conf["pacs_seg_type"] = request.param
+
+
+@pytest.mark.usefixtures("of_each_kind")
+def test_a_report_of_a_label_is_stored_when_it_is_asked_for(
+    viewer: TestClient, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path
+) -> None:
+    where = f"/viewer/api/labels/{film}/report"
+    assert viewer.post(where).status_code == 404
+    assert _put(viewer, film, _label(tmp_path, picture, 11)).status_code == 200
+
+    def reports() -> list[pydicom.Dataset]:
+        return [data for data in pacs.instances if data.get("Manufacturer") == "medclipsam" and data.Modality == "SR"]
+
+    assert reports() == []
+    names = viewer.post(where).json()
+    (report,) = reports()
+    assert names == {"SeriesInstanceUID": report.SeriesInstanceUID, "SOPInstanceUID": report.SOPInstanceUID}
+    report.save_as(tmp_path / "sr.dcm")
+    (finding,) = read_report(tmp_path / "sr.dcm")
+    (stored,) = pacs.segmentations
+    assert (finding.name, finding.segmentation, finding.segment) == ("left lung", stored.SOPInstanceUID, 1)
+    assert finding.values["VOXELS", ""] == (picture > 128).sum()
+    # once for each label
+    assert viewer.post(where).json() == names
+    assert len(reports()) == 1
+    assert _put(viewer, film, _label(tmp_path, picture < 99, 13)).status_code == 200
+    assert viewer.post(where).json() != names
+    assert len(reports()) == 2
+
+
 @pytest.mark.usefixtures("as_labelmap_with_report")
 def test_a_label_is_saved_where_the_server_refuses_its_report(
     viewer: TestClient, app: MedClipSamApp, pacs: Pacs, film: str, picture: np.ndarray, tmp_path: Path

@@ -262,7 +262,7 @@ class NetworkTask(ModelTask[NetworkRequest]):
             for name, label in network.labels.items()
         ]
         params = {
-            "sentence": " ".join(target.pop("reason") for target in targets),
+            "sentence": " ".join(target["reason"] for target in targets),
             "targets": targets,
             "uncertainty": {
                 "method": options.uncertainty,
@@ -274,7 +274,7 @@ class NetworkTask(ModelTask[NetworkRequest]):
                 "name": network.name,
                 "version": network.version,
                 "status": network.status,
-                "dice": network.metrics.get("dice"),
+                "dice": network.metrics.get("verdict", {}).get("child"),
             },
             "weights": weights,
             "options": options.to_dict(),

@@ -42,7 +42,7 @@ from medclipsam.imaging.dicom_seg import (
 from medclipsam.imaging.dicom_series import Slice, kind_of, volumes_of
 from medclipsam.imaging.label_map import LabelMap, check_same_masks
 from medclipsam.imaging.write import replace_file
-from medclipsam.measurements import measure
+from medclipsam.measurements import Measurements, measure
 from medclipsam.measurements.report import write_report
 from medclipsam.server.base.errors import BusyError, ConflictError, UnknownError
 from medclipsam.server.studies.datastore import FINAL, FileRecord, ImageRecord
@@ -961,15 +961,57 @@ class DicomWebStudies(LabelFiles):
     def _store_report(self, made: Dataset, label: LabelMap, text: LabelText) -> dict[str, str]:
         """Store a label's measurements, and return the report's UIDs, or why there is none: the label is saved."""
         try:
-            with _temporary(".dcm") as path:
-                measured = [measure(label.mask_of(segment.label or 0), label.image) for segment in text.segments]
-                report = write_report(measured, made, label.image, path, creator=text.creator)
-                names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-                study, series, instance = (str(report[name].value) for name in names)
-                self.pacs.store(path.read_bytes(), study, series, instance)
+            measured = [measure(label.mask_of(segment.label or 0), label.image) for segment in text.segments]
+            return self._send_report(measured, made, label.image, text.creator)
         except MedClipSamError as error:
             logger.warning("The measurements of a label were not stored: %s", error)
             return {"error": str(error)}
+
+    def store_report(self, image_id: str) -> dict[str, str]:
+        """Store the measurements of an image's final label as a structured report, and return the report's UIDs.
+
+        One that this server has stored for the label already is not stored again.
+
+        Raises
+        ------
+        UnknownError
+            If there is no final label.
+        UpstreamError
+            If the server refuses the report.
+        InputError
+            If no report can be made of the label.
+        """
+        stored = self._labels().get(image_id) if self.get_label_uri(image_id, FINAL) else None
+        if stored is None:
+            raise UnknownError(f"Image {image_id!r} has no final label to measure.")
+        known = self.get_label_info(image_id, FINAL)
+        if known.get("SOPInstanceUID") == stored.reference.instance and "SOPInstanceUID" in known.get("report", {}):
+            return dict(known["report"])
+        image = self._images.read(Path(self.get_image_uri(image_id)))
+        reference = stored.reference
+        folder = self._root / f".{image_id}.report.{os.getpid()}{_PARTIAL}"
+        try:
+            self.pacs.retrieve(
+                stored.study, reference.series, folder, reference.instance, 1, frozenset({reference.instance})
+            )
+            made = dcmread(folder / "0.dcm", stop_before_pixels=True)
+            labels, segments = self._read_segmentation(folder / "0.dcm", image)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        measured = [measure(labels.mask_of(label), image) for label, _ in segments]
+        report = self._send_report(measured, made, image, str(made.get("ContentCreatorName") or ""))
+        self.update_label_info(image_id, FINAL, {"report": report})
+        return report
+
+    def _send_report(
+        self, measured: Sequence[Measurements], made: Dataset, image: MedicalImage, creator: str
+    ) -> dict[str, str]:
+        """Store a report of measurements, and return its UIDs."""
+        with _temporary(".dcm") as path:
+            report = write_report(measured, made, image, path, creator=creator)
+            names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+            study, series, instance = (str(report[name].value) for name in names)
+            self.pacs.store(path.read_bytes(), study, series, instance)
         return {"SeriesInstanceUID": series, "SOPInstanceUID": instance}
 
     @contextmanager

@@ -57,6 +57,8 @@ class DraftEvidence(BaseModel):
     threshold: float | None = None
     reason: Annotated[str, StringConstraints(max_length=2000)] = ""
     doubt: Annotated[str, StringConstraints(max_length=2000)] = ""
+    network: Annotated[str, StringConstraints(max_length=200)] | None = None
+    uncertainty: float | None = None
 
 
 class DraftSegment(BaseModel):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -14,15 +17,22 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from medclipsam.base.errors import InputError, OptionError
+from medclipsam.imaging.frames import ImageFrames
+from medclipsam.imaging.label_map import label_numbers
+from medclipsam.measurements import Axis, measure
+from medclipsam.measurements.table import as_csv, row
 from medclipsam.server.api.access import AsAnnotator, AsUser
 from medclipsam.server.api.routes.common import App, caller_of, give_client, viewer_turns
 from medclipsam.server.api.routes.tasks import running_trainer
 from medclipsam.server.base.audit import Caller
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.names import checked_name
+from medclipsam.server.inference.drawn import Segment, read_segments
 from medclipsam.server.learning.rounds import reader_of
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.saved import SaveConflictError, SavedSegments
+from medclipsam.server.studies.datastore import FINAL
+from medclipsam.server.studies.dicomweb import DicomWebStudies
 from medclipsam.server.studies.images import unknown_image
 
 router = APIRouter(prefix="/viewer/api", tags=["Viewer"])
@@ -52,7 +62,9 @@ def image(
     """Answer the image's id, and the instance and frame of each of its planes in the order of the plane index.
 
     Everything else that is sent to and from a viewer names planes by this index, and points and masks in the frame's
-    own pixels. `spacing_mm` is that of planes (null for a single one, or where not known), rows and columns.
+    own pixels. `spacing_mm` is that of planes (null for a single one, or where not known), rows and columns. `reports`
+    says whether measurements of a saved label are stored in the PACS as a structured report: "always", "offered", where
+    the route that stores one does, or null in a folder.
     """
     give_client(request, response)
     with viewer_turns.of(user.username):
@@ -69,7 +81,15 @@ def image(
         "planes": [{"sop": instance, "frame": number} for instance, number in frames.frames],
         "labelled": app.datastore().get_labels_by_image_id(image_id),
         "lease": app.rounds.lease_of(image_id),
+        "reports": _reports(app),
     }
+
+
+def _reports(app: MedClipSamApp) -> Literal["always", "offered"] | None:
+    store = app.datastore()
+    if not isinstance(store, DicomWebStudies):
+        return None
+    return "always" if store.pacs.options.reports else "offered"
 
 
 @router.get("/labels/{image}", summary="Get the final label in segments", responses={204: {"description": "No label"}})
@@ -108,6 +128,96 @@ async def put_label(request: Request, app: App, saved: SavedStore, user: AsAnnot
         return _answer({**answer, **({"corrections": corrections} if corrections else {})})
 
     return await run_in_threadpool(put)
+
+
+@router.post("/labels/{image}/report", summary="Store the final label's measurements in the PACS")
+def store_report(app: App, request: Request, user: AsAnnotator, image: str) -> dict[str, str]:
+    """Store the measurements of the final label as a structured report (TID 1500) beside its DICOM SEG.
+
+    Answers the UIDs of the report. One that is stored for this label already is not stored again.
+    """
+    store, name = app.datastore(), _known_image(app, image)
+    if not isinstance(store, DicomWebStudies):
+        raise InputError(
+            "Reports of measurements are stored in a PACS, and these studies are in a folder; "
+            "GET /viewer/api/measurements/{image} answers them as CSV or JSON."
+        )
+    with viewer_turns.of(user.username):
+        report = store.store_report(name)
+    app.audit.label(caller_of(request, user.username), "measurements stored", name, FINAL)
+    return report
+
+
+@router.post("/measurements/{image}", summary="Measure segments that are drawn")
+async def measure_drawn(request: Request, app: App, user: AsUser, image: str) -> Response:
+    """Answer `measurements`: what each segment of the body measures on the image, in the order of the segments.
+
+    The body is a JSON object with `segments`, as a label has them; nothing is kept. An axis has its `plane`,
+    `length_mm` (null where distances are not known), `length_pixels`, and its `start` and `end` as [x, y] in pixels of
+    the plane's frame.
+    """
+    body = await request.body()
+
+    def work() -> Response:
+        name, given = _known_image(app, image), _object(body, {"segments"})
+        with viewer_turns.of(user.username):
+            frames = app.viewed.frames(name)
+            segments = read_segments(given.get("segments"), frames)
+            return _answer({"measurements": _measured(segments, frames)})
+
+    return await run_in_threadpool(work)
+
+
+@router.get(
+    "/measurements/{image}",
+    summary="Get the measurements of the final label",
+    responses={200: {"content": {"text/csv": {}}}, 404: {"description": "No such image, or it has no label"}},
+)
+def measure_label(
+    request: Request, app: App, saved: SavedStore, user: AsUser, image: str, format: Literal["json", "csv"] = "json"
+) -> Response:
+    """Answer what each segment of the final label measures: JSON as for drawn segments, or CSV.
+
+    The CSV file has the columns that `medclipsam segment --measure` writes.
+    """
+    name = _known_image(app, image)
+    with viewer_turns.of(user.username):
+        frames = app.viewed.frames(name)
+        label = saved.get(name, caller_of(request, user.username), frames)
+        if label is None:
+            raise UnknownError(f"Image {name!r} has no final label to measure.")
+        segments = read_segments(
+            [{"name": each["name"], "planes": each["planes"]} for each in label["segments"]], frames
+        )
+        if format == "json":
+            told = {"image": name, "version": label["version"], "measurements": _measured(segments, frames)}
+            return _answer(told)
+        numbers = label_numbers([segment.name for segment in segments], app.label_table)
+        lines = [row(name, each.name, numbers[each.name], measure(each.mask, frames.image)) for each in segments]
+    file = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    headers = {"Content-Disposition": f'attachment; filename="{file}-measurements.csv"', "Cache-Control": "no-store"}
+    return Response(as_csv(lines), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _measured(segments: Sequence[Segment], frames: ImageFrames) -> list[dict[str, Any]]:
+    found = []
+    for segment in segments:
+        measured = measure(segment.mask, frames.image)
+        axes = {name: _drawn_axis(getattr(measured, name), frames) for name in ("long_axis", "short_axis")}
+        found.append({"name": segment.name, **measured.to_dict(), **axes})
+    return found
+
+
+def _drawn_axis(axis: Axis | None, frames: ImageFrames) -> dict[str, Any] | None:
+    if axis is None:
+        return None
+    return {
+        "plane": axis.plane,
+        "length_mm": axis.length_mm,
+        "length_pixels": math.dist(axis.start, axis.end),
+        "start": list(frames.point(*axis.start)),
+        "end": list(frames.point(*axis.end)),
+    }
 
 
 @router.get("/maps/{token}/{kind}", summary="Get a plane of a map as a picture")
@@ -198,7 +308,7 @@ def state_of(app: MedClipSamApp, caller: Caller, *, reviews: bool = False) -> di
     if training:
         parts.append(f"training {training}")
     elif rounds["retrain_after"]:
-        parts.append(f"{rounds['new_labels']} of {rounds['retrain_after']} labels until the next training")
+        parts.append(f"{rounds['new_labels']} of {rounds['retrain_after']} labels for the next training")
     if waiting:
         parts.append(f"{waiting} {'waits' if waiting == 1 else 'wait'} for adjudication")
     return {

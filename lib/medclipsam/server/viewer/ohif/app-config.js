@@ -9,10 +9,13 @@
 		routerBasename: viewer.replace(/\/$/, ""),
 		extensions: [`${viewer}medclipsam/extension.js`],
 		modes: [`${viewer}medclipsam/mode.js`],
-		customizationService: { "workList.onStudyDoubleClick": { $set: {
-			commandName: "launchDefaultMode",
-			commandOptions: { workflowId: "medclipsam.annotate" }
-		} } },
+		customizationService: {
+			autoCineModalities: { $set: ["US"] },
+			"workList.onStudyDoubleClick": { $set: {
+				commandName: "launchDefaultMode",
+				commandOptions: { workflowId: "medclipsam.annotate" }
+			} }
+		},
 		showStudyList: true,
 		maxNumberOfWebWorkers: 3,
 		showLoadingIndicator: true,

@@ -54,6 +54,20 @@ var Api = class {
 	info() {
 		return this.json("GET", "info/");
 	}
+	networks() {
+		return this.json("GET", "networks/");
+	}
+	async measure(image, segments) {
+		const path = `viewer/api/measurements/${quoted(image)}`;
+		return (await this.json("POST", path, { segments })).measurements;
+	}
+	/** Return where the measurements of the saved label are, as a file. */
+	measurements(image, format) {
+		return `${this.root}viewer/api/measurements/${quoted(image)}?format=${format}`;
+	}
+	async storeReport(image) {
+		await this.send("POST", `viewer/api/labels/${quoted(image)}/report`);
+	}
 	state() {
 		return this.json("GET", "viewer/api/state");
 	}
@@ -469,14 +483,16 @@ function toDraft(findings) {
 	return toSegments(findings).map((segment, place) => {
 		const evidence = findings[place]?.evidence;
 		if (!evidence) return segment;
-		const { presence, threshold, reason, doubt } = evidence;
+		const { presence, threshold, reason, doubt, network, uncertaintyScore } = evidence;
 		return {
 			...segment,
 			evidence: {
 				presence,
 				threshold,
 				reason,
-				doubt
+				doubt,
+				network,
+				uncertainty: uncertaintyScore
 			}
 		};
 	});
@@ -490,17 +506,25 @@ function fromSegments(segments, size) {
 			source: segment.source ?? "hand",
 			edited: segment.edited ?? true,
 			planes: planesOf(segment, size),
-			evidence: segment.evidence ? {
-				...segment.evidence,
-				mapPlanes: null,
-				saliency: null,
-				uncertainty: null
-			} : null,
+			evidence: segment.evidence ? fromKept(segment.evidence) : null,
 			...colour ? { colour } : {}
 		});
 		findings = [...findings, made];
 	}
 	return findings;
+}
+function fromKept({ presence, threshold, reason, doubt, network, uncertainty }) {
+	return {
+		presence,
+		threshold,
+		reason,
+		doubt,
+		network: network ?? null,
+		uncertaintyScore: uncertainty ?? null,
+		mapPlanes: null,
+		saliency: null,
+		uncertainty: null
+	};
 }
 /** Steps back and forth between lists of findings. */
 var History = class {
@@ -608,10 +632,14 @@ function structuresInWords({ told }) {
 /** Mark of the time at which the last answer of a model came. */
 var ANSWERED = "medclipsam.answer";
 var DRAFT_DELAY = 700;
+var MEASURE_DELAY = 300;
 var LOOK_AGAIN = 3e3;
+/** Milliseconds between two looks at rounds and training. */
+var STATE_EVERY = 5e3;
 var RECENT_KEY = "medclipsam.recent";
 var LAST_KEY = "medclipsam.last";
 var REASON_KEY = "medclipsam.reason";
+var REPORT_KEY = "medclipsam.report";
 var MOST_RECENT = 8;
 /** The strategy that offers what waits for a consensus. */
 var ADJUDICATION = "adjudication";
@@ -641,6 +669,7 @@ var Session = class extends EventTarget {
 		this.opacity = .4;
 		this.map = null;
 		this.hidden = false;
+		this.axes = false;
 		this.work = null;
 		this.error = null;
 		this.note = null;
@@ -655,6 +684,11 @@ var Session = class extends EventTarget {
 		this.savedBy = null;
 		this.info = null;
 		this.state = null;
+		this.networks = {};
+		this.network = null;
+		this.unmeasured = null;
+		this.measured = /* @__PURE__ */ new WeakMap();
+		this.measuring = false;
 		this.revision = null;
 		this.chain = Promise.resolve();
 		this.loading = null;
@@ -685,7 +719,23 @@ var Session = class extends EventTarget {
 		return planes.length > 1 && stacked;
 	}
 	get hasNetwork() {
-		return "network" in (this.info?.models ?? {});
+		return this.networkNames.length > 0;
+	}
+	/** Names of the networks that can be run. */
+	get networkNames() {
+		return Object.keys(this.networks).filter((name) => served(this.networks[name]));
+	}
+	/** The version that runs, and whether it could not be validated; null where there is none. */
+	get chosenNetwork() {
+		return served(this.networks[this.network ?? ""]) ?? null;
+	}
+	/** Whether measurements are stored in the PACS with a label that is saved. */
+	get withReport() {
+		return this.image?.reports === "offered" && this.storage.getItem(REPORT_KEY) === "yes";
+	}
+	set withReport(wanted) {
+		this.storage.setItem(REPORT_KEY, wanted ? "yes" : "no");
+		this.changed();
 	}
 	get canPropagate() {
 		const refine = this.info?.models["refine"];
@@ -721,15 +771,75 @@ var Session = class extends EventTarget {
 		} catch (error) {
 			this.fail(error);
 		}
-		await this.refreshState();
+		await Promise.all([this.refreshState(), this.refreshNetworks()]);
+		clearInterval(this.watch);
+		this.watch = setInterval(() => {
+			if (!document.hidden && !this.down) this.refreshState();
+		}, STATE_EVERY);
+	}
+	stop() {
+		clearInterval(this.watch);
 	}
 	async refreshState() {
 		try {
+			const before = this.state;
 			this.state = await this.api.state();
 			this.changed();
+			const ended = before?.training && !this.state.training;
+			if (before && (ended || before.last?.network !== this.state.last?.network)) await this.refreshNetworks(true);
 		} catch (error) {
 			if (error instanceof UnreachableError) this.fail(error);
 		}
+	}
+	/** Ask which networks there are; `tell` says so where there is a new one. */
+	async refreshNetworks(tell = false) {
+		try {
+			const before = this.networks;
+			this.networks = await this.api.networks();
+			const names = this.networkNames;
+			this.network = this.network && names.includes(this.network) ? this.network : names[0] ?? null;
+			if (!this.network) this.model = "text";
+			const fresh = names.find((name) => served(this.networks[name])?.version !== served(before[name])?.version);
+			const network = fresh === void 0 ? void 0 : served(this.networks[fresh]);
+			if (tell && network && !this.work && !this.error) this.note = `${called(network)} has been trained${network.status === "unvalidated" ? ", and not been validated" : ""}; choose "By the trained network" to run it.`;
+			this.changed();
+		} catch (error) {
+			this.fail(error);
+		}
+	}
+	/** What the server has measured of a finding; undefined where it has not. */
+	measurementsOf(finding) {
+		return this.measured.get(finding.planes);
+	}
+	measureSoon() {
+		clearTimeout(this.measureTimer);
+		this.measureTimer = setTimeout(() => void this.measure(), MEASURE_DELAY);
+	}
+	/** Have the server measure what has changed. */
+	async measure() {
+		const image = this.image;
+		const asked = this.findings.filter((each) => each.planes.size && !this.measured.has(each.planes));
+		if (!image || this.measuring || !asked.length) return;
+		this.measuring = true;
+		try {
+			const segments = toSegments(asked).map(({ name, planes }) => ({
+				name,
+				planes
+			}));
+			const found = await this.api.measure(image.image, segments);
+			asked.forEach((finding, k) => {
+				const measured = found[k];
+				if (measured) this.measured.set(finding.planes, measured);
+			});
+			this.unmeasured = null;
+			this.measureSoon();
+		} catch (error) {
+			this.unmeasured = error instanceof Error ? error.message : String(error);
+			if (error instanceof UnreachableError) this.fail(error);
+		} finally {
+			this.measuring = false;
+		}
+		this.changed();
 	}
 	/** Follow what the viewer shows. */
 	async show(shown) {
@@ -768,6 +878,7 @@ var Session = class extends EventTarget {
 		this.error = this.note = null;
 		this.theirs = this.otherDraft = this.asksEmpty = this.adjudication = null;
 		this.map = null;
+		this.unmeasured = null;
 		this.base = this.savedBy = null;
 		this.revision = null;
 		this.keptAt = null;
@@ -802,8 +913,10 @@ var Session = class extends EventTarget {
 			this.note = `${what} of this image is shown${reviewed(label.review)}.`;
 		}
 		const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
-		if (this.findings.length) this.reveal();
-		else if (first) this.reveal(first.planes);
+		if (this.findings.length) {
+			this.measureSoon();
+			this.reveal();
+		} else if (first) this.reveal(first.planes);
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
 		this.changed();
 	}
@@ -825,9 +938,16 @@ var Session = class extends EventTarget {
 			this.remember(asked);
 		}
 		const source = this.model;
-		await this.during(this.model === "text" ? `Looking for ${asked}` : "Running the network", async (work) => {
-			const model = this.model === "text" ? "text_prompt" : "network";
-			const params = this.model === "text" ? { text: asked } : {};
+		const network = source === "network" ? this.chosenNetwork : null;
+		if (source === "network" && !network) {
+			this.error = "No network has been trained on these studies yet.";
+			this.changed();
+			return;
+		}
+		await this.during(network ? `Running ${called(network)}` : `Looking for ${asked}`, async (work) => {
+			const model = network?.name ?? "text_prompt";
+			const unvalidated = network?.status === "unvalidated" ? { unvalidated: true } : {};
+			const params = network ? unvalidated : { text: asked };
 			const begin = this.findings;
 			const masks = /* @__PURE__ */ new Map();
 			const answer = await this.listen(image, model, params, work, (name, plane, runs) => {
@@ -842,7 +962,7 @@ var Session = class extends EventTarget {
 				}).findings;
 				this.preview = partial;
 			});
-			this.take(image, answer, source, asked);
+			this.take(image, answer, source, network ? called(network) : asked);
 		});
 	}
 	get drawn() {
@@ -955,7 +1075,7 @@ var Session = class extends EventTarget {
 			this.fail(error);
 		}
 	}
-	take(image, answer, source, text) {
+	take(image, answer, source, what) {
 		if (this.image !== image) return;
 		let findings = this.findings;
 		let first = null;
@@ -976,7 +1096,7 @@ var Session = class extends EventTarget {
 			found ??= planes.size ? taken.id : null;
 		}
 		this.active = found ?? first ?? this.active;
-		this.push(findings, text || "network");
+		this.push(findings, what);
 		this.reveal();
 		if (!answer.segments.length) this.note = answer.params.sentence ?? "The model answered without a finding.";
 	}
@@ -1073,11 +1193,20 @@ var Session = class extends EventTarget {
 		else this.error = finding ? `There is no ${kind} map of ${finding.name}; ${kind === "saliency" ? "a text" : "a network"} makes one.` : "Choose a finding first.";
 		this.changed();
 	}
+	/** Draw the axes of the active finding, on the plane that they are on, or no longer. */
+	toggleAxes() {
+		this.axes = !this.axes;
+		const finding = this.activeFinding;
+		const plane = finding && this.measurementsOf(finding)?.long_axis?.plane;
+		if (this.axes && plane !== void 0 && plane !== this.plane) this.goTo(plane);
+		this.changed();
+	}
 	touched() {
 		if (this.active !== null && !this.activeFinding) this.active = this.findings[0]?.id ?? null;
 		this.draftState = "waiting";
 		clearTimeout(this.timer);
 		this.timer = setTimeout(() => void this.keep(), DRAFT_DELAY);
+		this.measureSoon();
 		this.changed();
 	}
 	/** Keep at once what waits to be kept. */
@@ -1162,6 +1291,13 @@ var Session = class extends EventTarget {
 			await this.api.dropDraft(image.image).catch((error) => this.fail(error));
 			const size = saved.filter((each) => each.planes.size).length;
 			this.note = size ? `Saved${asNew ? " as a new label" : ""}: ${size} finding${size > 1 ? "s" : ""}, read back by the server.` : "Saved: this image has none of these findings.";
+			if (this.withReport) try {
+				await this.api.storeReport(image.image);
+				this.note += " Its measurements are in the PACS as a structured report.";
+			} catch (error) {
+				const why = error instanceof Error ? error.message : String(error);
+				this.fail(/* @__PURE__ */ new Error(`The label is saved, its measurements are not stored in the PACS: ${why}`));
+			}
 			if (this.findings === saved) {
 				this.draftState = "none";
 				this.keptAt = null;
@@ -1276,10 +1412,21 @@ var Session = class extends EventTarget {
 		}
 		this.down = null;
 		this.note = "The server answers again.";
+		this.measureSoon();
 		this.changed();
 		await this.flush();
 	}
 };
+/** Return the version of a network that runs: the one that is served, else the newest that could not be validated. */
+function served(known) {
+	const { current, networks } = known ?? {
+		current: null,
+		networks: []
+	};
+	return networks.find((each) => each.version === current) ?? networks.findLast((each) => each.status === "unvalidated");
+}
+/** Return what a network is called: "network version 2", or "lungs (network version 2)". */
+var called = ({ name, version }) => name === "network" ? `network version ${version}` : `${name} (network version ${version})`;
 function reviewed(review) {
 	return review ? `; a reviewer has ${review.verdict} it${review.reason ? `: ${review.reason}` : ""}` : "";
 }
@@ -1296,6 +1443,8 @@ function evidenceOf(name, target, answer) {
 		threshold: target.presence_threshold ?? null,
 		reason: target.reason ?? "",
 		doubt: target.doubt ?? "",
+		network: answer.params.network ? called(answer.params.network) : null,
+		uncertaintyScore: target.uncertainty_score ?? null,
 		mapPlanes: maps?.planes ?? null,
 		saliency: url("saliency"),
 		uncertainty: url("uncertainty")
@@ -1472,6 +1621,7 @@ var Overlay = class {
 				context.drawImage(this.scratch, -.5, -.5);
 			}
 		}
+		if (session.axes && !session.hidden) this.drawAxes(context, plane, 1 / Math.hypot(a, b));
 		this.drawMarks(context, 1 / Math.hypot(a, b));
 		if (performance.getEntriesByName("medclipsam.answer").length) {
 			performance.measure("medclipsam.overlay", ANSWERED);
@@ -1521,6 +1671,19 @@ var Overlay = class {
 	put(bitmap, image, colour, opacity = this.session.opacity) {
 		const picture = new ImageData(paint(bitmap, image.columns, colour, opacity), image.columns, image.rows);
 		this.scratch.getContext("2d", { willReadFrequently: true })?.putImageData(picture, 0, 0);
+	}
+	/** Draw the axes of the active finding, where they are on the plane. */
+	drawAxes(context, plane, pixel) {
+		const finding = this.session.activeFinding;
+		const measured = finding && this.session.measurementsOf(finding);
+		for (const axis of [measured?.long_axis, measured?.short_axis]) if (axis?.plane === plane) for (const [width, colour] of [[4, "rgb(0 0 0 / 0.7)"], [1.5, "white"]]) {
+			context.lineWidth = width * pixel;
+			context.strokeStyle = colour;
+			context.beginPath();
+			context.moveTo(...axis.start);
+			context.lineTo(...axis.end);
+			context.stroke();
+		}
 	}
 	drawMarks(context, pixel) {
 		const { session } = this;
@@ -2320,77 +2483,42 @@ function row(session, { reader, shown, colour, visible, masks }) {
 }
 // src/measure.ts
 /**
-* Sizes of findings in units that radiologists use.
+* Sizes and measurements of findings in units that radiologists use.
 */
-/** Return the corners of the convex hull, counter-clockwise (Andrew's monotone chain). */
-function convexHull(points) {
-	const sorted = [...points].sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-	if (sorted.length < 3) return sorted;
-	const half = (all) => {
-		const hull = [];
-		for (const point of all) {
-			for (;;) {
-				const a = hull.at(-2);
-				const b = hull.at(-1);
-				if (!a || !b || (b[0] - a[0]) * (point[1] - a[1]) - (b[1] - a[1]) * (point[0] - a[0]) > 0) break;
-				hull.pop();
-			}
-			hull.push(point);
-		}
-		hull.pop();
-		return hull;
-	};
-	return [...half(sorted), ...half(sorted.reverse())];
-}
-/** Return the longest distance between two pixel centres of a plane's mask, with the spacing of rows and columns. */
-function diameter(runs, columns, spacing) {
-	const ends = [];
-	for (let k = 0; k < runs.length; k += 2) {
-		const start = runs[k] ?? 0;
-		const last = start + (runs[k + 1] ?? 1) - 1;
-		for (let row = Math.floor(start / columns); row <= Math.floor(last / columns); row++) {
-			const left = Math.max(start, row * columns) - row * columns;
-			const right = Math.min(last, (row + 1) * columns - 1) - row * columns;
-			ends.push([left * spacing[1], row * spacing[0]], [right * spacing[1], row * spacing[0]]);
-		}
-	}
-	const hull = convexHull(ends);
-	let longest = 0;
-	for (const [index, a] of hull.entries()) for (const b of hull.slice(index + 1)) longest = Math.max(longest, Math.hypot(a[0] - b[0], a[1] - b[1]));
-	return longest;
-}
-function sizeOf(planes, geometry) {
-	const spacing = geometry.spacing_mm;
-	let pixels = 0;
-	let used = 0;
-	let longest = 0;
-	let where = null;
-	for (const [plane, runs] of planes) {
-		const here = area(runs);
-		if (!here) continue;
-		used += 1;
-		pixels += here;
-		const across = diameter(runs, geometry.columns, spacing ? [spacing[1], spacing[2]] : [1, 1]);
-		if (where === null || across > longest) {
-			longest = across;
-			where = plane;
-		}
-	}
+function sizeOf(planes, { spacing_mm: spacing }) {
+	const areas = [...planes.values()].map(area);
+	const pixels = areas.reduce((sum, each) => sum + each, 0);
 	return {
 		pixels,
-		planes: used,
+		planes: areas.filter((each) => each > 0).length,
 		volume_ml: spacing?.[0] ? pixels * spacing[0] * spacing[1] * spacing[2] / 1e3 : null,
-		area_mm2: spacing ? pixels * spacing[1] * spacing[2] : null,
-		diameter: longest,
-		diameter_plane: where
+		area_mm2: spacing ? pixels * spacing[1] * spacing[2] : null
 	};
 }
-var figures = (value) => value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+function figures(value) {
+	const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+	return value.toFixed(digits).replace("-", "−");
+}
 /** Return a size in words: volume for volumes, area for single planes, pixels where the image has no spacing. */
 function inWords(size, isVolume) {
 	if (!size.pixels) return "empty";
-	if (size.area_mm2 === null) return `${size.pixels} pixels, ${figures(size.diameter)} pixels across`;
-	return `${isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm²`}, ${figures(size.diameter)} mm across`;
+	if (size.area_mm2 === null) return `${size.pixels} pixels`;
+	return isVolume && size.volume_ml !== null ? `${figures(size.volume_ml)} mL` : `${figures(size.area_mm2)} mm\u00b2`;
+}
+/** Return the axes, the values and the number of parts in words; empty for an empty finding. */
+function measuredInWords({ long_axis: long, short_axis: short, values, n_components: parts }) {
+	if (!long || !short) return "";
+	const lengths = long.length_mm !== null && short.length_mm !== null ? `${figures(long.length_mm)} \u00d7 ${figures(short.length_mm)} mm` : `${figures(long.length_pixels)} \u00d7 ${figures(short.length_pixels)} pixels`;
+	const unit = values?.unit === "HU" ? " HU" : "";
+	return [
+		lengths,
+		values ? `${figures(values.mean)} \u00b1 ${figures(values.sd)}${unit}` : "",
+		parts === 1 ? "1 part" : `${parts} parts`
+	].filter(Boolean).join(" · ");
+}
+/** Return what the figures of `measuredInWords` are, for who does not know. */
+function measuredAtLength({ long_axis: long, values }) {
+	return `Longest diameter${long ? ` on plane ${long.plane + 1}` : ""} \u00d7 the longest one across it${values ? `; mean \u00b1 standard deviation${values.unit === "HU" ? "" : " of the stored values"}, from ${figures(values.minimum)} to ${figures(values.maximum)}` : ""}; connected parts`;
 }
 // src/shortcuts.ts
 var tool = (chosen) => (session) => session.setTool(chosen);
@@ -2472,6 +2600,11 @@ var SHORTCUTS = [
 		keys: "u",
 		what: "Uncertainty of the network",
 		run: (session) => session.toggleMap("uncertainty")
+	},
+	{
+		keys: "a",
+		what: "Axes: the longest diameter and the one across it",
+		run: (session) => session.toggleAxes()
 	},
 	{
 		keys: "1 to 9",
@@ -2868,6 +3001,34 @@ var STYLE = i$3`
   .size {
     flex: 1;
   }
+  .measured {
+    padding-left: 18px;
+    color: #c3cce4;
+    font-size: 12px;
+  }
+  .about {
+    flex: 1;
+    font-size: 12px;
+    color: #c3cce4;
+  }
+  select,
+  .review a {
+    color: #a9c8ff;
+  }
+  select {
+    padding: 4px;
+    background: #0f1530;
+    border: 1px solid #4a5a94;
+    border-radius: 4px;
+  }
+  .review label {
+    flex-basis: 100%;
+    font-size: 12px;
+  }
+  .review span,
+  .review a {
+    font-size: 12px;
+  }
   .size.none,
   .why {
     color: #f5c878;
@@ -3002,6 +3163,25 @@ function completed(text, suggestion) {
 var title = ({ name, modality }) => /^[\d.]{20,}$/.test(name) ? `${modality ?? "An"} image` : name;
 /** Return who it was; without log-in the server knows a browser's number alone, which says nothing to people. */
 var person = (by) => !by || by.startsWith("browser-") ? "Somebody else" : by;
+/** Return what has made a finding, and whether somebody has changed it since. */
+function madeBy({ source, edited, evidence, planes }) {
+	const unsure = evidence?.uncertaintyScore;
+	return [{
+		text: "by text",
+		network: [`by ${evidence?.network ?? "a network"}`, typeof unsure === "number" && planes.size ? `uncertainty ${unsure.toFixed(2)}` : ""],
+		clicks: "by clicks",
+		hand: planes.size ? "by hand" : ""
+	}[source], edited && source !== "hand" && source !== "clicks" ? "corrected" : ""].flat().filter(Boolean).join(", ");
+}
+function aboutNetwork(network) {
+	const { labels, metrics, modality, status, reason } = network;
+	const name = called(network);
+	const finds = `${name[0]?.toUpperCase() ?? ""}${name.slice(1)} finds ${Object.keys(labels).join(", ")}`;
+	const { child, n } = metrics.verdict ?? { n: 0 };
+	const score = typeof child === "number" ? `; Dice ${child.toFixed(2)} on ${plural(n, "validation image")}` : "";
+	const doubt = status === "unvalidated" ? ` It has not been validated: ${reason}` : "";
+	return `${finds}${modality ? ` in ${modality}` : ""}${score}.${doubt}`;
+}
 var plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 var Panel = class Panel extends i {
 	constructor(..._args) {
@@ -3053,8 +3233,21 @@ var Panel = class Panel extends i {
 		return this.renderRoot.querySelector("#text");
 	}
 	focusText() {
+		if (this.session.model === "network") {
+			this.choose("text");
+			return;
+		}
 		this.input?.focus();
 		this.input?.select();
+	}
+	/** Choose what makes the mask, and go where it is started. */
+	choose(model) {
+		this.session.model = model;
+		this.session.changed();
+		this.updateComplete.then(() => {
+			if (model === "text") this.focusText();
+			else this.renderRoot.querySelector("#run")?.focus();
+		});
 	}
 	typed(event) {
 		this.text = event.target.value;
@@ -3142,9 +3335,7 @@ var Panel = class Panel extends i {
 			pixels: 0,
 			planes: 0,
 			volume_ml: null,
-			area_mm2: null,
-			diameter: 0,
-			diameter_plane: null
+			area_mm2: null
 		};
 	}
 	render() {
@@ -3166,12 +3357,18 @@ var Panel = class Panel extends i {
 		const count = image?.planes.length ?? 1;
 		const planes = count > 1 ? `${count} ${this.session.isVolume ? "planes" : "frames"}` : "";
 		const until = image?.lease?.until;
-		const lease = until ? ` · kept for you until ${new Date(until).toLocaleTimeString()}` : "";
+		const lease = until ? `kept for you until ${new Date(until).toLocaleTimeString()}` : "";
+		const about = [
+			image?.modality,
+			planes,
+			lease,
+			savedBy === null ? "" : "labelled"
+		];
 		return b`
       <header>
         <div class="image">
           <h2>${image ? title(image) : "No image"}</h2>
-          <p>${image ? [image.modality, planes].filter(Boolean).join(" · ") + lease : "Open a series at the left."}${savedBy !== null ? " · labelled" : ""}</p>
+          <p>${image ? about.filter(Boolean).join(" · ") : "Open a series at the left."}</p>
         </div>
         <button
           class="quiet"
@@ -3190,7 +3387,6 @@ var Panel = class Panel extends i {
 		const { session } = this;
 		const byText = session.model === "text";
 		const recent = session.recent.filter((each) => each !== this.text).slice(0, 4);
-		const open = this.suggestions.length > 0;
 		return b`
       <div class="ask">
         <div class="choice" role="radiogroup" aria-label="What makes the mask">
@@ -3201,16 +3397,47 @@ var Panel = class Panel extends i {
                   name="model"
                   .checked=${session.model === model}
                   ?disabled=${model === "network" && !session.hasNetwork}
-                  @change=${() => {
-			session.model = model;
-			session.changed();
-		}}
+                  @change=${() => this.choose(model)}
                 />
                 ${model === "text" ? "By text" : "By the trained network"}
               </label>
             `)}
         </div>
         ${!session.hasNetwork && session.info ? b`<p class="hint">No network has been trained on these studies yet.</p>` : A}
+        ${byText ? this.field() : this.network()}
+        ${byText && recent.length ? b`<div class="recent">
+              <span>Recent</span>
+              ${recent.map((each) => b`<button class="chip" title="Run: ${each}" @click=${() => this.run(each)}>${each}</button>`)}
+            </div>` : A}
+      </div>
+    `;
+	}
+	network() {
+		const { session } = this;
+		const { chosenNetwork: network, networkNames: names } = session;
+		return b`
+      <div class="row field">
+        ${names.length > 1 ? b`<select
+              id="network"
+              aria-label="Network"
+              @change=${(event) => {
+			session.network = event.target.value;
+			session.changed();
+		}}
+            >
+              ${names.map((name) => b`<option value=${name} ?selected=${name === session.network}>${name}</option>`)}
+            </select>` : A}
+        <p class="about">${network ? aboutNetwork(network) : A}</p>
+        <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
+          Run
+        </button>
+      </div>
+    `;
+	}
+	field() {
+		const { session } = this;
+		const open = this.suggestions.length > 0;
+		return b`
         <div class="row field">
           <input
             id="text"
@@ -3225,14 +3452,13 @@ var Panel = class Panel extends i {
             autocomplete="off"
             spellcheck="false"
             maxlength="1000"
-            ?disabled=${!byText}
             .value=${this.text}
             @input=${(event) => this.typed(event)}
             @keydown=${(event) => this.keyed(event)}
             @blur=${() => setTimeout(() => this.closeSuggestions(), 150)}
           />
           <button class="main" id="run" ?disabled=${!session.image || session.work !== null} @click=${() => this.run()}>
-            ${byText ? "Find" : "Run"}
+            Find
           </button>
           <ul id="suggestions" role="listbox" aria-label="Known targets" ?hidden=${!open}>
             ${this.suggestions.map((each, k) => b`
@@ -3251,11 +3477,6 @@ var Panel = class Panel extends i {
               `)}
           </ul>
         </div>
-        ${byText && recent.length ? b`<div class="recent">
-              <span>Recent</span>
-              ${recent.map((each) => b`<button class="chip" title="Run: ${each}" @click=${() => this.run(each)}>${each}</button>`)}
-            </div>` : A}
-      </div>
     `;
 	}
 	messages() {
@@ -3408,7 +3629,7 @@ var Panel = class Panel extends i {
 		const { session } = this;
 		const { evidence } = finding;
 		const active = finding.id === session.active;
-		const size = this.sizeInWords(finding);
+		const size = [this.sizeInWords(finding), madeBy(finding)].filter(Boolean).join(", ");
 		const presence = evidence?.presence;
 		const empty = !finding.planes.size;
 		return b`
@@ -3460,10 +3681,17 @@ var Panel = class Panel extends i {
           <span class="size ${empty ? "none" : ""}">${size}</span>
           ${presence === null || presence === void 0 ? A : this.presence(presence, evidence?.threshold ?? null)}
         </div>
+        ${empty ? A : this.measured(finding)}
         ${empty && evidence?.reason ? b`<p class="why">${evidence.reason}</p>` : A}
         ${!empty && evidence?.doubt ? b`<p class="why">${evidence.doubt}</p>` : A}
       </li>
     `;
+	}
+	measured(finding) {
+		const { session } = this;
+		const measured = session.measurementsOf(finding);
+		if (measured) return b`<p class="measured" title=${measuredAtLength(measured)}>${measuredInWords(measured)}</p>`;
+		return session.unmeasured ? b`<p class="measured" title=${session.unmeasured}>not measured</p>` : b`<p class="measured">measuring ...</p>`;
 	}
 	presence(score, threshold) {
 		const told = `Presence ${score.toFixed(2)}${threshold === null ? "" : `, threshold ${threshold.toFixed(2)}`}`;
@@ -3517,6 +3745,16 @@ var Panel = class Panel extends i {
               ${kind === "saliency" ? "Saliency" : "Uncertainty"}
             </button>
           `)}
+        <button
+          id="axes"
+          aria-pressed=${session.axes ? "true" : "false"}
+          class=${session.axes ? "on" : ""}
+          ?disabled=${!activeFinding?.planes.size}
+          title="Draw the longest diameter and the one across it (A)"
+          @click=${() => session.toggleAxes()}
+        >
+          Axes
+        </button>
         ${map ? b`<label class="slider"
               >Map
               <input
@@ -3563,7 +3801,7 @@ var Panel = class Panel extends i {
                 Adjudicate (${session.state.to_adjudicate})
               </button>` : A}
         </div>
-        ${session.sampleReason ? b`<p class="hint">${session.sampleReason}</p>` : A}
+        ${this.report()} ${session.sampleReason ? b`<p class="hint">${session.sampleReason}</p>` : A}
         ${this.leaving ? b`<div class="conflict" role="alert">
               <p>This image has unsaved work; it is kept as a draft and comes back when you do.</p>
               <button
@@ -3587,6 +3825,30 @@ var Panel = class Panel extends i {
             </div>` : A}
         ${session.savedBy !== null || session.base ? this.reviewing() : A}
       </footer>
+    `;
+	}
+	/** What becomes of the measurements of what is saved. */
+	report() {
+		const { session } = this;
+		const { image, base } = session;
+		if (!image) return A;
+		return b`
+      <div class="review" id="measurements">
+        ${image.reports === "offered" ? b`<label>
+              <input
+                type="checkbox"
+                id="report"
+                .checked=${session.withReport}
+                @change=${(event) => {
+			session.withReport = event.target.checked;
+		}}
+              />
+              Save the measurements to the PACS too (DICOM SR)
+            </label>` : A}
+        ${base ? b`<span>Measurements of the saved label:</span>
+              <a href=${session.api.measurements(image.image, "csv")} download>CSV</a>
+              <a href=${session.api.measurements(image.image, "json")} target="_blank" rel="noopener">JSON</a>` : A}
+      </div>
     `;
 	}
 	reviewing() {
@@ -3733,6 +3995,7 @@ var extension = {
 		session.flush();
 		overlays?.stop();
 		shortcuts.stop();
+		session.stop();
 	},
 	getPanelModule: () => [{
 		name: "text",
