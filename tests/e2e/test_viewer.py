@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,18 @@ from urllib.parse import quote
 import numpy as np
 import psutil
 import pytest
+import requests
 import SimpleITK
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 
 from medclipsam.base.metrics import dice
+from medclipsam.imaging import read_image
+from medclipsam.imaging.dicom_seg import SegmentInfo, write_segmentation
+from medclipsam.imaging.frames import encode_runs
+from medclipsam.measurements import measure
+from medclipsam.measurements.report import write_report
 from medclipsam.server.base.ohif import VARIABLE, install_viewer
+from medclipsam.targets import TargetSet
 
 AXE = Path(__file__).parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
 SMALL, LARGE = {"width": 1280, "height": 800}, {"width": 1920, "height": 1080}
@@ -570,6 +578,209 @@ def test_many_findings_on_many_planes_take_little_memory(
     server.stop()
 
 
+def test_a_project_goes_from_its_first_image_to_a_network_in_the_panel(
+    join: Any, start: Callable[..., Any], tumours: Any, viewer_files: Path
+) -> None:
+    """List, text, correction, save, next sample, training, and the network's mask and uncertainty."""
+    options = {**tumours.training, "targets": "breast tumour", "keep": 1, "epochs": 4, "iterations": 10}
+    truths, held = tumours.truths, tumours.held
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        tumours.draw(studies)
+        return tumours.serve(studies, port, "--retrain-after", "6", "--retrain-options", json.dumps(options))
+
+    server = start(command, **{VARIABLE: str(viewer_files)})
+    free = [name for name in tumours.names if name not in held]
+    # what others have drawn: the validation images, and some to learn from
+    for name in [*held, *free[2:6]]:
+        planes = [{"plane": 0, "runs": encode_runs(truths[name])}]
+        body = {"segments": [{"name": "breast tumour", "planes": planes}], "base": None}
+        answer = requests.put(f"{server.url}/viewer/api/labels/{name}", json=body, timeout=60)
+        assert answer.ok, answer.text
+    ann = join(server)
+    ann.choose(f"{free[0]}.png")
+    ann.find("breast tumour")
+    annotated = []
+    for turn in range(2):
+        image = ann.image()
+        annotated.append(image["image"])
+        if turn:
+            ann.find("breast tumour")
+        row, column = np.argwhere(truths[image["image"]]).mean(axis=0).round()
+        ann.key("b")
+        ann.drag((column, row), (column + 2, row))
+        ann.settled()
+        drawn = ann.draft()["breast tumour"]
+        assert drawn[0, int(row), int(column)]
+        finding = ann.page.locator(".finding")
+        expect(finding.locator(".measured")).to_contain_text("part")
+        (told,) = _measured(server.url, image["image"], {"breast tumour": drawn})
+        expect(finding.locator(".measured")).to_contain_text(f"{told['long_axis']['length_pixels']:.1f} × ")
+        ann.key("Control+s")
+        ann.says("read back")
+        if not turn:
+            expect(ann.page.locator('input[name="model"]').nth(1)).to_be_disabled()
+            ann.key(".")
+            ann.page.wait_for_function(f"""() => !location.search.includes('{image["study"]}')""")
+            ann.ready()
+    assert len({*annotated, *held, *free[2:6]}) == len(held) + 6
+
+    # without a reload the panel says that it is trained, and which it is
+    expect(ann.page.locator(".messages")).to_contain_text("etwork version 1 has been trained", timeout=60_000)
+    ann.page.locator("label", has_text="By the trained network").click()
+    expect(ann.page.locator(".about")).to_contain_text("breast tumour in US; Dice 0.")
+    ann.page.keyboard.press("Enter")
+    row = ann.page.locator(".finding", has_text="by network version 1")
+    expect(row).to_be_visible()
+    ann.settled()
+    # beside what was corrected by hand, and just as the server answers it
+    assert ann.names() == ["breast tumour", "breast tumour (2)"]
+    lines = requests.post(
+        f"{server.url}/infer/network",
+        params={"image": annotated[-1]},
+        json={},
+        headers={"Accept": "application/x-ndjson"},
+        timeout=60,
+    ).text.splitlines()
+    answer, image = json.loads(lines[-1]), ann.image()
+    mask = decode(answer["segments"], image)["breast tumour"]
+    assert np.array_equal(ann.draft()["breast tumour (2)"], mask)
+    expect(row).to_contain_text(f"uncertainty {answer['params']['targets'][0]['uncertainty_score']:.2f}")
+    masks = ann.drawn()
+    ann.key("u")
+    ann.page.wait_for_function(
+        "() => performance.getEntriesByType('resource').some(each => each.name.includes('/uncertainty'))"
+    )
+    ann.page.wait_for_timeout(300)
+    # it has colour where there is no mask too
+    assert ann.drawn()[~masks].mean() > 0.05
+    # on the page of all studies it is told what is labelled
+    ann.page.goto(server.url)
+    ann.page.select_option("#labelled", "true")
+    expect(ann.page.locator("#studies li .done").first).to_contain_text("labelled")
+    expect(ann.page.locator("#studies li")).to_have_count(len(held) + 6)
+    server.stop()
+
+
+def _measured(url: str, image: str, masks: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return what the server measures of masks, bool [n_planes, rows, columns]."""
+    segments = [
+        {"name": name, "planes": [{"plane": k, "runs": encode_runs(each)} for k, each in enumerate(mask) if each.any()]}
+        for name, mask in masks.items()
+    ]
+    answer = requests.post(f"{url}/viewer/api/measurements/{image}", json={"segments": segments}, timeout=60)
+    assert answer.ok, answer.text
+    return list(answer.json()["measurements"])
+
+
+_SEGMENTATION = """() => {
+    const [found] = services.segmentationService.getSegmentations();
+    const { imageIds } = found.representationData.Labelmap;
+    return {
+        segments: Object.fromEntries(Object.values(found.segments).map(each => [each.label, each.segmentIndex])),
+        planes: imageIds.map(id => {
+            const { referencedImageId, voxelManager } = cornerstone.cache.getImage(id);
+            return [referencedImageId, Array.from(voxelManager.getScalarData())];
+        }),
+    };
+}"""
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_ohif_shows_labels_and_reports_of_measurements(
+    join: Any, pacs: Any, pacs_phantoms: Any, orthanc: Any, tmp_path: Path, kind: Any
+) -> None:
+    """In its own viewer: the voxels and names of a SEG, and the axes and sizes of an SR, as they were written."""
+    phantom, targets = pacs_phantoms["chest-ct-2"], TargetSet.load()
+    for number, content in enumerate(phantom.contents()):
+        (tmp_path / f"{number}.dcm").write_bytes(content)
+    image = read_image(tmp_path)
+    names = ["lungs CT", "heart"]
+    labels = np.zeros((image.n_planes, *image.plane_shape), np.uint8)
+    for name in names:
+        in_file_order = phantom.masks[name.removesuffix(" CT")]
+        labels[image.layout.to_display(in_file_order)] = targets.get(name).label
+    segments = [SegmentInfo(name, targets.get(name).label, targets.get(name).code) for name in names]
+    place = tmp_path / "made"
+    place.mkdir()
+    made = write_segmentation(labels, image, segments, place / "seg.dcm", kind=kind, series_description=kind)
+    measured = [measure(labels == segment.label, image) for segment in segments]
+    write_report(measured, made, image, place / "sr.dcm")
+    orthanc.store(file.read_bytes() for file in place.iterdir())
+
+    ann = join(pacs)
+    ann.page.set_default_timeout(60_000)
+    ann.page.goto(f"{ann.url}/viewer/viewer?StudyInstanceUIDs={phantom.study_uid}")
+    series = ann.page.locator('[data-cy="study-browser-thumbnail-no-image"]')
+    series.nth(1).wait_for()
+    ann.page.get_by_role("button", name="Skip all").click()
+    series.filter(has_text=kind).dblclick()
+    ann.page.wait_for_function("() => services.segmentationService.getSegmentations().length === 1")
+    found = ann.page.evaluate(_SEGMENTATION)
+    numbers = {name: number for name, number in found["segments"].items() if name != "Background"}
+    assert numbers == {name: number for number, name in enumerate(names, start=1)}
+    order = [str(file.SOPInstanceUID) for file in phantom.files]
+    shown = np.zeros((len(order), phantom.files[0].Rows, phantom.files[0].Columns), np.uint8)
+    for address, values in found["planes"]:
+        instance = _FRAME.search(address)
+        assert instance is not None
+        shown[order.index(instance[3])] = np.reshape(values, shown.shape[1:])
+    for name, number in numbers.items():
+        in_file = image.layout.to_stored(labels == targets.get(name).label)
+        assert np.array_equal(shown == number, in_file), name
+
+    series.filter(has_text="Measurements").last.dblclick()
+    for name, each in (("Long axis", measured[0].long_axis_mm), ("Short axis", measured[0].short_axis_mm)):
+        expect(ann.page.locator("body")).to_contain_text(f"{name}: {each:.2f} mm", timeout=30_000)
+    # the panel's overlay and keys are not in OHIF's own modes
+    assert ann.page.locator(".medclipsam-overlay").count() == 0
+
+
+def _serious(page: Page, what: str = "document") -> list[tuple[str, str]]:
+    """Return the serious findings of axe."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    told = page.evaluate(f"async () => (await axe.run({what})).violations")
+    return [(each["id"], each["nodes"][0]["html"]) for each in told if each["impact"] in ("serious", "critical")]
+
+
+def test_the_start_page_and_the_questions_of_the_panel_can_be_used_by_all(join: Any, folder: Any) -> None:
+    ann = join(folder)
+    ann.page.goto(folder.url)
+    expect(ann.page.locator("#studies li").first).to_be_visible()
+    assert _serious(ann.page) == []
+    # of the list of studies the mode's button is ours
+    ann.page.goto(f"{folder.url}/viewer/")
+    expect(ann.page.locator("tr", has_text="film.png").first).to_be_visible()
+    ann.choose("film.png")
+    ann.clear()
+    panel = "'medclipsam-panel'"
+    ann.page.click("#new")
+    ann.key("Control+s")
+    ann.says("Nothing is drawn")
+    assert _serious(ann.page, panel) == []
+    ann.page.get_by_role("button", name="Back", exact=True).click()
+    ann.drag((20, 20), (50, 20))
+    ann.settled()
+    ann.key(".")
+    expect(ann.page.get_by_role("alert").filter(has_text="unsaved work")).to_be_visible()
+    assert _serious(ann.page, panel) == []
+    ann.page.get_by_role("button", name="Stay").click()
+    ann.key("Control+s")
+    ann.says("read back")
+    ann.page.click("#reject")
+    expect(ann.page.get_by_label("Reason")).to_be_visible()
+    assert _serious(ann.page, panel) == []
+    # somebody else saves meanwhile
+    address = f"{folder.url}/viewer/api/labels/{ann.image()['image']}"
+    body = {"segments": [{"name": "heart", "planes": []}], "base": None, "as_new": True}
+    assert requests.put(address, json=body, timeout=60).ok
+    ann.drag((20, 40), (50, 40))
+    ann.settled()
+    ann.key("Control+s")
+    ann.says("pink")
+    assert _serious(ann.page, panel) == []
+
+
 def test_the_panel_can_be_used_by_all(join: Any, folder: Any) -> None:
     """With keys alone, and without a serious finding of axe."""
     ann = join(folder)
@@ -583,10 +794,7 @@ def test_the_panel_can_be_used_by_all(join: Any, folder: Any) -> None:
     ann.settled()
     ann.key("?")
     expect(ann.page.locator(".keys")).to_be_visible()
-    ann.page.evaluate(AXE.read_text(encoding="utf-8"))
-    told = ann.page.evaluate("async () => (await axe.run('medclipsam-panel')).violations")
-    serious = [(each["id"], each["nodes"][0]["html"]) for each in told if each["impact"] in ("serious", "critical")]
-    assert serious == []
+    assert _serious(ann.page, "'medclipsam-panel'") == []
 
 
 def test_what_is_refused_is_told_in_place(join: Any, folder: Any) -> None:

@@ -94,6 +94,10 @@ const extension = {
     overlays = new Overlays(servicesManager.services);
   },
   onModeEnter: ({ extensionManager }: ModeContext) => {
+    // OHIF calls it in all of its modes
+    if (!location.pathname.startsWith(`${viewerRoot}annotate`)) {
+      return;
+    }
     const { exports } = extensionManager.getModuleEntry(
       '@ohif/extension-cornerstone.utilityModule.common',
     ) as CornerstoneModule;

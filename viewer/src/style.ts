@@ -74,7 +74,8 @@ export const STYLE = css`
     border-color: #2357c5;
     color: #fff;
   }
-  button.on {
+  button.on,
+  button.on:hover:not(:disabled) {
     background: #b9d2ff;
     border-color: #b9d2ff;
     color: #071033;

@@ -209,6 +209,8 @@ def write_segmentation(
         made.ReferencedInstanceSequence = DicomSequence([_superseded(each) for each in earlier])
 
     if kind == "LABELMAP":
+        # the background last: OHIF takes the place of a segment among the others for its number
+        made.SegmentSequence = DicomSequence(sorted(made.SegmentSequence, key=lambda each: not each.SegmentNumber))
         made.compress(uid.RLELossless, generate_instance_uid=False)
 
     def write(temporary: Path) -> None:

@@ -341,6 +341,13 @@ def test_people_find_what_they_look_for_with_what_is_labelled(client: TestClient
     assert (found["film"]["study"], found["film"]["series"]) == (film.StudyInstanceUID, film.SeriesInstanceUID)
     assert client.get(f"/{found['chest']['picture']}").headers["content-type"] == "image/jpeg"
     _save(client, LUNG)
+    (stack,) = client.get("/viewer/api/studies?labelled=true").json()["studies"]
+    label = client.get("/viewer/api/labels/stack").json()
+    assert stack["label"] == {key: label[key] for key in ("by", "at", "review")}
+    assert stack["lease"] is None
+    offered = client.post("/activelearning/random", json={"client_id": "ada"}).json()["id"]
+    (kept,) = client.get("/viewer/api/studies", params={"q": offered}).json()["studies"]
+    assert (kept["label"], kept["lease"]["holder"]) == (None, "ada")
     for query, expected in {
         "labelled=true": ["stack"],
         "labelled=false": ["broken", "chest", "film"],
@@ -365,5 +372,7 @@ def test_a_review_keeps_its_reason_with_the_label(make_client: Any, tmp_path: Pa
     said = {"image": "stack", "verdict": "rejected", "reason": "The apex is missing."}
     assert client.put("/rounds/reviews", params=said, headers=rob).json()["reason"] == said["reason"]
     label = client.get("/viewer/api/labels/stack", headers=ada).json()
+    (listed,) = client.get("/viewer/api/studies?labelled=true", headers=ada).json()["studies"]
+    assert (listed["label"]["by"], listed["label"]["review"]) == ("ada", label["review"])
     assert label["review"] == {"verdict": "rejected", "by": "rob", "reason": said["reason"]}
     assert client.put("/rounds/reviews", params={**said, "reason": "x" * 1001}, headers=rob).status_code == 400

@@ -63,7 +63,8 @@ def test_each_page_of_the_viewer_is_its_one_page(client: TestClient, folder: Pat
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"'sha256-{digest}'" in policy
     scripts = next(part for part in policy.split(";") if part.strip().startswith("script-src"))
-    assert "'unsafe-eval'" not in scripts
+    # OHIF's own modes read segmentations with functions that they compile
+    assert ("'unsafe-eval'" in scripts) is not path.startswith("annotate")
     assert "'unsafe-inline'" not in scripts
 
 

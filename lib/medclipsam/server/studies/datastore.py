@@ -109,6 +109,10 @@ class Datastore(ABC):
         """Return what is known of a label."""
 
     @abstractmethod
+    def kept_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what is known of a label without asking another server; empty where nothing is."""
+
+    @abstractmethod
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the image's id for each tag that it has a label of."""
 

@@ -85,6 +85,10 @@ class LabelFiles(Datastore):
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return what is known of a label; empty where there is none."""
+        return self.kept_label_info(label_id, label_tag)
+
+    def kept_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what is known of a label without asking another server; empty where nothing is."""
         label = self._datastore.label(label_id, label_tag)
         return label.info if label else {}
 

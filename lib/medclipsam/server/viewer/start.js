@@ -37,6 +37,15 @@
     return frame;
   }
 
+  // Without log-in the server knows a browser's number alone, which says nothing to people.
+  const person = name => (name && !name.startsWith('browser-') ? name : '');
+
+  function labelOf(label) {
+    const at = label && label.at ? new Date(label.at).toLocaleDateString() : '';
+    const by = label ? person(label.by) : '';
+    return ['\u2713 labelled', by && `by ${by}`, at].filter(Boolean).join(' ');
+  }
+
   function entryOf(study) {
     const link = document.createElement('a');
     link.href = `viewer/annotate?StudyInstanceUIDs=${encodeURIComponent(study.study)}`;
@@ -47,7 +56,14 @@
       element('div', 'about', study.fault || about.filter(Boolean).join(', '))
     );
     if (study.labelled) {
-      link.append(element('div', 'done', '\u2713 labelled'));
+      link.append(element('div', 'done', labelOf(study.label)));
+      const { review } = study.label || {};
+      if (review) {
+        const verdict = review.verdict === 'approved' ? 'approved' : 'rejected';
+        link.append(element('div', verdict, [verdict, review.by && `by ${review.by}`, review.reason].filter(Boolean).join(', ')));
+      }
+    } else if (study.lease) {
+      link.append(element('div', 'about', `kept for ${person(study.lease.holder) || 'somebody'}`));
     } else if (study.tags.length) {
       link.append(element('div', 'about', 'pre-annotation'));
     }

@@ -20,6 +20,21 @@ from medclipsam.server.studies.images import unknown_image
 router = APIRouter(prefix="/viewer/api/drafts", tags=["Viewer"])
 
 
+def _schema() -> dict[str, Any]:
+    """Return the schema of a draft with its parts in their places: OpenAPI does not find them by their own names."""
+    schema = Draft.model_json_schema()
+    parts = schema.pop("$defs")
+
+    def whole(given: Any) -> Any:
+        if isinstance(given, dict) and "$ref" in given:
+            return whole(parts[given["$ref"].rpartition("/")[2]])
+        if isinstance(given, dict):
+            return {key: whole(value) for key, value in given.items()}
+        return [whole(each) for each in given] if isinstance(given, list) else given
+
+    return dict(whole(schema))
+
+
 @router.get("/{image}", summary="Get the draft of an image", responses={204: {"description": "There is none"}})
 def get_draft(request: Request, app: App, user: AsUser, image: str) -> Response:
     """Answer the asker's draft; each annotator has drafts of their own.
@@ -39,7 +54,7 @@ def get_draft(request: Request, app: App, user: AsUser, image: str) -> Response:
 @router.put(
     "/{image}",
     summary="Keep the draft of an image",
-    openapi_extra={"requestBody": {"content": {"application/json": {"schema": Draft.model_json_schema()}}}},
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema()}}}},
     responses={409: {"description": "Another draft than that of `revision` is kept; it is in `draft`"}},
 )
 async def keep_draft(request: Request, app: App, user: AsUser, image: str) -> Response:

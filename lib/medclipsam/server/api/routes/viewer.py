@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import math
@@ -31,9 +32,10 @@ from medclipsam.server.inference.drawn import Segment, read_segments
 from medclipsam.server.learning.rounds import reader_of
 from medclipsam.server.monai_label.app import MedClipSamApp
 from medclipsam.server.monai_label.saved import SaveConflictError, SavedSegments
-from medclipsam.server.studies.datastore import FINAL
+from medclipsam.server.studies.datastore import FINAL, Datastore
 from medclipsam.server.studies.dicomweb import DicomWebStudies
 from medclipsam.server.studies.images import unknown_image
+from medclipsam.studies.final import SAVED_BY
 
 router = APIRouter(prefix="/viewer/api", tags=["Viewer"])
 
@@ -258,7 +260,11 @@ def studies(
     q: Annotated[str, Query(max_length=200, description="words that names must hold")] = "",
     labelled: Annotated[bool | None, Query(description="those with a final label, or those without")] = None,
 ) -> dict[str, Any]:
-    """Answer `total` and `studies`: id, name, modality, planes, labels, picture and DICOM names of each image."""
+    """Answer `total` and `studies`: id, name, modality, planes, labels, picture and DICOM names of each image.
+
+    `label` says of a final label who saved it, when, and what a reviewer has said of it, as far as it is known without
+    asking a PACS; `lease` for whom an image is kept that has none.
+    """
     store, viewed = app.datastore(), app.viewed
     if viewed.catalogue is not None:
         viewed.catalogue.wait()
@@ -282,12 +288,22 @@ def studies(
                 "image": image_id,
                 **told,
                 "labelled": image_id in done,
+                "label": _about_label(store, image_id) if image_id in done else None,
+                "lease": None if image_id in done else app.rounds.lease_of(image_id),
                 "tags": sorted(store.get_labels_by_image_id(image_id)),
                 "picture": f"viewer/api/thumbnail?image={quote(image_id, safe='')}",
             }
             for image_id, told in found[offset : offset + limit]
         ],
     }
+
+
+def _about_label(store: Datastore, image: str) -> dict[str, Any]:
+    info = store.kept_label_info(image, FINAL)
+    seconds = info.get("ts")
+    at = datetime.datetime.fromtimestamp(seconds, datetime.UTC) if isinstance(seconds, (int, float)) else None
+    when = None if at is None else at.isoformat(timespec="seconds")
+    return {"by": str(info.get(SAVED_BY) or ""), "at": when, "review": info.get("review")}
 
 
 @router.get("/state", summary="Tell how the work stands")

@@ -26,9 +26,13 @@ _OUR_FOLDER = "medclipsam/"
 # The page may load from and ask this server alone. OHIF's decoders are WebAssembly in workers, which it makes of blobs;
 # its styles are set by scripts.
 _POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'wasm-unsafe-eval' blob: {hashes}; worker-src 'self' blob:; "
+    "default-src 'self' data: blob:; script-src 'self' 'wasm-unsafe-eval' blob: {scripts}; worker-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+# This package's mode needs no more. In its other modes OHIF compiles functions to read segmentations; where it comes
+# from the list of studies to a mode, the list's policy holds.
+_OUR_MODE = "annotate"
+_COMPILING = "'unsafe-eval'"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _MISSING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Viewer not installed</title>
 <body style="font: 16px/1.5 sans-serif; max-width: 40em; margin: 4em auto; padding: 0 1em">
@@ -59,8 +63,10 @@ def viewer(request: Request, user: AsUser, path: str) -> Response:
     if path and path != "index.html" and Path(path).suffix:
         return _file(folder, path)
     page = _page(folder, root)
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in _INLINE_SCRIPT.findall(page))
-    policy = _POLICY.format(hashes=hashes)
+    scripts = [f"'sha256-{_sha256(script)}'" for script in _INLINE_SCRIPT.findall(page)]
+    if path.split("/")[0] != _OUR_MODE:
+        scripts.append(_COMPILING)
+    policy = _POLICY.format(scripts=" ".join(scripts))
     response = HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
     give_client(request, response)
     return response
@@ -77,7 +83,7 @@ def _file(folder: Path, path: str) -> FileResponse:
     # those whose names tell their content stay as they are
     kept = "public, max-age=31536000, immutable" if ".bundle." in path else "no-cache"
     # workers start with the policy of the file that they are loaded from
-    headers = {"Content-Security-Policy": _POLICY.format(hashes=""), "Cache-Control": kept}
+    headers = {"Content-Security-Policy": _POLICY.format(scripts=""), "Cache-Control": kept}
     kind = "text/javascript" if file.suffix in (".js", ".mjs") else mime_type(file)
     return FileResponse(file, media_type=kind, headers=headers)
 

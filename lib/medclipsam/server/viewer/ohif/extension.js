@@ -2775,7 +2775,8 @@ var STYLE = i$3`
     border-color: #2357c5;
     color: #fff;
   }
-  button.on {
+  button.on,
+  button.on:hover:not(:disabled) {
     background: #b9d2ff;
     border-color: #b9d2ff;
     color: #071033;
@@ -3985,6 +3986,7 @@ var extension = {
 		overlays = new Overlays(servicesManager.services);
 	},
 	onModeEnter: ({ extensionManager }) => {
+		if (!location.pathname.startsWith(`${viewerRoot}annotate`)) return;
 		const { exports } = extensionManager.getModuleEntry("@ohif/extension-cornerstone.utilityModule.common");
 		session.steps = exports.getCornerstoneLibraries().cornerstone.utilities.HistoryMemo.DefaultHistoryMemo;
 		overlays?.start();
