@@ -620,8 +620,9 @@ def test_a_project_goes_from_its_first_image_to_a_network_in_the_panel(
         ann.says("read back")
         if not turn:
             expect(ann.page.locator('input[name="model"]').nth(1)).to_be_disabled()
+            before = ann.page.url
             ann.key(".")
-            ann.page.wait_for_function(f"""() => !location.search.includes('{image["study"]}')""")
+            ann.page.wait_for_url(lambda url, before=before: url != before)
             ann.ready()
     assert len({*annotated, *held, *free[2:6]}) == len(held) + 6
 

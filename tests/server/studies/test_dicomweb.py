@@ -876,9 +876,14 @@ def test_a_report_of_a_label_is_stored_when_it_is_asked_for(
     # once for each label
     assert viewer.post(where).json() == names
     assert len(reports()) == 1
-    assert _put(viewer, film, _label(tmp_path, picture < 99, 13)).status_code == 200
+    assert _put(viewer, film, _label(tmp_path, 255 - picture, 13)).status_code == 200
     assert viewer.post(where).json() != names
     assert len(reports()) == 2
+    # of a label without a finding nothing is measured
+    assert _put(viewer, film, _label(tmp_path, 0 * picture, 13)).status_code == 200
+    assert viewer.post(where).status_code == 200
+    reports()[-1].save_as(tmp_path / "sr.dcm")
+    assert [found.values["VOXELS", ""] for found in read_report(tmp_path / "sr.dcm")] == [0]
 
 
 @pytest.mark.usefixtures("as_labelmap_with_report")

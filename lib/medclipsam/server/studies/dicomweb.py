@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -961,7 +962,7 @@ class DicomWebStudies(LabelFiles):
     def _store_report(self, made: Dataset, label: LabelMap, text: LabelText) -> dict[str, str]:
         """Store a label's measurements, and return the report's UIDs, or why there is none: the label is saved."""
         try:
-            measured = [measure(label.mask_of(segment.label or 0), label.image) for segment in text.segments]
+            measured = _measured(label, [segment.label for segment in text.segments])
             return self._send_report(measured, made, label.image, text.creator)
         except MedClipSamError as error:
             logger.warning("The measurements of a label were not stored: %s", error)
@@ -998,7 +999,7 @@ class DicomWebStudies(LabelFiles):
             labels, segments = self._read_segmentation(folder / "0.dcm", image)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        measured = [measure(labels.mask_of(label), image) for label, _ in segments]
+        measured = _measured(labels, [label for label, _ in segments])
         report = self._send_report(measured, made, image, str(made.get("ContentCreatorName") or ""))
         self.update_label_info(image_id, FINAL, {"report": report})
         return report
@@ -1160,6 +1161,12 @@ def _as_stored(sent: SentLabel) -> StoredLabel:
 
 def _as_sent(stored: StoredLabel) -> SentLabel:
     return SentLabel(stored.image, stored.study, stored.reference, stored.when, tuple(stored.supersedes), True)
+
+
+def _measured(label: LabelMap, values: Iterable[int | None]) -> list[Measurements]:
+    """Return what the segments of a label measure; one without a value says that there is nothing."""
+    empty = np.zeros(label.values.shape, bool)
+    return [measure(label.mask_of(value) if value else empty, label.image) for value in values]
 
 
 def _names(segments: Iterable[tuple[int | None, SegmentInfo]]) -> dict[str, int]:
