@@ -210,7 +210,7 @@ def write_segmentation(
 
     if kind == "LABELMAP":
         # the background last: OHIF takes the place of a segment among the others for its number
-        made.SegmentSequence = DicomSequence(sorted(made.SegmentSequence, key=lambda each: not each.SegmentNumber))
+        made.SegmentSequence = sorted(made.SegmentSequence, key=lambda each: not each.SegmentNumber)
         made.compress(uid.RLELossless, generate_instance_uid=False)
 
     def write(temporary: Path) -> None:
