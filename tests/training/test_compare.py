@@ -98,7 +98,7 @@ def test_scores_are_dice_by_class_with_absent_targets(studies: Any) -> None:
     ]
 
     def all_of_class_two(image: MedicalImage) -> np.ndarray:
-        return np.full((image.n_planes, *image.plane_shape), 2, np.uint8)
+        return np.full((1, image.n_planes, *image.plane_shape), 2, np.uint8)
 
     found = score(examples, {"a": 1, "b": 2}, all_of_class_two)
     area = int((examples[1].labels(examples[1].read(), 2) == 2).sum())

@@ -478,6 +478,25 @@ def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Map
     return replace(label, names=names)
 
 
+def read_segment_names(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Return the names of a file's own segments, and the values that `read_label_map` with an empty table gives them.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file of 3D Slicer's (`.seg.nrrd`); other files name no segments.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read.
+    InputError
+        If a segment has no value that can be one.
+    """
+    named = [(segment.name, segment.value) for segment in read_segments(Path(path))[0]]
+    return {name: value for name, value in number_names(named, {}).items() if value}
+
+
 def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, int]:
     """Return a value for each name: that of the table, else a free one.
 

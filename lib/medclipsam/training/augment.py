@@ -102,7 +102,7 @@ class Augmenter:
         image : torch.Tensor
             float32 [C, h, w], normalised.
         label : torch.Tensor
-            uint8 [h, w].
+            uint8 [h, w], or of classes that may overlap [classes, h, w].
         centre : sequence of float
             (row, column) of the patch's centre in the plane.
         rng : numpy.random.Generator
@@ -113,7 +113,7 @@ class Augmenter:
         image : torch.Tensor
             float32 [C, *patch]; 0 outside the plane.
         label : torch.Tensor
-            int64 [*patch]; 255 outside the plane.
+            int64 [*patch], or [classes, *patch]; 255 outside the plane.
         """
         angle, scale, flips = 0.0, 1.0, [False, False]
         if self.enabled:
@@ -140,15 +140,15 @@ def cut(
     inside, outside, sizes = [], [], []
     for axis in (0, 1):
         start = round(float(centre[axis]) - patch[axis] / 2)
-        first, last = max(0, start), min(label.shape[axis], start + patch[axis])
+        first, last = max(0, start), min(label.shape[axis - 2], start + patch[axis])
         inside.append(slice(first, max(first, last)))
         outside += [first - start]
         sizes.append(max(first, last) - first)
     places = tuple(slice(begin, begin + size) for begin, size in zip(outside, sizes, strict=True))
     made = image.new_zeros((image.shape[0], *patch))
-    mask = label.new_full(patch, IGNORE)
+    mask = label.new_full((*label.shape[:-2], *patch), IGNORE)
     made[(slice(None), *places)] = image[(slice(None), *inside)]
-    mask[places] = label[tuple(inside)]
+    mask[..., places[0], places[1]] = label[..., inside[0], inside[1]]
     return made, mask
 
 
@@ -168,10 +168,11 @@ def resample(
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     at_y = cos * y + sin * x + float(centre[0])
     at_x = cos * x - sin * y + float(centre[1])
-    height, width = label.shape
+    height, width = label.shape[-2:]
     grid = torch.stack([2 * at_x / width - 1, 2 * at_y / height - 1], dim=-1)[None].float()
     moved = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     # shifted by one so that what comes from outside is told from the background
-    marked = F.grid_sample(label[None, None].float() + 1, grid, mode="nearest", align_corners=False)[0, 0]
+    layers = label.reshape(1, -1, height, width).float() + 1
+    marked = F.grid_sample(layers, grid, mode="nearest", align_corners=False).reshape(*label.shape[:-2], *patch)
     mask = torch.where(marked < 0.5, float(IGNORE), marked - 1).to(torch.uint8)
     return moved, mask

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medclipsam.base.errors import ImageError, InputError
+from medclipsam.base.errors import ImageError, InputError, MedClipSamError
 from medclipsam.imaging import read_origin
-from medclipsam.imaging.label_map import ValueNames
+from medclipsam.imaging.label_map import ValueNames, read_segment_names
 from medclipsam.studies.final import is_by_person, waits_for_consensus
 from medclipsam.studies.find import LABELS, find_images, read_datastore, stem
 from medclipsam.training.selection import KINDS, Candidate, Label
@@ -81,8 +82,9 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
     ----------
     folder : Path
         Images in it and its sub-folders; labels in `labels/<tag>/<image id><extension>`, and in `datastore_v2.json`
-        what was saved with them. A final label that a model has made counts as none, see `is_by_person`, and neither do
-        labels of several people of which no consensus was made.
+        what was saved with them; a segmentation of 3D Slicer's (`.seg.nrrd`) names its segments itself. A final label
+        that a model has made counts as none, see `is_by_person`, and neither do labels of several people of which no
+        consensus was made.
     label_map : mapping of int to str, optional
         Names of the values in labels with which no names were saved.
 
@@ -119,12 +121,13 @@ def read_studies(folder: Path, label_map: Mapping[int, str] | None = None) -> li
             kinds.pop("final", None)
         if not kinds:
             continue
+        described = {kind: _named(known.get(kind, {}), file, label_map) for kind, file in kinds.items()}
         candidates.append(
             Candidate(
                 image_id=name,
                 image=image.path,
                 patient=patient_key(name, patient=patient, study=study),
-                labels={kind: Label(file, _named(known.get(kind, {}), label_map)) for kind, file in kinds.items()},
+                labels={kind: Label(file, described[kind]) for kind, file in kinds.items()},
                 modality=modality,
             )
         )
@@ -146,10 +149,14 @@ def read_label_names(folder: Path) -> dict[str, dict[int, str]]:
     }
 
 
-def _named(info: dict[str, Any], label_map: Mapping[int, str] | None) -> dict[str, Any]:
-    if not label_map or ValueNames.from_monailabel(info).pairs:
+def _named(info: dict[str, Any], file: Path, label_map: Mapping[int, str] | None) -> dict[str, Any]:
+    if ValueNames.from_monailabel(info).pairs:
         return info
-    return {**info, "label_names": {name: value for value, name in label_map.items()}}
+    names: dict[str, int] = {}
+    with contextlib.suppress(MedClipSamError):  # a file that cannot be read is left out with its reason later
+        names = read_segment_names(file)
+    names = names or {name: value for value, name in (label_map or {}).items()}
+    return {**info, "label_names": names} if names else info
 
 
 def _infos(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ import numpy as np
 from medclipsam.base.errors import InputError
 from medclipsam.base.metrics import dice
 from medclipsam.base.statistics import DRAWS, interval_of_mean
+from medclipsam.training.layers import class_mask
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
@@ -22,7 +23,7 @@ MARGIN = 0.01
 LEAST_IMAGES = 10
 
 Status = Literal["published", "unvalidated", "refused"]
-# Returns the class indices, uint8 [n_planes, H, W] in display orientation.
+# Returns the classes in layers, as `Example.layers`: uint8 [n_layers, n_planes, H, W] in display orientation.
 Predict = Callable[["MedicalImage"], np.ndarray]
 
 
@@ -83,16 +84,22 @@ def score(
     Returns
     -------
     dict
-        For each image, by name: Dice of each class, over all planes together; 1 where it is in neither mask.
+        For each image, by name: Dice of each class, over all planes together; 1 where it is in neither mask. Where
+        classes overlap, of the whole class on both sides.
     """
     found: dict[str, dict[str, float]] = {}
     for number, example in enumerate(examples, start=1):
         image = example.read()
-        truth, mask = example.labels(image, max(classes.values())), predict(image)
-        found[example.name] = {name: dice(mask == index, truth == index) for name, index in classes.items()}
+        truth, made = example.layers(image, max(classes.values())), predict(image)
+        found[example.name] = dice_by_class(made, truth, classes)
         if each is not None:
             each(number)
     return found
+
+
+def dice_by_class(made: np.ndarray, truth: np.ndarray, classes: Mapping[str, int]) -> dict[str, float]:
+    """Return the Dice of each whole class of two labels in layers, uint8 [n_layers, n_planes, H, W]."""
+    return {name: dice(class_mask(made, index), class_mask(truth, index)) for name, index in classes.items()}
 
 
 def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

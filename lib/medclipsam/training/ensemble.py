@@ -16,8 +16,9 @@ from medclipsam.base.engine import compile_forward
 from medclipsam.base.errors import CancelledError, OptionError, TrainingError
 from medclipsam.base.files import atomic_write
 from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.masks import flatten, mask_of
 from medclipsam.training.examples import PreparedImage
-from medclipsam.training.network import FinestLevel, Network
+from medclipsam.training.network import FinestLevel, Network, to_probabilities
 from medclipsam.training.plan import PLAN_FILE, Plan
 from medclipsam.training.uncertainty import (
     METHODS,
@@ -26,6 +27,7 @@ from medclipsam.training.uncertainty import (
     class_entropies,
     expected_dice_loss,
     image_score,
+    multilabel_welch,
     total_entropy,
     welch,
 )
@@ -39,7 +41,10 @@ _SIDE_BY_SIDE = 8
 # Of the memory of a prediction, what members that stay in memory may take.
 _MEMBERS_SHARE = 1 / 8
 
-# Windows [B, C, h, w] to the finest level's logits [B, classes + 1, h, w].
+# Mean probability above which a pixel is in a class that may overlap others.
+_THRESHOLD = 0.5
+
+# Windows [B, C, h, w] to the finest level's logits [B, outputs, h, w].
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -50,11 +55,13 @@ class NetworkResult:
     Attributes
     ----------
     labels : numpy.ndarray
-        uint8 [n_planes, H, W], display orientation; values are class indices.
+        uint8 [n_planes, H, W], display orientation; values are class indices. Where classes overlap, that of the
+        smaller one.
     uncertainty : numpy.ndarray or None
         float32 [n_planes, H, W]. For several classes "class_entropy" is the greatest of the classes' entropies.
     probabilities : numpy.ndarray or None
-        float16 [n_planes, classes + 1, H, W]: the members' mean, where it was asked for.
+        float16 [n_planes, classes + 1, H, W]: the members' mean, where it was asked for. For classes that may overlap
+        the first, of the background, is 1 minus the greatest of the others.
     scores : dict of str to float
         How much Dice each class's mask is expected to lack, by its name, and "image", the mean over the classes; see
         `uncertainty.expected_dice_loss`. The same whichever map is made; empty without one.
@@ -63,6 +70,8 @@ class NetworkResult:
         its own entropy map and mask, or of the one map with its mask for the other methods.
     plane_scores : numpy.ndarray or None
         float64 [n_planes]: "image" of `scores` for each plane on its own.
+    beneath : numpy.ndarray
+        uint8 [n_layers, n_planes, H, W]: where classes overlap, those that `labels` covers; no layers where none do.
     """
 
     labels: np.ndarray
@@ -71,6 +80,16 @@ class NetworkResult:
     scores: dict[str, float] = field(default_factory=dict)
     boundary_scores: dict[str, float] = field(default_factory=dict)
     plane_scores: np.ndarray | None = None
+    beneath: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.uint8))
+
+    @property
+    def layers(self) -> np.ndarray:
+        """`labels` and `beneath`, uint8 [1 + n_layers, n_planes, H, W]."""
+        return np.stack([self.labels, *self.beneath]) if len(self.beneath) else self.labels[None]
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return where a class is, bool [n_planes, H, W]: on top or beneath another one."""
+        return mask_of(index, self.labels, self.beneath)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -248,7 +267,7 @@ class Ensemble:
         return self._kept[index]
 
     def _probabilities(self, network: Forward, inputs: torch.Tensor, mirror: bool) -> np.ndarray:
-        """Return a member's probabilities of some planes, float32 [n, classes + 1, h, w]."""
+        """Return a member's probabilities of some planes, float32 [n, outputs, h, w]."""
         half = self.device.type == "cuda"
         flips = _flips(self.plan.mirror_axes) if mirror else [()]
         made = []
@@ -257,7 +276,7 @@ class Ensemble:
             total = torch.zeros(())
             for axes in flips:
                 logits = sliding_logits(network, x.flip(axes) if axes else x, self.plan, half=half)
-                total = total.to(self.device) + logits.softmax(dim=1).flip(axes)
+                total = total.to(self.device) + to_probabilities(logits, multilabel=self.plan.multilabel).flip(axes)
             made.append((total / len(flips)).cpu().numpy())
         return np.concatenate(made)
 
@@ -285,6 +304,9 @@ class _Collected:
         self.plan, self.method = plan, method
         self.image = image
         self.labels = np.zeros((image.n_planes, *shape), dtype=np.uint8)
+        # which of classes that overlap is on top is known at the end
+        overlapping = plan.n_classes if plan.multilabel else 0
+        self.masks = np.zeros((overlapping, image.n_planes, *shape), dtype=bool)
         self.map = None if method == "none" else np.zeros((image.n_planes, *shape), dtype=np.float32)
         self.probabilities = (
             np.zeros((image.n_planes, plan.n_classes + 1, *shape), dtype=np.float16) if probabilities else None
@@ -296,54 +318,64 @@ class _Collected:
     def add(self, index: int, prepared: PreparedImage, moments: Moments, place: int) -> None:
         assert moments.mean is not None
         mean = prepared.restore(torch.from_numpy(moments.mean[place])).numpy()
-        self.labels[index] = mean.argmax(axis=0)
+        multilabel = self.plan.multilabel
+        classes = mean if multilabel else mean[1:]
+        masks = decided_masks(mean, self.plan, above=_THRESHOLD)
         region = self.image.valid_region(index)
         if region is not None:
-            self.labels[index][~region] = 0
+            masks &= region
         if not self.small_parts:
-            self._drop_small_parts(self.labels[index])
+            self._drop_small_parts(masks)
+        if multilabel:
+            self.masks[:, index] = masks
+        else:
+            for value, mask in enumerate(masks, start=1):
+                self.labels[index][mask] = value
         if self.probabilities is not None:
-            self.probabilities[index] = mean
+            self.probabilities[index] = np.stack([1 - mean.max(axis=0), *mean]) if multilabel else mean
         if self.map is None:
             return
         if self.method == "class_entropy":
-            entropies = class_entropies(mean)
+            entropies = class_entropies(classes)
             self.map[index] = entropies.max(axis=0)
         elif self.method == "total_entropy":
-            self.map[index] = total_entropy(mean)
+            self.map[index] = class_entropies(classes).sum(axis=0) if multilabel else total_entropy(mean)
         else:
-            values = welch(moments.mean[place], moments.variance[place], moments.count)
+            test = multilabel_welch if multilabel else welch
+            values = test(moments.mean[place], moments.variance[place], moments.count)
             self.map[index] = np.clip(prepared.restore(torch.from_numpy(values)).numpy(), 0, 1)
         if region is not None:
             self.map[index][~region] = 0
-        for value in range(1, self.plan.n_classes + 1):
+        for value, mask in enumerate(masks, start=1):
             own = entropies[value - 1] if self.method == "class_entropy" else self.map[index]
             self.sums[index, value] = float(own.sum(dtype=np.float64))
-            guess, mask = mean[value] if region is None else mean[value] * region, self.labels[index] == value
+            guess = classes[value - 1] if region is None else classes[value - 1] * region
             self.terms[index, value] = guess.sum(dtype=np.float64), guess[mask].sum(dtype=np.float64), mask.sum()
 
-    def _drop_small_parts(self, labels: np.ndarray) -> None:
+    def _drop_small_parts(self, masks: np.ndarray) -> None:
         for name, value in self.plan.classes.items():
-            parts, _ = ndimage.label(labels == value)
+            mask = masks[value - 1]
+            parts, _ = ndimage.label(mask)
             sizes = np.bincount(parts.ravel())
-            small = sizes < self.plan.fingerprint["classes"][name]["small_part"] * labels.size
+            small = sizes < self.plan.fingerprint["classes"][name]["small_part"] * mask.size
             small[0] = False
-            labels[small[parts]] = 0
+            mask[small[parts]] = False
 
     def result(self) -> NetworkResult:
+        labels, beneath = self.labels, np.zeros((0, *self.labels.shape), np.uint8)
+        if self.plan.multilabel:
+            labels, beneath = flatten(enumerate(self.masks, start=1), labels.shape)
         if self.map is None:
-            return NetworkResult(self.labels, None, self.probabilities)
-        boundary = {"image": image_score(self.map, self.labels > 0)}
+            return NetworkResult(labels, None, self.probabilities, beneath=beneath)
+        boundary = {"image": image_score(self.map, labels > 0)}
         for name, value in self.plan.classes.items():
-            length = boundary_length(self.labels == value)
+            length = boundary_length(self.masks[value - 1] if self.plan.multilabel else labels == value)
             boundary[name] = float(self.sums[:, value].sum() / max(length, 1))
-        scores = self._expected_losses(self.terms.sum(axis=0), "share_of_image", self.labels.size)
+        scores = self._expected_losses(self.terms.sum(axis=0), "share_of_image", labels.size)
         scores["image"] = float(np.mean(list(scores.values())))
-        planes = [
-            list(self._expected_losses(part, "share_of_plane", self.labels[0].size).values()) for part in self.terms
-        ]
+        planes = [list(self._expected_losses(part, "share_of_plane", labels[0].size).values()) for part in self.terms]
         return NetworkResult(
-            self.labels, self.map, self.probabilities, scores, boundary, np.asarray(planes).mean(axis=1)
+            labels, self.map, self.probabilities, scores, boundary, np.asarray(planes).mean(axis=1), beneath
         )
 
     def _expected_losses(self, terms: np.ndarray, share: str, pixels: int) -> dict[str, float]:
@@ -354,6 +386,28 @@ class _Collected:
             # a class that no training image holds is as large as a pixel
             scores[name] = expected_dice_loss(mass, inside, marked, max(found[name][share] * pixels, 1.0))
         return scores
+
+
+def decided_masks(outputs: np.ndarray, plan: Plan, *, above: float) -> np.ndarray:
+    """Return the mask of each class that outputs of a network come to.
+
+    Parameters
+    ----------
+    outputs : numpy.ndarray
+        Logits or probabilities of a plane, float [outputs, h, w].
+    plan : Plan
+    above : float
+        What the output of a class that may overlap others must be greater than: 0.5 of a probability, 0 of a logit.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool [classes, h, w]. Of classes that do not overlap a pixel is in that of the greatest output.
+    """
+    if plan.multilabel:
+        return outputs > above
+    masks: np.ndarray = outputs.argmax(axis=0) == np.arange(1, plan.n_classes + 1)[:, None, None]
+    return masks
 
 
 def sliding_logits(network: Forward, x: torch.Tensor, plan: Plan, *, half: bool = False) -> torch.Tensor:
@@ -372,7 +426,7 @@ def sliding_logits(network: Forward, x: torch.Tensor, plan: Plan, *, half: bool 
     Returns
     -------
     torch.Tensor
-        float32 [B, classes + 1, h, w].
+        float32 [B, outputs, h, w].
     """
     from monai.inferers import sliding_window_inference
 

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from medclipsam.base.errors import InputError
-from medclipsam.imaging import MedicalImage, Window, read_image, read_mask
+from medclipsam.imaging import MedicalImage, Window, read_image
+from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
+from medclipsam.training.layers import close_up
 
 if TYPE_CHECKING:
     from medclipsam.training.plan import Plan
@@ -38,7 +40,7 @@ class Example:
     image : pathlib.Path
         File or series folder that `read_image` reads.
     mask : pathlib.Path
-        Label map in the image's own geometry that `read_mask` reads. An empty one says that no class is there.
+        Label map in the image's own geometry that `read_example_label` reads. An empty one says that no class is there.
     kind : {"final", "original"}
         Corrected by a person, or a pseudo-label.
     modality : str, optional
@@ -68,7 +70,23 @@ class Example:
         return read_image(self.image, modality=self.modality)
 
     def labels(self, image: MedicalImage, n_classes: int) -> np.ndarray:
-        """Return the classes of the label, uint8 [n_planes, H, W], display orientation.
+        """Return the class of each pixel, uint8 [n_planes, H, W], display orientation.
+
+        Where classes overlap, that on top in the label's file: the smaller one. See `layers` for all of them.
+
+        Raises
+        ------
+        InputError
+            See `layers`.
+        """
+        on_top: np.ndarray = self.layers(image, n_classes)[0]
+        return on_top
+
+    def layers(self, image: MedicalImage, n_classes: int) -> np.ndarray:
+        """Return the classes of the label, uint8 [n_layers, n_planes, H, W], display orientation.
+
+        Several layers only where classes overlap: the first has what is on top of each pixel, the further ones what
+        that covers. `medclipsam.training.layers.class_mask` returns a class whole.
 
         Raises
         ------
@@ -76,7 +94,7 @@ class Example:
             If the label does not fit the image, or holds a value that is no class; the sentence names both.
         """
         try:
-            found = read_mask(self.mask, image)
+            label = read_example_label(self.mask, image)
         except InputError as error:
             raise InputError(f"The label of {self.name} cannot be used: {error}") from error
         table = np.full(256, IGNORE, dtype=np.uint8)
@@ -87,19 +105,35 @@ class Example:
                     f"The label of {self.name} maps the value {value} to the class {index}; allowed: 0 to {n_classes}."
                 )
             table[value] = index
-        strange = [int(value) for value in np.unique(found) if table[value] == IGNORE]
+        strange = sorted(value for value in label.present if table[value] == IGNORE)
         if strange:
             raise InputError(
                 f"The label of {self.name} holds the value {strange[0]}, which is none of the network's classes "
                 f"({', '.join(str(value) for value in sorted(mapping))})."
             )
-        return table[found]
+        if not label.overlaps:
+            return table[label.values][None]
+        return close_up(np.stack([table[layer] for layer in label.layers]))
 
     def identity(self) -> str:
         """Return what identifies the example: changed files of the same name are other examples."""
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in (self.image, self.mask)]
         values = None if self.values is None else sorted(self.values.items())
         return json.dumps([self.name, self.kind, self.modality, values, self.weight, stats])
+
+
+def read_example_label(path: Path, image: MedicalImage) -> LabelMap:
+    """Read the label map of an example, whose segments may overlap; its values are those of the file.
+
+    Where a file names its own segments (`.seg.nrrd`) and gives several of them one value, in layers of their own, all
+    but the first get a free one.
+
+    Raises
+    ------
+    ImageError, InputError
+        See `medclipsam.imaging.label_map.read_label_map`.
+    """
+    return read_label_map(path, image, ValueNames(), {})[0]
 
 
 def check_examples(examples: Sequence[Example]) -> None:
@@ -191,6 +225,17 @@ class PreparedImage:
         layers = (given[None] == present[:, None, None]).float()
         shares = F.interpolate(layers[None], self.shape, mode="bilinear", antialias=True)[0]
         return present[shares.argmax(dim=0)]
+
+    def masks(self, masks: np.ndarray) -> torch.Tensor:
+        """Return a plane's masks of classes that may overlap (bool [classes, H, W]) on the network's resolution, uint8.
+
+        A pixel is in a class where more than half of it is.
+        """
+        given = torch.from_numpy(np.ascontiguousarray(masks))
+        if tuple(given.shape[1:]) == self.shape:
+            return given.to(torch.uint8)
+        shares = F.interpolate(given[None].float(), self.shape, mode="bilinear", antialias=True)[0]
+        return (shares > 0.5).to(torch.uint8)
 
     def restore(self, maps: torch.Tensor) -> torch.Tensor:
         """Return maps (float [..., h, w]) on the image's own pixels, [..., H, W]."""

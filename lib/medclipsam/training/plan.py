@@ -26,6 +26,7 @@ from medclipsam.base.files import write_text
 from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import MedicalImage
 from medclipsam.training.examples import Example, check_examples, plane_pixels, working_shape
+from medclipsam.training.layers import class_mask
 from medclipsam.training.options import TrainingOptions
 
 VERSION = 2
@@ -97,6 +98,8 @@ class Plan:
         Levels below the finest that are supervised.
     mirror_axes : tuple of int
         Axes of a plane that may be mirrored: 0 rows, 1 columns.
+    multilabel : bool
+        Whether classes may overlap: each is a channel with a sigmoid. Else background and classes share a softmax.
     memory : dict
         `budget` in bytes, and what the training is `estimated` to take.
     fingerprint : dict
@@ -120,6 +123,7 @@ class Plan:
     batch_size: int
     heads: int
     mirror_axes: tuple[int, ...]
+    multilabel: bool = False
     memory: dict[str, int] = field(default_factory=dict)
     fingerprint: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
@@ -128,6 +132,11 @@ class Plan:
     def n_classes(self) -> int:
         """Number of classes without the background."""
         return max(self.classes.values())
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of the network's output channels: the classes, and the background where they do not overlap."""
+        return self.n_classes if self.multilabel else self.n_classes + 1
 
     def names(self) -> dict[int, str]:
         """Return class index -> label name."""
@@ -211,7 +220,8 @@ def make_plan(
     found = _Fingerprint(len(classes))
     for example in ProgressBar(examples, desc="reading", unit="image", show=show):
         image = example.read()
-        found.add(image, example.labels(image, len(classes)))
+        layers = example.layers(image, len(classes))
+        found.add(image, layers[:1] if options.multilabel == "no" else layers)
     return _decide(found, dict(classes), options)
 
 
@@ -394,6 +404,7 @@ def _decide(found: _Fingerprint, classes: dict[str, int], options: TrainingOptio
         batch_size=batch,
         heads=heads,
         mirror_axes=mirror_axes(list(classes), options.mirror),
+        multilabel=options.multilabel == "yes" or found.overlaps,
         memory={"budget": options.memory, "estimated": estimate(batch)},
         fingerprint=found.to_dict({index: name for name, index in classes.items()}, shape),
     )
@@ -410,6 +421,8 @@ class _Fingerprint:
         self.plane_counts: list[int] = []
         self.colour = False
         self.units = True
+        self.overlaps = False
+        self.total = 0
         self.pixels = np.zeros(n_classes + 1, dtype=np.int64)
         self.with_class = np.zeros(n_classes + 1, dtype=np.int64)
         self.planes_with_class = np.zeros(n_classes + 1, dtype=np.int64)
@@ -430,7 +443,10 @@ class _Fingerprint:
         """The one modality of all images."""
         return next(iter(self.modalities)) if len(self.modalities) == 1 else None
 
-    def add(self, image: MedicalImage, labels: np.ndarray) -> None:
+    def add(self, image: MedicalImage, layers: np.ndarray) -> None:
+        """Look at an image and its classes, uint8 [n_layers, n_planes, H, W] as `Example.layers` returns them."""
+        labels = layers[0]
+        self.overlaps |= len(layers) > 1
         self.shapes.append(image.plane_shape)
         self.spacings.append(image.pixel_spacing)
         self.modalities.add(image.modality)
@@ -440,16 +456,20 @@ class _Fingerprint:
             middle = image.plane(image.n_planes // 2)
             self.colour = bool((middle != middle[..., :1]).any())
         by_plane = np.stack([np.bincount(plane.ravel(), minlength=self.n_classes + 1) for plane in labels])
+        self.total += labels.size
+        for beneath in layers[1:]:
+            # what it does not cover is no background
+            by_plane[:, 1:] += [np.bincount(plane.ravel(), minlength=self.n_classes + 1)[1:] for plane in beneath]
         counts = by_plane.sum(axis=0)
         self.pixels += counts
         self.with_class += counts > 0
         self.planes_with_class += (by_plane > 0).sum(axis=0)
         self.image_shares += counts / labels.size
         self.plane_shares += (by_plane / labels[0].size).sum(axis=0)
-        for plane, held in zip(labels, by_plane, strict=True):
+        for index, held in enumerate(by_plane):
             for value in np.flatnonzero(held[1:]) + 1:
-                parts, _ = ndimage.label(plane == value)
-                self.main_parts[value].append(float(np.bincount(parts.ravel())[1:].max() / plane.size))
+                parts, _ = ndimage.label(class_mask(layers[:, index], value))
+                self.main_parts[value].append(float(np.bincount(parts.ravel())[1:].max() / parts.size))
         if image.modality == "CT" and image.has_units:
             inside = np.flatnonzero(labels.any(axis=(1, 2)))
             values = [plane_pixels(image, index, 1, "values", None)[0][labels[index] > 0] for index in inside]
@@ -514,7 +534,7 @@ class _Fingerprint:
             "classes": {
                 name: {
                     "images_with": int(self.with_class[index]),
-                    "share_of_pixels": float(self.pixels[index] / max(1, self.pixels.sum())),
+                    "share_of_pixels": float(self.pixels[index] / max(1, self.total)),
                     "share_of_image": float(self.image_shares[index] / max(1, self.with_class[index])),
                     "share_of_plane": float(self.plane_shares[index] / max(1, self.planes_with_class[index])),
                     "small_part": self._small_part(index),

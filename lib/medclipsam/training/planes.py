@@ -13,6 +13,7 @@ import torch
 from medclipsam.base.errors import CancelledError, TrainingError
 from medclipsam.base.files import atomic_write, write_text
 from medclipsam.training.examples import Example, PreparedImage
+from medclipsam.training.layers import class_masks
 from medclipsam.training.plan import Plan
 
 
@@ -27,7 +28,7 @@ class PlaneStore:
     Attributes
     ----------
     classes : numpy.ndarray
-        bool [n, classes + 1]: which classes each plane holds.
+        bool [n, classes + 1]: which classes each plane holds; the first is the background.
     weights : numpy.ndarray
         float64 [n]: how often each plane is drawn; the planes of an image share its weight.
     """
@@ -40,6 +41,8 @@ class PlaneStore:
             raise TrainingError(f"The prepared planes {path} cannot be read: {error}.") from error
         self.key = index["key"]
         self.channels = int(index["channels"])
+        # of each plane's label: the classes that may overlap; 0 where it is one map of all classes
+        self._label_channels = int(index["label_channels"])
         self._places = [tuple(entry) for entry in index["places"]]
         self.classes = np.asarray(index["classes"], dtype=bool)
         self.weights = np.asarray(index["weights"], dtype=np.float64)
@@ -48,12 +51,16 @@ class PlaneStore:
         return len(self._places)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image (float32 [C, h, w]) and label (uint8 [h, w]) of a plane."""
+        """Return image (float32 [C, h, w]) and label of a plane.
+
+        The label is uint8 [h, w], the class of each pixel; of classes that may overlap [classes, h, w], 1 inside.
+        """
         start, rows, columns = self._places[index]
         pixels = rows * columns
         middle = start + 2 * self.channels * pixels
         image = self._data[start:middle].view(np.float16).reshape(self.channels, rows, columns)
-        label = self._data[middle : middle + pixels].reshape(rows, columns)
+        shape = (self._label_channels, rows, columns) if self._label_channels else (rows, columns)
+        label = self._data[middle : middle + max(1, self._label_channels) * pixels].reshape(shape)
         return torch.from_numpy(image.astype(np.float32)), torch.from_numpy(label.copy())
 
 
@@ -101,22 +108,33 @@ def open_planes(
             if should_stop is not None and should_stop():
                 raise CancelledError("The training was stopped before its first epoch.")
             image = example.read()
-            labels = example.labels(image, plan.n_classes)
+            layers = example.layers(image, plan.n_classes)
             prepared = PreparedImage(image, plan)
             for index in range(prepared.n_planes):
-                label = prepared.label(labels[index]).numpy()
+                if plan.multilabel:
+                    label = prepared.masks(class_masks(layers[:, index], plan.n_classes)).numpy()
+                    present = np.array([not label.any(axis=0).all(), *label.any(axis=(1, 2))])
+                else:
+                    label = prepared.label(layers[0, index]).numpy()
+                    present = np.bincount(label.ravel(), minlength=plan.n_classes + 1) > 0
                 content = prepared.plane(index).numpy().astype(np.float16).tobytes() + label.tobytes()
                 content += b"\0" * (len(content) % 2)
                 file.write(content)
                 places.append((offset, *prepared.shape))
                 offset += len(content)
-                present = np.bincount(label.ravel(), minlength=plan.n_classes + 1) > 0
                 classes.append([int(value) for value in present])
                 weights.append(example.weight / prepared.n_planes)
             if step is not None:
                 step(done + 1)
         # the index of other planes must not be read with these
         path.with_suffix(".json").unlink(missing_ok=True)
-    table = {"key": key, "channels": plan.channels, "places": places, "classes": classes, "weights": weights}
+    table = {
+        "key": key,
+        "channels": plan.channels,
+        "label_channels": plan.n_classes if plan.multilabel else 0,
+        "places": places,
+        "classes": classes,
+        "weights": weights,
+    }
     write_text(path.with_suffix(".json"), json.dumps(table))
     return PlaneStore(path)

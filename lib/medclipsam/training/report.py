@@ -21,6 +21,7 @@ def write_report(
     about: Mapping[str, Any],
     chosen: Selection,
     *,
+    multilabel: bool,
     seconds: float,
     curve: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -34,6 +35,8 @@ def write_report(
         Fields of `Network`.
     chosen : Selection
         What was trained on and what was left out.
+    multilabel : bool
+        Whether the network's classes may overlap.
     seconds : float
         How long all of it took.
     curve : sequence of mapping
@@ -42,6 +45,7 @@ def write_report(
     content = {
         **about,
         "version_of_medclipsam": __version__,
+        "multilabel": multilabel,
         "seconds": round(seconds, 1),
         "training": [{"image": each.name, "kind": each.kind, "weight": each.weight} for each in chosen.training],
         "validation": [each.name for each in chosen.validation],
@@ -64,6 +68,7 @@ def _readable(content: Mapping[str, Any], chosen: Selection, drawn: bool) -> str
         "| | |",
         "|---|---|",
         f"| labels | {', '.join(f'{name} ({value})' for name, value in content['labels'].items())} |",
+        f"| labels may overlap | {'yes' if content['multilabel'] else 'no'} |",
         f"| kind of image | {content['modality'] or 'not known'} |",
         f"| final labels trained on | {counts['training']['final']} |",
         f"| pseudo-labels trained on | {counts['training']['original']} |",

@@ -15,11 +15,10 @@ import numpy as np
 
 from medclipsam import __version__
 from medclipsam.base.errors import CancelledError, InputError
-from medclipsam.base.metrics import dice
 from medclipsam.base.progress import ProgressBar
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet
-from medclipsam.training.compare import Predict, Verdict, judge, means, score
+from medclipsam.training.compare import Predict, Verdict, dice_by_class, judge, means, score
 from medclipsam.training.distributed import train_in
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.training.examples import Example, identity_of
@@ -266,8 +265,8 @@ class _LabelAgreement:
     def __call__(self, example: Example, classes: Mapping[str, int]) -> float:
         image = example.read()
         found = predictor(self._ensemble, self._network.classes, classes)(image)
-        given = example.labels(image, max(classes.values()))
-        return float(np.mean([dice(found == index, given == index) for index in classes.values()]))
+        given = example.layers(image, max(classes.values()))
+        return float(np.mean(list(dice_by_class(found, given, classes).values())))
 
 
 def predictor(ensemble: Ensemble, own: Mapping[str, int], wanted: Mapping[str, int]) -> Predict:
@@ -285,7 +284,7 @@ def predictor(ensemble: Ensemble, own: Mapping[str, int], wanted: Mapping[str, i
         table[index] = wanted.get(name, 0)
 
     def predict(image: MedicalImage) -> np.ndarray:
-        return table[ensemble.predict(image, uncertainty="none").labels]
+        return table[ensemble.predict(image, uncertainty="none").layers]
 
     return predict
 
@@ -322,9 +321,8 @@ def _score_masks(chosen: Selection) -> dict[str, float]:
     for example in chosen.validation:
         if example.name in masks:
             image = example.read()
-            truth, mask = (each.labels(image, len(chosen.classes)) for each in (example, masks[example.name]))
-            by_class = [dice(mask == index, truth == index) for index in chosen.classes.values()]
-            found[example.name] = float(np.mean(by_class))
+            truth, made = (each.layers(image, len(chosen.classes)) for each in (example, masks[example.name]))
+            found[example.name] = float(np.mean(list(dice_by_class(made, truth, chosen.classes).values())))
     return found
 
 
@@ -339,7 +337,7 @@ def _publish(
     show: bool,
 ) -> Network:
     name = request.run.name
-    identity = Ensemble.load(work, device="cpu").identity
+    trained = Ensemble.load(work, device="cpu")
     for _ in range(_TRIES):
         parent = store.current(name)
         verdict, metrics = _verdict(chosen, work, chosen.classes, parent, training.device, show)
@@ -359,9 +357,16 @@ def _publish(
             "data": chosen.counts(),
             "metrics": metrics,
             "options": {**request.run.to_dict(), **training.to_dict()},
-            "identity": identity,
+            "identity": trained.identity,
         }
-        write_report(made, about, chosen, seconds=time.time() - begin, curve=_curve(work))
+        write_report(
+            made,
+            about,
+            chosen,
+            multilabel=trained.plan.multilabel,
+            seconds=time.time() - begin,
+            curve=_curve(work),
+        )
         network = store.add(made, about, expected=None if parent is None else parent.version)
         if network is not None:
             return network

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from medclipsam.base.errors import InputError, MedClipSamError
 from medclipsam.base.files import file_sha256
 from medclipsam.base.progress import ProgressBar
-from medclipsam.imaging import read_image, read_mask
+from medclipsam.imaging import read_image
 from medclipsam.imaging.label_map import ValueNames
 from medclipsam.targets import FINDING_LABELS, TargetSet, label_table, normalise
-from medclipsam.training.examples import Example
+from medclipsam.training.examples import Example, read_example_label
 from medclipsam.training.split import Split
 
 Kind = Literal["final", "original"]
@@ -364,7 +362,7 @@ def _read_values(chosen: list[_Chosen], modality: str | None, left_out: list[Lef
     for each in ProgressBar(list(chosen), desc="reading", unit="image", show=show):
         try:
             image = read_image(each.candidate.image, modality=each.candidate.modality or modality)
-            each.values = frozenset(int(value) for value in np.unique(read_mask(each.label.path, image))) - {0}
+            each.values = read_example_label(each.label.path, image).present
         except MedClipSamError as error:
             _leave(left_out, each, "unreadable", str(error))
             chosen.remove(each)
@@ -376,10 +374,9 @@ def _check_unnamed(chosen: Sequence[_Chosen], criteria: Criteria, words: Vocabul
     for each in ProgressBar(unnamed, desc="reading labels", unit="file", show=show):
         try:
             # a label map is in the place of itself
-            label = read_mask(each.label.path, read_image(each.label.path))
+            each.values = read_example_label(each.label.path, read_image(each.label.path)).present
         except MedClipSamError:
             continue  # reported with its image
-        each.values = frozenset(int(value) for value in np.unique(label)) - {0}
         _check_ids([each], words)
     _wanted(chosen, criteria, words)
 

@@ -38,8 +38,9 @@ from medclipsam.base.distributed import first_does, from_first, rank, wait_for_a
 from medclipsam.base.errors import CancelledError, TrainingError
 from medclipsam.base.files import write_json, write_text
 from medclipsam.training.augment import Augmenter
-from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, sliding_logits, write_members
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, decided_masks, sliding_logits, write_members
 from medclipsam.training.examples import Example, check_examples, identity_of
+from medclipsam.training.layers import class_masks
 from medclipsam.training.network import FinestLevel, Network, SegmentationLoss
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import Plan
@@ -184,6 +185,8 @@ class _Work:
             network = Network(self.plan)
             if self.start is not None:
                 self._start_from(network, self.start)
+            elif self.plan.multilabel:
+                network.expect(self._shares(_by_index(self.plan)))
             network.to(self.device)
             if self.bfloat16:
                 network.to(memory_format=torch.channels_last)
@@ -329,18 +332,15 @@ class _Work:
     def _validate(self, network: Network, seen: PlaneStore) -> dict[str, float]:
         """Return the Dice of each class, pooled over the pixels of all planes."""
         network.eval()
-        n = self.plan.n_classes
-        both, total = np.zeros(n + 1), np.zeros(n + 1)
+        both, total = np.zeros(self.plan.n_classes + 1), np.zeros(self.plan.n_classes + 1)
         chosen = np.unique(np.linspace(0, len(seen) - 1, min(len(seen), self.options.validation_planes)).astype(int))
         for index in chosen:
             image, label = seen[int(index)]
-            guess = sliding_logits(FinestLevel(network), image[None].to(self.device), self.plan, half=self.half)[
-                0
-            ].argmax(dim=0)
-            truth = label.numpy()
-            made = guess.cpu().numpy()
-            both += np.bincount(truth[truth == made], minlength=n + 1)
-            total += np.bincount(truth.ravel(), minlength=n + 1) + np.bincount(made.ravel(), minlength=n + 1)
+            logits = sliding_logits(FinestLevel(network), image[None].to(self.device), self.plan, half=self.half)
+            guess = decided_masks(logits[0].cpu().numpy(), self.plan, above=0.0)
+            truth = label.numpy() > 0 if self.plan.multilabel else class_masks(label.numpy()[None], self.plan.n_classes)
+            both[1:] += (guess & truth).sum(axis=(1, 2))
+            total[1:] += guess.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))
         return {
             name: float(2 * both[index] / total[index]) if total[index] else 1.0
             for name, index in self.plan.classes.items()
@@ -438,10 +438,13 @@ class _Work:
     def _class_weights(self) -> list[float] | None:
         if self.options.class_weights == "none":
             return None
-        found = self.plan.fingerprint["classes"]
-        shares = [found[name]["share_of_pixels"] for name in ("background", *_by_index(self.plan))]
+        shares = self._shares([*([] if self.plan.multilabel else ["background"]), *_by_index(self.plan)])
         raw = np.asarray([1 / np.sqrt(max(share, 1e-4)) for share in shares])
         return [float(value) for value in raw / raw.mean()]
+
+    def _shares(self, names: Sequence[str]) -> list[float]:
+        """Return the share of the training pixels that each class has."""
+        return [float(self.plan.fingerprint["classes"][name]["share_of_pixels"]) for name in names]
 
     def _check_stop(self, epoch: int) -> None:
         if self.should_stop is None and self.world == 1:
@@ -478,7 +481,10 @@ class Sampler:
             self._chances[index] = weights / weights.sum()
 
     def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images float32 [B, C, *patch] and labels int64 [B, *patch]."""
+        """Return images float32 [B, C, *patch] and labels int64 [B, *patch].
+
+        Of classes that may overlap the labels are [B, classes, *patch].
+        """
         augment = Augmenter(self.plan.patch_size, self.plan.mirror_axes, enabled=self.options.augment)
         augment.seed(rng)
         forced = round(self.size * self.options.foreground) if self.classes else 0
@@ -495,11 +501,12 @@ class Sampler:
         """Return the centre of a patch: within the plane, and with a pixel of the wanted class in it."""
         pixel = None
         if wanted:
-            pixels = np.flatnonzero(label.numpy().ravel() == wanted)
-            pixel = np.unravel_index(int(rng.choice(pixels)), label.shape)
+            inside = label[wanted - 1] == 1 if self.plan.multilabel else label == wanted
+            pixels = np.flatnonzero(inside.numpy().ravel())
+            pixel = np.unravel_index(int(rng.choice(pixels)), inside.shape)
         centre = []
         for axis in (0, 1):
-            size, patch = label.shape[axis], self.plan.patch_size[axis]
+            size, patch = label.shape[axis - 2], self.plan.patch_size[axis]
             low, high = min(patch, size) / 2, size - min(patch, size) / 2
             if size <= patch:
                 low = high = size / 2

@@ -56,14 +56,14 @@ def class_entropies(mean: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     mean : numpy.ndarray
-        Mean probabilities [..., classes + 1, H, W].
+        Mean probabilities of the classes, without the background: [..., classes, H, W].
 
     Returns
     -------
     numpy.ndarray
-        float32 [..., classes, H, W], without the background; from 0 to log 2.
+        float32, of the same shape; from 0 to log 2.
     """
-    p = np.clip(mean[..., 1:, :, :], 0, 1)
+    p = np.clip(mean, 0, 1)
     q = 1 - p
     return -(p * np.log(np.maximum(p, _LEAST)) + q * np.log(np.maximum(q, _LEAST))).astype(np.float32)
 
@@ -111,6 +111,28 @@ def welch(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndarray:
         value = 2 * stdtr(freedom, -np.abs(t))
     # members that are all of one mind: certain where the classes differ, as unsure as can be where they do not
     return np.where(both > 0, value, np.where(difference > 0, 0.0, 1.0)).astype(np.float32)
+
+
+def multilabel_welch(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndarray:
+    """Return the greatest of the classes' p-values of Welch's t-test between a class and its absence.
+
+    Parameters
+    ----------
+    mean, variance : numpy.ndarray
+        Of the members' probabilities of classes that may overlap, [..., classes, H, W].
+    count : int
+        Number of members, at least 2.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [..., H, W], from 0 to 1; see `welch`.
+    """
+    pairs = (
+        welch(np.stack([p, 1 - p], axis=-3), np.stack([v, v], axis=-3), count)
+        for p, v in zip(np.moveaxis(mean, -3, 0), np.moveaxis(variance, -3, 0), strict=True)
+    )
+    return np.max(np.stack(list(pairs)), axis=0)
 
 
 def boundary_length(mask: np.ndarray) -> int:
