@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medclipsam.active.effort import added_path_length, agreement, effort
+from medclipsam.active.effort import added_path_length, agreement, effort, effort_of_masks
 from medclipsam.base.errors import InputError
 
 
@@ -68,3 +68,12 @@ def test_two_empty_maps_agree():
 def test_masks_of_other_shapes_are_refused():
     with pytest.raises(InputError, match=r"\(1, 3, 3\).*\(1, 4, 4\)"):
         added_path_length(np.zeros((1, 3, 3), bool), np.zeros((1, 4, 4), bool))
+
+
+def test_effort_of_structures_that_overlap_is_that_of_each():
+    outer, inner, moved = square(9, 1, 1, 6), square(9, 2, 2, 3), square(9, 2, 3, 3)
+    change = effort_of_masks([(outer, outer), (inner, moved), (np.zeros_like(outer), np.zeros_like(outer))])
+    assert change.dice == pytest.approx((1 + 2 * 6 / 18) / 2)
+    assert change.path_length == added_path_length(inner, moved)
+    assert change.changed == np.count_nonzero(inner != moved)
+    assert effort_of_masks([]) == effort(np.zeros((1, 3, 3), np.uint8), np.zeros((1, 3, 3), np.uint8))

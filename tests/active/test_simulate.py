@@ -18,11 +18,12 @@ from medclipsam.active.score import score_of
 from medclipsam.active.simulate import SimulationOptions, find_subjects, simulate
 from medclipsam.active.strategies import SamplingOptions
 from medclipsam.base.errors import InputError, OptionError
-from medclipsam.evaluation.data import draw_cases, find_cases
+from medclipsam.evaluation.data import draw_cases, find_cases, read_case
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet
 from medclipsam.training import trainer
 from medclipsam.training.ensemble import NetworkResult
+from medclipsam.training.layers import class_mask
 from medclipsam.training.options import TrainingOptions
 
 
@@ -140,10 +141,28 @@ def test_overlapping_structures_and_several_folders(data: Path, tmp_path: Path) 
     twice = [*cases, dataclasses.replace(cases[0], task=dataclasses.replace(cases[0].task, name="again"))]
     (subject,), classes = find_subjects(twice, tmp_path)
     assert classes == {"disc": 1, "again": 2}
-    assert set(np.unique(subject.labels)) == {0, 2}
+    truth = read_case(cases[0])[1]
+    assert truth.any()
+    layers = subject.example.layers(subject.image, 2)
+    for index in (1, 2):
+        np.testing.assert_array_equal(subject.truth.mask_of(index), truth)
+        np.testing.assert_array_equal(class_mask(layers, index), truth)
     elsewhere = dataclasses.replace(cases[0], task=dataclasses.replace(cases[0].task, folder="elsewhere"))
     with pytest.raises(InputError, match="of one folder"):
         find_subjects([*cases, elsewhere], tmp_path)
+
+
+def test_structures_that_overlap_are_learned_and_measured_whole(
+    data: Path, tmp_path: Path, options: SimulationOptions
+) -> None:
+    tasks = yaml.safe_load((data / "tasks.yaml").read_text())["tasks"]
+    shutil.copytree(data, tmp_path / "data")
+    tasks["again"] = tasks["disc"]
+    (tmp_path / "data" / "tasks.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    for run in play(tmp_path / "data", tmp_path / "out", options.replace(strategies=("uncertainty",), go_on=True)):
+        for each in run["rounds"]:
+            assert each["by_structure"].keys() == {"disc", "again"}
+            assert np.isfinite([each["dice"], each["control_dice"], each["control_path_length"]]).all()
 
 
 def test_trainings_that_go_on_start_where_the_round_before_ended(

@@ -1,6 +1,7 @@
 """Images pair with masks by name; what is missing, broken or of another size is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from medclipsam.base.errors import InputError
 from medclipsam.evaluation.data import check_cases, draw_cases, find_cases, read_case
 from medclipsam.evaluation.tasks import NONSENSE, read_prompts, task_of_folder
 from medclipsam.imaging import read_image, write_mask
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.targets import TargetSet
 
 from .conftest import disc, save
@@ -143,6 +145,20 @@ def test_a_studies_folder_with_final_labels(tmp_path: Path) -> None:
     (tmp_path / "two.png").unlink()
     with pytest.raises(InputError, match="two"):
         find_cases(tmp_path, TARGETS)
+
+
+def test_structures_that_overlap_are_measured_whole(tmp_path: Path) -> None:
+    save(np.zeros((20, 30)), tmp_path / "film.png")
+    masks = {"heart": disc((20, 30), 10, 10, 6)[None], "left lung": disc((20, 30), 10, 16, 6)[None]}
+    (tmp_path / "labels" / "final").mkdir(parents=True)
+    label = LabelMap.from_masks(masks, read_image(tmp_path / "film.png"), {"heart": 3, "left lung": 9})
+    label.write(tmp_path / "labels" / "final" / "film.seg.nrrd")
+    cases = find_cases(tmp_path, TARGETS)
+    assert [(case.name, case.task.name) for case in cases] == [("film", "heart"), ("film", "left lung")]
+    for case in cases:
+        np.testing.assert_array_equal(read_case(case)[1], masks[case.task.name])
+    # what is drawn by lot looks at the masks too
+    assert draw_cases([*cases, *(replace(case, name="other") for case in cases)], 1, 0)
 
 
 def test_prompts_of_protocol_a(tmp_path: Path) -> None:

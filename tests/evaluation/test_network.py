@@ -13,7 +13,7 @@ from medclipsam.evaluation.predictors import NetworkPredictor
 from medclipsam.evaluation.summary import certainty
 from medclipsam.imaging import MedicalImage
 from medclipsam.targets import TargetSet
-from medclipsam.training.ensemble import Ensemble
+from medclipsam.training.ensemble import Ensemble, NetworkResult
 from medclipsam.training.examples import Example
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import make_plan
@@ -104,19 +104,17 @@ class _Answer:
         labels[..., 0], labels[..., 1] = 1, 2
         probabilities = np.stack([labels == index for index in range(3)], axis=1).astype(np.float16)
 
-        class made:
-            scores = {"image": 9.0, "left lung": 1.0, "heart": 2.0}  # noqa: RUF012
-            boundary_scores = scores
-
-        made.labels, made.probabilities = labels, probabilities
-        return made
+        scores = {"image": 9.0, "left lung": 1.0, "heart": 2.0}
+        # the lung goes on beneath the heart
+        beneath = np.where(labels == 2, 1, 0).astype(np.uint8)[None]
+        return NetworkResult(labels, None, probabilities, scores, scores, beneath=beneath)
 
 
 def test_a_text_chooses_the_class_by_its_target():
     predictor = NetworkPredictor(_Answer(), TargetSet.load())  # type: ignore[arg-type]
     image = MedicalImage.from_array(np.zeros((4, 4), np.uint8))
     left, heart = predictor.predict(image, "Left lung"), predictor.predict(image, "the heart")
-    assert left.mask[0, 0].tolist() == [True, False, False, False]
+    assert left.mask[0, 0].tolist() == [True, True, False, False]
     assert heart.mask[0, 0].tolist() == [False, True, False, False]
     assert (left.uncertainty, heart.uncertainty) == (1.0, 2.0)
     np.testing.assert_array_equal(heart.probability, heart.mask)

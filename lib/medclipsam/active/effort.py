@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ class Effort:
     path_length : int
         Added path length in pixels, summed over structures and planes.
     changed : int
-        Pixels whose label differs.
+        Pixels whose label, or where structures overlap one of whose labels, differs.
     """
 
     dice: float
@@ -73,9 +73,24 @@ def effort(before: np.ndarray, after: np.ndarray) -> Effort:
     Effort
     """
     values = [int(value) for value in np.union1d(before, after) if value]
-    scores = [dice(before == value, after == value) for value in values]
-    length = sum(added_path_length(before == value, after == value) for value in values)
-    return Effort(float(np.mean(scores)) if scores else 1.0, length, int(np.count_nonzero(before != after)))
+    return effort_of_masks((before == value, after == value) for value in values)
+
+
+def effort_of_masks(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Effort:
+    """Compare the masks of structures, which may overlap, before and after a person has corrected them.
+
+    Parameters
+    ----------
+    pairs : iterable of (numpy.ndarray, numpy.ndarray)
+        Of each structure the mask before and after, bool [N, H, W].
+    """
+    scores, length, changed = [], 0, np.zeros(1, bool)
+    for before, after in pairs:
+        if before.any() or after.any():
+            scores.append(dice(before, after))
+            length += added_path_length(before, after)
+            changed = changed | (before != after)
+    return Effort(float(np.mean(scores)) if scores else 1.0, length, int(np.count_nonzero(changed)))
 
 
 def agreement(readings: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:

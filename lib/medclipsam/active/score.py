@@ -26,7 +26,7 @@ def score_of(result: NetworkResult, names: Mapping[int, str], disagreement: floa
         1 - Dice of the network's and the zero-shot mask.
     """
     classes = {name: result.scores[name] for name in names.values()}
-    found = tuple(name for index, name in names.items() if (result.labels == index).any())
+    found = tuple(name for index, name in names.items() if result.mask(index).any())
     planes: tuple[int, ...] = ()
     if result.plane_scores is not None and len(result.plane_scores) > 1:
         planes = tuple(int(index) for index in np.argsort(-result.plane_scores, kind="stable")[:_PLANES])

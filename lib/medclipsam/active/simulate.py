@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import field_validator
 
-from medclipsam.active.effort import effort
+from medclipsam.active.effort import effort_of_masks
 from medclipsam.active.embedding import embed
 from medclipsam.active.ledger import Ledger, Score
 from medclipsam.active.pool import Pool
@@ -26,12 +26,14 @@ from medclipsam.active.score import score_of
 from medclipsam.active.strategies import DEFAULT, SCORED, STRATEGIES, SamplingOptions, choose
 from medclipsam.base.errors import InputError
 from medclipsam.base.files import write_json
+from medclipsam.base.formats import SEG_SUFFIX
 from medclipsam.base.metrics import dice
 from medclipsam.base.options import Options, option
 from medclipsam.base.progress import ProgressBar
 from medclipsam.encoders import Encoder
 from medclipsam.evaluation.data import Case, find_cases, read_case
-from medclipsam.imaging import MedicalImage, write_mask
+from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import Ensemble
 from medclipsam.training.examples import Example
@@ -84,15 +86,15 @@ class Subject:
     ----------
     name : str
     image : MedicalImage
-    labels : numpy.ndarray
-        uint8 [n_planes, H, W]: index of each structure, from 1, in the order of the tasks.
+    truth : LabelMap
+        Its structures, numbered from 1 in the order of the tasks; they may overlap.
     example : Example
         Image and label as files, to train on.
     """
 
     name: str
     image: MedicalImage
-    labels: np.ndarray
+    truth: LabelMap
     example: Example
 
 
@@ -102,8 +104,7 @@ def find_subjects(cases: Sequence[Case], folder: Path) -> tuple[list[Subject], d
     Parameters
     ----------
     cases : sequence of Case
-        Of one folder of images; the tasks of an image follow each other. Where structures overlap, the later task has
-        the pixel.
+        Of one folder of images; the tasks of an image follow each other. Their structures may overlap.
     folder : pathlib.Path
         Where the label maps are written; made if needed.
 
@@ -128,17 +129,15 @@ def find_subjects(cases: Sequence[Case], folder: Path) -> tuple[list[Subject], d
     subjects = []
     for name, own in grouped.items():
         image: MedicalImage | None = None
-        labels = np.zeros(0, np.uint8)
+        masks: dict[str, np.ndarray] = {}
         for case in own:
-            image, truth = read_case(case, image)
-            if not labels.size:
-                labels = np.zeros(truth.shape, np.uint8)
-            labels[truth] = classes[case.task.name]
+            image, masks[case.task.name] = read_case(case, image)
         assert image is not None
-        path = folder / f"{name.replace('/', '_')}{'.nii.gz' if image.is_volume else '.png'}"
-        write_mask(labels, image, path)
+        truth = LabelMap.from_masks(masks, image, classes)
+        suffix = SEG_SUFFIX if truth.overlaps else ".nii.gz" if image.is_volume else ".png"
+        path = truth.write(folder / f"{name.replace('/', '_')}{suffix}")
         example = Example(name, own[0].image, path, "final", modality=own[0].task.modality)
-        subjects.append(Subject(name, image, labels, example))
+        subjects.append(Subject(name, image, truth, example))
     return subjects, classes
 
 
@@ -225,6 +224,7 @@ class _Play:
     ) -> None:
         self._tests, self._classes, self._vectors = tests, classes, vectors
         self._options, self._seed, self._place = options, seed, place
+        self._overlaps = any(subject.truth.overlaps for subject in (*subjects, *tests))
         order = np.random.default_rng(seed).permutation(len(subjects))
         self._control = [subjects[index] for index in order[: options.control]]
         self._pool = {subjects[index].name: subjects[index] for index in sorted(order[options.control :])}
@@ -286,7 +286,7 @@ class _Play:
 
     def _record(self, ledger: Ledger, names: Sequence[str]) -> None:
         for name in names:
-            ledger.record(name, _READER, self._pool[name].labels)
+            ledger.record(name, _READER, self._pool[name].truth.values)
 
     def _vectors_of_pool(self) -> dict[str, np.ndarray]:
         return {name: self._vectors[name] for name in self._pool}
@@ -307,7 +307,9 @@ class _Play:
         started = time.perf_counter()
         examples = [self._pool[name].example for name in labelled]
         given = self._options.training
-        options = given.replace(seed=self._seed, epochs=epochs or given.epochs)
+        # overlaps in an image that is labelled later are no reason for another kind of network
+        mode = "yes" if self._overlaps and given.multilabel == "auto" else given.multilabel
+        options = given.replace(seed=self._seed, epochs=epochs or given.epochs, multilabel=mode)
         folder = Path(tempfile.mkdtemp(prefix="network-", dir=self._place))
         plan = make_plan(examples, self._classes, options)
         network = Ensemble.load(train(examples, plan, options, folder, start=None if start is None else start.folder))
@@ -317,10 +319,7 @@ class _Play:
             for name in self._classes
             if any(name in one for one in measured)
         }
-        controls = [
-            effort(network.predict(subject.image, uncertainty="none").labels, subject.labels)
-            for subject in self._control
-        ]
+        controls = [effort_of_masks(self._masks(network, subject).values()) for subject in self._control]
         result = {
             "labelled": len(labelled),
             "images": list(labelled),
@@ -334,13 +333,13 @@ class _Play:
 
     def _measure(self, network: Ensemble, subject: Subject) -> dict[str, float]:
         """Return Dice of each structure that is in the truth or in the answer."""
-        found = network.predict(subject.image, uncertainty="none").labels
-        scores = {}
-        for name, index in self._classes.items():
-            mask, truth = found == index, subject.labels == index
-            if mask.any() or truth.any():
-                scores[name] = dice(mask, truth)
-        return scores
+        masks = self._masks(network, subject)
+        return {name: dice(mask, truth) for name, (mask, truth) in masks.items() if mask.any() or truth.any()}
+
+    def _masks(self, network: Ensemble, subject: Subject) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return of each structure the whole mask of the network, and the true one."""
+        found = network.predict(subject.image, uncertainty="none")
+        return {name: (found.mask(index), subject.truth.mask_of(index)) for name, index in self._classes.items()}
 
 
 def _identity(

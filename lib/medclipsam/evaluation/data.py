@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from medclipsam.base.errors import InputError, MedClipSamError
-from medclipsam.base.formats import LOSSY_SUFFIXES
+from medclipsam.base.formats import LOSSY_SUFFIXES, SEG_SUFFIX
 from medclipsam.base.progress import ProgressBar
 from medclipsam.evaluation.tasks import Task, read_tasks, task_of_folder
-from medclipsam.imaging import MedicalImage, read_image, read_mask
-from medclipsam.imaging.label_map import ValueNames
+from medclipsam.imaging import MedicalImage, read_image
+from medclipsam.imaging.label_map import LabelMap, ValueNames, read_label_map
 from medclipsam.studies.final import is_by_person, waits_for_consensus
-from medclipsam.studies.find import DATASTORE, find_images, read_datastore
+from medclipsam.studies.find import DATASTORE, find_images, read_datastore, stem
 from medclipsam.targets import TargetSet
 
 SPLITS = ("train", "val", "test")
@@ -169,9 +169,10 @@ def _allot(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def _is_present(case: Case) -> bool:
-    """Return whether a mask holds the target; the image is not read."""
+    """Return whether a mask holds the target; the image is read only where the mask has layers."""
     try:
-        return bool(_truth(case, read_image(case.mask)).any())
+        layered = case.mask.name.lower().endswith(SEG_SUFFIX)
+        return bool(_truth(case, read_image(case.image if layered else case.mask)).any())
     except MedClipSamError as error:
         raise InputError(f"The mask {case.mask} cannot be used: {error}") from error
 
@@ -209,8 +210,16 @@ def read_case(case: Case, image: MedicalImage | None = None) -> tuple[MedicalIma
 
 def _truth(case: Case, image: MedicalImage) -> np.ndarray:
     lossy = case.mask.suffix.lower() in LOSSY_SUFFIXES
-    labels = _lossy_mask(case.mask, image) if lossy else read_mask(case.mask, image)
-    return labels > 0 if case.task.labels is None else np.isin(labels, case.task.labels)
+    label = LabelMap(_lossy_mask(case.mask, image), image) if lossy else _read_label(case.mask, image)
+    if case.task.labels is None:
+        return label.values > 0
+    truth: np.ndarray = np.isin(label.layers, case.task.labels).any(axis=0)
+    return truth
+
+
+def _read_label(path: Path, image: MedicalImage) -> LabelMap:
+    """Read a label map whose segments may overlap, with the values of its file and the names of its own segments."""
+    return read_label_map(path, image, ValueNames(), {})[0]
 
 
 def _lossy_mask(path: Path, image: MedicalImage) -> np.ndarray:
@@ -218,7 +227,7 @@ def _lossy_mask(path: Path, image: MedicalImage) -> np.ndarray:
     mask = read_image(path)
     if (mask.n_planes, *mask.plane_shape) != (image.n_planes, *image.plane_shape):
         raise InputError(f"It has {mask.plane_shape} pixels, its image {image.plane_shape}.")
-    return image.from_native(mask.plane(0)[..., 0] > 127)
+    return image.from_native(mask.plane(0)[..., 0] > 127).astype(np.uint8)
 
 
 def check_cases(cases: Iterable[Case]) -> None:
@@ -285,15 +294,6 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return named
 
 
-def stem(name: str) -> str:
-    """Return a file's name without its extension (".nii.gz" counts as one).
-
-    >>> stem("patient 1/scan.2.nii.gz")
-    'patient 1/scan.2'
-    """
-    return name.removesuffix(".nii.gz") if name.endswith(".nii.gz") else str(Path(name).with_suffix(""))
-
-
 def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]) -> list[Case]:
     """Make a case of every image with a final label and every structure that the label's description names.
 
@@ -316,19 +316,19 @@ def _study_cases(studies: Path, targets: TargetSet, label_map: Mapping[int, str]
             raise InputError(f"The label {mask} has no image of its name in {studies}.")
         image = read_image(images[name])
         try:
-            present = [int(value) for value in np.unique(read_mask(mask, image)) if value]
+            label = _read_label(mask, image)
         except InputError as error:
             raise InputError(f"The label {mask} cannot be used: {error}") from error
-        names: Mapping[int, str] = (
-            described.get(name) or label_map or {value: table[value] for value in present if value in table}
-        )
-        for value in present:
+        own = described.get(name) or {value: each for each, value in label.names.items()}
+        known = {value: table[value] for value in label.present if value in table}
+        names: Mapping[int, str] = own or label_map or known
+        for value in sorted(label.present):
             if value not in names:
                 raise InputError(
                     f"The label {mask} holds the value {value}, which "
                     + (
                         "its description does not name."
-                        if described.get(name)
+                        if own
                         else f"is not the id of a known target; name it with --label-map {value}=NAME."
                     )
                 )

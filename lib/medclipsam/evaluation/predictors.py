@@ -189,7 +189,7 @@ class NetworkPredictor:
         assert made.probabilities is not None
         index = self.ensemble.plan.classes[name]
         return Prediction(
-            mask=made.labels == index,
+            mask=made.mask(index),
             seconds={"total": seconds},
             uncertainty=made.scores.get(name),
             boundary_uncertainty=made.boundary_scores.get(name),

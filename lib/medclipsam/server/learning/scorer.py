@@ -28,6 +28,7 @@ from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.datastore import ORIGINAL, Datastore
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target
+from medclipsam.training.ensemble import NetworkResult
 from medclipsam.training.names import DEFAULT_NAME
 from medclipsam.training.store import Network
 
@@ -161,7 +162,7 @@ class ImageScorer:
         assert network is not None
         result = self._networks.predict(network, picture, NetworkOptions(), job)
         ask = method == "disagreement"
-        compared = self._disagreement(image, picture, result.labels, network, job, ask=ask)
+        compared = self._disagreement(image, picture, result, network, job, ask=ask)
         return score_of(result, {index: name for name, index in network.classes.items()}, compared)
 
     def _keep(self, method: Method, found: Mapping[str, Any], network: Network | None) -> None:
@@ -193,7 +194,7 @@ class ImageScorer:
         return max(score - threshold for score, threshold in asked.values())
 
     def _disagreement(
-        self, image: str, picture: MedicalImage, labels: np.ndarray, network: Network, job: Job | None, *, ask: bool
+        self, image: str, picture: MedicalImage, made: NetworkResult, network: Network, job: Job | None, *, ask: bool
     ) -> float | None:
         """Return 1 - Dice of the network's mask and the zero-shot one that lies with the studies.
 
@@ -211,6 +212,6 @@ class ImageScorer:
             return None
         # a class that the text does not name is nowhere
         scores = [
-            dice(labels == index, other.mask_of(numbers.get(name, -1))) for name, index in network.classes.items()
+            dice(made.mask(index), other.mask_of(numbers.get(name, -1))) for name, index in network.classes.items()
         ]
         return 1.0 - float(np.mean(scores))
