@@ -18,6 +18,7 @@ from medclipsam.demo.dicom import xray
 from medclipsam.exchange.network import export_bundle, export_onnx, model_card, segment
 from medclipsam.imaging import read_image
 from medclipsam.imaging.dicom_seg import read_masks, read_segmentation
+from medclipsam.imaging.label_map import ValueNames, read_label_map
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
 from medclipsam.training.examples import Example, PreparedImage
 from medclipsam.training.network import Network
@@ -44,15 +45,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def workspace(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a published network of random, opinionated members, which all draw something else."""
-    work = tmp_path_factory.mktemp("workspace")
+def _published(work: Path, pictures: Path, multilabel: str) -> Path:
+    """Make a workspace with a published network of random, opinionated members, which all draw something else."""
     examples = [
         Example(str(n), pictures / f"{n}.png", pictures / f"{n}-mask.png", "final", modality="US") for n in range(4)
     ]
     options = TrainingOptions(
-        device="cpu", epochs=4, cycles=2, keep=2, base_filters=4, max_filters=16, max_side=48, max_patch=32
+        device="cpu",
+        epochs=4,
+        cycles=2,
+        keep=2,
+        base_filters=4,
+        max_filters=16,
+        max_side=48,
+        max_patch=32,
+        multilabel=multilabel,
     )
     plan = make_plan(examples, CLASSES, options)
     made = work / "made"
@@ -80,6 +87,19 @@ def workspace(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     NetworkStore(work / "networks").add(made, about)
     return work
+
+
+@pytest.fixture(scope="module")
+def workspace(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _published(tmp_path_factory.mktemp("workspace"), pictures, "no")
+
+
+@pytest.fixture(scope="module")
+def overlapping(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredNetwork:
+    """A network whose classes overlap."""
+    found = NetworkStore(_published(tmp_path_factory.mktemp("overlapping"), pictures, "yes") / "networks").current()
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -110,12 +130,16 @@ def test_monai_runs_the_bundle_and_draws_our_mask(network: StoredNetwork, pictur
     assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).T, ours)
 
 
-def test_onnx_runtime_draws_our_mask(network: StoredNetwork, pictures: Path, tmp_path: Path) -> None:
-    """By what the file says of itself alone: windows of the patch, blended, softmax, mean of the members."""
+@pytest.mark.parametrize("which", ["network", "overlapping"])
+def test_onnx_runtime_draws_our_mask(
+    which: str, request: pytest.FixtureRequest, pictures: Path, tmp_path: Path
+) -> None:
+    """By what the file says of itself alone: windows of the patch, blended, made probabilities, mean of the members."""
     import onnx
     import onnxruntime
     from monai.inferers import sliding_window_inference
 
+    network = request.getfixturevalue(which)
     path = export_onnx(network, tmp_path / "network.onnx")
     about = {each.key: json.loads(each.value) for each in onnx.load(str(path)).metadata_props}
     assert about["labels"] == LABELS
@@ -134,12 +158,20 @@ def test_onnx_runtime_draws_our_mask(network: StoredNetwork, pictures: Path, tmp
             overlap=0.5,
             mode="gaussian",
         )
-        probabilities = probabilities + torch.as_tensor(logits).softmax(dim=1).numpy() / ensemble.members
+        logits = torch.as_tensor(logits)
+        each = logits.sigmoid() if about["plan"]["multilabel"] else logits.softmax(dim=1)
+        probabilities = probabilities + each.numpy() / ensemble.members
     found = ensemble.predict(image, uncertainty="none", probabilities=True, small_parts=True)
     assert found.probabilities is not None
     probabilities = prepared.restore(torch.from_numpy(probabilities)).numpy()
-    np.testing.assert_allclose(probabilities, found.probabilities, atol=2e-3)
-    assert np.mean(probabilities.argmax(axis=1) != found.labels) < 2e-3
+    if about["plan"]["multilabel"]:
+        np.testing.assert_allclose(probabilities, found.probabilities[:, 1:], atol=2e-3)
+        for index in CLASSES.values():
+            assert np.mean((probabilities[:, index - 1] > 0.5) != found.mask(index)) < 2e-3
+        assert (found.mask(1) & found.mask(2)).any()
+    else:
+        np.testing.assert_allclose(probabilities, found.probabilities, atol=2e-3)
+        assert np.mean(probabilities.argmax(axis=1) != found.labels) < 2e-3
     assert len(np.unique(found.labels)) == 3
 
 
@@ -160,6 +192,36 @@ def test_a_networks_probabilities_are_a_fractional_segmentation(network: StoredN
     segment(str(models), str(tmp_path / "film.dcm"), str(tmp_path / "map.dcm"), seg_type="LABELMAP")
     flat, _ = read_segmentation(tmp_path / "map.dcm", image, lambda each: each.label or 0)
     assert np.array_equal(flat, np.array([0, LABELS["disc"], LABELS["square"]])[found.labels])
+
+
+def test_a_bundle_draws_classes_that_overlap_whole(overlapping: StoredNetwork, pictures: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(overlapping, tmp_path / "bundle")
+    outputs = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
+    assert (outputs["num_channels"], outputs["channel_def"]) == (2, {"0": "disc", "1": "square"})
+    models = str(bundle / "models")
+    image = read_image(pictures / "1.png", modality="US")
+    found = Ensemble.load(overlapping.folder, device="cpu").predict(image, uncertainty="none")
+    assert (found.mask(1) & found.mask(2)).any()
+    segment(models, str(pictures / "1.png"), str(tmp_path / "mask.seg.nrrd"), modality="US")
+    label, _ = read_label_map(tmp_path / "mask.seg.nrrd", image, ValueNames())
+    for name, index in CLASSES.items():
+        assert label.names[name] == LABELS[name]
+        assert np.array_equal(label.mask(name), found.mask(index))
+    # a file of one class for each pixel has what the server answers
+    segment(models, str(pictures / "1.png"), str(tmp_path / "mask.nii.gz"), modality="US")
+    ours = _ours(overlapping, pictures / "1.png")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).T, ours)
+
+    (tmp_path / "film.dcm").write_bytes(xray("DX", 1, size=64).contents()[0])
+    film = read_image(tmp_path / "film.dcm")
+    found = Ensemble.load(overlapping.folder, device="cpu").predict(film, uncertainty="none")
+    segment(models, str(tmp_path / "film.dcm"), str(tmp_path / "seg.dcm"), seg_type="BINARY")
+    masks, _ = read_masks(tmp_path / "seg.dcm", film, lambda each: each.label or 0)
+    for name, index in CLASSES.items():
+        assert np.array_equal(masks[LABELS[name]] > 0, found.mask(index))
+    with pytest.raises(InputError, match="overlap"):
+        segment(models, str(tmp_path / "film.dcm"), str(tmp_path / "map.dcm"), seg_type="LABELMAP")
+    assert not (tmp_path / "map.dcm").exists()
 
 
 def test_the_bundle_is_whole_and_its_card_says_what_is_known(network: StoredNetwork, tmp_path: Path) -> None:

@@ -214,12 +214,11 @@ class _Network:
         from medclipsam.measurements import measure
 
         result = self._ensemble.predict(image)
-        labels = np.zeros_like(result.labels)
+        table = np.zeros(256, np.uint8)
         findings = []
         for name, index in self._ensemble.plan.classes.items():
-            mask = result.labels == index
-            labels[mask] = self._labels[name]
-            measured = measure(mask, image)
+            table[index] = self._labels[name]
+            measured = measure(result.mask(index), image)
             voxels = measured.n_voxels
             findings.append(
                 {
@@ -241,7 +240,7 @@ class _Network:
             **{"weights": self._weights, "text": "", "planes_to_look_at": planes},
             "image_uncertainty": result.scores.get("image"),
         }
-        return Made(labels, dict(self._labels), findings, about)
+        return Made(table[result.labels], dict(self._labels), findings, about, table[result.beneath])
 
 
 def describe_request(

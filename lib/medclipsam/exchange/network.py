@@ -19,8 +19,9 @@ from torch import nn
 from medclipsam import __version__
 from medclipsam.base.errors import InputError, StorageError
 from medclipsam.base.extras import MissingExtraError
-from medclipsam.imaging import read_image, write_mask
+from medclipsam.imaging import read_image
 from medclipsam.imaging.dicom_seg import TISSUE, SegmentationKind, SegmentInfo, write_segmentation
+from medclipsam.imaging.label_map import LabelMap
 from medclipsam.imaging.write import DISK_FULL, replace_file
 from medclipsam.targets import TargetSet
 from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
@@ -99,9 +100,10 @@ def export_onnx(network: StoredNetwork, path: Path) -> Path:
     network : medclipsam.training.store.Network
     path : Path
         Ends in .onnx. Its input `image` is float32 [batch, channels, rows, columns] of the plan's patch size, resampled
-        and normalised as the plan says; its output `logits` is float32 [members, batch, classes + 1, rows, columns].
-        The mask is the greatest of the mean over the members of the softmax over the classes. Plan and labels are in
-        its metadata as JSON.
+        and normalised as the plan says; its output `logits` is float32 [members, batch, outputs, rows, columns]. Where
+        the plan says that its classes may overlap (`multilabel`), the outputs are the classes, and the mask of each is
+        where the mean over the members of the sigmoid is above 0.5. Else they are background and classes, and the mask
+        is the greatest of the mean over the members of the softmax. Plan and labels are in its metadata as JSON.
 
     Returns
     -------
@@ -159,7 +161,7 @@ def export_onnx(network: StoredNetwork, path: Path) -> Path:
 
 
 class _Members(nn.Module):
-    """All members of an ensemble: logits [members, B, classes + 1, h, w]."""
+    """All members of an ensemble: logits [members, B, outputs, h, w]."""
 
     def __init__(self, members: list[FinestLevel]) -> None:
         super().__init__()
@@ -200,7 +202,8 @@ def segment(
     image : str
         File or series folder.
     output : str
-        The mask: .nii.gz, .nii, .nrrd or .png; or .dcm, a DICOM SEG, for an image that is DICOM.
+        The mask: .nii.gz, .nii, .nrrd or .png, which hold one class of each pixel, the smaller one where classes
+        overlap; .seg.nrrd, which holds them whole; or .dcm, a DICOM SEG, for an image that is DICOM.
     modality : str, optional
         DICOM modality, where the file does not say it.
     device : str, optional
@@ -229,14 +232,17 @@ def segment(
     as_seg = Path(output).suffix.lower() == ".dcm"
     fractions = as_seg and seg_type == "FRACTIONAL"
     found = Ensemble.load(folder, device=device).predict(read, uncertainty="none", probabilities=fractions)
+    label = LabelMap(table[found.labels], read, named["labels"], named["labels"], table[found.beneath])
     if not as_seg:
-        return write_mask(table[found.labels], read, output)
+        return label.write(output, overlaps="smaller-on-top")
     known = {target.name: target.code for target in TargetSet.load()}
     segments = [
         SegmentInfo(name, label, known.get(name) or TISSUE, "AUTOMATIC", "checkpoint ensemble")
         for name, label in named["labels"].items()
     ]
-    drawn: np.ndarray | dict[int, np.ndarray] = table[found.labels]
+    drawn: np.ndarray | dict[int, np.ndarray] = label.values
+    if label.overlaps:
+        drawn = {number: label.mask_of(number) for number in named["labels"].values()}
     if found.probabilities is not None:
         drawn = {
             named["labels"][name]: found.probabilities[:, index].astype(np.float32).clip(0, 1)
@@ -327,7 +333,8 @@ def _inference() -> dict[str, Any]:
 def _metadata(network: StoredNetwork, ensemble: Ensemble) -> dict[str, Any]:
     plan = ensemble.plan
     rows, columns = plan.patch_size
-    classes = {"0": "background", **{str(index): name for name, index in network.classes.items()}}
+    names = [name for name, _ in sorted(network.classes.items(), key=lambda each: each[1])]
+    outputs = dict(enumerate(names if plan.multilabel else ["background", *names]))
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": f"{network.version}.0.0",
@@ -362,12 +369,12 @@ def _metadata(network: StoredNetwork, ensemble: Ensemble) -> dict[str, Any]:
                 "pred": {
                     "type": "image",
                     "format": "segmentation",
-                    "num_channels": plan.n_classes + 1,
+                    "num_channels": plan.n_outputs,
                     "spatial_shape": [rows, columns],
                     "dtype": "float32",
                     "value_range": [0, 1],
                     "is_patch_data": True,
-                    "channel_def": classes,
+                    "channel_def": {str(index): name for index, name in outputs.items()},
                 }
             },
         },

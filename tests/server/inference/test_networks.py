@@ -14,12 +14,18 @@ import pytest
 from fastapi.testclient import TestClient
 
 from medclipsam.base.metrics import dice
+from medclipsam.imaging import read_image
+from medclipsam.imaging.label_map import ValueNames, read_label_map
 from medclipsam.server.api.access import Access, load_tokens
 from medclipsam.server.doctor import check_networks
 from medclipsam.server.inference.request_schema import MONAI_LABEL_KEYS
 from medclipsam.server.learning.trainer import candidates, describe_training
 from medclipsam.training.collect import read_studies
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
+from medclipsam.training.examples import Example
 from medclipsam.training.lock import Holder, TrainingLock, holder_of
+from medclipsam.training.options import TrainingOptions
+from medclipsam.training.plan import make_plan
 from medclipsam.training.store import NetworkStore
 
 
@@ -275,9 +281,58 @@ def test_the_validation_images_of_a_workspace_stay(serve: Callable[..., TestClie
         serve(validation_share="0.2")
 
 
-def test_memory_that_runs_out_is_told(serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    from medclipsam.training.ensemble import Ensemble
+def test_targets_that_overlap_are_answered_whole(
+    serve: Callable[..., TestClient], place: Path, studies: Path, tmp_path: Path
+) -> None:
+    import torch
 
+    from medclipsam.training.network import Network as Layers
+
+    store = NetworkStore(place / "networks")
+    labels, classes = {"breast tumour": 1, "cyst": 201}, {"breast tumour": 1, "cyst": 2}
+    examples = [
+        Example(each.image_id, each.image, each.labels["final"].path, "final", "US")
+        for each in read_studies(place / "studies")[:2]
+    ]
+    options = TrainingOptions(device="cpu", max_side=32, base_filters=4, max_filters=16, multilabel="yes")
+    made = store.work("network", "overlaps") / "made"
+    made.mkdir()
+    plan = make_plan(examples, classes, options)
+    plan.write(made)
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append(Layers(plan).state_dict())
+    write_members(states, made / ENSEMBLE_FILE)
+    about = {"name": "network", "status": "published", "reason": "", "labels": labels, "classes": classes}
+    identity = Ensemble.load(made, device="cpu").identity
+    assert store.add(made, {**about, "modality": "US", "identity": identity}, expected=1) is not None
+
+    client = serve()
+    image = read_image(studies / "new.png", modality="US")
+    expected = Ensemble.load(store.get("network", 3).folder, device="cpu").predict(image)
+    masks = {name: expected.mask(index) for name, index in classes.items()}
+    assert (masks["breast tumour"] & masks["cyst"]).any()
+    for how in ("class_entropy", "total_entropy", "welch"):
+        answer = ask(client, uncertainty=how)
+        assert answer.status_code == 200, answer.text
+        areas = {target["name"]: target["area_pixels"] for target in answer.json()["targets"]}
+        assert areas == {name: int(mask.sum()) for name, mask in masks.items()}
+        assert answer.json()["uncertainty"]["evidence"] is not None
+    whole = ask(client, output="image", result_extension=".seg.nrrd")
+    (tmp_path / "mask.seg.nrrd").write_bytes(whole.content)
+    label, _ = read_label_map(tmp_path / "mask.seg.nrrd", image, ValueNames())
+    assert dict(label.names) == labels
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(label.mask(name), mask)
+    # who knows one label a voxel gets the smaller of two
+    flat = ask(client, output="image", result_extension=".nii.gz")
+    (tmp_path / "mask.nii.gz").write_bytes(flat.content)
+    found = nibabel.load(tmp_path / "mask.nii.gz").get_fdata().reshape(48, 48).T
+    np.testing.assert_array_equal(found, np.array([0, 1, 201])[expected.labels[0]])
+
+
+def test_memory_that_runs_out_is_told(serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
 
     def too_much(self: Ensemble, *args: Any) -> np.ndarray:

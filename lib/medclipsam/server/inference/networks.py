@@ -30,6 +30,7 @@ from medclipsam.server.inference.work import Job
 from medclipsam.server.studies.images import ImageReader
 from medclipsam.targets import Target, TargetSet
 from medclipsam.training.ensemble import Ensemble, NetworkResult
+from medclipsam.training.plan import Plan
 from medclipsam.training.selection import image_kind
 from medclipsam.training.store import Network, NetworkStore
 
@@ -258,7 +259,7 @@ class NetworkTask(ModelTask[NetworkRequest]):
         labels = _as_labels(result.labels, network)
         weights = {"network": {"name": f"{network.name} version {network.version}", "sha256": network.identity}}
         targets = [
-            _target(name, label, labels, image, result, self._targets.get(name))
+            _target(name, label, result.mask(network.classes[name]), image, result, self._targets.get(name))
             for name, label in network.labels.items()
         ]
         params = {
@@ -282,7 +283,8 @@ class NetworkTask(ModelTask[NetworkRequest]):
             "version": __version__,
         }
         origin = {"model": self._name, "weights": weights}
-        return Made(labels, dict(network.labels), params, origin, {"network": predicted})
+        beneath = _as_labels(result.beneath, network)
+        return Made(labels, dict(network.labels), params, origin, {"network": predicted}, beneath=beneath)
 
     def _keep(
         self, result: NetworkResult, labels: np.ndarray, network: Network, opened: Opened, options: NetworkOptions
@@ -290,7 +292,9 @@ class NetworkTask(ModelTask[NetworkRequest]):
         if result.uncertainty is None:
             return None
         # what the method can come to at the most, in nats
-        greatest = {"class_entropy": math.log(2), "total_entropy": math.log(len(network.classes) + 1)}
+        classes = len(network.classes)
+        total = classes * math.log(2) if Plan.read(network.folder).multilabel else math.log(classes + 1)
+        greatest = {"class_entropy": math.log(2), "total_entropy": total}
         return self._evidence.keep_uncertainty(
             opened.image,
             result.uncertainty,
@@ -304,6 +308,7 @@ class NetworkTask(ModelTask[NetworkRequest]):
 
 
 def _as_labels(classes: np.ndarray, network: Network) -> np.ndarray:
+    """Return class indices, uint8 [...], as the labels of masks."""
     table = np.zeros(256, np.uint8)
     for name, index in network.classes.items():
         table[index] = network.labels[name]
@@ -311,9 +316,8 @@ def _as_labels(classes: np.ndarray, network: Network) -> np.ndarray:
 
 
 def _target(
-    name: str, label: int, labels: np.ndarray, image: MedicalImage, result: NetworkResult, known: Target | None
+    name: str, label: int, mask: np.ndarray, image: MedicalImage, result: NetworkResult, known: Target | None
 ) -> dict[str, Any]:
-    mask = labels == label
     pixels = int(np.count_nonzero(mask))
     planes = int(mask.any(axis=(1, 2)).sum())
     measured = measure(mask, image)
