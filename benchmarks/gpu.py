@@ -221,7 +221,7 @@ def training_step(table: Table, sizes: Sizes, device: torch.device) -> None:
     """A training step of the network, a plane"""
     (rows, columns), strides, kernels = topology((sizes.patch, sizes.patch))
     filters = [min(sizes.width * 2**level, 512) for level in range(len(strides))]
-    plan: Any = SimpleNamespace(channels=1, n_classes=2, kernels=kernels, strides=strides, filters=filters, heads=2)
+    plan: Any = SimpleNamespace(channels=1, n_outputs=3, kernels=kernels, strides=strides, filters=filters, heads=2)
     network, loss = Network(plan).to(device).train(), SegmentationLoss()
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
     pixels = torch.rand(sizes.train_batch, 1, rows, columns, device=device)

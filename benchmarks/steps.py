@@ -235,7 +235,7 @@ def network(small: bool) -> None:
     print("network of the weakly supervised step, random weights")
     (rows, columns), strides, kernels = topology((256, 256))
     filters = [min((2 if small else 32) * 2**level, 512) for level in range(len(strides))]
-    plan: Any = SimpleNamespace(channels=1, n_classes=2, kernels=kernels, strides=strides, filters=filters, heads=2)
+    plan: Any = SimpleNamespace(channels=1, n_outputs=3, kernels=kernels, strides=strides, filters=filters, heads=2)
     torch.manual_seed(0)
     module = FinestLevel(Network(plan)).eval().requires_grad_(False)
     window = torch.rand(1, 1, rows, columns)
