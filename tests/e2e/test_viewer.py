@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 from medclipsam.base.metrics import dice
 from medclipsam.imaging import read_image
 from medclipsam.imaging.dicom_seg import SegmentInfo, write_segmentation
+from medclipsam.imaging.frames import encode_runs
 from medclipsam.measurements import measure
 from medclipsam.measurements.report import write_report
 from medclipsam.server.base.ohif import VARIABLE, install_viewer
@@ -574,6 +576,102 @@ def test_many_findings_on_many_planes_take_little_memory(
     ]
     assert 0 < max(renderers) < 2**30
     server.stop()
+
+
+def test_a_project_goes_from_its_first_image_to_a_network_in_the_panel(
+    join: Any, start: Callable[..., Any], tumours: Any, viewer_files: Path
+) -> None:
+    """List, text, correction, save, next sample, training, and the network's mask and uncertainty."""
+    options = {**tumours.training, "targets": "breast tumour", "keep": 1, "epochs": 4, "iterations": 10}
+    truths, held = tumours.truths, tumours.held
+
+    def command(studies: Path, port: int) -> Sequence[str]:
+        tumours.draw(studies)
+        return tumours.serve(studies, port, "--retrain-after", "6", "--retrain-options", json.dumps(options))
+
+    server = start(command, **{VARIABLE: str(viewer_files)})
+    free = [name for name in tumours.names if name not in held]
+    # what others have drawn: the validation images, and some to learn from
+    for name in [*held, *free[2:6]]:
+        planes = [{"plane": 0, "runs": encode_runs(truths[name])}]
+        body = {"segments": [{"name": "breast tumour", "planes": planes}], "base": None}
+        answer = requests.put(f"{server.url}/viewer/api/labels/{name}", json=body, timeout=60)
+        assert answer.ok, answer.text
+    ann = join(server)
+    ann.choose(f"{free[0]}.png")
+    ann.find("breast tumour")
+    annotated = []
+    for turn in range(2):
+        image = ann.image()
+        annotated.append(image["image"])
+        if turn:
+            ann.find("breast tumour")
+        row, column = np.argwhere(truths[image["image"]]).mean(axis=0).round()
+        ann.key("b")
+        ann.drag((column, row), (column + 2, row))
+        ann.settled()
+        drawn = ann.draft()["breast tumour"]
+        assert drawn[0, int(row), int(column)]
+        finding = ann.page.locator(".finding")
+        expect(finding.locator(".measured")).to_contain_text("part")
+        (told,) = _measured(server.url, image["image"], {"breast tumour": drawn})
+        expect(finding.locator(".measured")).to_contain_text(f"{told['long_axis']['length_pixels']:.1f} × ")
+        ann.key("Control+s")
+        ann.says("read back")
+        if not turn:
+            expect(ann.page.locator('input[name="model"]').nth(1)).to_be_disabled()
+            before = ann.page.url
+            ann.key(".")
+            ann.page.wait_for_url(lambda url, before=before: url != before)
+            ann.ready()
+    assert len({*annotated, *held, *free[2:6]}) == len(held) + 6
+
+    # without a reload the panel says that it is trained, and which it is
+    expect(ann.page.locator(".messages")).to_contain_text("etwork version 1 has been trained", timeout=180_000)
+    ann.page.locator("label", has_text="By the trained network").click()
+    expect(ann.page.locator(".about")).to_contain_text("breast tumour in US; Dice 0.")
+    ann.page.keyboard.press("Enter")
+    row = ann.page.locator(".finding", has_text="by network version 1")
+    expect(row).to_be_visible()
+    ann.settled()
+    # beside what was corrected by hand, and just as the server answers it
+    assert ann.names() == ["breast tumour", "breast tumour (2)"]
+    lines = requests.post(
+        f"{server.url}/infer/network",
+        params={"image": annotated[-1]},
+        json={},
+        headers={"Accept": "application/x-ndjson"},
+        timeout=60,
+    ).text.splitlines()
+    answer, image = json.loads(lines[-1]), ann.image()
+    mask = decode(answer["segments"], image)["breast tumour"]
+    assert np.array_equal(ann.draft()["breast tumour (2)"], mask)
+    expect(row).to_contain_text(f"uncertainty {answer['params']['targets'][0]['uncertainty_score']:.2f}")
+    masks = ann.drawn()
+    ann.key("u")
+    ann.page.wait_for_function(
+        "() => performance.getEntriesByType('resource').some(each => each.name.includes('/uncertainty'))"
+    )
+    ann.page.wait_for_timeout(300)
+    # it has colour where there is no mask too
+    assert ann.drawn()[~masks].mean() > 0.05
+    # on the page of all studies it is told what is labelled
+    ann.page.goto(server.url)
+    ann.page.select_option("#labelled", "true")
+    expect(ann.page.locator("#studies li .done").first).to_contain_text("labelled")
+    expect(ann.page.locator("#studies li")).to_have_count(len(held) + 6)
+    server.stop()
+
+
+def _measured(url: str, image: str, masks: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return what the server measures of masks, bool [n_planes, rows, columns]."""
+    segments = [
+        {"name": name, "planes": [{"plane": k, "runs": encode_runs(each)} for k, each in enumerate(mask) if each.any()]}
+        for name, mask in masks.items()
+    ]
+    answer = requests.post(f"{url}/viewer/api/measurements/{image}", json={"segments": segments}, timeout=60)
+    assert answer.ok, answer.text
+    return list(answer.json()["measurements"])
 
 
 _SEGMENTATION = """() => {
