@@ -749,9 +749,6 @@ def test_the_start_page_and_the_questions_of_the_panel_can_be_used_by_all(join: 
     ann.page.goto(folder.url)
     expect(ann.page.locator("#studies li").first).to_be_visible()
     assert _serious(ann.page) == []
-    # of the list of studies the mode's button is ours
-    ann.page.goto(f"{folder.url}/viewer/")
-    expect(ann.page.locator("tr", has_text="film.png").first).to_be_visible()
     ann.choose("film.png")
     ann.clear()
     panel = "'medclipsam-panel'"

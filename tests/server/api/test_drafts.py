@@ -59,6 +59,22 @@ def draft(*names: str, **more: Any) -> dict[str, Any]:
     return {"segments": [{**SEGMENT, "name": name} for name in names], "base": None, "revision": None, **more}
 
 
+def test_the_description_of_the_api_refers_to_nothing_that_it_lacks(connect: Callable[..., TestClient]) -> None:
+    told = connect().get("/openapi.json").json()
+
+    def references(part: Any) -> Iterator[str]:
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part if isinstance(part, list) else []):
+            if key == "$ref":
+                yield value
+            yield from references(value)
+
+    for reference in set(references(told)):
+        part = told
+        for name in reference.removeprefix("#/").split("/"):
+            assert name in part, reference
+            part = part[name]
+
+
 def test_a_draft_comes_back_after_a_restart_and_goes(connect: Callable[..., TestClient], image: str) -> None:
     address = f"/viewer/api/drafts/{image}"
     client = connect()
