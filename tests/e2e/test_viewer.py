@@ -770,7 +770,8 @@ def test_the_start_page_and_the_questions_of_the_panel_can_be_used_by_all(join: 
     assert _serious(ann.page, panel) == []
     # somebody else saves meanwhile
     address = f"{folder.url}/viewer/api/labels/{ann.image()['image']}"
-    body = {"segments": [{"name": "heart", "planes": []}], "base": None, "as_new": True}
+    shown = requests.get(address, timeout=60).json()["version"]
+    body = {"segments": [{"name": "heart", "planes": []}], "base": shown, "as_new": False}
     assert requests.put(address, json=body, timeout=60).ok
     ann.drag((20, 40), (50, 40))
     ann.settled()

@@ -260,7 +260,7 @@ def test_overlaps_in_a_label_make_a_channel_for_each_class(make_nested, small):
     examples = make_nested(3)
     flat = make_nested(3, flat=True)
     assert not make_plan(flat, CLASSES, small).multilabel
-    assert make_plan(flat, CLASSES, small.replace(multilabel="yes")).multilabel
+    assert make_plan(flat, CLASSES, small.replace(multilabel="always")).multilabel
     assert make_plan([*flat[:2], examples[2]], CLASSES, small).multilabel
     plan = make_plan(examples, CLASSES, small)
     assert (plan.multilabel, plan.n_outputs) == (True, 2)
@@ -276,7 +276,7 @@ def test_overlaps_in_a_label_make_a_channel_for_each_class(make_nested, small):
     empty = 1 - np.mean(np.any(masks, axis=1))
     assert plan.fingerprint["classes"]["background"]["share_of_pixels"] == pytest.approx(empty)
     # without it the network is the one of the flat labels
-    refused = make_plan(examples, CLASSES, small.replace(multilabel="no"))
+    refused = make_plan(examples, CLASSES, small.replace(multilabel="never"))
     assert refused == make_plan(flat, CLASSES, small)
 
 
@@ -503,7 +503,7 @@ def test_a_network_of_a_studies_folder_keeps_final_and_zero_shot_overlaps(tmp_pa
     folder, store = write_studies(tmp_path / "studies"), NetworkStore(tmp_path / "networks")
     tiny = {**tiny, "max_side": 32, "targets": "disc, core"}
     # a parent by flat labels, in which the core has its voxels alone
-    parent = fit(folder, store, {**tiny, "multilabel": "no"})
+    parent = fit(folder, store, {**tiny, "multilabel": "never"})
     assert not Ensemble.load(parent.folder, device="cpu").plan.multilabel
     network = fit(folder, store, tiny)
     assert (network.version, network.labels, network.classes) == (2, {"disc": 7, "core": 3}, {"disc": 1, "core": 2})

@@ -308,7 +308,7 @@ class _Play:
         examples = [self._pool[name].example for name in labelled]
         given = self._options.training
         # overlaps in an image that is labelled later are no reason for another kind of network
-        mode = "yes" if self._overlaps and given.multilabel == "auto" else given.multilabel
+        mode = "always" if self._overlaps and given.multilabel == "auto" else given.multilabel
         options = given.replace(seed=self._seed, epochs=epochs or given.epochs, multilabel=mode)
         folder = Path(tempfile.mkdtemp(prefix="network-", dir=self._place))
         plan = make_plan(examples, self._classes, options)

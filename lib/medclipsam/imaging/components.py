@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 
@@ -60,11 +60,13 @@ class VolumeComponents:
 def _touching(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Return the pairs of labels, int [K, 2], that touch between neighbouring planes."""
     height, width = one.shape
-    pairs = []
+    # a sparse matrix keeps each pair once, without sorting all pixels
+    touching = csr_array((int(one.max()) + 1, int(two.max()) + 1), dtype=bool)
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
             a = one[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
             b = two[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)]
             both = (a > 0) & (b > 0)
-            pairs.append(np.unique(np.stack([a[both], b[both]], axis=1), axis=0))
-    return np.unique(np.concatenate(pairs), axis=0).astype(np.int64)
+            pairs = (a[both], b[both])
+            touching += coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=touching.shape).tocsr()
+    return np.stack(touching.nonzero(), axis=1).astype(np.int64)

@@ -50,9 +50,10 @@ def read_mask(path: str | os.PathLike[str], image: MedicalImage) -> np.ndarray:
     path = Path(path)
     if not suffix_of(path.name, LABEL_SUFFIXES):
         raise InputError(f"The label {path.name} cannot be used; allowed are {', '.join(LABEL_SUFFIXES)}.")
-    if path.suffix.lower() == ".nrrd" and has_layers(path):
-        return _flat(path, image)
     try:
+        # an empty or missing file is refused by `read_image`
+        if path.suffix.lower() == ".nrrd" and path.is_file() and path.stat().st_size and has_layers(path):
+            return _flat(path, image)
         mask = read_image(path)
         values = _values(path, mask)
     except ImageError as error:

@@ -71,7 +71,7 @@ class TrainingOptions(Options):
         "dice_ce", "Loss: Dice with cross-entropy, or with generalised cross-entropy, which tolerates wrong labels"
     )
     q: float = option(0.7, "Exponent of the generalised cross-entropy: near 0 cross-entropy, 1 absolute error", 0.01, 1)
-    multilabel: Literal["auto", "yes", "no"] = option(
+    multilabel: Literal["auto", "always", "never"] = option(
         "auto",
         "Decide each target for itself, so that they may overlap (auto: where they do in a training label)",
     )

@@ -221,7 +221,7 @@ def make_plan(
     for example in ProgressBar(examples, desc="reading", unit="image", show=show):
         image = example.read()
         layers = example.layers(image, len(classes))
-        found.add(image, layers[:1] if options.multilabel == "no" else layers)
+        found.add(image, layers[:1] if options.multilabel == "never" else layers)
     return _decide(found, dict(classes), options)
 
 
@@ -404,7 +404,7 @@ def _decide(found: _Fingerprint, classes: dict[str, int], options: TrainingOptio
         batch_size=batch,
         heads=heads,
         mirror_axes=mirror_axes(list(classes), options.mirror),
-        multilabel=options.multilabel == "yes" or found.overlaps,
+        multilabel=options.multilabel == "always" or found.overlaps,
         memory={"budget": options.memory, "estimated": estimate(batch)},
         fingerprint=found.to_dict({index: name for name, index in classes.items()}, shape),
     )

@@ -294,7 +294,7 @@ def test_targets_that_overlap_are_answered_whole(
         Example(each.image_id, each.image, each.labels["final"].path, "final", "US")
         for each in read_studies(place / "studies")[:2]
     ]
-    options = TrainingOptions(device="cpu", max_side=32, base_filters=4, max_filters=16, multilabel="yes")
+    options = TrainingOptions(device="cpu", max_side=32, base_filters=4, max_filters=16, multilabel="always")
     made = store.work("network", "overlaps") / "made"
     made.mkdir()
     plan = make_plan(examples, classes, options)
