@@ -483,7 +483,9 @@ def test_a_reviewer_makes_one_label_of_those_of_two_readers(join: Any, folder: A
 
     rob.page.reload()
     rob.ready()
-    rob.page.click("#next-adjudication")
+    # the next image is another page, even where it is the one that is open
+    with rob.page.expect_navigation():
+        rob.page.click("#next-adjudication")
     rob.ready()
     told = rob.page.locator("#adjudication")
     expect(told).to_contain_text(f"Two readers disagree: Dice {dice(masks['ann'], masks['ben']):.2f}")

@@ -91,13 +91,13 @@ def _published(work: Path, pictures: Path, multilabel: str) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _published(tmp_path_factory.mktemp("workspace"), pictures, "no")
+    return _published(tmp_path_factory.mktemp("workspace"), pictures, "never")
 
 
 @pytest.fixture(scope="module")
 def overlapping(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredNetwork:
     """A network whose classes overlap."""
-    found = NetworkStore(_published(tmp_path_factory.mktemp("overlapping"), pictures, "yes") / "networks").current()
+    found = NetworkStore(_published(tmp_path_factory.mktemp("overlapping"), pictures, "always") / "networks").current()
     assert found is not None
     return found
 

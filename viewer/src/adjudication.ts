@@ -55,7 +55,7 @@ function row(session: Session, { reader, shown, colour, visible, masks }: Readin
           Edit
         </button>
         <button
-          aria-label="Take the label of ${shown} as the consensus"
+          title="Make this reader's label the consensus"
           @click=${() => void session.adjudicate({ method: 'reader', reader })}
         >
           Take ${shown}

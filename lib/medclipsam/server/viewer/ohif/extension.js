@@ -2468,7 +2468,7 @@ function row(session, { reader, shown, colour, visible, masks }) {
           Edit
         </button>
         <button
-          aria-label="Take the label of ${shown} as the consensus"
+          title="Make this reader's label the consensus"
           @click=${() => void session.adjudicate({
 		method: "reader",
 		reader
