@@ -138,12 +138,18 @@ class OneInTheOther:
         return Made(labels, names, findings, about, beneath)
 
 
-def test_findings_that_overlap_are_written_whole(tmp_path: Path) -> None:
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """A folder with a chest CT of four planes."""
     (phantom,) = [each for each in phantom_series(1, size=64, n_planes=4) if each.name.startswith("chest-ct")]
-    studies = tmp_path / "studies"
-    studies.mkdir()
+    folder = tmp_path / "studies"
+    folder.mkdir()
     for number, content in enumerate(phantom.contents()):
-        (studies / f"{number}.dcm").write_bytes(content)
+        (folder / f"{number}.dcm").write_bytes(content)
+    return folder
+
+
+def test_findings_that_overlap_are_written_whole(studies: Path, tmp_path: Path) -> None:
     request = describe_request(own_request("tests.cohort.test_methods:OneInTheOther"), ("nifti", "seg"))
     run = Run.create(tmp_path / "out", request, folder_source(studies))
     row = one(run)[0]
@@ -161,12 +167,7 @@ def test_findings_that_overlap_are_written_whole(tmp_path: Path) -> None:
     assert not _put_mask(run, row["image"], row["mask"])
 
 
-def test_a_dicom_seg_holds_the_mask_and_is_the_same_instance_again(tmp_path: Path) -> None:
-    (phantom,) = [each for each in phantom_series(1, size=64, n_planes=4) if each.name.startswith("chest-ct")]
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    for number, content in enumerate(phantom.contents()):
-        (studies / f"{number}.dcm").write_bytes(content)
+def test_a_dicom_seg_holds_the_mask_and_is_the_same_instance_again(studies: Path, tmp_path: Path) -> None:
     request = describe_request(own_request("tests.cohort.test_methods:TwoBoxes"), ("nifti", "seg"))
     run = Run.create(tmp_path / "out", request, folder_source(studies))
     first = one(run)[0]

@@ -19,13 +19,13 @@ from medclipsam.exchange.network import export_bundle, export_onnx, model_card, 
 from medclipsam.imaging import read_image
 from medclipsam.imaging.dicom_seg import read_masks, read_segmentation
 from medclipsam.imaging.label_map import ValueNames, read_label_map
-from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
 from medclipsam.training.examples import Example, PreparedImage
-from medclipsam.training.network import Network
 from medclipsam.training.options import TrainingOptions
 from medclipsam.training.plan import make_plan
 from medclipsam.training.store import Network as StoredNetwork
 from medclipsam.training.store import NetworkStore
+from tests.training.untrained import untrained
 
 CLASSES = {"disc": 1, "square": 2}
 LABELS = {"disc": 7, "square": 203}
@@ -62,17 +62,7 @@ def _published(work: Path, pictures: Path, multilabel: str) -> Path:
         multilabel=multilabel,
     )
     plan = make_plan(examples, CLASSES, options)
-    made = work / "made"
-    made.mkdir()
-    plan.write(made)
-    states = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        network = Network(plan)
-        with torch.no_grad():
-            network.body.output_block.conv.conv.weight *= 3
-        states.append(network.state_dict())
-    write_members(states, made / ENSEMBLE_FILE)
+    made = untrained(plan, work / "made", members=2)
     about = {
         **{
             "name": "network",

@@ -3,35 +3,19 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
+from scipy.special import softmax
 
 from medclipsam.base import engine
 from medclipsam.base.errors import CancelledError, InputError, OptionError, TrainingError
 from medclipsam.imaging import MedicalImage, read_image
-from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
-from medclipsam.training.examples import PreparedImage
-from medclipsam.training.network import Network
+from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble
 from medclipsam.training.plan import make_plan
 from medclipsam.training.uncertainty import image_score
+from tests.training.untrained import logits_by_hand, untrained
 
 CLASSES = {"disc": 1, "square": 2}
-
-
-def untrained(plan, folder, members=3):
-    """Write an ensemble of random members with confident, different opinions."""
-    folder.mkdir()
-    plan.write(folder)
-    states = []
-    for seed in range(members):
-        torch.manual_seed(seed)
-        network = Network(plan)
-        with torch.no_grad():
-            network.body.output_block.conv.conv.weight *= 3
-        states.append(network.state_dict())
-    write_members(states, folder / ENSEMBLE_FILE)
-    return folder
 
 
 @pytest.fixture
@@ -51,16 +35,7 @@ def folder(plan, tmp_path):
 
 def by_hand(folder, plan, image):
     """Return each member's probabilities, float64 [members, planes, classes + 1, h, w], by plain calls."""
-    prepared = PreparedImage(image, plan)
-    inputs = torch.stack([prepared.plane(index) for index in range(image.n_planes)])
-    tensors = load_file(folder / ENSEMBLE_FILE)
-    made = []
-    for member in range(3):
-        network = Network(plan).eval()
-        network.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{member}.")})
-        with torch.no_grad():
-            made.append(network(inputs)[0].softmax(dim=1).double().numpy())
-    return np.stack(made)
+    return softmax(logits_by_hand(folder, plan, image), axis=2)
 
 
 def test_the_prediction_is_the_mean_of_the_members(folder, plan, image):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from PIL import Image
-from safetensors.torch import load_file
 from scipy import ndimage, stats
 
 from medclipsam.base.errors import TrainingError
@@ -25,7 +24,7 @@ from medclipsam.targets import TargetSet
 from medclipsam.training.augment import cut, resample
 from medclipsam.training.collect import read_studies
 from medclipsam.training.compare import score
-from medclipsam.training.ensemble import ENSEMBLE_FILE, Ensemble, write_members
+from medclipsam.training.ensemble import Ensemble
 from medclipsam.training.examples import IGNORE, Example, PreparedImage
 from medclipsam.training.layers import class_mask, class_masks, close_up
 from medclipsam.training.network import Network, SegmentationLoss
@@ -40,6 +39,7 @@ from medclipsam.training.store import Network as StoredNetwork
 from medclipsam.training.store import NetworkStore
 from medclipsam.training.trainer import Progress, Sampler, read_training, train
 from medclipsam.training.uncertainty import image_score, multilabel_welch
+from tests.training.untrained import logits_by_hand, untrained
 
 CLASSES = {"disc": 1, "core": 2}
 
@@ -291,21 +291,6 @@ def test_the_plan_carries_the_mode_and_older_plans_have_none(make_nested, small)
 # --- prediction ---
 
 
-def untrained(plan: Plan, folder: Path) -> Path:
-    """Write an ensemble of three random members with confident, different opinions."""
-    folder.mkdir()
-    plan.write(folder)
-    states = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        network = Network(plan)
-        with torch.no_grad():
-            network.body.output_block.conv.conv.weight *= 3
-        states.append(network.state_dict())
-    write_members(states, folder / ENSEMBLE_FILE)
-    return folder
-
-
 @pytest.fixture
 def plan(make_nested, small):
     return make_plan(make_nested(2), CLASSES, small)
@@ -323,17 +308,7 @@ def image():
 
 def by_hand(folder, plan, image):
     """Return each member's probabilities, float64 [members, planes, classes, h, w], by plain calls."""
-    prepared = PreparedImage(image, plan)
-    inputs = torch.stack([prepared.plane(index) for index in range(image.n_planes)])
-    tensors = load_file(folder / ENSEMBLE_FILE)
-    made = []
-    for member in range(3):
-        network = Network(plan).eval()
-        network.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{member}.")})
-        with torch.no_grad():
-            logits = network(inputs)[0].double().numpy()
-        made.append(1 / (1 + np.exp(-logits)))
-    return np.stack(made)
+    return 1 / (1 + np.exp(-logits_by_hand(folder, plan, image)))
 
 
 def test_masks_are_where_the_mean_of_the_members_is_above_a_half(folder, plan, image):

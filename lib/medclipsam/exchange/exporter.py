@@ -22,7 +22,7 @@ from medclipsam.exchange.dicom_sets import DicomSet
 from medclipsam.exchange.nifti_sets import BidsSet, NiftiSet, NnunetSet
 from medclipsam.exchange.options import ExportOptions, Format
 from medclipsam.imaging import read_image
-from medclipsam.imaging.label_map import ValueNames, is_seg_nrrd, read_file_names, read_kept_label
+from medclipsam.imaging.label_map import ValueNames, is_seg_nrrd, read_kept_label, read_segment_names
 from medclipsam.imaging.write import DISK_FULL
 from medclipsam.targets import TargetSet, label_table
 from medclipsam.training.collect import read_studies
@@ -167,7 +167,7 @@ def _names(candidate: Candidate) -> dict[int, str]:
     label = candidate.labels["final"]
     if names := ValueNames.from_monailabel(label.info).by_value():
         return names
-    if is_seg_nrrd(label.path) and (own := read_file_names(label.path)):
+    if is_seg_nrrd(label.path) and (own := read_segment_names(label.path)):
         return {value: name for name, value in own.items()}
     table = {value: name for name, value in label_table(TargetSet.load()).items()}
     held = np.unique(read_image(label.path).voxels()).tolist()

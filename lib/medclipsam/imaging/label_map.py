@@ -412,7 +412,7 @@ def read_label_map(
     said.check()
     segments, n_layers = read_segments(path)
     named = [(segment.name, segment.value) for segment in segments] or list(said.listed)
-    numbers = number_names(_apart(named) if n_layers > 1 and table is None else named, table)
+    numbers = _numbers(named, n_layers, table)
     beneath = np.zeros((0, 0, 0, 0), np.uint8)
     moved: dict[int, int] = {}
     if n_layers > 1:
@@ -433,22 +433,6 @@ def read_label_map(
     names |= {name: value for name, value in asked.items() if name not in names and value not in taken}
     placed = path.suffix.lower() != ".nrrd" or has_place(path)
     return LabelMap(values, image, names, asked, beneath), placed and n_layers == 1 and not moved
-
-
-def read_file_names(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Return the names that a label's file has itself, with the values as `read_label_map` gives them.
-
-    Raises
-    ------
-    ImageError
-        If the file cannot be read.
-    InputError
-        If a value cannot be one.
-    """
-    segments, n_layers = read_segments(Path(path))
-    named = [(segment.name, segment.value) for segment in segments]
-    numbers = number_names(_apart(named) if n_layers > 1 else named, None)
-    return {name: value for name, value in numbers.items() if value}
 
 
 def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Mapping[str, Any]) -> LabelMap:
@@ -478,13 +462,15 @@ def read_kept_label(path: str | os.PathLike[str], image: MedicalImage, info: Map
     return replace(label, names=names)
 
 
-def read_segment_names(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Return the names of a file's own segments, and the values that `read_label_map` with an empty table gives them.
+def read_segment_names(path: str | os.PathLike[str], table: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return the names of a file's own segments, with the values that `read_label_map` gives them.
 
     Parameters
     ----------
     path : str or path-like
         A file of 3D Slicer's (`.seg.nrrd`); other files name no segments.
+    table : mapping of str to int, optional
+        As for `read_label_map`.
 
     Raises
     ------
@@ -493,8 +479,13 @@ def read_segment_names(path: str | os.PathLike[str]) -> dict[str, int]:
     InputError
         If a segment has no value that can be one.
     """
-    named = [(segment.name, segment.value) for segment in read_segments(Path(path))[0]]
-    return {name: value for name, value in number_names(named, {}).items() if value}
+    segments, n_layers = read_segments(Path(path))
+    numbers = _numbers([(segment.name, segment.value) for segment in segments], n_layers, table)
+    return {name: value for name, value in numbers.items() if value}
+
+
+def _numbers(named: list[tuple[str, int]], n_layers: int, table: Mapping[str, int] | None) -> dict[str, int]:
+    return number_names(_apart(named) if n_layers > 1 and table is None else named, table)
 
 
 def label_numbers(names: Iterable[str], table: Mapping[str, int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from medclipsam.base.errors import ImageError, InputError
 from medclipsam.imaging.colour import COLOURS
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.itk import check_nrrd, to_itk
 from medclipsam.imaging.volumes import nrrd_fields, read_texts
 
 # 3D Slicer's keys of one segment.
@@ -93,16 +94,9 @@ def write_seg_nrrd(
     InputError
         If the image's axes are not at right angles, or a package is missing.
     """
-    try:
-        import SimpleITK as sitk
-    except ImportError:
-        raise InputError(f"{path.name} needs SimpleITK: pip install 'medclipsam[server]', or write .nii.gz.") from None
-    grid = image.grid
-    if not grid.is_orthonormal:
-        raise InputError(
-            f"{image.source.name} has axes that are not at right angles, which NRRD through ITK cannot hold; "
-            "segments that overlap cannot be saved on it."
-        )
+    check_nrrd(image, path.name, "segments that overlap cannot be saved on it")
+    import SimpleITK as sitk
+
     shape = (image.n_planes, *image.plane_shape)
     layers: list[np.ndarray] = []
     placed: list[Segment] = []
@@ -115,18 +109,15 @@ def write_seg_nrrd(
     # a picture is a volume of one slice
     native = [image.to_native(layer) for layer in layers or [np.zeros(shape, np.uint8)]]
     voxels = np.stack([layer.reshape((-1, *layer.shape[-2:])) for layer in native], axis=-1)
-    whole = grid.in_space()
-    result = sitk.GetImageFromArray(voxels if len(native) > 1 else voxels[..., 0], isVector=len(native) > 1)
-    result.SetSpacing(whole.spacing)
-    result.SetOrigin(whole.origin)
-    result.SetDirection(whole.direction.ravel().tolist())
+    vector = len(native) > 1
+    result = to_itk(voxels if vector else voxels[..., 0], image.grid.in_space(), vector=vector)
     for key, text in _SEGMENTATION.items():
         result.SetMetaData(key, text)
     for number, segment in enumerate(placed):
         for key, text in _keys(segment, _extent(voxels[..., segment.layer] == segment.value)).items():
             result.SetMetaData(f"Segment{number}_{key}", text)
     sitk.WriteImage(result, str(path), useCompression=compress)
-    if len(native) > 1:
+    if vector:
         # ITK calls the axis of the layers a vector
         header, end, content = path.read_bytes().partition(b"\n\n")
         path.write_bytes(header.replace(b"\nkinds: vector ", b"\nkinds: list ", 1) + end + content)

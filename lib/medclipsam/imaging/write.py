@@ -16,6 +16,7 @@ from medclipsam.base.errors import InputError, MedClipSamError, StorageError
 from medclipsam.base.files import atomic_write
 from medclipsam.base.formats import MASK_SUFFIXES, NIFTI_SUFFIXES, suffix_of
 from medclipsam.imaging.image import MedicalImage
+from medclipsam.imaging.itk import check_nrrd, to_itk
 from medclipsam.imaging.masks import read_mask
 
 # What the operating system says of a disk without room, and of one that takes nothing.
@@ -273,18 +274,8 @@ _NIFTI_GEOMETRY = (
 
 
 def _nrrd_writer(native: np.ndarray, image: MedicalImage, name: str, *, compress: bool) -> Callable[[Path], object]:
-    try:
-        import SimpleITK as sitk
-    except ImportError:
-        raise InputError(f"{name} needs SimpleITK: pip install 'medclipsam[server]', or write .nii.gz.") from None
-    grid = image.grid
-    if not grid.is_orthonormal:
-        raise InputError(
-            f"{image.source.name} has axes that are not at right angles, which NRRD through ITK cannot hold; "
-            "write .nii.gz."
-        )
-    result = sitk.GetImageFromArray(native)
-    result.SetSpacing(grid.spacing)
-    result.SetOrigin(grid.origin)
-    result.SetDirection(grid.direction.ravel().tolist())
+    check_nrrd(image, name, "write .nii.gz")
+    import SimpleITK as sitk
+
+    result = to_itk(native, image.grid)
     return lambda temporary: sitk.WriteImage(result, str(temporary), useCompression=compress)

@@ -154,7 +154,7 @@ def _named(info: dict[str, Any], file: Path, label_map: Mapping[int, str] | None
         return info
     names: dict[str, int] = {}
     with contextlib.suppress(MedClipSamError):  # a file that cannot be read is left out with its reason later
-        names = read_segment_names(file)
+        names = read_segment_names(file, {})
     names = names or {name: value for value, name in (label_map or {}).items()}
     return {**info, "label_names": names} if names else info
 

@@ -325,12 +325,13 @@ class Rounds:
         read = self.images.read(Path(self._datastore().get_image_uri(image)))
         for place in missing:
             file, info = kept[place]
-            self.ledger.record(image, info[SAVED_BY], read_reading(file, info, read).values)
+            label = read_reading(file, info, read)
+            self.ledger.record(image, info[SAVED_BY], label.values, beneath=label.beneath)
         if settled:
             file, info = kept[-1]
-            made = info[CONSENSUS]
+            label, made = read_reading(file, info, read), info[CONSENSUS]
             method = str(made.get("method", CONSENSUS)) if isinstance(made, Mapping) else CONSENSUS
-            self.ledger.record(image, str(info.get(SAVED_BY)), read_reading(file, info, read).values, consensus=method)
+            self.ledger.record(image, str(info.get(SAVED_BY)), label.values, consensus=method, beneath=label.beneath)
 
     def is_read_by_several(self, image: str) -> bool:
         """Return whether several people are to read an image: by assignment, else by the share of second reads."""

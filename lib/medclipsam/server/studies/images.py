@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from medclipsam.base.errors import ImageError
 from medclipsam.imaging import read_image
+from medclipsam.imaging.itk import to_itk
 from medclipsam.server.base.errors import UnknownError
 from medclipsam.server.base.names import file_suffix
 
@@ -133,11 +134,7 @@ def series_as_volume(image: MedicalImage) -> Path:
     os.close(handle)
     try:
         values = image.stored_values()
-        volume = SimpleITK.GetImageFromArray(values, isVector=values.ndim == 4)
-        volume.SetSpacing(image.grid.spacing)
-        volume.SetOrigin(image.grid.origin)
-        volume.SetDirection(image.grid.direction.ravel().tolist())
-        SimpleITK.WriteImage(volume, name)
+        SimpleITK.WriteImage(to_itk(values, image.grid, vector=values.ndim == 4), name)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
