@@ -141,9 +141,8 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_first_line_comes_at_once_and_tells_how_many_go_before(url: str, loaded: Any) -> None:
-    first, second = _slow(url, "one"), _slow(url, "two")
-    assert json.loads(next(first.iter_lines()))["event"] == "progress"
-    lines = second.iter_lines()
+    first, lines = _slow(url, "one").iter_lines(), _slow(url, "two").iter_lines()
+    assert json.loads(next(first))["event"] == "progress"
     assert json.loads(next(lines))["message"] == "waiting, 1 before"
     loaded.gate.open.set()
     assert json.loads(list(lines)[-1])["event"] == "result"
@@ -151,7 +150,9 @@ def test_the_first_line_comes_at_once_and_tells_how_many_go_before(url: str, loa
 
 def test_a_client_that_leaves_cancels_its_request(url: str, loaded: Any) -> None:
     answer = _slow(url, "gone")
-    next(answer.iter_lines())
+    # held: requests closes the connection when the iterator is collected
+    lines = answer.iter_lines()
+    next(lines)
     assert loaded.gate.entered.acquire(timeout=30)
     answer.close()
     _until(lambda: requests.get(f"{url}/requests/gone", timeout=60).json()["state"] == "cancelled")
