@@ -1,8 +1,11 @@
 """Converted networks against torch, what is kept of them, and which engine is chosen."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,28 @@ def test_bfloat16_is_near_and_kept_apart(small: nn.Module, cache: Path) -> None:
     difference = float((near - exact).abs().max() / exact.abs().max())
     assert 1e-6 < difference < 0.05
     assert len(list(cache.iterdir())) == 2
+
+
+def test_threads_may_run_on_every_core() -> None:
+    """OpenVINO pins its threads to the first cores while it runs: two processes of one thread each would share one."""
+    net = frozen(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)))
+    images = torch.randn(1, 3, 128, 128)
+    run = compile_forward(net, (images,), "weights", name="wide", engine="openvino")
+    seen, ended = set(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):
+                    seen.add(frozenset(os.sched_getaffinity(int(thread))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(20):
+        run(images)
+    ended.set()
+    watcher.join()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_openvino_sends_nothing() -> None:

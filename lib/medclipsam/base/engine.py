@@ -241,6 +241,8 @@ class _Converted:
                 "INFERENCE_PRECISION_HINT": self.graph.get_rt_info("precision").astype(str),
                 "INFERENCE_NUM_THREADS": self.threads,
                 "PERFORMANCE_HINT": "LATENCY",
+                # pinned, the threads of several processes share the first cores, and the others wait
+                "ENABLE_CPU_PINNING": False,
             },
         )
 
