@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -14,7 +15,7 @@ import torch
 from medclipsam.active import LEDGER_FILE
 from medclipsam.active.ledger import Ledger
 from medclipsam.base.errors import InputError, TrainingError
-from medclipsam.cohort.command import folder_source
+from medclipsam.cohort.command import Cohort, folder_source
 from medclipsam.cohort.methods import Made, describe_request, load_method, network_request, own_request
 from medclipsam.cohort.rounds import _put_mask, feed_rounds
 from medclipsam.cohort.store import Run
@@ -188,6 +189,43 @@ def test_a_dicom_seg_holds_the_mask_and_is_the_same_instance_again(studies: Path
     assert pydicom.dcmread(run.folder / again["seg"]).SOPInstanceUID == written.SOPInstanceUID
     other = Run.create(tmp_path / "other", {**request, "modality": "CT"}, folder_source(studies))
     assert pydicom.dcmread(other.folder / one(other)[0]["seg"]).SOPInstanceUID != written.SOPInstanceUID
+
+
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+def test_the_kind_of_a_dicom_seg_is_chosen(kind: Any, network: Path, studies: Path, tmp_path: Path) -> None:
+    request = describe_request(network_request(network), ("seg",), seg_type=kind)
+    run = Run.create(tmp_path / "out", request, folder_source(studies))
+    row = one(run)[0]
+    path = run.folder / row["seg"]
+    image = read_image(studies)
+    made = Ensemble.load(network, device="cpu").predict(image, probabilities=True)
+    written = highdicom.seg.segread(path)
+    if kind == "LABELMAP":
+        assert written.SegmentationType == "LABELMAP"
+        found, _ = read_seg_label_map(path, image, lambda segment: segment.label or 0)
+        np.testing.assert_array_equal(found.values, np.array([0, 1, 2], np.uint8)[made.labels])
+        return
+    assert written.SegmentationType == "FRACTIONAL"
+    frames = written.pixel_array / written.MaximumFractionalValue
+    places = [
+        (
+            item.SegmentIdentificationSequence[0].ReferencedSegmentNumber,
+            item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID,
+        )
+        for item in written.PerFrameFunctionalGroupsSequence
+    ]
+    # the slices from feet to head, as the planes of the image are
+    slices = sorted(map(pydicom.dcmread, studies.iterdir()), key=lambda each: float(each.ImagePositionPatient[2]))
+    uids = [str(each.SOPInstanceUID) for each in slices]
+    assert made.probabilities is not None
+    for frame, (segment, uid) in zip(frames, places, strict=True):
+        np.testing.assert_allclose(frame, made.probabilities[uids.index(uid), segment], atol=1 / 255)
+
+
+def test_a_text_has_no_probabilities_to_write(tmp_path: Path) -> None:
+    request = describe_request({"kind": "zero_shot"}, ("seg",), seg_type="FRACTIONAL")
+    with pytest.raises(InputError, match="BINARY and LABELMAP"):
+        Cohort(tmp_path, request, folder_source(tmp_path))
 
 
 def test_weights_that_changed_meanwhile_are_refused(network: Path) -> None:

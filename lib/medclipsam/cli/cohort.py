@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Options of the server that decide which series there are; all others concern how it is asked.
 _QUERY = ("modalities", "filters")
+# Options of the server's labels, which a cohort does not have.
+_OF_LABELS = frozenset({"seg_type", "reports", "foreign_labels"})
 
 
 def add_cohort(commands: Any) -> None:
@@ -74,6 +76,12 @@ def add_cohort(commands: Any) -> None:
         help="masks as NIfTI, as DICOM SEG, or stored in the PACS; may be repeated (default: nifti)",
     )
     results.add_argument(
+        "--seg-type",
+        choices=("BINARY", "LABELMAP", "FRACTIONAL"),
+        default="BINARY",
+        help="kind of DICOM SEG; FRACTIONAL holds the probabilities of a network (default: %(default)s)",
+    )
+    results.add_argument(
         "--to-rounds", action="store_true", help="put presence, uncertainty and masks into the project's workspace"
     )
     results.add_argument("--workspace", type=Path, help="of the project (default: that of the studies)")
@@ -111,7 +119,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--shard", metavar="PART/PARTS", help="do one part only, without Ray, such as 3/40")
     add_options(machine, CohortOptions)
     pacs = parser.add_argument_group("DICOMweb server")
-    for name, field in PacsOptions.settings().items():
+    for name, field in _pacs_settings().items():
         pacs.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=PacsOptions.options()[field].help)
 
 
@@ -229,7 +237,8 @@ def _cohort(given: argparse.Namespace, options: ZeroShotOptions) -> Cohort:
     else:
         source = folder_source(Path(given.studies).expanduser())
     outputs = tuple(dict.fromkeys(given.output or ["nifti"]))
-    return Cohort(given.out, describe_request(_method(given, options), outputs, given.modality), source)
+    request = describe_request(_method(given, options), outputs, given.modality, given.seg_type)
+    return Cohort(given.out, request, source)
 
 
 def _method(given: argparse.Namespace, options: ZeroShotOptions) -> dict[str, Any]:
@@ -282,8 +291,12 @@ def _machine(given: argparse.Namespace) -> Machine:
 
 def _pacs_options(given: argparse.Namespace) -> dict[str, str]:
     """Return the options of the DICOMweb server that are given, by their names."""
-    settings = PacsOptions.settings()
-    return {field: value for name, field in settings.items() if (value := getattr(given, name)) is not None}
+    return {field: value for name, field in _pacs_settings().items() if (value := getattr(given, name)) is not None}
+
+
+def _pacs_settings() -> dict[str, str]:
+    """Return the options of the DICOMweb server that a cohort has, by the names of their settings."""
+    return {name: field for name, field in PacsOptions.settings().items() if field not in _OF_LABELS}
 
 
 def _rounds_workspace(given: argparse.Namespace) -> Path:

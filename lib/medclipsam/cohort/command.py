@@ -53,6 +53,11 @@ class Cohort:
                 raise InputError(f"Masks cannot be written as {output!r}; allowed: {', '.join(OUTPUTS)}.")
         if "pacs" in outputs and not self.source.get("pacs"):
             raise InputError("Masks can be stored in a PACS only where the studies are there; name it with --pacs URL.")
+        if self.request["seg_type"] == "FRACTIONAL" and self.request["method"]["kind"] == "zero_shot":
+            raise InputError(
+                "A DICOM SEG of the kind FRACTIONAL holds the probabilities of a network; allowed for a text: "
+                "BINARY and LABELMAP."
+            )
 
     def open(self, *, continue_anyway: bool = False) -> Run:
         """Return the run of this request, which is made where there is none.

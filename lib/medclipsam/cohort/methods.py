@@ -18,6 +18,7 @@ from medclipsam.base.options import ZeroShotOptions
 
 if TYPE_CHECKING:
     from medclipsam.imaging import MedicalImage
+    from medclipsam.imaging.dicom_seg import SegmentationKind
     from medclipsam.imaging.label_map import LabelMap
 
 
@@ -37,6 +38,8 @@ class Made:
         Columns that all of them share.
     beneath : numpy.ndarray or None
         What `labels` covers where findings overlap, see `medclipsam.imaging.label_map.LabelMap`.
+    probabilities : dict of int to numpy.ndarray, or None
+        By label, float32 [n_planes, H, W] in [0, 1] in display orientation; of methods that compute them.
     """
 
     labels: np.ndarray
@@ -44,6 +47,7 @@ class Made:
     findings: list[dict[str, Any]]
     about: dict[str, Any] = field(default_factory=dict)
     beneath: np.ndarray | None = None
+    probabilities: dict[int, np.ndarray] | None = None
 
     def label_map(self, image: MedicalImage) -> LabelMap:
         """Return it as a label map of the image that it was found in."""
@@ -128,8 +132,17 @@ def own_request(factory: str, **arguments: Any) -> dict[str, Any]:
     return {"kind": "own", "factory": factory, "arguments": arguments}
 
 
-def load_method(request: Mapping[str, Any], device: str) -> Method:
+def load_method(request: Mapping[str, Any], device: str, *, probabilities: bool = False) -> Method:
     """Load what a request describes, and check that the weights are those that it names.
+
+    Parameters
+    ----------
+    request : mapping
+        Of one of the functions above.
+    device : str
+        Where it runs.
+    probabilities : bool
+        Whether a network's probabilities are needed beside its masks.
 
     Raises
     ------
@@ -141,7 +154,7 @@ def load_method(request: Mapping[str, Any], device: str) -> Method:
     if request["kind"] == "zero_shot":
         return _ZeroShot(request, device)
     if request["kind"] == "network":
-        return _Network(request, device)
+        return _Network(request, device, probabilities)
     module, _, name = str(request["factory"]).partition(":")
     made: Method = getattr(importlib.import_module(module), name)(device, **request["arguments"])
     return made
@@ -200,20 +213,21 @@ class _ZeroShot:
 
 
 class _Network:
-    def __init__(self, request: Mapping[str, Any], device: str) -> None:
+    def __init__(self, request: Mapping[str, Any], device: str, probabilities: bool) -> None:
         from medclipsam.training.ensemble import Ensemble
 
         self._ensemble = Ensemble.load(Path(request["folder"]), device=device)
         if self._ensemble.identity != request["identity"]:
             raise InputError(f"The network in {request['folder']} is not the one that the run began with.")
         self._labels: dict[str, int] = dict(request["labels"])
+        self._probabilities = probabilities
         self._weights = json.dumps({"network": {"name": request["name"], "sha256": request["identity"]}})
 
     def segment(self, image: MedicalImage, text: str) -> Made:
         from medclipsam.imaging.sizes import area_mm2, volume_mm3
         from medclipsam.measurements import measure
 
-        result = self._ensemble.predict(image)
+        result = self._ensemble.predict(image, probabilities=self._probabilities)
         table = np.zeros(256, np.uint8)
         findings = []
         for name, index in self._ensemble.plan.classes.items():
@@ -240,11 +254,24 @@ class _Network:
             **{"weights": self._weights, "text": "", "planes_to_look_at": planes},
             "image_uncertainty": result.scores.get("image"),
         }
-        return Made(table[result.labels], dict(self._labels), findings, about, table[result.beneath])
+        drawn = None
+        if result.probabilities is not None:
+            classes = self._ensemble.plan.classes
+            drawn = {self._labels[name]: result.class_probabilities(index) for name, index in classes.items()}
+        return Made(table[result.labels], dict(self._labels), findings, about, table[result.beneath], drawn)
 
 
 def describe_request(
-    method: Mapping[str, Any], outputs: tuple[str, ...], modality: str | None = None
+    method: Mapping[str, Any],
+    outputs: tuple[str, ...],
+    modality: str | None = None,
+    seg_type: SegmentationKind = "BINARY",
 ) -> dict[str, Any]:
     """Return all that the results of a run depend on beside the studies, JSON-able."""
-    return {"version": __version__, "method": dict(method), "outputs": list(outputs), "modality": modality}
+    return {
+        "version": __version__,
+        "method": dict(method),
+        "outputs": list(outputs),
+        "modality": modality,
+        "seg_type": seg_type,
+    }

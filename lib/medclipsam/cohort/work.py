@@ -143,7 +143,9 @@ class Worker:
         self._outputs = tuple(run.request["outputs"])
         self._modality = run.request.get("modality")
         self._source = settings.open(run.source)
-        self._method = load_method(run.request["method"], settings.device)
+        self._seg_type = run.request["seg_type"]
+        fractions = self._seg_type == "FRACTIONAL"
+        self._method = load_method(run.request["method"], settings.device, probabilities=fractions)
         if settings.threads and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(settings.threads)
         self._computing = threading.Lock()
@@ -244,10 +246,11 @@ class Worker:
         there = [each["finding"] for each in made.findings if each["found"]]
         absent = [each["finding"] for each in made.findings if not each["found"]]
         return write_segmentation(
-            made.label_map(image).drawn,
+            made.probabilities or made.label_map(image).drawn,
             image,
             segments,
             path,
+            kind=self._seg_type,
             series_description=f"medclipsam: {', '.join(there) or 'no ' + ', '.join(absent)}",
             content_description=f"Absent: {', '.join(absent)}" if absent else "",
             # so that a study that is done again stores the same instance again

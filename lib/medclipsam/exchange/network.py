@@ -244,10 +244,7 @@ def segment(
     if label.overlaps:
         drawn = {number: label.mask_of(number) for number in named["labels"].values()}
     if found.probabilities is not None:
-        drawn = {
-            named["labels"][name]: found.probabilities[:, index].astype(np.float32).clip(0, 1)
-            for name, index in named["classes"].items()
-        }
+        drawn = {named["labels"][name]: found.class_probabilities(index) for name, index in named["classes"].items()}
     write_segmentation(drawn, read, segments, output, kind=seg_type)
     return Path(output)
 

@@ -91,6 +91,12 @@ class NetworkResult:
         """Return where a class is, bool [n_planes, H, W]: on top or beneath another one."""
         return mask_of(index, self.labels, self.beneath)
 
+    def class_probabilities(self, index: int) -> np.ndarray:
+        """Return the probabilities of a class, float32 [n_planes, H, W] in [0, 1], where they were asked for."""
+        assert self.probabilities is not None
+        # of float16, sums may exceed 1
+        return self.probabilities[:, index].astype(np.float32).clip(0, 1)
+
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
         scores = ", ".join(f"{name}: {score:.3g}" for name, score in self.scores.items())
