@@ -113,6 +113,12 @@ export interface Saved {
   consensus?: boolean;
 }
 
+export interface Proposal {
+  segments: Segment[];
+  /** A network, such as "network version 2", "zero-shot", or "pre-annotation". */
+  by: string;
+}
+
 export interface State {
   labelled?: number;
   images?: number;
@@ -270,6 +276,11 @@ export class Api {
 
   label(image: string): Promise<Saved | null> {
     return this.optional<Saved>(`viewer/api/labels/${quoted(image)}`);
+  }
+
+  /** Return the mask of a model that waits for whoever labels an image; null where there is none. */
+  proposal(image: string): Promise<Proposal | null> {
+    return this.optional<Proposal>(`viewer/api/proposals/${quoted(image)}`);
   }
 
   save(image: string, label: { segments: Segment[]; base: string | null; as_new: boolean }): Promise<Saved> {

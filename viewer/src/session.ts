@@ -13,6 +13,7 @@ import {
   type MapKind,
   type Network,
   type Networks,
+  type Proposal,
   type Review,
   type Saved,
   type ServerInfo,
@@ -393,7 +394,11 @@ export class Session extends EventTarget {
       this.base = label.version;
       this.savedBy = label.by ?? '';
     }
-    const kept = draft ?? label;
+    const proposal = draft || label || several ? null : await this.proposed(image);
+    if (this.image !== image) {
+      return;
+    }
+    const kept = draft ?? label ?? proposal;
     // a text that was answered meanwhile is not thrown away
     if (kept && !this.findings.length) {
       this.history = new History(fromSegments(kept.segments, this.size));
@@ -411,6 +416,9 @@ export class Session extends EventTarget {
     } else if (label) {
       const what = label.consensus ? 'The consensus of the readers' : 'The saved label';
       this.note = `${what} of this image is shown${reviewed(label.review)}.`;
+    } else if (proposal && this.findings.length) {
+      const by: Record<string, string> = { 'zero-shot': ' by text', 'pre-annotation': ' before' };
+      this.note = `A mask that was made${by[proposal.by] ?? ` by ${proposal.by}`} waits here: correct it, then save it.`;
     }
     const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
     if (this.findings.length) {
@@ -423,6 +431,16 @@ export class Session extends EventTarget {
       this.goTo(Math.floor(image.planes.length / 2));
     }
     this.changed();
+  }
+
+  /** Return what a model has left for this image; without it the image is labelled as any other. */
+  private async proposed(image: ImageInfo): Promise<Proposal | null> {
+    try {
+      return await this.api.proposal(image.image);
+    } catch (error) {
+      this.fail(error);
+      return null;
+    }
   }
 
   /** Run a text, or the network, on the image. */

@@ -28,6 +28,7 @@ class Server {
     this.json('GET viewer/api/image', IMAGE);
     this.answers.set('GET viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('GET viewer/api/labels/ct%201', () => new Response(null, { status: 204 }));
+    this.answers.set('GET viewer/api/proposals/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('GET viewer/api/readers/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('DELETE viewer/api/drafts/ct%201', () => new Response(null, { status: 204 }));
     this.answers.set('PUT viewer/api/drafts/ct%201', ({ body }) => Response.json({ ...body, revision: 1 }));
@@ -235,6 +236,31 @@ describe('a session', () => {
     again.draw(again.begin('x'), 0, [0, 1], 'brush');
     await again.flush();
     expect(server.last('PUT viewer/api/drafts/ct%201')?.body).toMatchObject({ base: 'v1', revision: 4 });
+  });
+
+  it('shows the mask of a model that waits, until somebody has drawn or saved', async () => {
+    const waits = { ...segment('lungs', 3, [1, 2]), source: 'network', edited: false };
+    server.json('GET viewer/api/proposals/ct%201', { segments: [waits], by: 'network version 2' });
+    const again = new Session(session.api, sessionStorage);
+    await again.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(again.findings).toMatchObject([{ name: 'lungs', source: 'network', edited: false }]);
+    expect(again.note).toContain('network version 2');
+    expect(again.unsaved).toBe(false);
+    server.json('PUT viewer/api/labels/ct%201', { segments: [], version: 'v1' });
+    await again.save();
+    expect(server.last('PUT viewer/api/labels/ct%201')?.body).toMatchObject({ segments: [waits], base: null });
+    server.json('GET viewer/api/drafts/ct%201', { segments: [segment('draft', 3, [1, 2])], base: null, revision: 4 });
+    const third = new Session(session.api, sessionStorage);
+    await third.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(third.findings.map((each) => each.name)).toEqual(['draft']);
+  });
+
+  it('opens an image whose waiting mask cannot be read', async () => {
+    server.json('GET viewer/api/proposals/ct%201', { detail: 'The mask does not fit on the image.' }, 400);
+    const again = new Session(session.api, sessionStorage);
+    await again.show({ study: 's', series: 't', instance: 'a', frame: 1 });
+    expect(again.image?.image).toBe('ct 1');
+    expect(again.error).toContain('does not fit');
   });
 
   it('says why a label was rejected', async () => {

@@ -186,6 +186,43 @@ def test_a_label_that_came_from_elsewhere_is_read_as_segments(client: TestClient
         assert np.array_equal(decode_runs(each["runs"], (40, 60), "it"), drawn[each["plane"]])
 
 
+def test_the_mask_of_a_model_waits_for_whoever_labels_the_image(app: Any, client: TestClient, studies: Path) -> None:
+    assert client.get("/viewer/api/proposals/nobody").status_code == 404
+    assert client.get("/viewer/api/proposals/stack").status_code == 204
+    params = {"text": "heart", "save_label": True, "label_tag": "original"}
+    made = client.post("/infer/text_prompt", params={"image": "stack", "output": "json"}, json=params)
+    assert made.status_code == 200, made.text
+    found = client.get("/viewer/api/proposals/stack").json()
+    assert found["by"] == "zero-shot"
+    (segment,) = found["segments"]
+    assert (segment["name"], segment["source"], segment["edited"]) == ("heart", "text", False)
+    bright = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(studies / "stack.nii.gz")) > 128
+    drawn = np.zeros_like(bright)
+    for each in segment["planes"]:
+        drawn[each["plane"]] = decode_runs(each["runs"], (40, 60), "it")
+    assert np.array_equal(drawn, bright)
+    # what is saved counts, and is measured against what was shown
+    assert _save(client, segment).status_code == 200
+    assert client.get("/viewer/api/proposals/stack").status_code == 204
+    (label,) = app.rounds.ledger.labels()
+    assert (label.source, label.dice) == ("zero-shot", 1.0)
+
+
+def test_a_mask_that_a_cohort_has_left_is_shown_and_counted_as_offered(
+    app: Any, make_client: Any, studies: Path
+) -> None:
+    volume = SimpleITK.ReadImage(studies / "stack.nii.gz")
+    (studies / "labels" / "original").mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(SimpleITK.BinaryThreshold(volume, 129, 255, 11), studies / "labels/original/stack.nii.gz")
+    client = make_client()
+    (segment,) = client.get("/viewer/api/proposals/stack").json()["segments"]
+    assert (segment["name"], segment["source"]) == ("left lung", "text")
+    _save(client, HEART)
+    (label,) = app.rounds.ledger.labels()
+    assert label.source == "pre-annotation"
+    assert label.dice < 0.5
+
+
 def test_what_somebody_else_has_saved_is_not_overwritten_unasked(client: TestClient, tmp_path: Path) -> None:
     first = _save(client, LUNG).json()
     second = _save(client, HEART, base=first["version"]).json()

@@ -16,7 +16,9 @@ from medclipsam.server.inference.drawn import label_map_of, read_segments
 from medclipsam.server.learning.readers import iso_time, version_of
 from medclipsam.server.learning.rounds import reader_of
 from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.studies.datastore import FINAL, ORIGINAL
 from medclipsam.studies.final import REPLACES, SAVED_BY, is_consensus
+from medclipsam.training.names import DEFAULT_NAME
 
 # Key of what is kept with a label: how a viewer shows its segments, by their names.
 SHOWN = "shown"
@@ -73,6 +75,37 @@ class SavedSegments:
             "version": version,
             "review": info.get("review"),
             "consensus": is_consensus(info),
+        }
+
+    def proposed(self, image: str, caller: Caller) -> dict[str, Any] | None:
+        """Return the mask of a model that waits with the studies for whoever opens an image, and note that it was shown.
+
+        Returns
+        -------
+        dict or None
+            `segments`, `by` (a network with its version, "zero-shot", or "pre-annotation") and `at`; None where there is none, or somebody has saved a label.
+        """
+        store = self._app.datastore()
+        tags = {str(tag) for tag in store.get_labels_by_image_id(image)}
+        tag = next((tag for tag in (DEFAULT_NAME, ORIGINAL) if tag in tags), None)
+        if tag is None or FINAL in tags:
+            return None
+        path, info = Path(store.get_label_uri(image, tag)), store.get_label_info(image, tag)
+        frames = self._app.viewed.frames(image)
+        label = read_kept_label(path, frames.image, info)
+        params = info.get("params")
+        network = params.get("network") if isinstance(params, Mapping) else None
+        if isinstance(network, Mapping):
+            source = f"{network['name']} version {network['version']}"
+        else:
+            # a file that a cohort or another program has put there says nothing
+            source = "zero-shot" if params else "pre-annotation"
+        self._app.rounds.record_offer(image, reader_of(caller), source, label.values)
+        made_by = "network" if isinstance(network, Mapping) else "text"
+        return {
+            "segments": [{**each, "source": made_by, "edited": False} for each in self._segments(path, info, frames)],
+            "by": source,
+            "at": iso_time(info.get("ts")),
         }
 
     def put(self, image: str, given: Any, base: str | None, caller: Caller, *, as_new: bool) -> dict[str, Any]:

@@ -105,6 +105,21 @@ def get_label(request: Request, app: App, saved: SavedStore, user: AsUser, image
     return Response(status_code=204) if found is None else _answer(found)
 
 
+@router.get(
+    "/proposals/{image}",
+    summary="Get the mask of a model that waits with an image",
+    responses={204: {"description": "No mask, or a label that was saved"}},
+)
+def get_proposal(request: Request, app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
+    """Answer the segments of the mask that a network, a batch or a cohort has left for whoever labels an image.
+
+    `by` names the network and its version, or is "zero-shot", or "pre-annotation" where nothing is known. The rounds count it as offered: what is saved is measured against it.
+    """
+    with viewer_turns.of(user.username):
+        found = saved.proposed(_known_image(app, image), caller_of(request, user.username))
+    return Response(status_code=204) if found is None else _answer(found)
+
+
 @router.put("/labels/{image}", summary="Save segments as the final label")
 async def put_label(request: Request, app: App, saved: SavedStore, user: AsAnnotator, image: str) -> Response:
     """Save the segments of an image as its final label; answered once it is read back.

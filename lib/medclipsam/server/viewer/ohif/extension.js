@@ -100,6 +100,10 @@ var Api = class {
 	label(image) {
 		return this.optional(`viewer/api/labels/${quoted(image)}`);
 	}
+	/** Return the mask of a model that waits for whoever labels an image; null where there is none. */
+	proposal(image) {
+		return this.optional(`viewer/api/proposals/${quoted(image)}`);
+	}
 	save(image, label) {
 		return this.json("PUT", `viewer/api/labels/${quoted(image)}`, label);
 	}
@@ -896,7 +900,9 @@ var Session = class extends EventTarget {
 			this.base = label.version;
 			this.savedBy = label.by ?? "";
 		}
-		const kept = draft ?? label;
+		const proposal = draft || label || several ? null : await this.proposed(image);
+		if (this.image !== image) return;
+		const kept = draft ?? label ?? proposal;
 		if (kept && !this.findings.length) {
 			this.history = new History(fromSegments(kept.segments, this.size));
 			this.active = this.findings[0]?.id ?? null;
@@ -911,6 +917,12 @@ var Session = class extends EventTarget {
 		} else if (label) {
 			const what = label.consensus ? "The consensus of the readers" : "The saved label";
 			this.note = `${what} of this image is shown${reviewed(label.review)}.`;
+		} else if (proposal && this.findings.length) {
+			const by = {
+				"zero-shot": " by text",
+				"pre-annotation": " before"
+			};
+			this.note = `A mask that was made${by[proposal.by] ?? ` by ${proposal.by}`} waits here: correct it, then save it.`;
 		}
 		const first = this.adjudication?.readings.flatMap((each) => each.masks).find((mask) => mask.planes.size);
 		if (this.findings.length) {
@@ -919,6 +931,15 @@ var Session = class extends EventTarget {
 		} else if (first) this.reveal(first.planes);
 		else if (this.isVolume && this.plane !== null && (this.plane === 0 || this.plane === image.planes.length - 1)) this.goTo(Math.floor(image.planes.length / 2));
 		this.changed();
+	}
+	/** Return what a model has left for this image; without it the image is labelled as any other. */
+	async proposed(image) {
+		try {
+			return await this.api.proposal(image.image);
+		} catch (error) {
+			this.fail(error);
+			return null;
+		}
 	}
 	/** Run a text, or the network, on the image. */
 	async run(text) {
