@@ -9,11 +9,26 @@ import torch.nn.functional as F
 from PIL import Image
 
 from medclipsam.encoders import Encoder, load_demo
+from medclipsam.presence import calibrate_threshold, presence_reference, presence_scores
+from medclipsam.targets import TargetSet
 from medclipsam.weights import resolve
 from tools.demo_training.augment import augment
+from tools.demo_training.calibrate_lite import calibrate
 from tools.demo_training.embeddings import SIDE, Batch, Embedded, coverage, embed_queue
 from tools.demo_training.lite_clip import Questions, Recipe, Trainer, dense_loss, random_bottleneck
-from tools.demo_training.sources import STRUCTURES, Job, draw, lung_sides, queue, training_images, validation_groups
+from tools.demo_training.sources import (
+    FINDING,
+    FIRST_SEED,
+    STATES,
+    STRUCTURES,
+    Job,
+    draw,
+    draw_volume_plane,
+    lung_sides,
+    queue,
+    training_images,
+    validation_groups,
+)
 
 LUNGS = [STRUCTURES.index("left lung"), STRUCTURES.index("right lung")]
 
@@ -87,6 +102,22 @@ def test_a_healthy_brain_has_no_tumour_left(data: Path) -> None:
     assert not healthy.masks.any()
     tumour = sick.masks[STRUCTURES.index("brain tumour")]
     assert np.abs(healthy.image.astype(int) - sick.image.astype(int))[tumour].mean() > 5
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_planes_of_a_volume_are_whole_known_and_show_its_ends(modality: str) -> None:
+    finding = STRUCTURES.index(FINDING[modality])
+    planes = [draw_volume_plane(modality, FIRST_SEED + k, np.random.default_rng(k)) for k in range(30)]
+    for plane in planes:
+        assert plane.known.all()
+        assert plane.image.dtype == np.uint8
+        assert plane.masks.shape[1:] == plane.image.shape
+        # a plane with its finding is not normal
+        assert not plane.masks[finding].any() or plane.states[STATES.index(f"normal {modality}")] == 0
+    shown = [plane.masks[finding].any() for plane in planes]
+    assert 3 < sum(shown) < 27
+    body = STRUCTURES.index("ventricles" if modality == "MR" else "left lung")
+    assert any(not plane.masks[body].any() for plane in planes)
 
 
 def test_the_lung_at_the_left_of_the_image_is_the_right_one() -> None:
@@ -230,3 +261,34 @@ def test_a_resumed_training_is_the_uninterrupted_one(data: Path, text: Encoder, 
     assert second.step == whole.step == 4
     for name, value in whole.vision.state_dict().items():
         assert torch.equal(value, second.vision.state_dict()[name]), name
+
+
+def test_thresholds_are_those_of_the_presence_scores(data: Path, text: Encoder, tmp_path: Path) -> None:
+    jobs = [job for job in queue(data) if job.validation and job.kind == "volume" and job.modality == "MR"][:16]
+    embed_queue(tmp_path, data, jobs, fake_embed, 256)
+    embedded, targets = Embedded(tmp_path), TargetSet.load()
+    torch.manual_seed(0)
+    recipe = Recipe(widths=(8, 8, 8))
+    vision = Trainer(embedded_for_training(data, tmp_path / "training"), text, recipe).vision.eval()
+    found = calibrate(vision, text, embedded, embedded.validation)
+    tumour = targets.get("brain tumour")
+    asked = presence_reference(text, tumour.captions, tumour, targets, "MR")
+    present, absent = [], []
+    for row in embedded.validation:
+        plane = embedded.take([row])
+        feature = F.normalize(vision.feature(*vision.logits(vision.tokens(plane.embeddings))), dim=-1)
+        (score,) = presence_scores(feature.detach(), asked, 20.0).score.tolist()
+        (present if plane.coverage[0, STRUCTURES.index("brain tumour")].sum() > 0.3 else absent).append(score)
+    assert present
+    assert absent
+    scores = np.array(present), np.array(absent)
+    planes, volumes = (calibrate_threshold(*scores, sensitivity=share) for share in (0.93, 0.8))
+    assert found["presence_thresholds"]["brain tumour"] == pytest.approx(planes, abs=2e-4)
+    assert found["volume_thresholds"] == {"brain tumour": pytest.approx(volumes, abs=2e-4)}
+
+
+def embedded_for_training(data: Path, folder: Path) -> Embedded:
+    """A few real planes, from which the scales are taken that a training begins with."""
+    jobs = [job for job in queue(data) if job.kind == "real" and not job.validation][:6]
+    embed_queue(folder, data, jobs, fake_embed, 256)
+    return Embedded(folder)

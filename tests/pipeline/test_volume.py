@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,8 @@ from medclipsam.pipeline.volume import Follower, Seed, _Appearance, coarse_to_fi
 from medclipsam.pipeline.zero_shot import ZeroShot
 from medclipsam.prompting import VisualPrompt
 from medclipsam.sam import MaskResult
+from medclipsam.targets import TargetSet
+from tests.conftest import BoxSam, BrightEncoder
 
 OPTIONS = ZeroShotOptions(saliency="patch_text")
 BACKGROUND, INSIDE = 40, 220
@@ -239,6 +242,60 @@ def test_what_one_plane_alone_shows_counts_only_where_nothing_shows_on_more(pipe
         )
         assert set(held.tolist()) <= planes
         assert len(held) >= len(planes) - 2
+
+
+TARGETS = """
+targets:
+  - name: bright mass
+    label: 151
+    meaning: bright-mass
+    modality: [MR]
+    captions: [a bright mass]
+  - name: grey organ
+    label: 152
+    meaning: grey-organ
+    modality: [MR]
+    captions: [a grey organ]
+"""
+
+
+@pytest.fixture
+def knowing(tmp_path: Path) -> ZeroShot:
+    """A pipeline whose weights know a bright mass and a grey organ on MR."""
+    (tmp_path / "targets.yaml").write_text(TARGETS)
+    targets = TargetSet.load(tmp_path / "targets.yaml")
+    made = ZeroShot(BrightEncoder(), BoxSam(), targets)  # type: ignore[arg-type]
+    made.encoder.defaults = {"patch_rivals": ["bright mass"]}
+    return made
+
+
+@pytest.mark.parametrize(("brightness", "found"), [(250, True), (130, False)])
+def test_a_mask_that_looks_like_another_structure_is_dropped(
+    knowing: ZeroShot, tmp_path: Path, brightness: int, found: bool
+) -> None:
+    values = np.where(BALL, brightness, BACKGROUND).astype(np.uint8)
+    image = MedicalImage.from_array(values, modality="MR")
+    # every plane may be a key plane
+    options = OPTIONS.replace(presence_threshold=0.0)
+    assert knowing.segment(image, "bright mass", options).targets[0].found == found
+    knowing.encoder.defaults = {}
+    assert knowing.segment(image, "bright mass", options).targets[0].found
+
+
+def test_in_a_volume_the_best_plane_needs_what_the_weights_say(knowing: ZeroShot) -> None:
+    values = np.where(BALL, INSIDE, BACKGROUND).astype(np.uint8)
+    volume, plane = (MedicalImage.from_array(each, modality="MR") for each in (values, values[11]))
+    knowing.encoder.defaults = {"presence_thresholds": {"bright mass": 0.1}, "volume_thresholds": {"bright mass": 0.3}}
+
+    def threshold(image: MedicalImage, **options: Any) -> float | None:
+        return knowing.segment(image, "bright mass", OPTIONS.replace(**options)).targets[0].presence_threshold
+
+    assert threshold(volume) == 0.3
+    assert threshold(volume, presence_threshold=0.2) == 0.2
+    assert threshold(volume, volume="planes") == threshold(plane) == 0.1
+    assert knowing.segment(volume, "bright mass", OPTIONS).targets[0].found
+    knowing.encoder.defaults = {"volume_thresholds": {"bright mass": 1.0}}
+    assert not knowing.segment(volume, "bright mass", OPTIONS).labels.any()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9, 24, 50, 201])

@@ -1,14 +1,15 @@
 """Make `lite_clip` again: `python -m tools.demo_training --data REAL --out FOLDER`.
 
-Embeds the planes of the queue (hours on a CPU; `--embed PART/PARTS` in several processes at once, `--minutes` to stop
-early), trains on what is embedded, calibrates and writes `lite_clip.safetensors` and `lite_clip.json`. Each step goes
-on where it ended.
+Embeds the planes of the queue (an hour on two cores; `--embed PART/PARTS` in several processes at once, `--minutes` to
+stop early), trains on what is embedded, calibrates and writes `lite_clip.safetensors` and `lite_clip.json`. Each step
+goes on where it ended. `--begin` trains weights on rather than from the beginning.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from medclipsam.pipeline.zero_shot import load_encoder
 from medclipsam.sam import SamModel
 from medclipsam.weights import resolve
 from tools.demo_training.embeddings import Embedded, embed_queue
-from tools.demo_training.lite_clip import Recipe, Trainer
+from tools.demo_training.lite_clip import TRAINED_ON, Recipe, Trainer, blocks_of
 from tools.demo_training.sources import counts, queue
 from tools.demo_training.write_lite import write
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--embed", metavar="PART/PARTS", help="only embed this share of the queue (0/2, 1/2)")
     parser.add_argument("--minutes", type=float, help="stop embedding after so long")
     parser.add_argument("--steps", type=int, help="training steps (the recipe's by default)")
+    parser.add_argument("--begin", metavar="WEIGHTS", help="weights to train on, such as lite_clip")
     parser.add_argument("--threads", type=int, help="CPU threads (all by default)")
     given = parser.parse_args(arguments)
     if given.threads:
@@ -51,10 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     embed_queue(folder, given.data, jobs, embed, sam.image_size, part=part, parts=parts, seconds=seconds)
     if given.embed:
         return 0
-    recipe = Recipe() if given.steps is None else Recipe(steps=given.steps)
+    recipe, begin = Recipe(), None
+    if given.begin:
+        recipe, begin = TRAINED_ON, blocks_of(resolve(given.begin).path)
+    if given.steps:
+        recipe = replace(recipe, steps=given.steps)
     text = load_encoder(resolve("demo_clip"))
     data = Embedded(folder)
-    trainer = Trainer(data, text, recipe)
+    trainer = Trainer(data, text, recipe, begin)
     trainer.run(given.out / "checkpoint.pt")
     config = write(given.out, trainer.vision, text, data, recipe, sam_weights.sha256)
     print(json.dumps({key: config[key] for key in ("presence_thresholds", "free_text_threshold")}, indent=1))

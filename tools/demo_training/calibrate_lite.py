@@ -19,6 +19,12 @@ from tools.demo_training.embeddings import Embedded, Row
 from tools.demo_training.lite_clip import DICOM, Questions
 from tools.demo_training.sources import NONSENSE
 
+# Share of a volume's planes with a finding that has to be let through: one of them is enough, the others are followed.
+_VOLUME_SENSITIVITY = 0.8
+# On planes of a volume, less than this share of the usual size of a structure other than a finding is its tip.
+_TIP = 0.25
+# Real images alone decide where so many show a target.
+_ENOUGH_REAL = 20
 # Free text that means a known target is judged as that target; for the rest a wrong mask is worse than none.
 _FREE_TEXT_SENSITIVITY = 0.5
 
@@ -55,45 +61,57 @@ def calibrate(
     Returns
     -------
     dict
-        `presence_thresholds` by the name of a known target, `presence_threshold` for all known targets together, and
-        `free_text_threshold`.
+        `presence_thresholds` by the name of a known target, `presence_threshold` for all known targets together,
+        `volume_thresholds` of findings by name, for volumes, and `free_text_threshold`.
     """
     questions, targets = Questions(text), TargetSet.load()
-    scores: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    scores: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     features, amounts, modalities = [], [], []
+    findings = {
+        target.name
+        for target, structure in zip(questions.targets, questions.structures, strict=True)
+        if structure in captions.FINDINGS
+    }
     for row in rows:
         batch = data.take([row])
         feature = F.normalize(vision.feature(*vision.logits(vision.tokens(batch.embeddings))), dim=-1)[0]
         modality, amount = batch.modalities[0], batch.coverage[0].sum(dim=(1, 2))
         there, weight = questions.answers(amount, batch.known[0], modality)
         found = torch.sigmoid(questions.logits(feature, DICOM.get(modality), scale))
-        for target, score, present, known in zip(questions.targets, found, there, weight, strict=True):
-            if known:
-                scores[target.name][0 if present else 1].append(float(score))
+        kind = row[2].job["kind"]
+        for index, target in enumerate(questions.targets):
+            share = questions.amount(index, amount) / questions.amount(index, vision.sizes)
+            is_tip = kind == "volume" and target.name not in findings and share < _TIP
+            if weight[index] and not (there[index] and is_tip):
+                scores[target.name, kind][0 if there[index] else 1].append(float(found[index]))
         features.append(feature)
         amounts.append((there, weight))
         modalities.append(modality)
-    findings = {
-        target.name
-        for target, structure in zip(questions.targets, questions.structures, strict=True)
-        if structure in captions.FINDINGS
-    }
-    own = {
-        name: calibrate_threshold(
-            np.array(present),
-            np.array(absent),
-            sensitivity=sensitivity_of_findings if name in findings else sensitivity,
-        )
-        for name, (present, absent) in scores.items()
-        if present
-    }
-    everything = [np.concatenate([np.array(pair[k]) for pair in scores.values()]) for k in (0, 1)]
+    own, volumes = {}, {}
+    for target in questions.targets:
+        name = target.name
+        by_kind = {kind: pair for (of, kind), pair in scores.items() if of == name}
+        decide = [pair for kind, pair in by_kind.items() if kind == "real" and len(pair[0]) >= _ENOUGH_REAL]
+        present, absent = _together(decide or list(by_kind.values()))
+        if len(present):
+            wanted = sensitivity_of_findings if name in findings else sensitivity
+            own[name] = calibrate_threshold(present, absent, sensitivity=wanted)
+        present, absent = by_kind.get("volume", ([], []))
+        if name in findings and present:
+            volumes[name] = calibrate_threshold(np.array(present), np.array(absent), sensitivity=_VOLUME_SENSITIVITY)
+    everything = _together(list(scores.values()))
     free = _free_text(text, targets, questions, torch.stack(features), amounts, modalities, scale)
     return {
         "presence_threshold": calibrate_threshold(*everything, sensitivity=sensitivity),
         "presence_thresholds": own,
+        "volume_thresholds": volumes,
         "free_text_threshold": calibrate_threshold(*free, sensitivity=_FREE_TEXT_SENSITIVITY),
     }
+
+
+def _together(pairs: Sequence[tuple[list[float], list[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    present, absent = (np.array([score for pair in pairs for score in pair[k]]) for k in (0, 1))
+    return present, absent
 
 
 def _free_text(

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from medclipsam.demo import captions
@@ -51,7 +52,7 @@ _TYPICAL_BETA = 0.5
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything beside the embeddings that decides the weights."""
+    """Everything beside the embeddings, and the weights that are trained on, that decides the weights."""
 
     seed: int = 0
     steps: int = 2400
@@ -85,9 +86,22 @@ class Recipe:
             ("phantom", "US", True): 0.05,
             ("phantom", "MR", True): 0.055,
             ("phantom", "XR", True): 0.05,
+            ("volume", "MR", True): 0.08,
+            ("volume", "CT", True): 0.07,
             ("nonsense", NONSENSE, True): 0.04,
         }
     )
+
+
+# For weights that are trained on with more planes.
+TRAINED_ON = Recipe(seed=1, steps=1600, learning_rate=6e-4, sharpen_from=0.0)
+
+
+def blocks_of(weights: Path) -> dict[str, torch.Tensor]:
+    """Return the state of the blocks on the embedding in a file of weights."""
+    state = load_file(weights)
+    prefix = "visual."
+    return {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
 
 
 def vision_config(recipe: Recipe) -> dict[str, Any]:
@@ -121,6 +135,10 @@ class Questions:
             for name in self.structures
         ]
 
+    def amount(self, row: int, tokens: torch.Tensor) -> float:
+        """Return how many tokens a target's structure covers, of the tokens [K] that each structure covers."""
+        return float(tokens[self._channels[row]].sum())
+
     def logits(self, feature: torch.Tensor, modality: str | None, scale: float) -> torch.Tensor:
         """Return the logit of each target's presence [T] for an image feature [E] of unit length."""
         asked = self._references[modality]
@@ -140,7 +158,7 @@ class Questions:
         """
         there, weight = torch.zeros(len(self.targets)), torch.ones(len(self.targets))
         for row, (name, channels) in enumerate(zip(self.structures, self._channels, strict=True)):
-            amount, sure = float(tokens[channels].sum()), bool(known[channels].all())
+            amount, sure = self.amount(row, tokens), bool(known[channels].all())
             finding = bool(self.findings[row])
             if modality in {_FAMILY.get(code) for code in self.targets[row].modality}:
                 there[row] = float(amount >= _ENOUGH)
@@ -167,9 +185,13 @@ class Trainer:
         A CLIP with the frozen text tower.
     recipe : Recipe
         What to do.
+    begin : mapping, optional
+        State of the blocks that are trained on; by default they begin at random.
     """
 
-    def __init__(self, data: Embedded, text: Encoder, recipe: Recipe) -> None:
+    def __init__(
+        self, data: Embedded, text: Encoder, recipe: Recipe, begin: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.data, self.text, self.recipe = data, text, recipe
         self.generator = torch.Generator().manual_seed(recipe.seed + 1)
@@ -182,7 +204,10 @@ class Trainer:
             for name in captions.STRUCTURES
             for modality in captions.SEEN_IN[name]
         }
-        self._begin(captions.basis(embed_dim))
+        if begin is None:
+            self._begin(captions.basis(embed_dim))
+        else:
+            self.vision.load_state_dict(begin)
         decayed = [p for p in self.vision.parameters() if p.ndim > 1]
         others = [p for p in self.vision.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(

@@ -17,7 +17,10 @@ from PIL import Image
 from scipy import ndimage
 
 from medclipsam.demo import captions
-from medclipsam.demo.phantoms import make_phantom
+from medclipsam.demo.chest_ct import LUNGS_FROM
+from medclipsam.demo.phantoms import make_phantom, make_volume
+from medclipsam.imaging import MedicalImage
+from medclipsam.imaging.windows import Window
 from tools.demo_training.augment import Rng, smooth_field
 from tools.demo_training.scribbles import draw_nonsense
 from tools.demo_training.train_clip import image_states
@@ -32,7 +35,7 @@ STATES = tuple(captions.STATES)
 NONSENSE = "NONE"
 
 TASKS = {"breast_tumors": "US", "brain_tumors": "MR", "lung_xray": "XR"}
-FINDING = {"US": "breast tumour", "MR": "brain tumour"}
+FINDING = {"US": "breast tumour", "MR": "brain tumour", "CT": "nodule"}
 
 # Phantoms that training may see: from here on (smaller seeds are for development and measurements).
 FIRST_SEED = 3_000_000
@@ -346,6 +349,60 @@ def draw_phantom(modality: str, seed: int) -> Plane:
     return plane
 
 
+def draw_volume_plane(modality: str, seed: int, rng: Rng) -> Plane:
+    """Draw a plane of a phantom volume, as the pipeline shows it; planes at both ends and with the finding more often.
+
+    Parameters
+    ----------
+    modality : {"MR", "CT"}
+        Of the volume.
+    seed : int
+        Decides the volume.
+    rng : numpy.random.Generator
+        Decides the plane and a CT's window.
+    """
+    volume = np.random.default_rng([seed, 1])
+    n_planes, size = int(volume.integers(16, 41)), int(volume.choice((160, 192, 256, 320)))
+    sick = bool(volume.random() < 0.6)
+    stack, masks = make_volume(modality, seed, n_planes, size=size, pathology=sick, raw=True)
+    finding = masks.get(FINDING[modality], np.zeros(stack.shape, dtype=bool))
+    held = np.flatnonzero(finding.any(axis=(1, 2)))
+    kind = rng.random()
+    if kind < 0.25:
+        index = int(rng.choice((0, 1, 2, n_planes - 3, n_planes - 2, n_planes - 1)))
+    elif kind < 0.6 and len(held):
+        index = int(rng.choice(held))
+    else:
+        index = int(rng.integers(n_planes))
+    window = None
+    if modality == "CT":
+        window = Window(-600, 1500) if rng.random() < 0.75 else Window(40, 600)
+    plane = _empty(MedicalImage.from_array(stack, modality=modality).plane(index, window)[..., 0], modality)
+    plane.known[:] = True
+    for name, mask in masks.items():
+        if name in STRUCTURES:
+            _set(plane, name, mask[index])
+    plane.states[:] = 0
+    height = 2 * index / (n_planes - 1) - 1
+    # of a plane beside a finding it is open whether it is normal
+    normal = 1 if not sick else 0 if finding[index].any() else -1
+    if modality == "MR":
+        _hold(plane, normal_MR=normal, above_ventricles=_above(masks.get("ventricles"), index, height > 0.15))
+    elif "lungs" in masks and masks["lungs"][index].any():
+        _hold(plane, normal_CT=normal, above_heart=_above(masks.get("heart"), index, height > 0.2))
+    else:
+        below = height < LUNGS_FROM + 0.1
+        _hold(plane, abdomen=int(below), neck=int(not below))
+    return plane
+
+
+def _above(mask: np.ndarray | None, index: int, high: bool) -> int:
+    """Return whether a plane is above a structure: 1, 0, or -1 where it does not cut it and may be below."""
+    if mask is not None and mask[index].any():
+        return 0
+    return 1 if high else -1
+
+
 def draw_nothing(seed: int) -> Plane:
     """Draw a picture that is no medical image."""
     plane = _empty(_grey(draw_nonsense(seed, 256)), NONSENSE)
@@ -366,7 +423,7 @@ class Job:
 
     Attributes
     ----------
-    kind : {"real", "phantom", "nonsense", "ct", "pasted"}
+    kind : {"real", "phantom", "volume", "nonsense", "ct", "pasted"}
         Its source.
     modality : str
         One of `MODALITIES`, or `NONSENSE`.
@@ -395,7 +452,10 @@ class Job:
 
 _VARIANTS = {("US", True): 3, ("US", False): 6, ("MR", True): 1, ("XR", True): 2}
 _PHANTOMS = {"US": 200, "MR": 250, "XR": 250, "CT": 380}
+_VOLUMES = {"MR": 700, "CT": 700}
 _CT, _PASTED, _NONSENSE = 180, 400, 150
+# Of phantoms, for each modality; their seeds follow on those for training.
+_VALIDATION = {"phantom": 40, "volume": 80}
 # A third of the validation brains and half of the training ones are also used without their tumour.
 _HEALTHY = {True: 0.33, False: 0.55}
 
@@ -419,8 +479,11 @@ def queue(data: Path, seed: int = 11) -> list[Job]:
                 validation.append(job)
             else:
                 placed.append((rng.random(), job))
-    for modality, n in _PHANTOMS.items():
-        placed += [(rng.random(), Job("phantom", modality, number=number)) for number in range(n)]
+    for kind, numbers in (("phantom", _PHANTOMS), ("volume", _VOLUMES)):
+        for modality, n in numbers.items():
+            placed += [(rng.random(), Job(kind, modality, number=number)) for number in range(n)]
+            held = range(n, n + _VALIDATION[kind])
+            validation += [Job(kind, modality, number=number, validation=True) for number in held]
     for kind, modality, n in (("nonsense", NONSENSE, _NONSENSE), ("ct", "CT", _CT), ("pasted", "CT", _PASTED)):
         placed += [(rng.random(), Job(kind, modality, number=number)) for number in range(n)]
     training = [job for _, job in sorted(placed, key=lambda pair: pair[0])]
@@ -436,6 +499,8 @@ def draw(data: Path, job: Job, rng: Rng) -> Plane:
         return read_real(data, job.image, rng, healthy=job.healthy, retoned=retoned)
     if job.kind == "phantom":
         return draw_phantom(job.modality, FIRST_SEED + job.number)
+    if job.kind == "volume":
+        return draw_volume_plane(job.modality, FIRST_SEED + job.number, rng)
     if job.kind == "nonsense":
         return draw_nothing(FIRST_SEED + job.number)
     return draw_ct(data, rng) if job.kind == "ct" else draw_pasted_chest(data, rng)

@@ -35,6 +35,8 @@ SALIENCY_TARGETS: dict[str, dict[str, Any]] = {
 }
 # On CT LiteMedSAM takes liver or heart for lungs now and then; chosen on two CTs, pasted lungs and phantoms.
 LEAST_AGREEMENT = {"lungs CT": 0.85}
+# In volumes, masks whose patches are more similar to another structure are dropped; chosen on phantom volumes.
+PATCH_RIVALS = ["brain tumour", "lung nodule"]
 _TEXT_KEYS = ("embed_dim", "text_width", "text_layers", "text_heads", "context_length")
 WHAT = (
     "blocks on LiteMedSAM's frozen image embedding, trained with masks on the train parts of BUSI (breast ultrasound), "
@@ -75,6 +77,7 @@ def write(
         "saliency": SALIENCY,
         "saliency_targets": SALIENCY_TARGETS,
         "least_agreement": LEAST_AGREEMENT,
+        "patch_rivals": PATCH_RIVALS,
     }
     model, _ = build_embedding_clip(config)
     state = {key: value for key, value in text.model.state_dict().items() if not key.startswith("visual.")}

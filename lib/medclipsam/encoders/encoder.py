@@ -103,8 +103,9 @@ class Encoder:
         contrast), `saliency_targets` (what of it differs for known targets, by name), `least_agreement` (by the
         name of a known target: the Dice of SAM's mask and the coarse mask below which the latter is kept),
         `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former),
-        `free_text_threshold`, and `same_meaning` (least cosine of a text with a known target's captions at which it
-        means that target).
+        `free_text_threshold`, `volume_thresholds` (by the name of a known target: what the best plane of a volume
+        needs before the target is followed), and `same_meaning` (least cosine of a text with a known target's captions
+        at which it means that target).
     count_tokens : callable, optional
         Text -> number of tokens before any cut, special tokens included; lets a text beyond the context be refused.
     device : str or torch.device

@@ -26,6 +26,8 @@ DEFAULT_KEYS = (
     "presence_threshold",
     "presence_thresholds",
     "free_text_threshold",
+    "volume_thresholds",
+    "patch_rivals",
     "same_meaning",
 )
 

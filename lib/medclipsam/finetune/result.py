@@ -54,7 +54,7 @@ def write_result(
     part = folder.with_name(f".{folder.name}.part{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    kept = ("saliency", "saliency_targets", "least_agreement")
+    kept = ("saliency", "saliency_targets", "least_agreement", "patch_rivals")
     recommended: dict[str, Any] = {key: encoder.defaults[key] for key in kept if key in encoder.defaults}
     told: dict[str, Any] = {**recommended, **defaults}
     try:

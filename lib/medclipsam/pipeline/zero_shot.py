@@ -52,7 +52,15 @@ from medclipsam.presence import (
     smooth_over_planes,
 )
 from medclipsam.prompting import VisualPrompt, boxes_of, coarse_mask, largest_components, visual_prompt
-from medclipsam.saliency import FAST, PUBLISHED, SaliencyRequest, SaliencySettings, Schedule, saliency_maps
+from medclipsam.saliency import (
+    FAST,
+    PUBLISHED,
+    SaliencyRequest,
+    SaliencySettings,
+    Schedule,
+    patch_similarity,
+    saliency_maps,
+)
 from medclipsam.sam import MaskResult, SamModel
 from medclipsam.sam.sam2_adapter import Sam2
 from medclipsam.targets import Target, TargetSet, TextTarget, assign_labels, joined_text, negatives, parse_prompt
@@ -317,6 +325,8 @@ class _Job:
     positive: torch.Tensor
     negatives: torch.Tensor | None
     reference: PresenceReference | None
+    # what the presence of a plane is held against; that of the evidence is for the image
+    plane_threshold: float | None
     settings: SaliencySettings
     beta: float
     window: Window | None
@@ -650,9 +660,13 @@ class ZeroShot:
             others = negatives(known, self.targets, image.modality)
             if others:
                 against = torch.stack([self.encoder.text_prototype(other.captions) for other in others])
-        threshold = options.presence_threshold
-        if threshold is None:
-            threshold = self._presence_threshold(known)
+        plane_threshold = options.presence_threshold
+        if plane_threshold is None:
+            plane_threshold = self._presence_threshold(known)
+        threshold = plane_threshold
+        if image.is_volume and options.volume == "propagate" and options.presence_threshold is None and known:
+            # the highest of many scores is high by chance too
+            threshold = max(threshold, self.encoder.defaults.get("volume_thresholds", {}).get(known.name, 0.0))
         window = Window(*known.window) if known and known.window and image.modality == "CT" else None
         captions = list(text.captions)
         evidence = TargetEvidence(text.name, label, captions, text.target is not None)
@@ -681,6 +695,7 @@ class ZeroShot:
             positive=self.encoder.text_prototype(captions),
             negatives=against,
             reference=reference,
+            plane_threshold=plane_threshold if options.presence else None,
             settings=settings,
             beta=beta,
             window=window,
@@ -702,6 +717,17 @@ class ZeroShot:
             return chosen
         own = known.visual_prompt if known else "boxes"
         return "boxes" if own == "mask" and not self.sam.mask_prompts else own
+
+    def rivals(self, job: _Job, image: MedicalImage) -> torch.Tensor | None:
+        """Return the text features [T, E] of a target and of structures that share no pixel with it.
+
+        None where there are none, or the weights do not say that their patches tell them apart.
+        """
+        if job.known is None or job.known.name not in self.encoder.defaults.get("patch_rivals", ()):
+            return None
+        others = negatives(job.known, self.targets, image.modality)
+        features = [self.encoder.text_prototype(other.captions) for other in others]
+        return torch.stack([job.positive, *features]) if others else None
 
     def _presence_threshold(self, known: Target | None) -> float:
         """Return the threshold calibrated for the weights: the target's own, else free text's or that of all."""
@@ -1044,8 +1070,11 @@ class _Subject:
         # of the planes that were drawn by the text, and of those on which SAM was asked on the way
         self._seen: dict[int, PlaneEvidence] = {}
         self._asked: dict[int, PlaneEvidence] = {}
+        # of the plane that was drawn last, how similar its parts are to the target and its rivals
+        self._similarity: tuple[int, np.ndarray] | None = None
         self._span, self._expected, self._done = (0.0, 1.0), 1, 0
         self.is_finding = job.known is not None and job.known.is_finding
+        self._rivals = part.pipeline.rivals(job, part.image)
         self.mask = job.mask
         self.num_components = job.num_components
         self.exact = part.options.num_components is not None
@@ -1063,7 +1092,7 @@ class _Subject:
             box_per_component=job.box_per_component,
             mask_prompts=part.sam.mask_prompts,
             presence=job.presence_at,
-            threshold=job.evidence.presence_threshold,
+            threshold=job.plane_threshold,
         )
 
     def show_first(self, planes: list[int]) -> None:
@@ -1117,7 +1146,7 @@ class _Subject:
             ways += [(narrowed, second) for narrowed in _NARROWED for second in (False, True)]
         for narrowed, second in ways:
             mask = self._part._draw(job, plane, saliency, fit, narrowed=narrowed, second=second)
-            if mask is None or not mask.any():
+            if mask is None or not mask.any() or self._is_another(plane, mask):
                 continue
             seen = job.evidence.planes[-1]
             score = seen.sam_score or 0.0
@@ -1125,6 +1154,18 @@ class _Subject:
             if self.is_finding and int(mask.sum()) > self.most_pixels:
                 quality *= _TOO_LARGE
             yield Seed(plane, mask, score), quality, seen
+
+    def _is_another(self, plane: int, mask: np.ndarray) -> bool:
+        """Return whether a mask's patches are more similar to a structure that shares no pixel with the target."""
+        if self._rivals is None:
+            return False
+        if self._similarity is None or self._similarity[0] != plane:
+            made, layer = self._part._input(plane), self._job.settings.layer
+            encoder = self._part.encoder
+            tokens = encoder.prefix_tokens([made], layer)
+            self._similarity = plane, patch_similarity(encoder, tokens, made.fit, self._rivals, layer)
+        inside = self._similarity[1][:, mask].mean(axis=1)
+        return bool(inside[0] < inside[1:].max())
 
     def take(self, plane: int, mask: np.ndarray) -> None:
         self._part.clock.check()

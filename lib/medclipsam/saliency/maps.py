@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -184,6 +185,34 @@ def _patch_text(
             similarity = similarity - settings.contrast * (patches[request.plane] @ request.negatives.T).mean(dim=1)
         maps.append(similarity)
     return torch.stack(maps).unflatten(1, encoder.tower.grid)
+
+
+@torch.no_grad()
+def patch_similarity(encoder: Encoder, tokens: torch.Tensor, fit: Fit, texts: torch.Tensor, layer: int) -> np.ndarray:
+    """Return how similar each part of a plane is to each text: the cosine of projected patch and text.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The frozen CLIP.
+    tokens : torch.Tensor
+        [1, 1+P, D], output of block `layer` for the plane.
+    fit : Fit
+        How the plane was brought to the encoder's input.
+    texts : torch.Tensor
+        Features [T, E] of unit length.
+    layer : int
+        0-based block.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [T, H, W].
+    """
+    patches = F.normalize(encoder.tower.patch_features(tokens, layer), dim=-1)[0]
+    grid = (texts @ patches.T).float().unflatten(1, encoder.tower.grid)
+    whole = F.interpolate(grid[None], size=(fit.size, fit.size), mode="bilinear", align_corners=False)[0]
+    return fit.back(whole).cpu().numpy()
 
 
 def _to_plane(grid: torch.Tensor, fit: Fit, settings: SaliencySettings) -> torch.Tensor:

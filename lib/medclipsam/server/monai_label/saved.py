@@ -78,12 +78,13 @@ class SavedSegments:
         }
 
     def proposed(self, image: str, caller: Caller) -> dict[str, Any] | None:
-        """Return the mask of a model that waits with the studies for whoever opens an image, and note that it was shown.
+        """Return the mask of a model that waits for whoever opens an image, and note that it was shown.
 
         Returns
         -------
         dict or None
-            `segments`, `by` (a network with its version, "zero-shot", or "pre-annotation") and `at`; None where there is none, or somebody has saved a label.
+            `segments`, `by` (a network with its version, "zero-shot", or "pre-annotation") and `at`; None where there
+            is none, or somebody has saved a label.
         """
         store = self._app.datastore()
         tags = {str(tag) for tag in store.get_labels_by_image_id(image)}

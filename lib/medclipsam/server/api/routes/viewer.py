@@ -113,7 +113,8 @@ def get_label(request: Request, app: App, saved: SavedStore, user: AsUser, image
 def get_proposal(request: Request, app: App, saved: SavedStore, user: AsUser, image: str) -> Response:
     """Answer the segments of the mask that a network, a batch or a cohort has left for whoever labels an image.
 
-    `by` names the network and its version, or is "zero-shot", or "pre-annotation" where nothing is known. The rounds count it as offered: what is saved is measured against it.
+    `by` names the network and its version, or is "zero-shot", or "pre-annotation" where nothing is known. The rounds
+    count it as offered: what is saved is measured against it.
     """
     with viewer_turns.of(user.username):
         found = saved.proposed(_known_image(app, image), caller_of(request, user.username))
