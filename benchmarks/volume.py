@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--planes", type=int, default=200)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--absent", type=int, default=10, help="phantoms: volumes without the finding")
     parser.add_argument("--modality", choices=["MR", "CT"], help="phantoms: of this modality alone")
     given = parser.parse_args(arguments)
     model = ZeroShot.load(given.weights, device=given.device)
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for modality, planes in (("MR", 24), ("CT", 40)):
             if given.modality in (None, modality):
                 compare(model, phantoms(modality, planes, given.count))
+                absent(model, modality, planes, given.absent)
     elif given.part == "cases":
         cases(model)
     elif given.part == "memory":
@@ -169,6 +171,15 @@ def phantoms(modality: str, planes: int, count: int) -> Iterator[Volume]:
             yield Volume(f"{modality} {seed}", image, text, masks[structure])
             made += 1
         seed += 1
+
+
+def absent(model: ZeroShot, modality: str, planes: int, count: int) -> None:
+    """Print in how many volumes without a finding one is found all the same."""
+    text = TEXTS[modality][1]
+    images = [phantom(modality, FIRST_SEED + k, planes, pathology=False)[0] for k in range(count)]
+    for mode in MODES:
+        found = [model.segment(image, text, ZeroShotOptions(volume=mode)).targets[0].found for image in images]
+        print(f"{mode:<12}without a finding: a mask in {sum(found)} of {count}", flush=True)
 
 
 def real(folder: Path) -> Iterator[Volume]:

@@ -282,6 +282,25 @@ def test_a_mask_that_looks_like_another_structure_is_dropped(
     assert knowing.segment(image, "bright mass", options).targets[0].found
 
 
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("{category: [49755003, Morphologically Abnormal Structure], type: [108369006, Neoplasm]}", False),
+        ("{category: [91723000, Anatomical Structure], type: [59820001, Blood vessel]}", True),
+    ],
+)
+def test_a_finding_that_is_far_longer_than_wide_is_dropped(tmp_path: Path, code: str, found: bool) -> None:
+    """A column of 12 x 12 mm through 17 planes, 3 mm apart, is a vessel."""
+    column = np.zeros(SHAPE, bool)
+    column[4:21, 26:38, 24:36] = True
+    entry = f"targets: [{{name: bright thing, label: 151, captions: [a bright thing], code: {code}}}]"
+    (tmp_path / "targets.yaml").write_text(entry)
+    targets = TargetSet.load(tmp_path / "targets.yaml")
+    made = ZeroShot(BrightEncoder(), BoxSam(), targets)  # type: ignore[arg-type]
+    options = OPTIONS.replace(presence_threshold=0.0)
+    assert made.segment(stack(tmp_path, column), "bright thing", options).targets[0].found == found
+
+
 def test_in_a_volume_the_best_plane_needs_what_the_weights_say(knowing: ZeroShot) -> None:
     values = np.where(BALL, INSIDE, BACKGROUND).astype(np.uint8)
     volume, plane = (MedicalImage.from_array(each, modality="MR") for each in (values, values[11]))

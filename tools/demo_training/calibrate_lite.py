@@ -19,8 +19,6 @@ from tools.demo_training.embeddings import Embedded, Row
 from tools.demo_training.lite_clip import DICOM, Questions
 from tools.demo_training.sources import NONSENSE
 
-# Share of a volume's planes with a finding that has to be let through: one of them is enough, the others are followed.
-_VOLUME_SENSITIVITY = 0.8
 # On planes of a volume, less than this share of the usual size of a structure other than a finding is its tip.
 _TIP = 0.25
 # Real images alone decide where so many show a target.
@@ -61,8 +59,8 @@ def calibrate(
     Returns
     -------
     dict
-        `presence_thresholds` by the name of a known target, `presence_threshold` for all known targets together,
-        `volume_thresholds` of findings by name, for volumes, and `free_text_threshold`.
+        `presence_thresholds` by the name of a known target, `presence_threshold` for all known targets together, and
+        `free_text_threshold`.
     """
     questions, targets = Questions(text), TargetSet.load()
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
@@ -87,7 +85,7 @@ def calibrate(
         features.append(feature)
         amounts.append((there, weight))
         modalities.append(modality)
-    own, volumes = {}, {}
+    own = {}
     for target in questions.targets:
         name = target.name
         by_kind = {kind: pair for (of, kind), pair in scores.items() if of == name}
@@ -96,15 +94,11 @@ def calibrate(
         if len(present):
             wanted = sensitivity_of_findings if name in findings else sensitivity
             own[name] = calibrate_threshold(present, absent, sensitivity=wanted)
-        present, absent = by_kind.get("volume", ([], []))
-        if name in findings and present:
-            volumes[name] = calibrate_threshold(np.array(present), np.array(absent), sensitivity=_VOLUME_SENSITIVITY)
     everything = _together(list(scores.values()))
     free = _free_text(text, targets, questions, torch.stack(features), amounts, modalities, scale)
     return {
         "presence_threshold": calibrate_threshold(*everything, sensitivity=sensitivity),
         "presence_thresholds": own,
-        "volume_thresholds": volumes,
         "free_text_threshold": calibrate_threshold(*free, sensitivity=_FREE_TEXT_SENSITIVITY),
     }
 

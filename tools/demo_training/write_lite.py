@@ -35,6 +35,8 @@ SALIENCY_TARGETS: dict[str, dict[str, Any]] = {
 }
 # On CT LiteMedSAM takes liver or heart for lungs now and then; chosen on two CTs, pasted lungs and phantoms.
 LEAST_AGREEMENT = {"lungs CT": 0.85}
+# Presence that the best plane of a volume needs, chosen on phantom volumes with and without the finding.
+VOLUME_THRESHOLDS = {"brain tumour": 0.7, "lung nodule": 0.9}
 # In volumes, masks whose patches are more similar to another structure are dropped; chosen on phantom volumes.
 PATCH_RIVALS = ["brain tumour", "lung nodule"]
 _TEXT_KEYS = ("embed_dim", "text_width", "text_layers", "text_heads", "context_length")
@@ -77,6 +79,7 @@ def write(
         "saliency": SALIENCY,
         "saliency_targets": SALIENCY_TARGETS,
         "least_agreement": LEAST_AGREEMENT,
+        "volume_thresholds": VOLUME_THRESHOLDS,
         "patch_rivals": PATCH_RIVALS,
     }
     model, _ = build_embedding_clip(config)

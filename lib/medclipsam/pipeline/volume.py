@@ -25,6 +25,7 @@ from scipy import ndimage
 from medclipsam.base.metrics import dice
 from medclipsam.imaging import MedicalImage, Window
 from medclipsam.imaging.components import VolumeComponents
+from medclipsam.measurements.diameters import largest_diameter_mm
 from medclipsam.prompting import VisualPrompt, boxes_of, largest_components
 from medclipsam.sam import MaskResult
 
@@ -66,6 +67,8 @@ _MOST_OF_SECTION = 0.25
 # A finding that takes more of the section, reaches the volume's first or last plane, or is larger than it can be, has
 # this share of its quality.
 _DOUBTED = 0.35
+# A finding that reaches farther across the planes than so many times its largest diameter is a vessel, sinus or fold.
+_MOST_LENGTH = 2.0
 # Two masks of one plane are of the same structure from this Dice on.
 _SAME = 0.5
 # Components beyond those that a target has are kept from this share of the largest on.
@@ -458,7 +461,8 @@ def propagate(
             break
         made = _follow_both_ways(subject, follower, seed, followed)
         made.doubted = subject.is_finding and made.is_doubtful(subject)
-        made.quality = quality * (_DOUBTED if made.doubted else 1.0)
+        too_long = made.is_too_long(subject, follower.image)
+        made.quality = quality * (_DOUBTED if made.doubted or too_long else 1.0)
         made.track.presence = float(scores[positions == seed.plane][0])
         followed.append(made)
         least = max(least, _LEAST_QUALITY * made.quality)
@@ -470,7 +474,9 @@ def propagate(
     # as in `planes`, what is seen on one plane alone counts only where nothing is seen on more
     least_planes = min(2, max((len(made.parts) for made in followed), default=0))
     for made in followed:
-        good = made.quality >= least and not made.is_too_large(subject)
+        good = (
+            made.quality >= least and not made.is_too_large(subject) and not made.is_too_long(subject, follower.image)
+        )
         made.track.kept = good and len(made.parts) >= least_planes
     _compose(subject, followed)
     if followed:
@@ -507,6 +513,14 @@ class _Followed:
     def is_too_large(self, subject: Subject) -> bool:
         """Return whether a finding is larger than it can be."""
         return subject.is_finding and sum(int(part.sum()) for _, part in self.parts.values()) > subject.most_voxels
+
+    def is_too_long(self, subject: Subject, image: MedicalImage) -> bool:
+        """Return whether a finding is much longer across the planes than it is wide on any of them."""
+        between, spacing = image.plane_spacing, image.pixel_spacing
+        if not subject.is_finding or not between or not spacing:
+            return False
+        widest = max(largest_diameter_mm(part[None], spacing) or 0.0 for _, part in self.parts.values())
+        return (len(self.parts) - 1) * between > _MOST_LENGTH * widest
 
 
 def _compose(subject: Subject, followed: Sequence[_Followed]) -> None:
