@@ -51,8 +51,11 @@ def test_an_image_is_found_by_its_dicom_names(client: TestClient, studies: Path)
 
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
 def test_names_that_are_not_there_are_404(client: TestClient, missing: str) -> None:
-    answer = client.get("/viewer/api/image", params={**_names(client, "stack"), missing: "1.2.3"})
-    assert answer.status_code == (200 if missing == "SOPInstanceUID" else 404)
+    for given in ("1.2.3", "\n"):
+        answer = client.get("/viewer/api/image", params={**_names(client, "stack"), missing: given})
+        assert answer.status_code == (200 if missing == "SOPInstanceUID" else 404)
+        # a sentence of one line, whatever was given
+        assert "\n" not in answer.text
 
 
 def test_volumes_of_one_series_are_told_apart_by_instance(make_app: Any, studies: Path, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class Catalogue:
         with self._lock:
             found = self._by_series.get((study, series))
         if not found:
-            raise UnknownError(f"Series {series} of study {study} is not among the studies.")
+            raise UnknownError(f"Series {series!r} of study {study!r} is not among the studies.")
         return list(found)
 
     def instances(self, entries: Iterable[Entry]) -> list[Instance]:
@@ -221,7 +221,7 @@ class Catalogue:
         for each in self.instances(self.series(study, series)):
             if each.uid == instance:
                 return each
-        raise UnknownError(f"Instance {instance} is not among the studies.")
+        raise UnknownError(f"Instance {instance!r} is not among the studies.")
 
     def frames(self, image: str, read: MedicalImage) -> ImageFrames | None:
         """Return which frames show the planes of an image whose files are made; None for DICOM as it is."""
@@ -239,7 +239,7 @@ class Catalogue:
         if instance is not None and len(entries) > 1:
             entries = [entry for entry in entries if any(each.uid == instance for each in self._instances_of(entry))]
             if not entries:
-                raise UnknownError(f"Instance {instance} is not among the studies.")
+                raise UnknownError(f"Instance {instance!r} is not among the studies.")
         return [entry.image for entry in entries]
 
     def told(self, entry: Entry) -> dict[str, Any] | None:

@@ -566,7 +566,7 @@ class DicomWebStudies(LabelFiles):
         def listed() -> list[str]:
             found = [name for name, each in self._series().items() if (each.study, each.series) == (study, series)]
             if not found:
-                raise UnknownError(f"Series {series} of study {study} is not among those of {self.name()}.")
+                raise UnknownError(f"Series {series!r} of study {study!r} is not among those of {self.name()}.")
             return found
 
         try:

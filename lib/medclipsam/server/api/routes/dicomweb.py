@@ -140,7 +140,7 @@ class _Asked:
             return self.catalogue.series(study, series)
         found = [entry for entry in self.catalogue.entries() if study in (None, entry.study)]
         if study and not found:
-            raise UnknownError(f"Study {study} is not among the studies.")
+            raise UnknownError(f"Study {study!r} is not among the studies.")
         return found
 
     @property
