@@ -21,8 +21,6 @@ from tools.demo_training.sources import STRUCTURES, Job, Plane, draw
 # A plane's embedding is kept on this grid, and so is the share of each token that a structure covers.
 SIDE = 32
 CHANNELS = 256
-# Planes between two writes to disk.
-_WRITTEN = 32
 # Share of planes that are left as they are.
 _UNTOUCHED = {"phantom": 0.35, "volume": 0.5}
 
@@ -117,8 +115,7 @@ def embed_queue(
     embeddings = _open(folder / f"embeddings{part}.npy", np.float16, (len(numbers), CHANNELS, SIDE, SIDE))
     covered = _open(folder / f"coverage{part}.npy", np.uint8, (len(numbers), len(STRUCTURES), SIDE, SIDE))
     end = None if seconds is None else time.monotonic() + seconds
-    with tqdm(total=len(numbers), initial=done, unit="plane") as bar:
-        waiting: list[str] = []
+    with described.open("a", encoding="utf-8") as lines, tqdm(total=len(numbers), initial=done, unit="plane") as bar:
         for row in range(done, len(numbers)):
             if end is not None and time.monotonic() > end:
                 break
@@ -127,25 +124,15 @@ def embed_queue(
             features, shape = embed(np.repeat(plane.image[..., None], 3, axis=2))
             embeddings[row] = F.avg_pool2d(features, features.shape[-1] // SIDE)[0].numpy()
             covered[row] = coverage(plane.masks, shape, size)
+            embeddings.flush()
+            covered.flush()
             line = Row(asdict(job), plane.known.astype(int).tolist(), plane.states.tolist(), plane.modality)
-            waiting.append(json.dumps(asdict(line)) + "\n")
+            lines.write(json.dumps(asdict(line)) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
             bar.update()
             done = row + 1
-            if len(waiting) == _WRITTEN:
-                _describe(described, waiting, embeddings, covered)
-        _describe(described, waiting, embeddings, covered)
     return done
-
-
-def _describe(path: Path, lines: list[str], *arrays: Any) -> None:
-    """Append the lines of planes whose arrays are on disk first; writing to disk takes as long as embedding a plane."""
-    for array in arrays:
-        array.flush()
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    lines.clear()
 
 
 def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

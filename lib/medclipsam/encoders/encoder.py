@@ -104,8 +104,9 @@ class Encoder:
         name of a known target: the Dice of SAM's mask and the coarse mask below which the latter is kept),
         `presence_threshold`, `presence_thresholds` (by the name of a known target, before the former),
         `free_text_threshold`, `volume_thresholds` (by the name of a known target: what the best plane of a volume
-        needs before the target is followed), and `same_meaning` (least cosine of a text with a known target's captions
-        at which it means that target).
+        needs before the target is followed), `patch_rivals` (names of known targets: in volumes, a mask whose patches
+        are more similar to another structure is dropped), and `same_meaning` (least cosine of a text with a known
+        target's captions at which it means that target).
     count_tokens : callable, optional
         Text -> number of tokens before any cut, special tokens included; lets a text beyond the context be refused.
     device : str or torch.device

@@ -461,8 +461,8 @@ def propagate(
             break
         made = _follow_both_ways(subject, follower, seed, followed)
         made.doubted = subject.is_finding and made.is_doubtful(subject)
-        too_long = made.is_too_long(subject, follower.image)
-        made.quality = quality * (_DOUBTED if made.doubted or too_long else 1.0)
+        made.too_long = made.is_too_long(subject, follower.image)
+        made.quality = quality * (_DOUBTED if made.doubted or made.too_long else 1.0)
         made.track.presence = float(scores[positions == seed.plane][0])
         followed.append(made)
         least = max(least, _LEAST_QUALITY * made.quality)
@@ -474,9 +474,7 @@ def propagate(
     # as in `planes`, what is seen on one plane alone counts only where nothing is seen on more
     least_planes = min(2, max((len(made.parts) for made in followed), default=0))
     for made in followed:
-        good = (
-            made.quality >= least and not made.is_too_large(subject) and not made.is_too_long(subject, follower.image)
-        )
+        good = made.quality >= least and not made.is_too_large(subject) and not made.too_long
         made.track.kept = good and len(made.parts) >= least_planes
     _compose(subject, followed)
     if followed:
@@ -492,6 +490,7 @@ class _Followed:
     shape: tuple[int, ...]
     quality: float = 0.0
     doubted: bool = False
+    too_long: bool = False
     parts: dict[int, tuple[tuple[slice, slice], np.ndarray]] = field(default_factory=dict)
 
     def add(self, plane: int, mask: np.ndarray) -> None:

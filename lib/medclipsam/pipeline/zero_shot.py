@@ -718,17 +718,6 @@ class ZeroShot:
         own = known.visual_prompt if known else "boxes"
         return "boxes" if own == "mask" and not self.sam.mask_prompts else own
 
-    def rivals(self, job: _Job, image: MedicalImage) -> torch.Tensor | None:
-        """Return the text features [T, E] of a target and of structures that share no pixel with it.
-
-        None where there are none, or the weights do not say that their patches tell them apart.
-        """
-        if job.known is None or job.known.name not in self.encoder.defaults.get("patch_rivals", ()):
-            return None
-        others = negatives(job.known, self.targets, image.modality)
-        features = [self.encoder.text_prototype(other.captions) for other in others]
-        return torch.stack([job.positive, *features]) if others else None
-
     def _presence_threshold(self, known: Target | None) -> float:
         """Return the threshold calibrated for the weights: the target's own, else free text's or that of all."""
         calibrated = self.encoder.defaults
@@ -1074,7 +1063,7 @@ class _Subject:
         self._similarity: tuple[int, np.ndarray] | None = None
         self._span, self._expected, self._done = (0.0, 1.0), 1, 0
         self.is_finding = job.known is not None and job.known.is_finding
-        self._rivals = part.pipeline.rivals(job, part.image)
+        self._rivals = _rivals_of(job, part.pipeline, part.image)
         self.mask = job.mask
         self.num_components = job.num_components
         self.exact = part.options.num_components is not None
@@ -1187,6 +1176,18 @@ class _Subject:
         answer = self._part._answer(plane, pixels, prompt)
         self._asked[plane] = PlaneEvidence(plane, self._job.presence_at(plane), prompt.to_dict(), float(answer.score))
         return answer
+
+
+def _rivals_of(job: _Job, pipeline: ZeroShot, image: MedicalImage) -> torch.Tensor | None:
+    """Return the text features [T, E] of a target and of structures that share no pixel with it.
+
+    None where there are none, or the weights do not say that their patches tell them apart.
+    """
+    if job.known is None or job.known.name not in pipeline.encoder.defaults.get("patch_rivals", ()):
+        return None
+    others = negatives(job.known, pipeline.targets, image.modality)
+    features = [pipeline.encoder.text_prototype(other.captions) for other in others]
+    return torch.stack([job.positive, *features]) if others else None
 
 
 def _most_of(job: _Job, image: MedicalImage) -> tuple[float, float]:

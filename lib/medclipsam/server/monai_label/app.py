@@ -689,12 +689,11 @@ class MedClipSamApp(MONAILabelApp):
         """Note a mask that was made, against which a correction is measured; one by clicks is a correction itself."""
         if request.model == CLICK_TASK:
             return
-        network = answer.params.get("network")
-        source = f"{network['name']} version {network['version']}" if isinstance(network, dict) else "zero-shot"
+        source = made_by(answer.params)
         # one that lies with the studies waits for whoever opens the image
         holder = reader_of(request.caller) if request.save_as is None else ""
         self.rounds.record_offer(image, holder, source, answer.label.values)
-        if not isinstance(network, dict):
+        if "network" not in answer.params:
             self.rounds.presence(image, answer.params)
 
     def prelabel(self, image: str, job: Job | None = None) -> None:
@@ -741,6 +740,12 @@ class MedClipSamApp(MONAILabelApp):
         if sessions is not None and path.exists() and path.is_relative_to(Path(sessions.store_path).resolve()):
             return SessionImage(path)
         raise unknown_image(image, lambda name: bool(store.get_image_uri(name)))
+
+
+def made_by(params: Mapping[str, Any]) -> str:
+    """Return what made a mask, by the parameters of its answer: a network with its version, or "zero-shot"."""
+    network = params.get("network")
+    return f"{network['name']} version {network['version']}" if isinstance(network, Mapping) else "zero-shot"
 
 
 def check_keys(params: Mapping[str, Any], known: Iterable[str], what: str) -> None:

@@ -15,7 +15,7 @@ from medclipsam.server.base.errors import ConflictError
 from medclipsam.server.inference.drawn import label_map_of, read_segments
 from medclipsam.server.learning.readers import iso_time, version_of
 from medclipsam.server.learning.rounds import reader_of
-from medclipsam.server.monai_label.app import MedClipSamApp
+from medclipsam.server.monai_label.app import MedClipSamApp, made_by
 from medclipsam.server.studies.datastore import FINAL, ORIGINAL
 from medclipsam.studies.final import REPLACES, SAVED_BY, is_consensus
 from medclipsam.training.names import DEFAULT_NAME
@@ -94,17 +94,13 @@ class SavedSegments:
         path, info = Path(store.get_label_uri(image, tag)), store.get_label_info(image, tag)
         frames = self._app.viewed.frames(image)
         label = read_kept_label(path, frames.image, info)
-        params = info.get("params")
-        network = params.get("network") if isinstance(params, Mapping) else None
-        if isinstance(network, Mapping):
-            source = f"{network['name']} version {network['version']}"
-        else:
-            # a file that a cohort or another program has put there says nothing
-            source = "zero-shot" if params else "pre-annotation"
+        params = info.get("params") or {}
+        # a file that a cohort or another program has put there says nothing
+        source = made_by(params) if params else "pre-annotation"
         self._app.rounds.record_offer(image, reader_of(caller), source, label.values)
-        made_by = "network" if isinstance(network, Mapping) else "text"
+        kind = "network" if "network" in params else "text"
         return {
-            "segments": [{**each, "source": made_by, "edited": False} for each in self._segments(path, info, frames)],
+            "segments": [{**each, "source": kind, "edited": False} for each in self._segments(path, info, frames)],
             "by": source,
             "at": iso_time(info.get("ts")),
         }
